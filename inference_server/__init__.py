@@ -1,0 +1,1 @@
+"""A standalone gRPC server of PyTorch models; imports nothing of testbed."""

@@ -1,0 +1,1 @@
+"""Mininet topologies and the scenario files that run on them."""
