@@ -1,0 +1,201 @@
+"""The frozen description of one experiment, in SI units, that every later step reads.
+
+A `Scenario` is what remains after a file has been checked: no text with units, no defaults left to guess, nothing that
+contradicts itself. It says what operators and tenants want; it does not say what was measured, calibrated or installed.
+Sizes are L2 frames without FCS, the one accounting rule of meters, queues, bounds and captures.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+
+class Datapath(StrEnum):
+    """Which Open vSwitch datapath carries the packets."""
+
+    AUTO = "auto"
+    USERSPACE = "userspace"
+    KERNEL = "kernel"
+
+
+@dataclass(frozen=True)
+class Domain:
+    """One operator's domain: an ingress switch, an egress switch and the link that leaves it.
+
+    Attributes:
+        name: Unique; lower-case letters, digits and hyphens.
+        link_rate_bps: Rate of the domain's links; the sum of reservations may not exceed it.
+        link_delay_s: One-way propagation delay of the link that leaves the domain towards the next domain (for the
+            last domain: towards its compute host). Needs netem.
+        compute: Whether the domain offers a compute host behind its egress switch.
+    """
+
+    name: str
+    link_rate_bps: int
+    link_delay_s: float = 0.0
+    compute: bool = False
+
+
+@dataclass(frozen=True)
+class PoissonArrivals:
+    """Packets (or requests) at the points of a Poisson process."""
+
+    rate_per_s: float
+    size_bits: int
+
+
+@dataclass(frozen=True)
+class OnOffArrivals:
+    """Markov on-off fluid cut into packets; an unfinished packet carries over to the next burst."""
+
+    peak_bps: float
+    mean_on_s: float
+    mean_off_s: float
+    size_bits: int
+
+
+@dataclass(frozen=True)
+class RenewalArrivals:
+    """Independent identically distributed gaps.
+
+    Attributes:
+        rate_per_s: Mean rate.
+        gap: `deterministic`, `erlang`, `gamma` or `hyperexponential`.
+        cv: Coefficient of variation of the gap (0 for deterministic; 1/sqrt(k) for Erlang k).
+        size_bits: Size of each packet.
+    """
+
+    rate_per_s: float
+    gap: str
+    cv: float
+    size_bits: int
+
+
+@dataclass(frozen=True)
+class TraceArrivals:
+    """Requests replayed from a file, each sent as the packets its size needs.
+
+    Attributes:
+        path: The file, absolute.
+        format: `azure-llm` (TIMESTAMP, ContextTokens, GeneratedTokens) or `packets` (time_s, size_bytes).
+        speed_up: Factor by which the trace's time is compressed.
+        bits_per_token: Payload bits that one context token stands for (`azure-llm`).
+        size_bits: Largest packet; a request is cut into packets of this size and a remainder.
+    """
+
+    path: Path
+    format: str
+    speed_up: float
+    bits_per_token: int
+    size_bits: int
+
+
+Arrivals = PoissonArrivals | OnOffArrivals | RenewalArrivals | TraceArrivals
+
+
+@dataclass(frozen=True)
+class Reservation:
+    """What the tenant buys in every domain of the path.
+
+    Attributes:
+        rate_bps: Rate R of the tenant's queue.
+        meter_rate_bps: Rate r of the tenant's meter, below R and above the tenant's mean.
+        burst_bits: Burst b of the tenant's meter in the first domain.
+        queue_bits: Limit of the tenant's queue in each domain (its leaf), from which the excess cap follows.
+    """
+
+    rate_bps: int
+    meter_rate_bps: int
+    burst_bits: int
+    queue_bits: int
+
+
+@dataclass(frozen=True)
+class Promise:
+    """P(latency > deadline or never answered) <= epsilon, at the stated confidence."""
+
+    deadline_s: float
+    epsilon: float
+    confidence: float = 0.95
+
+
+@dataclass(frozen=True)
+class Misbehaviour:
+    """A contract breach on purpose.
+
+    Attributes:
+        kind: `flood` (the arrival process is sped up to `offered_bps`) or `correlated` (bursts share the modulating
+            process named `group` with other tenants).
+        offered_bps: Offered L2 rate of a flood, else None.
+        group: Name of the shared modulating process, else None.
+    """
+
+    kind: str
+    offered_bps: float | None = None
+    group: str | None = None
+
+
+@dataclass(frozen=True)
+class Tenant:
+    """One tenant: its arrivals and, unless it is best effort, its reservation and promise.
+
+    Attributes:
+        name: Unique; lower-case letters, digits and hyphens.
+        arrivals: The declared, conforming arrival process.
+        site: Domain whose compute host the tenant talks to; its path is every domain up to and including that one.
+        reservation: None for best effort.
+        promise: None where nothing is promised.
+        misbehaviour: A breach of the declared process on purpose, None for a conforming tenant.
+    """
+
+    name: str
+    arrivals: Arrivals
+    site: str
+    reservation: Reservation | None = None
+    promise: Promise | None = None
+    misbehaviour: Misbehaviour | None = None
+
+    @property
+    def mean_bps(self) -> float | None:
+        """Mean L2 rate of the declared (conforming) arrivals, None where only the trace file knows it."""
+        match self.arrivals:
+            case PoissonArrivals(rate_per_s=rate, size_bits=bits) | RenewalArrivals(rate_per_s=rate, size_bits=bits):
+                return rate * bits
+            case OnOffArrivals(peak_bps=peak, mean_on_s=on, mean_off_s=off):
+                return peak * on / (on + off)
+            case TraceArrivals():
+                return None
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """Everything that decides a run, apart from the host it runs on.
+
+    Attributes:
+        name: Short name, used in the run folder.
+        domains: In the order a packet crosses them.
+        tenants: In the order of the file; index + 1 is the tenant's number in addresses, classes and meters.
+        seed: Root of every random stream of the run.
+        warmup_s: Calibration traffic before the measured window.
+        duration_s: Length of the measured window.
+        datapath: Datapath wanted.
+        allow_zero_delay: Whether link delays may become zero (in the network and in the bound) without netem.
+        source: The file it came from, None if built in Python.
+    """
+
+    name: str
+    domains: tuple[Domain, ...]
+    tenants: tuple[Tenant, ...]
+    seed: int
+    warmup_s: float
+    duration_s: float
+    datapath: Datapath = Datapath.AUTO
+    allow_zero_delay: bool = False
+    source: Path | None = None
+
+    def path(self, tenant: Tenant) -> tuple[Domain, ...]:
+        """Domains that carry `tenant`, in the order its packets cross them."""
+        names = [domain.name for domain in self.domains]
+        return self.domains[: names.index(tenant.site) + 1]
