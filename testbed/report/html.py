@@ -1,0 +1,66 @@
+"""`report.html`: one self-contained page, made from a run folder and nothing else."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import jinja2
+import numpy as np
+import pyarrow.parquet as pq
+from markupsafe import Markup
+
+from testbed.report.plots import Series, ccdf_plot, stack_plot
+from testbed.report.record import RunRecord, TenantRecord, read_record
+from testbed.report.terminal import milliseconds
+
+REPORT_NAME = "report.html"
+
+
+def render(folder: Path) -> str:
+    """The report of the run in `folder`.
+
+    Raises:
+        TestbedError: The folder holds no readable record.
+    """
+    record = read_record(folder)
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
+    environment.filters["ms"] = milliseconds
+    environment.filters["command"] = shlex.join
+    pictures = {tenant.name: _pictures(folder, record, tenant) for tenant in record.tenants}
+    return environment.get_template("template.html").render(run=record, pictures=pictures)
+
+
+def write_report(folder: Path) -> Path:
+    """Write `report.html` into `folder` and return its path."""
+    target = folder / REPORT_NAME
+    target.write_text(render(folder), encoding="utf-8")
+    return target
+
+
+def load_series(folder: Path, record: RunRecord, tenant: str) -> Series:
+    """Latency and ideal replay of one tenant over all windows of a run, in order."""
+    files = [folder / window.samples[tenant] for window in record.windows if tenant in window.samples]
+    tables = [pq.read_table(file, columns=["latency_s", "ideal_s"]) for file in files]
+    if not tables:
+        return Series(np.empty(0), np.empty(0))
+    return Series(
+        latency_s=np.concatenate([_floats(table.column("latency_s")) for table in tables]),
+        ideal_s=np.concatenate([_floats(table.column("ideal_s")) for table in tables]),
+    )
+
+
+def _floats(column: object) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    return np.asarray(column.to_numpy(), dtype=np.float64)  # type: ignore[attr-defined]
+
+
+def _pictures(folder: Path, record: RunRecord, tenant: TenantRecord) -> dict[str, Markup]:
+    pictures = {}
+    series = load_series(folder, record, tenant.name)
+    if series.latency_s.size:
+        pictures["ccdf"] = ccdf_plot(tenant, series)
+    if any(domain.mean_s is not None for domain in tenant.domains):
+        pictures["stack"] = stack_plot(tenant, tenant.domains)
+    # The SVG is drawn here from numbers; names inside it went through matplotlib's own XML escaping.
+    return {name: Markup(svg) for name, svg in pictures.items()}  # noqa: S704

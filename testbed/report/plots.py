@@ -1,0 +1,138 @@
+"""The pictures of a report, as inline SVG: one CCDF and one delay stack per tenant.
+
+A picture is made from the record and the samples alone; it computes nothing that the record does not already state,
+except the empirical distribution it shows. Colours keep one meaning throughout: blue is measured, grey is the ideal
+replay, vermilion is the bound, black is the deadline.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+
+from testbed.audit.quantile import ccdf
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from numpy.typing import NDArray
+
+    from testbed.report.record import DomainDelay, TenantRecord
+
+MEASURED = "#0072b2"
+IDEAL = "#7f7f7f"
+BOUND = "#d55e00"
+DEADLINE = "#000000"
+_DOMAIN_COLOURS = ("#56b4e9", "#009e73", "#e69f00", "#cc79a7", "#f0e442", "#0072b2", "#d55e00", "#999999")
+_STYLE: Any = {
+    "font.size": 9.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans", "Arial", "sans-serif"],
+    "legend.frameon": False,
+}
+
+
+@dataclass(frozen=True)
+class Series:
+    """What the pictures of one tenant are drawn from.
+
+    Attributes:
+        latency_s: float64[n] in order of intended send time, NaN where never answered.
+        ideal_s: float64[n] ideal replay of the same arrivals, NaN where it does not apply.
+    """
+
+    latency_s: NDArray[np.float64]
+    ideal_s: NDArray[np.float64]
+
+
+def ccdf_plot(tenant: TenantRecord, series: Series) -> str:
+    """Measured CCDF with its confidence band, ideal replay, bound and deadline; probability on a log axis.
+
+    Returns:
+        An `<svg>` element.
+    """
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(6.4, 3.9), layout="constrained")
+        axes: Axes = figure.add_subplot()
+        floor = 1.0 / max(series.latency_s.size, 10) / 2.0
+        if tenant.epsilon is not None:
+            floor = min(floor, tenant.epsilon / 10.0)
+        if np.isfinite(series.latency_s).any():
+            seen = ccdf(series.latency_s, 400)
+            x_ms = seen.x_s * 1e3
+            axes.fill_between(
+                x_ms, np.maximum(seen.lower, floor), seen.upper, step="post", color=MEASURED, alpha=0.18, lw=0
+            )
+            axes.step(x_ms, seen.p, where="post", color=MEASURED, lw=1.6, label="measured, 95 % band")
+        ideal = np.sort(series.ideal_s[np.isfinite(series.ideal_s)])
+        if ideal.size:
+            tail = 1.0 - np.arange(ideal.size) / ideal.size
+            keep = np.unique(np.geomspace(1, ideal.size, 600).astype(np.int64)) - 1
+            axes.step(
+                ideal[::-1][keep] * 1e3,
+                tail[::-1][keep],
+                where="pre",
+                color=IDEAL,
+                lw=1.2,
+                ls="--",
+                label="ideal replay",
+            )
+        if tenant.bound is not None and tenant.bound.curve:
+            epsilon, delay = np.array(tenant.bound.curve).T
+            axes.plot(delay * 1e3, epsilon, color=BOUND, lw=1.8, label=f"bound ({tenant.bound.method})")
+        if tenant.deadline_s is not None and tenant.epsilon is not None:
+            axes.axvline(tenant.deadline_s * 1e3, color=DEADLINE, lw=1.0, ls=":", label="deadline")
+            axes.axhline(tenant.epsilon, color=DEADLINE, lw=0.6, alpha=0.4)
+            axes.plot([tenant.deadline_s * 1e3], [tenant.epsilon], marker="x", color=DEADLINE, ms=6)
+        axes.set_yscale("log")
+        axes.set_ylim(floor, 1.2)
+        axes.set_xlim(left=0.0)
+        axes.set_xlabel("latency from the intended send time, ms")
+        axes.set_ylabel("P(latency > x)")
+        axes.legend(loc="upper right", fontsize=8)
+        axes.grid(visible=True, which="major", axis="both", alpha=0.25, lw=0.5)
+        return _svg(figure, f"Latency distribution of tenant {tenant.name}")
+
+
+def stack_plot(tenant: TenantRecord, domains: Sequence[DomainDelay]) -> str:
+    """Where the time goes: mean delay per domain over all packets, and over those above p99.9.
+
+    Returns:
+        An `<svg>` element.
+    """
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(6.4, 1.7), layout="constrained")
+        axes: Axes = figure.add_subplot()
+        rows = ("slowest 0.1 %", "all packets")
+        values = ([d.tail_mean_s or 0.0 for d in domains], [d.mean_s or 0.0 for d in domains])
+        for row, delays in enumerate(values):
+            left = 0.0
+            for index, (domain, delay) in enumerate(zip(domains, delays, strict=True)):
+                colour = _DOMAIN_COLOURS[index % len(_DOMAIN_COLOURS)]
+                label = domain.domain if row == 0 else None
+                axes.barh(row, delay * 1e3, left=left, color=colour, label=label, height=0.6)
+                left += delay * 1e3
+            axes.annotate(f" {left:.2f} ms", (left, row), va="center", fontsize=8)
+        axes.set_yticks(range(len(rows)), rows)
+        axes.margins(x=0.12)
+        axes.set_xlabel("mean delay per domain, ms")
+        axes.legend(ncols=min(len(domains), 4), loc="upper center", bbox_to_anchor=(0.5, 1.45), fontsize=8)
+        return _svg(figure, f"Delay per domain of tenant {tenant.name}")
+
+
+def _svg(figure: Figure, title: str) -> str:
+    buffer = io.StringIO()
+    # A fixed salt and no date: the same record gives the same bytes.
+    with mpl.rc_context({"svg.hashsalt": title}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Title": title})
+    svg = buffer.getvalue()
+    return re.sub(r"^.*?(?=<svg)", "", svg, count=1, flags=re.DOTALL)

@@ -1,0 +1,232 @@
+"""`run.json`: the self-describing record of one run, validated when written and when read back.
+
+The record and the Parquet files beside it are all that `report` and `audit` need, on another machine and years later;
+nothing here measures, judges or draws. Times are seconds, rates bit/s. A new field gets a default, so that folders
+written by an earlier version stay readable; a changed meaning gets a new `SCHEMA_VERSION`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from testbed.errors import TestbedError
+
+SCHEMA_VERSION = 1
+RECORD_NAME = "run.json"
+
+Verdict = Literal["PASS", "FAIL", "INVALID", "UNDETERMINED", "EXCUSED", "NONE"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="null")
+
+
+class GateRecord(_Part):
+    """One fidelity gate of one window: `ok` is False when the host, not the theory, decided what was measured."""
+
+    name: str
+    value: float
+    limit: float
+    ok: bool
+    unit: str = ""
+    detail: str = ""
+    window: int = 0
+
+
+class BoundPart(_Part):
+    """One summand of a bound."""
+
+    name: str
+    delay_s: float
+    note: str = ""
+
+
+class BudgetShare(_Part):
+    """What one domain may use of the tenant's risk and delay, and what a second there is worth."""
+
+    domain: str
+    epsilon: float
+    delay_s: float
+    price_per_s: float | None = None
+
+
+class BoundRecord(_Part):
+    """The smallest sound bound with everything needed to argue about it.
+
+    Attributes:
+        curve: Pairs (epsilon, delay in s) of the same bound, for drawing it as a CCDF.
+        rejected: Every other candidate with its value.
+    """
+
+    bound_s: float
+    network_bound_s: float
+    method: str
+    assumptions: tuple[str, ...]
+    parts: tuple[BoundPart, ...]
+    budget: tuple[BudgetShare, ...] = ()
+    rejected: dict[str, float] = {}
+    curve: tuple[tuple[float, float], ...] = ()
+    explanation: str = ""
+
+
+class DomainDelay(_Part):
+    """One domain's share of a tenant's delay.
+
+    Attributes:
+        p999_s: The 99.9th percentile of the domain's own delay, None without samples.
+        tail_mean_s: Mean delay in this domain of the packets above the tenant's p99.9 of the whole path.
+        lag_share: Share of packets whose lag beyond the promised latency was positive.
+    """
+
+    domain: str
+    mean_s: float | None
+    p999_s: float | None
+    tail_mean_s: float | None
+    lag_share: float
+    lost: int
+
+
+class ConformanceRecord(_Part):
+    """Packet counts that show whether the tenant kept its own contract, and where each excess packet went."""
+
+    offered: int
+    nonconforming: int
+    meter_dropped: int
+    queue_dropped: int
+    delivered: int
+
+
+class TenantRecord(_Part):
+    """One tenant's promise beside what was measured."""
+
+    name: str
+    n: int
+    misses: int
+    lost: int
+    p50_s: float | None = None
+    p99_s: float | None = None
+    p999_s: float | None
+    p999_interval_s: tuple[float | None, float | None] | None
+    p999_lower_s: float | None
+    ideal_p999_s: float | None
+    network_p999_s: float | None = None
+    bound_s: float | None
+    bound_method: str | None
+    network_bound_s: float | None = None
+    bound_broken: bool = False
+    deadline_s: float | None
+    epsilon: float | None
+    verdict: Verdict
+    reason: str = ""
+    n_effective: float | None = None
+    design_effect: float | None = None
+    miss_rate_upper: float | None = None
+    samples_needed: int | None = None
+    seconds_needed: float | None = None
+    residual_s: float | None = None
+    bound: BoundRecord | None = None
+    domains: tuple[DomainDelay, ...] = ()
+    conformance: ConformanceRecord | None = None
+
+
+class WindowRecord(_Part):
+    """One measured window: its seed, its files and the host around it."""
+
+    index: int
+    seed: int
+    duration_s: float
+    valid: bool
+    samples: dict[str, str]
+    environment_before: dict[str, Any] = {}
+    environment_after: dict[str, Any] = {}
+    sender_lateness_p999_s: dict[str, float] = {}
+    stalls: tuple[tuple[float, float], ...] = ()
+
+
+class EnvelopeRecord(_Part):
+    """One signed envelope as it was used, verifiable with the public key beside it."""
+
+    domain: str
+    tenant: str
+    version: int
+    dsse: dict[str, Any]
+
+
+class ProbeRecord(_Part):
+    """One probed property of the installed data plane."""
+
+    domain: str
+    tenant: str
+    what: str
+    found: float
+    expected: float
+    tolerance: float
+    ok: bool
+
+
+class RunRecord(_Part):
+    """The whole of `run.json`."""
+
+    schema_version: int = SCHEMA_VERSION
+    run_id: str
+    name: str
+    kind: Literal["network", "simulation"]
+    created: str
+    testbed_version: str
+    command: tuple[str, ...]
+    datapath: str
+    partial: bool = False
+    verdict: Verdict
+    scenario: dict[str, Any]
+    host: dict[str, Any] = {}
+    public_keys: dict[str, str] = {}
+    envelopes: tuple[EnvelopeRecord, ...] = ()
+    probes: tuple[ProbeRecord, ...] = ()
+    gates: tuple[GateRecord, ...] = ()
+    tenants: tuple[TenantRecord, ...] = ()
+    windows: tuple[WindowRecord, ...] = ()
+    installed: dict[str, Any] = {}
+    timings_s: dict[str, float] = {}
+
+
+def write_record(folder: Path, record: RunRecord) -> Path:
+    """Write `run.json` into `folder` in one step, so a reader never sees half of it."""
+    target = folder / RECORD_NAME
+    partial = target.with_suffix(".json.partial")
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(record.model_dump_json(indent=1))
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(target)
+    return target
+
+
+def read_record(folder: Path) -> RunRecord:
+    """Read and check the record of a run folder.
+
+    Raises:
+        TestbedError: The folder holds no record, or one this version cannot read; the message says which.
+    """
+    path = folder / RECORD_NAME
+    if not path.is_file():
+        raise TestbedError(f"{folder}: no {RECORD_NAME} here; expected a folder that `testbed run` or `simulate` left")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise TestbedError(f"{path}: not JSON ({error}); the file was cut or edited, take it from a backup") from error
+    found = data.get("schema_version") if isinstance(data, dict) else None
+    if found != SCHEMA_VERSION:
+        raise TestbedError(
+            f"{path}: schema version {found!r}, this testbed reads {SCHEMA_VERSION}; use the version that wrote it"
+        )
+    try:
+        return RunRecord.model_validate(data)
+    except ValidationError as error:
+        problems = [f"{path}: {'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
+        raise TestbedError(problems) from error

@@ -1,0 +1,98 @@
+"""The run as a table on a terminal: promise, bound and measurement side by side, and what broke if something did."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from testbed.report.record import RunRecord, TenantRecord
+
+STYLES = {
+    "PASS": "bold green",
+    "FAIL": "bold red",
+    "INVALID": "bold magenta",
+    "UNDETERMINED": "yellow",
+    "EXCUSED": "cyan",
+    "NONE": "dim",
+}
+
+
+def summary(record: RunRecord) -> RenderableType:
+    """Everything the last screen of a run shows."""
+    parts: list[RenderableType] = [_tenant_table(record)]
+    parts += [Text(f"{tenant.name}: {tenant.reason}") for tenant in record.tenants if tenant.reason]
+    parts += [_broken(tenant) for tenant in record.tenants if tenant.bound_broken]
+    failed = [gate for gate in record.gates if not gate.ok]
+    if failed:
+        parts.append(_gate_table(record))
+    verdict = Text("run: ").append(record.verdict, style=STYLES[record.verdict])
+    verdict.append(f"  ({len(record.gates) - len(failed)} of {len(record.gates)} fidelity gates hold")
+    verdict.append(", partial: interrupted before the end)" if record.partial else ")")
+    parts.append(verdict)
+    return Group(*parts)
+
+
+def print_summary(record: RunRecord, console: Console) -> None:
+    """Print `summary(record)`."""
+    console.print(summary(record))
+
+
+def milliseconds(value: float | None) -> str:
+    """`value` in ms with a precision a reader can use, or a dash."""
+    return "–" if value is None else f"{value * 1e3:.2f}"
+
+
+def _tenant_table(record: RunRecord) -> Table:
+    table = Table(title=f"{record.name}: bound beside measurement (ms)", title_justify="left", header_style="bold")
+    table.add_column("tenant")
+    for heading in (
+        "deadline",
+        "ε",
+        "bound p99.9",
+        "measured p99.9",
+        "95 % interval",
+        "ideal",
+        "packets",
+        "lost",
+        "misses",
+    ):
+        table.add_column(heading, justify="right")
+    table.add_column("verdict")
+    for tenant in record.tenants:
+        low, high = tenant.p999_interval_s or (None, None)
+        table.add_row(
+            tenant.name,
+            milliseconds(tenant.deadline_s),
+            "–" if tenant.epsilon is None else f"{tenant.epsilon:g}",
+            milliseconds(tenant.bound_s),
+            milliseconds(tenant.p999_s),
+            f"{milliseconds(low)} .. {milliseconds(high)}",
+            milliseconds(tenant.ideal_p999_s),
+            f"{tenant.n:,}",
+            f"{tenant.lost:,}",
+            "–" if tenant.deadline_s is None else f"{tenant.misses:,}",
+            Text(tenant.verdict, style=STYLES[tenant.verdict]),
+        )
+    return table
+
+
+def _gate_table(record: RunRecord) -> Table:
+    table = Table(title="gates that do not hold", title_justify="left", header_style="bold")
+    for heading in ("gate", "window", "value", "limit", "what it means"):
+        table.add_column(heading)
+    for gate in record.gates:
+        if not gate.ok:
+            table.add_row(gate.name, str(gate.window), f"{gate.value:g} {gate.unit}", f"{gate.limit:g}", gate.detail)
+    return table
+
+
+def _broken(tenant: TenantRecord) -> Text:
+    return Text(
+        f"{tenant.name}: BOUND BROKEN: {milliseconds(tenant.bound_s)} ms ({tenant.bound_method}) lies below the lower "
+        f"confidence limit {milliseconds(tenant.p999_lower_s)} ms of a valid measurement",
+        style="bold white on red",
+    )
