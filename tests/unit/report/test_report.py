@@ -1,0 +1,117 @@
+"""What a reader of a run must be able to see, and what a reader of its folder must be told."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from xml.etree import ElementTree as ET
+
+import pytest
+from rich.console import Console
+
+from testbed.errors import TestbedError
+from testbed.report.html import render, write_report
+from testbed.report.junit import junit_xml
+from testbed.report.record import GateRecord, read_record, write_record
+from testbed.report.terminal import summary
+from tests.unit.report.conftest import FolderMaker, tenant
+
+STALLED = GateRecord(name="replay", value=0.08, limit=0.03, ok=False, detail="measured p99.9 is not the replayed one")
+
+
+def text_of(record: object) -> str:
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(summary(record))  # type: ignore[arg-type]
+    return console.export_text()
+
+
+def test_a_record_read_back_is_the_record_written(run_folder: FolderMaker) -> None:
+    folder, record = run_folder(tenant())
+    assert write_record(folder, record).stat().st_mode & 0o777 == 0o600
+    assert read_record(folder) == record
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (lambda data: data.update(schema_version=99), "schema version 99, this testbed reads 1"),
+        (lambda data: data.update(extra=1), "extra"),
+        (lambda data: data["tenants"][0].pop("misses"), "tenants.0.misses"),
+    ],
+)
+def test_a_record_of_another_shape_is_refused_by_name(run_folder: FolderMaker, edit: object, said: str) -> None:
+    folder, record = run_folder(tenant())
+    path = write_record(folder, record)
+    data = json.loads(path.read_text())
+    edit(data)  # type: ignore[operator]
+    path.write_text(json.dumps(data))
+    with pytest.raises(TestbedError, match=said):
+        read_record(folder)
+
+
+def test_a_cut_record_and_an_empty_folder_are_told_apart(run_folder: FolderMaker) -> None:
+    folder, record = run_folder(tenant())
+    with pytest.raises(TestbedError, match=r"no run\.json here"):
+        read_record(folder)
+    path = write_record(folder, record)
+    path.write_text(path.read_text()[:100])
+    with pytest.raises(TestbedError, match="not JSON"):
+        read_record(folder)
+
+
+def test_the_page_shows_bound_and_measurement_and_needs_nothing_from_outside(run_folder: FolderMaker) -> None:
+    folder, record = run_folder(
+        tenant(), tenant(name="bulk", verdict="NONE", bound=None, bound_s=None, deadline_s=None)
+    )
+    write_record(folder, record)
+    page = write_report(folder).read_text()
+    assert "79.10" in page
+    assert "69.20" in page
+    assert page.count("<svg") == 4
+    assert "testbed run &#39;demo file.yaml&#39;" in page
+    assert not re.search(r"""(src|href)=["']http""", re.sub(r"<svg.*?</svg>", "", page, flags=re.DOTALL))
+
+
+def test_the_same_folder_gives_the_same_page(run_folder: FolderMaker) -> None:
+    folder, record = run_folder(tenant())
+    write_record(folder, record)
+    assert render(folder) == render(folder)
+
+
+def test_a_name_cannot_inject_markup(run_folder: FolderMaker) -> None:
+    folder, record = run_folder(tenant(reason="<script>alert(1)</script>"))
+    write_record(folder, record)
+    assert "<script>" not in render(folder)
+
+
+@pytest.mark.parametrize("broken", [True, False])
+def test_a_broken_bound_is_never_hidden(run_folder: FolderMaker, broken: bool) -> None:
+    folder, record = run_folder(tenant(bound_broken=broken, p999_lower_s=0.09))
+    write_record(folder, record)
+    assert ("bound broken" in render(folder)) is broken
+    assert ("BOUND BROKEN" in text_of(record)) is broken
+    assert ("BROKEN" in junit_xml(record)) is broken
+
+
+def test_an_invalid_run_says_that_it_says_nothing(run_folder: FolderMaker) -> None:
+    folder, record = run_folder(tenant(verdict="INVALID"), gates=(STALLED,), verdict="INVALID")
+    write_record(folder, record)
+    assert "says nothing about the theory" in render(folder)
+    text = text_of(record)
+    assert "INVALID" in text
+    assert "replay" in text
+    assert "0 of 1 fidelity gates hold" in text
+
+
+def test_junit_counts_promises_bounds_and_gates_apart(run_folder: FolderMaker) -> None:
+    _, record = run_folder(
+        tenant(),
+        tenant(name="beta", verdict="FAIL", reason="too slow"),
+        tenant(name="gamma", verdict="UNDETERMINED", reason="too few"),
+        gates=(STALLED, GateRecord(name="steal", value=0.0, limit=0.01, ok=True)),
+    )
+    suites = {suite.get("name"): suite for suite in ET.fromstring(junit_xml(record).encode())}
+    promises, fidelity = suites["promises"], suites["fidelity"]
+    assert (promises.get("tests"), promises.get("failures"), promises.get("skipped")) == ("6", "1", "1")
+    assert (fidelity.get("tests"), fidelity.get("failures")) == ("2", "1")
