@@ -98,7 +98,7 @@ def ccdf_plot(tenant: TenantRecord, series: Series) -> str:
         axes.set_xlim(left=0.0)
         axes.set_xlabel("latency from the intended send time, ms")
         axes.set_ylabel("P(latency > x)")
-        axes.legend(loc="upper right", fontsize=8)
+        figure.legend(loc="outside upper center", ncols=4, fontsize=8)
         axes.grid(visible=True, which="major", axis="both", alpha=0.25, lw=0.5)
         return _svg(figure, f"Latency distribution of tenant {tenant.name}")
 
@@ -110,7 +110,7 @@ def stack_plot(tenant: TenantRecord, domains: Sequence[DomainDelay]) -> str:
         An `<svg>` element.
     """
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(6.4, 1.7), layout="constrained")
+        figure = Figure(figsize=(6.4, 2.1), layout="constrained")
         axes: Axes = figure.add_subplot()
         rows = ("slowest 0.1 %", "all packets")
         values = ([d.tail_mean_s or 0.0 for d in domains], [d.mean_s or 0.0 for d in domains])
@@ -125,7 +125,7 @@ def stack_plot(tenant: TenantRecord, domains: Sequence[DomainDelay]) -> str:
         axes.set_yticks(range(len(rows)), rows)
         axes.margins(x=0.12)
         axes.set_xlabel("mean delay per domain, ms")
-        axes.legend(ncols=min(len(domains), 4), loc="upper center", bbox_to_anchor=(0.5, 1.45), fontsize=8)
+        figure.legend(loc="outside upper center", ncols=min(len(domains), 4), fontsize=8)
         return _svg(figure, f"Delay per domain of tenant {tenant.name}")
 
 
