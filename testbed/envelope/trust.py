@@ -1,0 +1,274 @@
+"""Who may sign what: the trust root of a federation, and its rotation.
+
+A root names, for every domain, which keys may sign its envelopes and how many of them must, and the same for itself.
+Roots form a chain: each is signed by a threshold of the keys of the one before and by a threshold of its own, so a
+federation can replace lost or stolen keys without meeting again. The root knows keys and names, not promises.
+
+Source: The Update Framework specification 1.0.34, section 5.3, whose clauses are quoted where they are followed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Self
+
+from testbed.envelope import strict_json
+from testbed.envelope.dsse import Sealed, seal
+from testbed.envelope.errors import (
+    ExpiredError,
+    MalformedError,
+    RootVersionError,
+    ThresholdError,
+    WrongDomainError,
+)
+from testbed.envelope.fields import DIGEST, NAME, Problems, members, require_schema
+from testbed.envelope.keys import PublicKey, SigningKey
+
+PAYLOAD_TYPE = "application/vnd.tail-risk-envelope.root+json"
+SCHEMA_VERSION = 1
+MAX_ROOT_BYTES = 262_144
+
+_ROOT_MEMBERS = frozenset({"schema", "federation", "version", "not_after_s", "keys", "root", "domains"})
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """A set of keys of which some must sign together.
+
+    Attributes:
+        key_ids: Who may sign.
+        threshold: How many of them must.
+    """
+
+    key_ids: frozenset[str]
+    threshold: int
+
+    def __post_init__(self) -> None:
+        """Raises `MalformedError` unless 1 <= threshold <= number of keys."""
+        problems = Problems("role")
+        for key_id in self.key_ids:
+            problems.text("key_ids", key_id, DIGEST, "64 lower-case hexadecimal digits")
+        problems.integer("threshold", self.threshold, 1, max(1, len(self.key_ids)))
+        if not self.key_ids:
+            problems.add("no keys, so nobody could sign; name at least one")
+        problems.check()
+
+    def count(self, signers: frozenset[str]) -> int:
+        """How many of the role's keys are among the signers."""
+        return len(self.key_ids & signers)
+
+    def require(self, signers: frozenset[str], what: str) -> None:
+        """Check that enough of the role's keys signed.
+
+        Raises:
+            ThresholdError: Too few did.
+        """
+        if self.count(signers) < self.threshold:
+            raise ThresholdError(
+                f"{what}: signed by {self.count(signers)} of its keys, expected {self.threshold} of {len(self.key_ids)}"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Wire form; key ids sorted."""
+        return {"key_ids": sorted(self.key_ids), "threshold": self.threshold}
+
+    @classmethod
+    def from_dict(cls, document: strict_json.Json, what: str) -> Self:
+        """Inverse of `to_dict`; raises `MalformedError`."""
+        found = members(document, what, ("key_ids", "threshold"))
+        listed = found["key_ids"]
+        if not isinstance(listed, list) or not all(isinstance(item, str) for item in listed):
+            raise MalformedError(f"{what}.key_ids: found {listed!r:.80}, expected a list of key ids")
+        if listed != sorted(set(listed)):
+            raise MalformedError(f"{what}.key_ids: expected each once and in order")
+        return cls(frozenset(listed), found["threshold"])
+
+
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """Which keys may sign for which domain: all that checking one envelope needs.
+
+    Attributes:
+        keys: Key id to key.
+        domains: Domain to the role that signs its envelopes.
+    """
+
+    keys: Mapping[str, PublicKey]
+    domains: Mapping[str, Role]
+
+    @classmethod
+    def of(cls, domains: Mapping[str, Iterable[PublicKey]], *, threshold: int = 1) -> Self:
+        """Trust given by hand, without a root: each domain signs with `threshold` of its keys."""
+        held = {domain: tuple(keys) for domain, keys in domains.items()}
+        return cls(
+            MappingProxyType({key.key_id: key for keys in held.values() for key in keys}),
+            MappingProxyType(
+                {domain: Role(frozenset(key.key_id for key in keys), threshold) for domain, keys in held.items()}
+            ),
+        )
+
+    def require(self, domain: str, signers: frozenset[str]) -> None:
+        """Check that these signers may speak for a domain.
+
+        Raises:
+            WrongDomainError: The federation has no such domain, or a signer belongs to another one.
+            ThresholdError: Too few of the domain's keys signed.
+        """
+        role = self.domains.get(domain)
+        if role is None:
+            raise WrongDomainError(f"domain {domain!r}: unknown here, expected one of {sorted(self.domains)}")
+        if foreign := signers - role.key_ids:
+            owners = sorted(name for name, other in self.domains.items() if foreign & other.key_ids)
+            raise WrongDomainError(f"domain {domain!r}: signed by a key of {owners}, expected keys of {domain!r} only")
+        role.require(signers, f"domain {domain!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class Root:
+    """One version of a federation's trust root.
+
+    Attributes:
+        federation: Name of the federation.
+        version: 1 for the first, one more for each successor.
+        not_after_s: Last second in which it may be used, Unix time.
+        keys: Key id to key, all that the roles name and no other.
+        root: Role that signs roots.
+        domains: Domain to the role that signs its envelopes; no key serves two domains.
+    """
+
+    federation: str
+    version: int
+    not_after_s: int
+    keys: Mapping[str, PublicKey]
+    root: Role
+    domains: Mapping[str, Role]
+
+    def __post_init__(self) -> None:
+        """Raises `MalformedError` naming every field out of range and every contradiction."""
+        problems = Problems("root")
+        problems.name("federation", self.federation)
+        problems.integer("version", self.version, 1)
+        problems.integer("not_after_s", self.not_after_s, 0)
+        for domain in self.domains:
+            problems.text("domains", domain, NAME, "a domain name")
+        roles = [self.root, *self.domains.values()]
+        named = [key_id for role in roles for key_id in role.key_ids]
+        if len(set(named)) != len(named):
+            problems.add("one key has two roles, so one theft would break both; give each role its own keys")
+        if set(named) != set(self.keys):
+            problems.add("keys and roles differ; list exactly the keys that roles name")
+        problems.check()
+
+    @property
+    def trust(self) -> Trust:
+        """What checking envelopes needs."""
+        return Trust(
+            MappingProxyType({key_id: key for key_id, key in self.keys.items() if key_id not in self.root.key_ids}),
+            MappingProxyType(dict(self.domains)),
+        )
+
+    def require_current(self, now_s: float) -> None:
+        """Refuse to trust a root beyond its end.
+
+        Raises:
+            ExpiredError: It ended.
+        """
+        if now_s > self.not_after_s:
+            raise ExpiredError(
+                f"root {self.version} of {self.federation}: valid until {self.not_after_s}, now is {now_s:.0f}; "
+                "fetch its successor"
+            )
+
+    def sign(self, signers: Iterable[SigningKey]) -> bytes:
+        """The signed root, for `Root.first` or `Root.successor` of those who read it."""
+        return seal(PAYLOAD_TYPE, self.to_dict(), signers)
+
+    @classmethod
+    def first(cls, data: bytes) -> Self:
+        """Read a root obtained through a trusted channel: its own keys must have signed it.
+
+        Raises:
+            MalformedError, UntrustedKeyError, BadSignatureError, ThresholdError: It is not consistent in itself.
+        """
+        sealed, root = cls._unverified(data)
+        _signers(sealed, root, allowed=(root,))
+        return root
+
+    def successor(self, data: bytes) -> Root:
+        """Follow a rotation to the next root; expiry is checked on use, so that a late reader can catch up.
+
+        Args:
+            data: The signed candidate.
+
+        Raises:
+            MalformedError, UntrustedKeyError, BadSignatureError: Not a signed root.
+            ThresholdError: Not signed by enough keys of this root and of the candidate.
+            RootVersionError: Not the direct successor, or of another federation.
+        """
+        sealed, candidate = self._unverified(data)
+        # "Version N+1 of the root metadata file MUST have been signed by: (1) a threshold of keys specified in the
+        # trusted root metadata file (version N), and (2) a threshold of keys specified in the new root metadata file".
+        signers = _signers(sealed, candidate, allowed=(self, candidate))
+        self.root.require(signers, f"root {candidate.version}, by the keys of root {self.version}")
+        if candidate.federation != self.federation:
+            raise RootVersionError(f"root of {candidate.federation!r}: expected one of {self.federation!r}")
+        # "the version number of the new root metadata ... MUST be exactly the version in the trusted root metadata
+        # incremented by one".
+        if candidate.version != self.version + 1:
+            raise RootVersionError(f"root version: found {candidate.version}, expected {self.version + 1}")
+        return candidate
+
+    @classmethod
+    def _unverified(cls, data: bytes) -> tuple[Sealed, Self]:
+        """A root must be read before it is verified, since it names some of the keys that verify it."""
+        sealed = Sealed.from_bytes(data, PAYLOAD_TYPE, max_bytes=MAX_ROOT_BYTES)
+        return sealed, cls.from_dict(sealed.read("root"))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Wire form."""
+        return {
+            "schema": SCHEMA_VERSION,
+            "federation": self.federation,
+            "version": self.version,
+            "not_after_s": self.not_after_s,
+            "keys": {key_id: key.to_dict() for key_id, key in self.keys.items()},
+            "root": self.root.to_dict(),
+            "domains": {domain: role.to_dict() for domain, role in self.domains.items()},
+        }
+
+    @classmethod
+    def from_dict(cls, document: strict_json.Json) -> Self:
+        """Inverse of `to_dict`.
+
+        Raises:
+            MalformedError: Another schema or shape, or a key filed under another key's id.
+            KeyRefusedError: A weak or ambiguous key.
+        """
+        require_schema(document, "root", SCHEMA_VERSION)
+        found = members(document, "root", _ROOT_MEMBERS)
+        for name in ("keys", "domains"):
+            if not isinstance(found[name], dict):
+                raise MalformedError(f"root.{name}: found {type(found[name]).__name__}, expected an object")
+        keys = {key_id: PublicKey.from_dict(item) for key_id, item in found["keys"].items()}
+        for key_id, key in keys.items():
+            if key.key_id != key_id:
+                raise MalformedError(f"root.keys: key {key.key_id} is filed under {key_id}; ids follow from key bytes")
+        return cls(
+            federation=found["federation"],
+            version=found["version"],
+            not_after_s=found["not_after_s"],
+            keys=MappingProxyType(keys),
+            root=Role.from_dict(found["root"], "root.root"),
+            domains=MappingProxyType(
+                {domain: Role.from_dict(item, f"root.domains.{domain}") for domain, item in found["domains"].items()}
+            ),
+        )
+
+
+def _signers(sealed: Sealed, root: Root, allowed: tuple[Root, ...]) -> frozenset[str]:
+    """Who signed a root: keys of the allowed roots only, and enough of its own."""
+    signers = sealed.verify({key_id: one.keys[key_id] for one in allowed for key_id in one.root.key_ids})
+    root.root.require(signers, f"root {root.version}")
+    return signers
