@@ -1,0 +1,302 @@
+"""Draws the packets of a whole window ahead of time, for every arrival process a scenario can declare.
+
+Each process starts in equilibrium, so nothing depends on where in its life a window opens, and each tenant has random
+streams of its own: adding a tenant or a window changes no other. Nothing is sent here, and nothing here knows of a
+network; the same schedule feeds the senders, the simulation and the ideal replay.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from testbed.errors import ScenarioError
+from testbed.scenario.model import (
+    Arrivals,
+    Misbehaviour,
+    OnOffArrivals,
+    PoissonArrivals,
+    RenewalArrivals,
+    Scenario,
+    TraceArrivals,
+)
+from testbed.traffic.modulation import OnOffPath, on_off_path
+from testbed.traffic.schedules import Schedule
+from testbed.traffic.traces import Requests, read_requests
+
+FloatArray = npt.NDArray[np.float64]
+
+Seed = int | np.random.SeedSequence
+
+_GROUPS = 0
+"""First spawn key of streams shared by a group; tenants' numbers, the other first keys, start at 1."""
+_CV_TOLERANCE = 0.01
+"""An Erlang gap can only have a coefficient of variation of 1/sqrt(k); this much rounding is forgiven."""
+
+
+def tenant_seed(root: int, number: int, window: int) -> np.random.SeedSequence:
+    """Seed of one tenant's stream in one window (0 the first) of the run with seed `root`."""
+    return np.random.SeedSequence(root, spawn_key=(number, window))
+
+
+def group_seed(root: int, group: str, window: int) -> np.random.SeedSequence:
+    """Seed of the modulating process that tenants of `group` share in one window."""
+    digest = hashlib.sha256(group.encode()).digest()
+    return np.random.SeedSequence(root, spawn_key=(_GROUPS, window, int.from_bytes(digest[:4], "big")))
+
+
+def schedules(
+    scenario: Scenario, *, window: int, duration_s: float, seed: int | None = None, conforming: bool = False
+) -> dict[int, Schedule]:
+    """Draw one window of every tenant.
+
+    Args:
+        scenario: Where the tenants and the seed come from.
+        window: Number of the window within the run; every window has streams of its own.
+        duration_s: Length of the window.
+        seed: Root seed, where it is not the scenario's (one of several runs).
+        conforming: Draw the declared processes, as if nobody misbehaved.
+
+    Returns:
+        Schedules by tenant number.
+
+    Raises:
+        ScenarioError: A trace that cannot be read, or arrivals that contradict themselves.
+    """
+    root = scenario.seed if seed is None else seed
+    shared = {} if conforming else modulators(scenario, window=window, duration_s=duration_s, seed=root)
+    return {
+        number: schedule(
+            tenant.arrivals,
+            seed=tenant_seed(root, number, window),
+            duration_s=duration_s,
+            misbehaviour=tenant.misbehaviour,
+            conforming=conforming,
+            modulators=shared,
+        )
+        for number, tenant in enumerate(scenario.tenants, start=1)
+    }
+
+
+def modulators(scenario: Scenario, *, window: int, duration_s: float, seed: int) -> dict[str, OnOffPath]:
+    """Draw the modulating processes that groups of correlated tenants share, by group name.
+
+    Raises:
+        ScenarioError: A tenant of a group is no on-off source, or its periods differ from the group's.
+    """
+    paths: dict[str, OnOffPath] = {}
+    for tenant in scenario.tenants:
+        group = None if tenant.misbehaviour is None else tenant.misbehaviour.group
+        if group is None:
+            continue
+        if not isinstance(tenant.arrivals, OnOffArrivals):
+            raise ScenarioError(
+                f"tenant {tenant.name}: found correlated bursts without on-off arrivals, expected on-off arrivals; "
+                f"give the tenant on-off arrivals or take it out of group {group}"
+            )
+        if group not in paths:
+            rng = np.random.default_rng(group_seed(seed, group, window))
+            arrivals = tenant.arrivals
+            paths[group] = on_off_path(arrivals.mean_on_s, arrivals.mean_off_s, rng=rng, duration_s=duration_s)
+    return paths
+
+
+def schedule(
+    arrivals: Arrivals,
+    *,
+    seed: Seed,
+    duration_s: float,
+    misbehaviour: Misbehaviour | None = None,
+    conforming: bool = False,
+    modulators: Mapping[str, OnOffPath] | None = None,
+) -> Schedule:
+    """Draw the packets of one tenant in the window [0, duration_s).
+
+    Args:
+        arrivals: The declared process.
+        seed: Seed of this tenant in this window, see `tenant_seed`.
+        duration_s: Length of the window.
+        misbehaviour: How the tenant departs from the declared process.
+        conforming: Ignore `misbehaviour`.
+        modulators: Paths shared by correlated tenants, by group name, see `modulators`.
+
+    Returns:
+        The packets, in the order they leave.
+
+    Raises:
+        ScenarioError: A trace that cannot be read, or arrivals that contradict themselves.
+    """
+    rng = np.random.default_rng(seed)
+    breach = None if conforming else misbehaviour
+    if breach is not None and breach.kind == "flood":
+        return _flood(arrivals, breach, rng, duration_s)
+    if breach is not None and breach.kind == "correlated":
+        return _on_off(arrivals, rng, duration_s, _shared_path(arrivals, breach, modulators or {}))
+    return _conforming(arrivals, rng, duration_s)
+
+
+def mean_bps(arrivals: Arrivals) -> float:
+    """Mean L2 rate of the declared process; reads the file of a trace.
+
+    Raises:
+        ScenarioError: A trace that cannot be read.
+    """
+    match arrivals:
+        case PoissonArrivals() | RenewalArrivals():
+            return arrivals.rate_per_s * arrivals.size_bits
+        case OnOffArrivals():
+            return arrivals.peak_bps * arrivals.mean_on_s / (arrivals.mean_on_s + arrivals.mean_off_s)
+        case TraceArrivals():
+            requests = read_requests(arrivals)
+            return float(requests.size_bits.sum(dtype=np.int64)) / requests.period_s
+
+
+def _conforming(arrivals: Arrivals, rng: np.random.Generator, duration_s: float) -> Schedule:
+    match arrivals:
+        case PoissonArrivals():
+            times_s = _points(rng.standard_exponential, 1 / arrivals.rate_per_s, duration_s)
+            return _equal_sizes(times_s, arrivals.size_bits)
+        case RenewalArrivals():
+            return _equal_sizes(_renewal_points(arrivals, rng, duration_s), arrivals.size_bits)
+        case OnOffArrivals():
+            return _on_off(arrivals, rng, duration_s, None)
+        case TraceArrivals():
+            return _replay(read_requests(arrivals), rng, duration_s)
+
+
+def _flood(arrivals: Arrivals, breach: Misbehaviour, rng: np.random.Generator, duration_s: float) -> Schedule:
+    """The declared process with its time compressed, so that a flood keeps the declared shape of its bursts."""
+    if breach.offered_bps is None:
+        raise ScenarioError("misbehaviour flood: found no offered rate, expected one; state what the tenant offers")
+    speed_up = breach.offered_bps / mean_bps(arrivals)
+    slow = _conforming(arrivals, rng, duration_s * speed_up)
+    return _until(Schedule(slow.time_s / speed_up, slow.size_bits, slow.last_of_request), duration_s)
+
+
+def _shared_path(arrivals: Arrivals, breach: Misbehaviour, shared: Mapping[str, OnOffPath]) -> OnOffPath:
+    path = shared.get(breach.group or "")
+    if path is None:
+        raise ScenarioError(
+            f"misbehaviour correlated: found no modulating process for group {breach.group!r}, expected one of "
+            f"{sorted(shared)}; name the group that the tenants share"
+        )
+    if isinstance(arrivals, OnOffArrivals) and (arrivals.mean_on_s, arrivals.mean_off_s) != (
+        path.mean_on_s,
+        path.mean_off_s,
+    ):
+        raise ScenarioError(
+            f"misbehaviour correlated: found mean periods {arrivals.mean_on_s} s on and {arrivals.mean_off_s} s off in "
+            f"group {breach.group!r}, expected {path.mean_on_s} s and {path.mean_off_s} s like its first tenant; "
+            "tenants that share bursts share their periods (peaks may differ)"
+        )
+    return path
+
+
+def _on_off(arrivals: Arrivals, rng: np.random.Generator, duration_s: float, path: OnOffPath | None) -> Schedule:
+    """Cut the fluid of an on-off path into packets.
+
+    A packet leaves when its last bit has been produced. What a burst leaves unfinished is finished by the next one,
+    and a stationary source has some of its next packet already when the window opens. So with V(t) the fluid produced
+    up to t and U uniform on [0, L), packets leave when V + U reaches L, 2 L, 3 L and so on.
+    """
+    if not isinstance(arrivals, OnOffArrivals):
+        raise ScenarioError("misbehaviour correlated: found arrivals without bursts, expected on-off arrivals")
+    ready_s = rng.random() * arrivals.size_bits / arrivals.peak_bps
+    if path is None:
+        path = on_off_path(arrivals.mean_on_s, arrivals.mean_off_s, rng=rng, duration_s=duration_s)
+    produced_s = np.concatenate(([0.0], np.cumsum(path.end_s - path.start_s)))
+    spacing_s = arrivals.size_bits / arrivals.peak_bps
+    packets = int((produced_s[-1] + ready_s) / spacing_s)
+    needed_s = np.arange(1, packets + 1) * spacing_s - ready_s
+    burst = np.minimum(np.searchsorted(produced_s[1:], needed_s), max(path.end_s.size - 1, 0))
+    times_s = path.start_s[burst] + (needed_s - produced_s[burst])
+    # Rounding must not let a burst's last packet overtake the next burst's first.
+    return _until(_equal_sizes(np.minimum(times_s, path.end_s[burst]), arrivals.size_bits), duration_s)
+
+
+def _renewal_points(arrivals: RenewalArrivals, rng: np.random.Generator, duration_s: float) -> FloatArray:
+    """Points of a stationary renewal process: the first gap is what is left of a length-biased one.
+
+    A length-biased Gamma(k) gap is Gamma(k + 1); the equilibrium of a balanced-means hyperexponential takes either
+    phase with probability one half (Cox, "Renewal Theory", 1962, sections 5.4 and 2.2).
+    """
+    gap_s, cv = 1 / arrivals.rate_per_s, arrivals.cv
+    match arrivals.gap:
+        case "deterministic":
+            return _points(np.ones, gap_s, duration_s, first=rng.random())
+        case "erlang" | "gamma":
+            shape = 1 / cv**2
+            if arrivals.gap == "erlang":
+                shape = _erlang_stages(cv)
+            first = rng.random() * rng.standard_gamma(shape + 1) / shape
+            return _points(lambda n: rng.standard_gamma(shape, n) / shape, gap_s, duration_s, first=first)
+        case "hyperexponential":
+            if cv < 1:
+                raise ScenarioError(f"gap hyperexponential: found cv {cv:g}, expected at least 1; use erlang or gamma")
+            often = (1 + math.sqrt((cv**2 - 1) / (cv**2 + 1))) / 2
+
+            def draw(n: int, often: float = often) -> FloatArray:
+                phase, gap = rng.random((n, 2)).T
+                scale = np.where(phase < often, 1 / (2 * often), 1 / (2 * (1 - often)))
+                return np.asarray(-np.log1p(-gap) * scale)
+
+            # The equilibrium law differs from the gap's only in how often each phase is met.
+            chosen = often if rng.random() < 0.5 else 1 - often
+            return _points(draw, gap_s, duration_s, first=rng.standard_exponential() / (2 * chosen))
+    raise ScenarioError(
+        f"gap: found {arrivals.gap!r}, expected deterministic, erlang, gamma or hyperexponential; choose one of them"
+    )
+
+
+def _erlang_stages(cv: float) -> int:
+    stages = max(1, round(1 / cv**2))
+    if abs(cv * math.sqrt(stages) - 1) > _CV_TOLERANCE:
+        raise ScenarioError(
+            f"gap erlang: found cv {cv:g}, expected 1/sqrt(k) for a whole k, such as {stages**-0.5:.4g}; "
+            "choose that, or gap gamma"
+        )
+    return stages
+
+
+def _replay(requests: Requests, rng: np.random.Generator, duration_s: float) -> Schedule:
+    """Repeat a trace endlessly, from a random point of it.
+
+    A window then has the trace's statistics wherever it opens, seeds are different samples of it, and a window may
+    be longer than the trace.
+    """
+    offset_s = rng.random() * requests.period_s
+    start = int(np.searchsorted(requests.time_s, offset_s))
+    once_s = np.concatenate((requests.time_s[start:], requests.time_s[:start] + requests.period_s)) - offset_s
+    rounds = math.ceil(duration_s / requests.period_s)
+    order = np.tile(np.roll(np.arange(requests.time_s.size), -start), rounds)
+    times_s = (once_s + np.arange(rounds)[:, None] * requests.period_s).ravel()
+    order, times_s = order[times_s < duration_s], times_s[times_s < duration_s]
+    return requests.packets(order, times_s)
+
+
+def _points(
+    draw: Callable[[int], FloatArray], gap_s: float, duration_s: float, *, first: float | None = None
+) -> FloatArray:
+    """Points in [0, duration_s) whose gaps are `gap_s` times what `draw(n)` gives, the first `first` where given."""
+    expected = duration_s / gap_s
+    block = int(expected + 5 * math.sqrt(expected)) + 16
+    gaps = draw(block) if first is None else np.concatenate(([first], draw(block)))
+    times_s = np.cumsum(gaps) * gap_s
+    while times_s[-1] < duration_s:
+        gaps = np.concatenate((gaps, draw(block)))
+        times_s = np.cumsum(gaps) * gap_s
+    return times_s[times_s < duration_s]
+
+
+def _equal_sizes(times_s: FloatArray, size_bits: int) -> Schedule:
+    n = times_s.size
+    return Schedule(times_s, np.full(n, size_bits, dtype=np.int32), np.ones(n, dtype=np.bool_))
+
+
+def _until(packets: Schedule, duration_s: float) -> Schedule:
+    within = packets.time_s < duration_s
+    return Schedule(packets.time_s[within], packets.size_bits[within], packets.last_of_request[within])
