@@ -98,11 +98,11 @@ class PublicKey:
 class SigningKey:
     """A private key. It signs; it cannot be printed, compared, copied or pickled."""
 
-    __slots__ = ("_private", "public")
+    __slots__ = ("_private", "public_key")
 
     def __init__(self, private: Ed25519PrivateKey) -> None:
         self._private = private
-        self.public = PublicKey(
+        self.public_key = PublicKey(
             private.public_key().public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
         )
 
@@ -114,7 +114,7 @@ class SigningKey:
     @property
     def key_id(self) -> str:
         """Name of the key pair."""
-        return self.public.key_id
+        return self.public_key.key_id
 
     def sign(self, message: bytes) -> bytes:
         """The 64-byte signature of `message`."""

@@ -4,8 +4,8 @@
 older, a repeated or a contradictory envelope is refused by name. What an envelope is worth in a bound is not known
 here.
 
-Source: The Update Framework specification 1.0.34, section 5.5.4, and Kuppusamy et al., "Mercury: Bandwidth-effective
-prevention of rollback attacks" (2017), for the attacks enumerated.
+Source: The Update Framework specification 1.0, sections 5.3 and 5.4, whose clauses are quoted where they are followed,
+and Kuppusamy, Diaz and Cappos, "Mercury" (USENIX ATC 2017), for the attacks enumerated.
 """
 
 from __future__ import annotations
@@ -129,14 +129,19 @@ class EnvelopeStore:
     def follow(self, data: bytes) -> Root:
         """Replace the root by its direct successor; see `Root.successor` for what is refused.
 
-        What a domain promised before one of its keys was withdrawn is no longer relied on; its number still counts.
+        What a domain promised before one of its keys was withdrawn is forgotten, its version number too: whoever stole
+        the key may have counted up to the largest number.
         """
         with self._lock:
             successor = self._root.successor(data)
-            for (domain, _), offer in self._offers.items():
-                before, after = self._root.domains.get(domain), successor.domains.get(domain)
-                if before is None or after is None or not before.key_ids <= after.key_ids:
-                    offer.envelopes.clear()
+            # "If the timestamp and / or snapshot keys have been rotated, then delete the trusted timestamp and snapshot
+            # metadata files. This is done in order to recover from fast-forward attacks".
+            withdrawn = {
+                domain
+                for domain, role in self._root.domains.items()
+                if domain not in successor.domains or not role.key_ids <= successor.domains[domain].key_ids
+            }
+            self._offers = {key: offer for key, offer in self._offers.items() if key[0] not in withdrawn}
             self._root, self._trust = successor, successor.trust
             return successor
 
@@ -191,8 +196,8 @@ class EnvelopeStore:
         if offer is None:
             return
         name = f"envelope of {envelope.domain} for {envelope.subject}"
-        # "The version number of the trusted metadata file MUST be less than or equal to the version number of the new
-        # one" (rollback attack).
+        # "The version number of the trusted timestamp metadata file, if any, MUST be less than the version number of
+        # the new timestamp metadata file"; here the envelopes of one offer share their number.
         if envelope.version < offer.version:
             raise RollbackError(f"{name}: found version {envelope.version}, already accepted {offer.version}")
         if envelope.version == offer.version and (known := offer.digests.get(str(envelope.subject))) is not None:

@@ -39,7 +39,7 @@ class ExcessTail(Record):
         """Raises `MalformedError` naming every field out of range."""
         problems = Problems("tail")
         problems.integer("rate_bps", self.rate_bps, 1)
-        problems.integer("exceedance_ppb", self.exceedance_ppb, 0, ONE_IN_PPB)
+        problems.integer("exceedance_ppb", self.exceedance_ppb, 1, ONE_IN_PPB)
         problems.integer("decay_micro_per_s", self.decay_micro_per_s, 1)
         problems.integer("x_min_ns", self.x_min_ns, 0)
         problems.integer("x_max_ns", self.x_max_ns, 0)
@@ -70,8 +70,6 @@ class ExcessTail(Record):
     @property
     def log_multiplier(self) -> float:
         """Ln M = ln p + theta x_min; minus infinity where p is zero."""
-        if self.exceedance_ppb == 0:
-            return -math.inf
         return math.log(self.exceedance_ppb / 1e9) + self.decay_per_s * self.x_min_s
 
     @property

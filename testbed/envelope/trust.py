@@ -4,7 +4,7 @@ A root names, for every domain, which keys may sign its envelopes and how many o
 Roots form a chain: each is signed by a threshold of the keys of the one before and by a threshold of its own, so a
 federation can replace lost or stolen keys without meeting again. The root knows keys and names, not promises.
 
-Source: The Update Framework specification 1.0.34, section 5.3, whose clauses are quoted where they are followed.
+Source: The Update Framework specification 1.0, section 5.3, whose clauses are quoted where they are followed.
 """
 
 from __future__ import annotations
@@ -209,13 +209,13 @@ class Root:
         """
         sealed, candidate = self._unverified(data)
         # "Version N+1 of the root metadata file MUST have been signed by: (1) a threshold of keys specified in the
-        # trusted root metadata file (version N), and (2) a threshold of keys specified in the new root metadata file".
+        # trusted root metadata file (version N), and (2) a threshold of keys specified in the new root metadata file
+        # being validated (version N+1)."
         signers = _signers(sealed, candidate, allowed=(self, candidate))
         self.root.require(signers, f"root {candidate.version}, by the keys of root {self.version}")
         if candidate.federation != self.federation:
             raise RootVersionError(f"root of {candidate.federation!r}: expected one of {self.federation!r}")
-        # "the version number of the new root metadata ... MUST be exactly the version in the trusted root metadata
-        # incremented by one".
+        # "Effectively, this means checking that the version number signed in the new root metadata file is indeed N+1."
         if candidate.version != self.version + 1:
             raise RootVersionError(f"root version: found {candidate.version}, expected {self.version + 1}")
         return candidate
