@@ -47,8 +47,7 @@ class _Stop:
 def open_socket(spec: SenderSpec) -> socket.socket:
     """A connected UDP socket that never fragments: a packet too large for the path is an error, not two packets."""
     udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    udp.setsockopt(socket.IPPROTO_IP, _LOOK_UP_S = 0.1
-_IP_MTU_DISCOVER, _IP_PMTUDISC_DO)
+    udp.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _IP_PMTUDISC_DO)
     udp.bind((spec.source, client_port(spec.tenant)))
     udp.connect((spec.destination, spec.port))
     return udp
