@@ -1,0 +1,270 @@
+"""One operator's side of the bargain: offer a signed envelope, prepare, commit, release.
+
+A domain agent signs what it is able to enforce, holds capacity for what it offered, and lets its controller install
+exactly what it signed. Committing means that the controller has installed the reservation *and read it back*. The agent
+trusts signatures, including its own: nothing is installed from an envelope that does not verify. It knows no other
+domain and no route; whoever calls it does.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from controller.program import DomainProgram, Meter, Queue, Rule
+from testbed.envelope.descriptor import Envelope, Evidence, Stage, Subject, Validity
+from testbed.envelope.guardrails import Guardrails
+from testbed.envelope.keys import PublicKey, SigningKey
+from testbed.envelope.store import issue, verify
+from testbed.envelope.tail import Stochastic
+from testbed.envelope.trust import Trust
+from testbed.envelope.units import ns_up
+from testbed.errors import EnvelopeError, ReservationError
+from testbed.management.sizing import ClassDemand, ReservedClass, best_effort_class, class_minor, design_classes
+from testbed.scenario.model import Domain, Reservation
+
+VALIDITY_S = 24 * 3600
+"""An offer outlives any run and not much more."""
+
+QUEUED_HOPS = 2
+"""Queues a packet crosses in a domain: one leaving the ingress switch, one leaving the egress switch."""
+
+
+class Controller(Protocol):
+    """What an agent asks of its domain's controller; `controller.client.ControllerClient` is one."""
+
+    def install(self, program: DomainProgram) -> Any:
+        """Install the difference to what is installed; raises on any OpenFlow or netlink error."""
+
+    def verify(self) -> Sequence[str]:
+        """Differences between the program and what is read back, one sentence each."""
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What one tenant asks of one domain.
+
+    Attributes:
+        tenant: Name.
+        number: The tenant's number in addresses, classes and meters.
+        client: IPv4 address of its client.
+        server: IPv4 address it talks to.
+        reservation: None asks for best effort, which needs no envelope.
+        burst_bits: Burst of the meter in this domain, larger than the reservation's in later domains.
+        largest_packet_bits: Largest L2 frame it sends.
+        peak_rate_bps: Declared peak rate, None if unlimited.
+    """
+
+    tenant: str
+    number: int
+    client: str
+    server: str
+    reservation: Reservation | None
+    burst_bits: int
+    largest_packet_bits: int
+    peak_rate_bps: int | None = None
+
+
+@dataclass
+class DomainAgent:
+    """The agent of one domain, its keys and its ledger.
+
+    Attributes:
+        domain: What the domain is.
+        controller: Who installs for it.
+        skeleton: The domain's switches and ports, without rules.
+        key: Signs the domain's envelopes.
+        trust: Who may sign for which domain; the agent installs nothing that this does not accept.
+        host_allowance_s: Part of every latency granted to the emulating host; a gate polices it.
+        clock: Unix time in seconds.
+    """
+
+    domain: Domain
+    controller: Controller
+    skeleton: DomainProgram
+    key: SigningKey
+    trust: Trust
+    host_allowance_s: float
+    clock: Callable[[], float] = time.time
+    _version: int = 0
+    _offered: dict[str, tuple[bytes, Demand, ReservedClass | None]] = field(default_factory=dict)
+    _prepared: dict[str, Rule] = field(default_factory=dict)
+    _committed: dict[str, Rule] = field(default_factory=dict)
+
+    @property
+    def public_key(self) -> PublicKey:
+        """Verifies this domain's envelopes."""
+        return self.key.public
+
+    @property
+    def reserved_bps(self) -> int:
+        """Rate that is prepared or committed."""
+        rules = {**self._committed, **self._prepared}
+        return sum(rule.queue.rate_bps for rule in rules.values() if rule.meter is not None)
+
+    def offer(
+        self, demands: Sequence[Demand], evidence: Mapping[str, tuple[Stochastic, Evidence]] | None = None
+    ) -> dict[str, bytes]:
+        """Sign an envelope for every tenant that asks for a reservation.
+
+        All demands of a domain are offered together: a reserved class's latency depends on the bursts of the others.
+
+        Args:
+            demands: Everything that is to share the domain's links.
+            evidence: Per tenant, the stochastic part that a calibration supports.
+
+        Returns:
+            Tenant to signed envelope; best effort gets none.
+
+        Raises:
+            ReservationError: The reservations exceed the domain's links.
+        """
+        reserved = [demand for demand in demands if demand.reservation is not None]
+        self._require_capacity(sum(demand.reservation.rate_bps for demand in reserved if demand.reservation))
+        classes = design_classes(
+            [ClassDemand(d.tenant, d.reservation.rate_bps, d.largest_packet_bits) for d in reserved if d.reservation]
+        )
+        self._version += 1
+        envelopes: dict[str, bytes] = {}
+        for demand in demands:
+            shaped = classes.get(demand.tenant)
+            if shaped is None:
+                self._offered[demand.tenant] = (b"", demand, None)
+                continue
+            envelope = self._envelope(demand, shaped, (evidence or {}).get(demand.tenant))
+            envelopes[demand.tenant] = issue(envelope, [self.key])
+            self._offered[demand.tenant] = (envelopes[demand.tenant], demand, shaped)
+        return envelopes
+
+    def prepare(self, tenant: str, envelope: bytes) -> None:
+        """Hold what was offered.
+
+        Args:
+            tenant: Whose offer.
+            envelope: The signed bytes as offered; empty for best effort.
+
+        Raises:
+            EnvelopeError: The envelope does not verify; the reason is named.
+            ReservationError: No such offer, another one than the latest, or no capacity left.
+        """
+        _, demand, shaped = self._offered.get(tenant, (b"", None, None))
+        if demand is None:
+            raise ReservationError(f"domain {self.domain.name}: no offer for tenant {tenant}; ask for an offer first")
+        if demand.reservation is None or shaped is None:
+            self._prepared[tenant] = self._best_effort_rule(demand)
+            return
+        promise = verify(envelope, self.trust, self.clock())
+        if promise.domain != self.domain.name or promise.subject.tenant != tenant:
+            raise EnvelopeError(
+                f"domain {self.domain.name}, tenant {tenant}: the envelope presented is of {promise.domain} for "
+                f"{promise.subject.tenant}; present the one offered"
+            )
+        if envelope != self._offered[tenant][0]:
+            raise ReservationError(
+                f"domain {self.domain.name}, tenant {tenant}: offer {promise.version} is not the latest; ask again"
+            )
+        self._require_capacity(self.reserved_bps - self._reserved_by(tenant) + promise.guardrails.reserved_rate_bps)
+        self._prepared[tenant] = self._reserved_rule(demand, promise.guardrails, shaped)
+
+    def commit(self) -> None:
+        """Install everything prepared and read it back.
+
+        Raises:
+            ReservationError: The controller failed or read back something else; what was prepared is dropped and what
+                was committed before is installed again.
+        """
+        before = dict(self._committed)
+        self._committed = {**before, **self._prepared}
+        self._prepared = {}
+        try:
+            self._install()
+        except ReservationError:
+            self._committed = before
+            self._install()
+            raise
+
+    def release(self, tenants: Sequence[str] | None = None) -> None:
+        """Give back what the named tenants hold (all of them if None) and remove it from the switches."""
+        gone = set(self._committed) | set(self._prepared) if tenants is None else set(tenants)
+        self._prepared = {name: rule for name, rule in self._prepared.items() if name not in gone}
+        self._committed = {name: rule for name, rule in self._committed.items() if name not in gone}
+        self._install()
+
+    def drift(self) -> tuple[str, ...]:
+        """Differences between what was committed and what is on the switches now."""
+        return tuple(self.controller.verify())
+
+    def _install(self) -> None:
+        rules = tuple(sorted(self._committed.values(), key=lambda rule: rule.number))
+        try:
+            self.controller.install(replace(self.skeleton, rules=rules))
+            differences = self.drift()
+        except ReservationError:
+            raise
+        except (OSError, RuntimeError, ValueError) as error:
+            raise ReservationError(f"domain {self.domain.name}: the controller could not install: {error}") from error
+        if differences:
+            raise ReservationError([f"domain {self.domain.name}: {difference}" for difference in differences])
+
+    def _require_capacity(self, wanted_bps: int) -> None:
+        if wanted_bps > self.domain.link_rate_bps:
+            raise ReservationError(
+                f"domain {self.domain.name}: {wanted_bps} bit/s reserved, its links carry {self.domain.link_rate_bps} bit/s; "
+                "HTB would not police the sum, so it is refused; reserve less or raise the link's rate"
+            )
+
+    def _reserved_by(self, tenant: str) -> int:
+        rule = self._prepared.get(tenant) or self._committed.get(tenant)
+        return rule.queue.rate_bps if rule is not None and rule.meter is not None else 0
+
+    def _envelope(
+        self, demand: Demand, shaped: ReservedClass, calibrated: tuple[Stochastic, Evidence] | None
+    ) -> Envelope:
+        reservation = demand.reservation
+        if reservation is None:
+            raise ReservationError(
+                f"tenant {demand.tenant}: best effort is not promised anything, so nothing is signed"
+            )
+        now = int(self.clock())
+        latency_s = QUEUED_HOPS * shaped.latency_s + self.domain.link_delay_s + self.host_allowance_s
+        stochastic, evidence = calibrated or (None, None)
+        return Envelope(
+            domain=self.domain.name,
+            subject=Subject(demand.tenant, "reserved", "packet-forwarding", Stage.NETWORK),
+            guardrails=Guardrails(
+                reserved_rate_bps=reservation.rate_bps,
+                meter_rate_bps=reservation.meter_rate_bps,
+                peak_rate_bps=demand.peak_rate_bps,
+                burst_bits=demand.burst_bits,
+                latency_ns=ns_up(latency_s),
+                host_allowance_ns=ns_up(self.host_allowance_s),
+                largest_packet_bits=demand.largest_packet_bits,
+                delay_cap_ns=ns_up(QUEUED_HOPS * reservation.queue_bits / reservation.rate_bps),
+                loss_cap_ppb=0,
+                error_cap_ppb=0,
+                load_cap_ppm=1_000_000 * reservation.meter_rate_bps // reservation.rate_bps,
+            ),
+            stochastic=stochastic,
+            validity=Validity(now, now + VALIDITY_S),
+            version=self._version,
+            evidence=evidence,
+        )
+
+    def _best_effort_rule(self, demand: Demand) -> Rule:
+        queue = best_effort_class(demand.number, self.domain.link_rate_bps, demand.largest_packet_bits)
+        return Rule(demand.tenant, demand.number, demand.client, demand.server, None, queue)
+
+    def _reserved_rule(self, demand: Demand, guardrails: Guardrails, shaped: ReservedClass) -> Rule:
+        meter = Meter(demand.number, guardrails.meter_rate_bps // 1000, -(-guardrails.burst_bits // 1000))
+        queued_bits = guardrails.delay_cap_ns * guardrails.reserved_rate_bps // (QUEUED_HOPS * 10**9)
+        queue = Queue(
+            minor=class_minor(demand.number),
+            rate_bps=guardrails.reserved_rate_bps,
+            ceil_bps=guardrails.reserved_rate_bps,
+            burst_bytes=shaped.burst_bytes,
+            quantum_bytes=shaped.quantum_bytes,
+            limit_packets=-(-queued_bits // guardrails.largest_packet_bits),
+        )
+        return Rule(demand.tenant, demand.number, demand.client, demand.server, meter, queue)

@@ -1,0 +1,185 @@
+"""From a tenant's measured windows and its bound to one row of the verdict table. Pure: no host, no files.
+
+The data say PASS, FAIL or UNDETERMINED (`testbed.audit`). Here the host may overrule them with INVALID and the tenant's
+own breach of contract with EXCUSED, and the bound is held against the lower confidence limit of the measurement,
+whatever the verdict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from testbed.audit.compliance import judge
+from testbed.audit.conformance import nonconforming
+from testbed.audit.quantile import quantiles
+from testbed.report.record import BoundRecord, ConformanceRecord, DomainDelay, TenantRecord, Verdict
+from testbed.scenario.model import Tenant
+from testbed.telemetry.match import Match
+from testbed.telemetry.samples import FloatArray, Replay
+
+SEVERITY: tuple[Verdict, ...] = ("INVALID", "FAIL", "UNDETERMINED", "PASS")
+"""From worst to best; EXCUSED and NONE say nothing about a run."""
+
+LEVELS = (0.5, 0.99, 0.999)
+
+
+@dataclass(frozen=True)
+class Observed:
+    """One tenant in one measured window.
+
+    Attributes:
+        match: Packet by packet, and what was lost where.
+        replay: The ideal server fed the same packets; None for best effort, which has no rate of its own.
+        meter_dropped: Packets its meters dropped, all domains together.
+        queue_dropped: Packets its queues dropped, all domains together.
+        window_s: Length of the window.
+    """
+
+    match: Match
+    replay: Replay | None
+    meter_dropped: int
+    queue_dropped: int
+    window_s: float
+
+
+def run_verdict(tenants: Sequence[TenantRecord]) -> Verdict:
+    """The worst verdict over tenants with a promise; PASS if there is none."""
+    found = {tenant.verdict for tenant in tenants if tenant.epsilon is not None}
+    return next((verdict for verdict in SEVERITY if verdict in found), "PASS")
+
+
+def judge_tenant(
+    tenant: Tenant, observed: Sequence[Observed], bound: BoundRecord | None, *, valid: bool
+) -> TenantRecord:
+    """Judge one tenant over all windows of a run.
+
+    Args:
+        tenant: What it was promised.
+        observed: Its windows, at least one; pooled as independent runs.
+        bound: Its analytical bound, None where nothing is reserved.
+        valid: Whether every fidelity gate of every window held.
+    """
+    latency = np.concatenate([window.match.samples.latency_s for window in observed])
+    network = np.concatenate([window.match.samples.network_s for window in observed])
+    runs = np.repeat(np.arange(len(observed)), [len(window.match.samples) for window in observed])
+    median, p99, p999 = quantiles(latency, LEVELS, runs=runs)
+    contract = _conformance(tenant, observed)
+    verdict, reason = _verdict(tenant, latency, runs, contract, valid=valid)
+    promise = tenant.promise
+    data = judge(latency, promise.deadline_s, promise.epsilon, promise.confidence, runs) if promise else None
+    rate_per_s = latency.size / sum(window.window_s for window in observed)
+    lower = p999.one_sided_lower_s
+    return TenantRecord(
+        name=tenant.name,
+        n=latency.size,
+        misses=data.misses if data else 0,
+        lost=sum(window.match.lost for window in observed),
+        p50_s=_finite(median.estimate_s),
+        p99_s=_finite(p99.estimate_s),
+        p999_s=_finite(p999.estimate_s),
+        p999_interval_s=(_finite(p999.lower_s), _finite(p999.upper_s)),
+        p999_lower_s=_finite(lower),
+        ideal_p999_s=_ideal_p999(observed),
+        network_p999_s=_quantile(network, 0.999),
+        bound_s=bound.bound_s if bound else None,
+        bound_method=bound.method if bound else None,
+        network_bound_s=bound.network_bound_s if bound else None,
+        bound_broken=bool(valid and verdict != "EXCUSED" and bound and lower is not None and bound.bound_s < lower),
+        deadline_s=promise.deadline_s if promise else None,
+        epsilon=promise.epsilon if promise else None,
+        verdict=verdict,
+        reason=reason,
+        n_effective=p999.n_effective,
+        design_effect=data.design_effect if data else None,
+        miss_rate_upper=data.miss_rate_upper if data else None,
+        samples_needed=data.samples_needed if data else None,
+        seconds_needed=data.samples_needed / rate_per_s if data and data.samples_needed else None,
+        residual_s=max(window.match.residual_s for window in observed),
+        bound=bound,
+        domains=_domains(observed, latency),
+        conformance=contract,
+    )
+
+
+def _verdict(
+    tenant: Tenant, latency: FloatArray, runs: np.ndarray, contract: ConformanceRecord | None, *, valid: bool
+) -> tuple[Verdict, str]:
+    if tenant.promise is None:
+        return "NONE", ""
+    if not valid:
+        return "INVALID", "the host could not keep up, so this says nothing about the promise"
+    if contract is not None and contract.nonconforming:
+        return "EXCUSED", (
+            f"the tenant broke its own contract: {contract.nonconforming:,} of {contract.offered:,} packets exceeded its "
+            f"token bucket; its meters dropped {contract.meter_dropped:,} and its queues {contract.queue_dropped:,}"
+        )
+    promise = tenant.promise
+    found = judge(latency, promise.deadline_s, promise.epsilon, promise.confidence, runs)
+    return found.verdict.value, found.reason
+
+
+def _conformance(tenant: Tenant, observed: Sequence[Observed]) -> ConformanceRecord | None:
+    if tenant.reservation is None:
+        return None
+    excess = 0
+    for window in observed:
+        samples = window.match.samples
+        arrival = samples.border_s[:, 0]
+        seen = np.flatnonzero(np.isfinite(arrival))
+        order = seen[np.argsort(arrival[seen], kind="stable")]
+        excess += nonconforming(
+            arrival[order],
+            samples.size_bits[order],
+            rate_bps=tenant.reservation.meter_rate_bps,
+            burst_bits=tenant.reservation.burst_bits,
+        )
+    return ConformanceRecord(
+        offered=sum(len(window.match.samples) for window in observed),
+        nonconforming=excess,
+        meter_dropped=sum(window.meter_dropped for window in observed),
+        queue_dropped=sum(window.queue_dropped for window in observed),
+        delivered=sum(int(np.count_nonzero(window.match.samples.delivered)) for window in observed),
+    )
+
+
+def _domains(observed: Sequence[Observed], latency: FloatArray) -> tuple[DomainDelay, ...]:
+    delays = np.concatenate([window.match.samples.domain_s for window in observed])
+    threshold = _quantile(latency, 0.999)
+    slow = latency >= threshold if threshold is not None else np.zeros(latency.size, dtype=np.bool_)
+    rows = []
+    for d, name in enumerate(observed[0].match.samples.domains):
+        lag = np.concatenate([w.replay.lag_s[:, d] if w.replay else np.zeros(len(w.match.samples)) for w in observed])
+        rows.append(
+            DomainDelay(
+                domain=name,
+                mean_s=_mean(delays[:, d]),
+                p999_s=_quantile(delays[:, d], 0.999),
+                tail_mean_s=_mean(delays[slow, d]),
+                lag_share=float(np.count_nonzero(lag > 0)) / max(lag.size, 1),
+                lost=sum(window.match.lost_in[name] for window in observed),
+            )
+        )
+    return tuple(rows)
+
+
+def _ideal_p999(observed: Sequence[Observed]) -> float | None:
+    waits = [window.replay.ideal_s for window in observed if window.replay is not None]
+    return _quantile(np.concatenate(waits), 0.999) if waits else None
+
+
+def _quantile(values: FloatArray, level: float) -> float | None:
+    """Order statistic of the finite values; a description, not an estimate with limits."""
+    finite = values[np.isfinite(values)]
+    return float(np.quantile(finite, level, method="higher")) if finite.size else None
+
+
+def _mean(values: FloatArray) -> float | None:
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if finite.size else None
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and np.isfinite(value) else None
