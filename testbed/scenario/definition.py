@@ -1,0 +1,252 @@
+"""The scenario file format, version 1, as one table: keys, kinds of values, ranges, defaults and what they mean.
+
+The loader checks files against this table and `schema()` derives the JSON Schema that ships with the package
+(`python -m testbed.scenario.definition` prints it). Rules between several values are `testbed.scenario.rules`'.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from fractions import Fraction
+from importlib import resources
+from typing import Any
+
+from testbed.scenario.fields import ArrivalRate, Boolean, Choice, Field, ListOf, Name, Number, Quantity, Record, Text
+from testbed.scenario.fields import Variants as _Variants
+from testbed.scenario.units import FREQUENCY, RATE, SIZE, TIME
+
+MOST_DOMAINS = 8
+MOST_TENANTS = 500
+SMALLEST_FRAME_BYTES = 66
+"""Ethernet, IPv4 and UDP headers and the 24 bytes by which the testbed recognises a packet."""
+LARGEST_FRAME_BYTES = 1514
+LARGEST_BUCKET_BITS = 4 * 10**9
+"""Meters count kbit in 32 bits."""
+
+_KBIT = 1000
+_METER_STEP = "OpenFlow meters and tc classes are installed in whole kbit/s"
+_TEN_GIGABIT = Fraction(10**10)
+
+_LINK_RATE = Quantity(RATE, Fraction(_KBIT), _TEN_GIGABIT, _KBIT, _METER_STEP)
+_LINK_DELAY = Quantity(TIME, Fraction(0), Fraction(1))
+_RESERVED_RATE = Quantity(RATE, Fraction(8 * _KBIT), _TEN_GIGABIT, _KBIT, _METER_STEP)
+_BIT_RATE = Quantity(RATE, Fraction(1), _TEN_GIGABIT)
+_PACKET_RATE = Quantity(FREQUENCY, Fraction(1, 1000), Fraction(10**6))
+_ARRIVAL_RATE = ArrivalRate(_BIT_RATE, _PACKET_RATE)
+_BUCKET = Quantity(SIZE, Fraction(_KBIT), Fraction(LARGEST_BUCKET_BITS), _KBIT, "OpenFlow meters hold whole kbit")
+_QUEUE = Quantity(SIZE, Fraction(1), Fraction(LARGEST_BUCKET_BITS))
+_FRAME = Quantity(
+    SIZE, Fraction(8 * SMALLEST_FRAME_BYTES), Fraction(8 * LARGEST_FRAME_BYTES), 8, "a frame is made of whole bytes"
+)
+_PHASE = Quantity(TIME, Fraction(1, 10**6), Fraction(3600))
+_DEADLINE = Quantity(TIME, Fraction(1, 10**6), Fraction(3600))
+_DURATION = Quantity(TIME, Fraction(1), Fraction(7200))
+
+_SIZE = Field("size", _FRAME, "Size of every packet: an Ethernet frame without its checksum.", required=True)
+
+_ARRIVALS = _Variants(
+    "an arrival model",
+    "model",
+    {
+        "poisson": Record(
+            "Poisson arrivals",
+            (
+                Field("rate", _ARRIVAL_RATE, "Mean rate, in bits or packets per second.", required=True),
+                _SIZE,
+            ),
+        ),
+        "on-off": Record(
+            "Markov on-off arrivals",
+            (
+                Field("peak", _BIT_RATE, "Rate while on.", required=True),
+                Field("mean-on", _PHASE, "Mean of the exponential time on.", required=True),
+                Field("mean-off", _PHASE, "Mean of the exponential time off.", required=True),
+                _SIZE,
+            ),
+        ),
+        "renewal": Record(
+            "renewal arrivals",
+            (
+                Field("rate", _ARRIVAL_RATE, "Mean rate, in bits or packets per second.", required=True),
+                Field(
+                    "gap",
+                    Choice(("deterministic", "erlang", "gamma", "hyperexponential")),
+                    "Distribution of the gaps between packets.",
+                    required=True,
+                ),
+                Field(
+                    "cv",
+                    Number("a coefficient of variation", 0, 20),
+                    "Coefficient of variation of the gap: 0 if deterministic, 1/sqrt(k) for Erlang k, above 1 if "
+                    "hyperexponential (two phases with balanced means).",
+                ),
+                _SIZE,
+            ),
+        ),
+        "trace": Record(
+            "arrivals from a trace",
+            (
+                Field("file", Text("the path of a trace"), "Path, relative to the scenario file.", required=True),
+                Field(
+                    "format",
+                    Choice(("azure-llm", "packets")),
+                    "azure-llm: TIMESTAMP,ContextTokens,GeneratedTokens, a request a row; packets: time_s,size_bytes.",
+                    required=True,
+                ),
+                Field(
+                    "speed-up",
+                    Number("a factor", 0.001, 100_000),
+                    "Factor by which the time of the trace is compressed.",
+                    default=1,
+                ),
+                Field(
+                    "bits-per-token",
+                    Number("a number of bits", 1, 1_000_000, whole=True),
+                    "Bits that one context token stands for (azure-llm only).",
+                ),
+                Field(
+                    "size",
+                    _FRAME,
+                    "Largest packet; a request is cut into packets of this size and a remainder.",
+                    default="1514 B",
+                ),
+            ),
+        ),
+    },
+    help="The process that generates the tenant's packets.",
+)
+
+_RESERVATION = Record(
+    "a reservation",
+    (
+        Field("rate", _RESERVED_RATE, "Rate R of the tenant's queue in every domain of its path.", required=True),
+        Field(
+            "meter-rate",
+            _RESERVED_RATE,
+            "Rate of the meter that polices the tenant, above its mean and below R. Left out: half-way between them.",
+        ),
+        Field(
+            "burst",
+            _BUCKET,
+            "Bucket of the meter in the first domain. Left out: so large that conforming arrivals lose at most one "
+            "packet in ten million to it.",
+        ),
+        Field(
+            "queue",
+            _QUEUE,
+            "Limit of the tenant's queue in each domain. Left out: the burst and 50 ms of the reserved rate.",
+        ),
+    ),
+)
+
+_PROMISE = Record(
+    "a promise",
+    (
+        Field("deadline", _DEADLINE, "A packet later than this is a miss, and so is a lost one.", required=True),
+        Field(
+            "epsilon",
+            Number("a probability", 1e-6, 0.5, remedy="0.001 promises the deadline to 99.9 % of the packets"),
+            "Share of misses the promise allows.",
+            required=True,
+        ),
+        Field(
+            "confidence",
+            Number("a confidence level", 0.5, 0.9999, remedy="0.95 is usual"),
+            "Confidence at which the promise is judged.",
+            default=0.95,
+        ),
+    ),
+)
+
+_MISBEHAVIOUR = _Variants(
+    "a misbehaviour",
+    "kind",
+    {
+        "flood": Record(
+            "a flood", (Field("offered", _BIT_RATE, "Rate at which the tenant really sends.", required=True),)
+        ),
+        "correlated": Record(
+            "correlated bursts",
+            (Field("group", Name(), "Tenants with the same group are on and off at the same times.", required=True),),
+        ),
+    },
+    help="How the tenant breaks its declaration on purpose.",
+)
+
+_DOMAIN = Record(
+    "a domain",
+    (
+        Field("name", Name(), "Unique among the domains.", required=True),
+        Field(
+            "link-rate", _LINK_RATE, "Rate of the domain's links; reservations may not add up to more.", required=True
+        ),
+        Field(
+            "link-delay",
+            _LINK_DELAY,
+            "One-way propagation delay of the link that leaves the domain; needs netem.",
+            default="0 ms",
+        ),
+        Field("compute", Boolean(), "Whether tenants can be served behind this domain.", default=False),
+    ),
+)
+
+_TENANT = Record(
+    "a tenant",
+    (
+        Field("name", Name(), "Unique among the tenants.", required=True),
+        Field("site", Name(), "Domain that serves the tenant. Left out: the last one that offers compute."),
+        Field("arrivals", _ARRIVALS, "What the tenant declares that it sends.", required=True),
+        Field("reservation", _RESERVATION, "What the tenant buys in every domain. Left out: best effort."),
+        Field("promise", _PROMISE, "What the tenant is promised; needs a reservation."),
+        Field("misbehaviour", _MISBEHAVIOUR, "How the tenant breaks its declaration on purpose."),
+    ),
+)
+
+SCENARIO = Record(
+    "a scenario",
+    (
+        Field("name", Name(), "Short name, used for the run's folder.", required=True),
+        Field("seed", Number("a seed", 0, 2**32 - 1, whole=True), "Root of every random stream.", default=1),
+        Field("warm-up", _DURATION, "Calibration traffic before the measured window.", default="10 s"),
+        Field("duration", _DURATION, "Length of the measured window.", default="60 s"),
+        Field(
+            "datapath",
+            Choice(("auto", "userspace", "kernel")),
+            "Open vSwitch datapath; auto takes the kernel's where it works.",
+            default="auto",
+        ),
+        Field(
+            "allow-zero-delay",
+            Boolean(),
+            "Whether link delays may become zero, in the network and in the bound, on a host without netem.",
+            default=False,
+        ),
+        Field(
+            "domains",
+            ListOf("domain", _DOMAIN, MOST_DOMAINS),
+            "Operators' domains in the order a packet crosses them.",
+            required=True,
+        ),
+        Field("tenants", ListOf("tenant", _TENANT, MOST_TENANTS), "Everyone who sends.", required=True),
+    ),
+)
+
+
+def schema() -> dict[str, Any]:
+    """JSON Schema of a scenario file, derived from the table above."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Tail latency testbed scenario",
+        "description": "What operators offer, what tenants send and what they were promised.",
+        **SCENARIO.schema(),
+    }
+
+
+def schema_text() -> str:
+    """The schema as it ships with the package, for editors and for `testbed validate --schema`."""
+    return resources.files("testbed.scenario").joinpath("schema.json").read_text(encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(schema(), indent=2) + "\n")

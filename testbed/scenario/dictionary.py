@@ -1,0 +1,114 @@
+"""A scenario as a JSON-ready dictionary and back, for run folders and for the wire.
+
+The keys are the model's attributes with their units in their names, so the form holds SI numbers and no text that needs
+parsing; it is not the format of scenario files. Unknown and missing keys are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from testbed.errors import ScenarioError
+from testbed.scenario.model import (
+    Arrivals,
+    Datapath,
+    Domain,
+    Misbehaviour,
+    OnOffArrivals,
+    PoissonArrivals,
+    Promise,
+    RenewalArrivals,
+    Reservation,
+    Scenario,
+    Tenant,
+    TraceArrivals,
+)
+
+_T = TypeVar("_T")
+_MODELS: dict[str, type[Arrivals]] = {
+    "poisson": PoissonArrivals,
+    "on-off": OnOffArrivals,
+    "renewal": RenewalArrivals,
+    "trace": TraceArrivals,
+}
+_MODEL_NAMES = {kind: name for name, kind in _MODELS.items()}
+
+
+def to_dict(scenario: Scenario) -> dict[str, Any]:
+    """`scenario` as JSON-ready data."""
+    return {
+        **asdict(scenario),
+        "domains": [asdict(domain) for domain in scenario.domains],
+        "tenants": [_tenant_to_dict(tenant) for tenant in scenario.tenants],
+        "datapath": scenario.datapath.value,
+        "source": None if scenario.source is None else str(scenario.source),
+    }
+
+
+def from_dict(data: Mapping[str, Any]) -> Scenario:
+    """Inverse of `to_dict`.
+
+    Raises:
+        ScenarioError: A key is unknown or missing, or a value is of the wrong shape.
+    """
+    try:
+        return _build(
+            Scenario,
+            {
+                **data,
+                "domains": tuple(_build(Domain, domain) for domain in data.get("domains", ())),
+                "tenants": tuple(_tenant_from_dict(tenant) for tenant in data.get("tenants", ())),
+                "datapath": Datapath(data.get("datapath", "auto")),
+                "source": None if data.get("source") is None else Path(data["source"]),
+            },
+        )
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ScenarioError(f"scenario data: {error}; expected what to_dict() writes") from error
+
+
+def _tenant_to_dict(tenant: Tenant) -> dict[str, Any]:
+    arrivals = {"model": _MODEL_NAMES[type(tenant.arrivals)], **asdict(tenant.arrivals)}
+    if isinstance(tenant.arrivals, TraceArrivals):
+        arrivals["path"] = str(tenant.arrivals.path)
+    return {**asdict(tenant), "arrivals": arrivals}
+
+
+def _tenant_from_dict(data: Mapping[str, Any]) -> Tenant:
+    return _build(
+        Tenant,
+        {
+            **data,
+            "arrivals": _arrivals_from_dict(data.get("arrivals", {})),
+            "reservation": _optional(Reservation, data.get("reservation")),
+            "promise": _optional(Promise, data.get("promise")),
+            "misbehaviour": _optional(Misbehaviour, data.get("misbehaviour")),
+        },
+    )
+
+
+def _arrivals_from_dict(data: Mapping[str, Any]) -> Arrivals:
+    parameters = dict(data)
+    name = parameters.pop("model", None)
+    if name not in _MODELS:
+        raise ScenarioError(f"scenario data: found the arrival model {name!r}; expected one of {', '.join(_MODELS)}")
+    if name == "trace" and "path" in parameters:
+        parameters["path"] = Path(parameters["path"])
+    return _build(_MODELS[name], parameters)
+
+
+def _optional(kind: type[_T], data: Mapping[str, Any] | None) -> _T | None:
+    return None if data is None else _build(kind, data)
+
+
+def _build(kind: type[_T], data: Mapping[str, Any]) -> _T:
+    wanted = {item.name for item in fields(kind)}  # type: ignore[arg-type]
+    if set(data) != wanted:
+        unknown, missing = sorted(set(data) - wanted), sorted(wanted - set(data))
+        raise ScenarioError(
+            f"scenario data: {kind.__name__}: found unknown keys {unknown} and missing keys {missing}; expected what "
+            "to_dict() writes"
+        )
+    return kind(**data)

@@ -1,0 +1,244 @@
+"""Reads a scenario file: the only way from YAML to a `Scenario`, and the rules between its domains and tenants.
+
+Everything that is wrong is reported together, each finding with its line, what was found, what was expected and what to
+do about it. What comes out has no units, no defaults left to guess and no contradictions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+from testbed.scenario import document, tenants
+from testbed.scenario.definition import SCENARIO
+from testbed.scenario.document import Node
+from testbed.scenario.fields import UNUSABLE, Section
+from testbed.scenario.model import Datapath, Domain, OnOffArrivals, Scenario, Tenant
+from testbed.scenario.problems import Report, did_you_mean
+from testbed.scenario.units import RATE, TIME, quantity
+
+
+def load(path: Path) -> Scenario:
+    """The scenario in the file at `path`.
+
+    Raises:
+        ScenarioFileError: Anything is wrong with it; all findings together.
+    """
+    report = Report(path)
+    scenario = _check(document.read(path, report), path, report)
+    report.raise_if_any()
+    # _check gives nothing only after a finding.
+    if scenario is None:
+        raise AssertionError(f"{path}: refused without a finding")
+    return scenario
+
+
+@dataclass(frozen=True)
+class _Path:
+    """The domains one tenant crosses, as far as they are known.
+
+    Attributes:
+        site: Name of the domain that serves the tenant, None if unknown.
+        domains: Sections up to and including the site.
+        propagation_s: Sum of their link delays, None if one is unknown.
+    """
+
+    site: str | None
+    domains: tuple[Section, ...]
+    propagation_s: Fraction | None
+
+
+def _check(root: Node | None, path: Path, report: Report) -> Scenario | None:
+    section = UNUSABLE if root is None else SCENARIO.check(root, "", report)
+    if not isinstance(section, Section):
+        return None
+    domain_sections: tuple[Section, ...] = section.get("domains", ())
+    tenant_sections: tuple[Section, ...] = section.get("tenants", ())
+    _require_unique_names("domain", domain_sections, report)
+    _require_unique_names("tenant", tenant_sections, report)
+    if section.settled("domains"):
+        _require_compute(section, domain_sections, report)
+    paths = [_path(tenant, domain_sections, report) for tenant in tenant_sections]
+    members = [_tenant(tenant, way, path.parent, report) for tenant, way in zip(tenant_sections, paths, strict=True)]
+    _require_capacity(domain_sections, list(zip(tenant_sections, paths, strict=True)), report)
+    _require_groups(list(zip(tenant_sections, members, strict=True)), report)
+    if report.findings:
+        return None
+    return Scenario(
+        name=section.get("name"),
+        domains=tuple(_domain(domain) for domain in domain_sections),
+        tenants=tuple(member for member in members if member is not None),
+        seed=section.get("seed", 1),
+        warmup_s=float(section.get("warm-up", 10)),
+        duration_s=float(section.get("duration", 60)),
+        datapath=Datapath(section.get("datapath", "auto")),
+        allow_zero_delay=section.get("allow-zero-delay", False),
+        source=path.resolve(),
+    )
+
+
+def _domain(section: Section) -> Domain:
+    return Domain(
+        name=section.get("name"),
+        link_rate_bps=int(section.get("link-rate")),
+        link_delay_s=float(section.get("link-delay", 0)),
+        compute=section.get("compute", False),
+    )
+
+
+def _tenant(section: Section, way: _Path, folder: Path, report: Report) -> Tenant | None:
+    arrives = tenants.arrivals(section, folder, report)
+    reserved = tenants.reservation(section, arrives, report)
+    promised = tenants.promise(section, way.propagation_s, report)
+    breach = tenants.misbehaviour(section, arrives, reserved, report)
+    if arrives is None or way.site is None:
+        return None
+    return Tenant(section.get("name", ""), arrives, way.site, reserved, promised, breach)
+
+
+def _require_unique_names(what: str, sections: Iterable[Section], report: Report) -> None:
+    first: dict[str, int] = {}
+    for section in sections:
+        name = section.get("name")
+        if name is None:
+            continue
+        if name in first:
+            report.add(
+                section.line_of("name"),
+                f"{what} {name}",
+                found=f"a second {what} {name} beside the one in line {first[name]}",
+                expected=f"a name of its own for every {what}",
+                remedy="rename one of the two",
+            )
+        first.setdefault(name, section.line_of("name"))
+
+
+def _require_compute(section: Section, domains: tuple[Section, ...], report: Report) -> None:
+    if not any(_may_compute(domain) for domain in domains):
+        report.add(
+            section.line_of("domains"),
+            "domains",
+            found="no domain that offers compute",
+            expected="at least one, because tenants talk to its compute host",
+            remedy="add compute: true to the last domain",
+        )
+
+
+def _may_compute(domain: Section) -> bool:
+    return bool(domain.get("compute", False)) or not domain.settled("compute")
+
+
+def _path(tenant: Section, domains: tuple[Section, ...], report: Report) -> _Path:
+    unknown = _Path(None, (), None)
+    if not tenant.settled("site") or not domains:
+        return unknown
+    position = _site(tenant, domains, report)
+    if position is None:
+        return unknown
+    crossed = domains[: position + 1]
+    known = all(domain.settled("link-delay") for domain in crossed)
+    propagation_s = sum((Fraction(domain.get("link-delay", 0)) for domain in crossed), Fraction(0))
+    return _Path(crossed[-1].get("name"), crossed, propagation_s if known else None)
+
+
+def _site(tenant: Section, domains: tuple[Section, ...], report: Report) -> int | None:
+    """Position of the domain that serves `tenant`."""
+    offering = [i for i, domain in enumerate(domains) if _may_compute(domain)]
+    wanted = tenant.get("site")
+    if wanted is None:
+        return offering[-1] if offering else None
+    names = [domain.get("name") for domain in domains]
+    offers = [names[i] for i in offering if names[i] is not None]
+    listing = ", ".join(offers) or "none does yet"
+    place = f"{tenant.where}: site"
+    if wanted not in names:
+        # A domain whose name is unusable may be the one that is meant.
+        if None not in names:
+            remedy = did_you_mean(wanted, offers, "choose one of these")
+            expected = f"a domain that offers compute ({listing})"
+            report.add(
+                tenant.line_of("site"), place, found=f"the unknown domain {wanted}", expected=expected, remedy=remedy
+            )
+        return None
+    position = names.index(wanted)
+    if position not in offering:
+        report.add(
+            tenant.line_of("site"),
+            place,
+            found=f"{wanted}, which offers no compute",
+            expected=f"a domain that does ({listing})",
+            remedy=f"choose one of these, or add compute: true to domain {wanted}",
+        )
+        return None
+    return position
+
+
+def _require_capacity(domains: tuple[Section, ...], ways: list[tuple[Section, _Path]], report: Report) -> None:
+    for domain in domains:
+        link: Fraction | None = domain.get("link-rate")
+        if link is None:
+            continue
+        shares = [
+            (tenant.get("name", tenant.where), reserved)
+            for tenant, way in ways
+            if domain in way.domains and (reserved := _reserved_bps(tenant)) is not None
+        ]
+        total = sum((share for _, share in shares), Fraction(0))
+        if total > link:
+            listed = " + ".join(f"{name} {quantity(share, RATE)}" for name, share in shares[:5])
+            more = f" + {len(shares) - 5} more" if len(shares) > 5 else ""
+            report.add(
+                domain.line_of("link-rate"),
+                f"{domain.where}: link-rate",
+                found=f"{quantity(link, RATE)}, with {quantity(total, RATE)} reserved on it ({listed}{more})",
+                expected="reservations that add up to no more than the link",
+                remedy="reserve less, raise link-rate, or serve a tenant before this domain",
+            )
+
+
+def _reserved_bps(tenant: Section) -> Fraction | None:
+    reserved: Section | None = tenant.get("reservation")
+    return None if reserved is None else reserved.get("rate")
+
+
+def _require_groups(members: list[tuple[Section, Tenant | None]], report: Report) -> None:
+    groups: dict[str, list[tuple[Section, OnOffArrivals]]] = {}
+    for section, member in members:
+        # A tenant that could not be built has been reported and may have belonged to any group.
+        if member is None:
+            return
+        group = None if member.misbehaviour is None else member.misbehaviour.group
+        if group is not None and isinstance(member.arrivals, OnOffArrivals):
+            groups.setdefault(group, []).append((section, member.arrivals))
+    for group, belonging in groups.items():
+        _require_group(group, belonging, report)
+
+
+def _require_group(group: str, belonging: list[tuple[Section, OnOffArrivals]], report: Report) -> None:
+    (first_section, first), *others = belonging
+    if not others:
+        breach: Section = first_section.get("misbehaviour")
+        report.add(
+            breach.line_of("group"),
+            f"{breach.where}.group",
+            found=f"{first_section.get('name')} alone in the group {group}",
+            expected="at least two tenants whose bursts coincide",
+            remedy="give another tenant the same group, or delete the misbehaviour",
+        )
+    for section, arrives in others:
+        if (arrives.mean_on_s, arrives.mean_off_s) != (first.mean_on_s, first.mean_off_s):
+            declared: Section = section.get("arrivals")
+            report.add(
+                declared.line_of("mean-on"),
+                declared.where,
+                found=f"mean-on {_time(arrives.mean_on_s)} and mean-off {_time(arrives.mean_off_s)}",
+                expected=f"{_time(first.mean_on_s)} and {_time(first.mean_off_s)} like {first_section.get('name')}, "
+                f"which shares the bursts of the group {group}",
+                remedy="make the two agree (peaks may differ), or choose another group",
+            )
+
+
+def _time(seconds: float) -> str:
+    return quantity(seconds, TIME)

@@ -1,0 +1,284 @@
+"""One tenant of a scenario file: from checked sections to the model, with the rules between a tenant's own values.
+
+What one tenant declares must make sense by itself: a mean below what it reserves, a meter between the two, a bucket
+that holds a packet, a trace that can be read. A rule that needs a value which is already known to be wrong is skipped.
+Rules between tenants and domains are `testbed.scenario.loader`'s.
+"""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from pathlib import Path
+
+from testbed.errors import ScenarioError
+from testbed.scenario import guardrails
+from testbed.scenario.definition import LARGEST_BUCKET_BITS, LARGEST_FRAME_BYTES
+from testbed.scenario.fields import Section
+from testbed.scenario.model import (
+    Arrivals,
+    Misbehaviour,
+    OnOffArrivals,
+    PoissonArrivals,
+    Promise,
+    RenewalArrivals,
+    Reservation,
+    TraceArrivals,
+)
+from testbed.scenario.problems import Report
+from testbed.scenario.units import FREQUENCY, RATE, SIZE, TIME, Dimension, quantity
+from testbed.traffic.arrivals import mean_bps
+
+_ERLANG_TOLERANCE = 0.01
+
+
+def arrivals(tenant: Section, folder: Path, report: Report) -> Arrivals | None:
+    """The arrival process of `tenant`, None if it cannot be used.
+
+    Args:
+        tenant: The tenant's section.
+        folder: Where relative paths of traces start.
+        report: Receives the findings.
+    """
+    section: Section | None = tenant.get("arrivals")
+    if section is None:
+        return None
+    before = len(report.findings)
+    match section.get("model"):
+        case "trace":
+            built: Arrivals | None = _trace(section, folder, report)
+        case "renewal":
+            built = _renewal(section, report)
+        case _ if section.unusable:
+            built = None
+        case "poisson":
+            built = PoissonArrivals(_per_second(section), int(section.get("size")))
+        case _:
+            peak, on, off = (float(section.get(key)) for key in ("peak", "mean-on", "mean-off"))
+            built = OnOffArrivals(peak, on, off, int(section.get("size")))
+    return built if len(report.findings) == before else None
+
+
+def reservation(tenant: Section, arrives: Arrivals | None, report: Report) -> Reservation | None:
+    """The reservation of `tenant` with its guardrails, None for best effort or if it cannot be used."""
+    section: Section | None = tenant.get("reservation")
+    if section is None or arrives is None or not section.settled("rate"):
+        return None
+    rate, mean = int(section.get("rate")), mean_bps(arrives)
+    if not _mean_fits(section, mean, rate, report) or not section.settled("meter-rate"):
+        return None
+    meter = int(section.get("meter-rate", guardrails.meter_rate_bps(mean, rate)))
+    if not _meter_fits(section, mean, meter, rate, report) or not section.settled("burst", "queue"):
+        return None
+    burst = int(section.get("burst", guardrails.burst_bits(arrives, meter)))
+    queue = int(section.get("queue", guardrails.queue_bits(burst, rate)))
+    fits = [_holds_a_packet(section, key, bits, arrives, report) for key, bits in (("burst", burst), ("queue", queue))]
+    if burst > LARGEST_BUCKET_BITS:
+        report.add(
+            section.line,
+            section.where,
+            found=f"a mean of {_rate(mean)} so near the meter's {_rate(meter)} that its burst would be "
+            f"{quantity(burst, SIZE)}",
+            expected=f"a burst of at most {quantity(LARGEST_BUCKET_BITS, SIZE)}",
+            remedy="reserve more, or choose the burst yourself",
+        )
+        return None
+    return Reservation(rate, meter, burst, queue) if all(fits) else None
+
+
+def promise(tenant: Section, propagation_s: Fraction | None, report: Report) -> Promise | None:
+    """The promise to `tenant`, None if there is none or it cannot be used.
+
+    Args:
+        tenant: The tenant's section.
+        propagation_s: Propagation delay of the tenant's path, None where it is not known.
+        report: Receives the findings.
+    """
+    section: Section | None = tenant.get("promise")
+    if section is None:
+        return None
+    if tenant.settled("reservation") and tenant.get("reservation") is None:
+        report.add(
+            tenant.line_of("promise"),
+            f"{tenant.where}: promise",
+            found="a promise to a tenant without a reservation",
+            expected="promises only where every domain reserves a rate: best effort has no bound",
+            remedy="add a reservation, or delete the promise",
+        )
+    deadline: Fraction | None = section.get("deadline")
+    if deadline is not None and propagation_s is not None and deadline <= propagation_s:
+        report.add(
+            section.line_of("deadline"),
+            f"{section.where}.deadline",
+            found=quantity(deadline, TIME),
+            expected=f"more than the {quantity(propagation_s, TIME)} that propagation alone takes on the tenant's path",
+            remedy="allow more time, shorten link-delay, or choose a nearer site",
+        )
+    if section.unusable or deadline is None:
+        return None
+    return Promise(float(deadline), float(section.get("epsilon")), float(section.get("confidence", 0.95)))
+
+
+def misbehaviour(
+    tenant: Section, arrives: Arrivals | None, reserved: Reservation | None, report: Report
+) -> Misbehaviour | None:
+    """How `tenant` breaks its declaration, None if it does not or this cannot be used."""
+    section: Section | None = tenant.get("misbehaviour")
+    if section is None or section.unusable:
+        return None
+    if section.get("kind") == "flood":
+        offered: Fraction = section.get("offered")
+        _check_flood(tenant, section, offered, reserved, report)
+        return Misbehaviour("flood", offered_bps=float(offered))
+    if arrives is not None and not isinstance(arrives, OnOffArrivals):
+        model = tenant.get("arrivals").get("model")
+        report.add(
+            section.line_of("kind"),
+            f"{section.where}.kind",
+            found=f"correlated bursts with the arrival model {model}",
+            expected="the arrival model on-off: tenants of a group are on and off at the same times",
+            remedy="declare on-off arrivals, or delete the misbehaviour",
+        )
+    return Misbehaviour("correlated", group=section.get("group"))
+
+
+def _check_flood(
+    tenant: Section, section: Section, offered: Fraction, reserved: Reservation | None, report: Report
+) -> None:
+    if tenant.settled("reservation") and tenant.get("reservation") is None:
+        report.add(
+            section.line,
+            section.where,
+            found="a flood from a tenant without a reservation",
+            expected="a reservation, whose meter the flood meets: best effort has no contract to break",
+            remedy="add a reservation, or declare the higher rate under arrivals",
+        )
+    elif reserved is not None and offered <= reserved.meter_rate_bps:
+        report.add(
+            section.line_of("offered"),
+            f"{section.where}.offered",
+            found=quantity(offered, RATE),
+            expected=f"more than the {_rate(reserved.meter_rate_bps)} that the tenant's meter lets pass",
+            remedy="offer more, or delete the misbehaviour",
+        )
+
+
+def _per_second(section: Section) -> float:
+    dimension: Dimension
+    dimension, value = section.get("rate")
+    return float(value if dimension is FREQUENCY else value / section.get("size"))
+
+
+def _renewal(section: Section, report: Report) -> RenewalArrivals | None:
+    gap, cv = section.get("gap"), section.get("cv")
+    if gap is not None and section.settled("cv"):
+        _check_cv(section, gap, cv, report)
+    if section.unusable:
+        return None
+    return RenewalArrivals(_per_second(section), gap, cv or 0.0, int(section.get("size")))
+
+
+def _check_cv(section: Section, gap: str, cv: float | None, report: Report) -> None:
+    wanted = {
+        "deterministic": ("0, or no cv: the gaps are all equal", "delete cv, or choose another gap"),
+        "erlang": ("1/sqrt(k) for a whole k, such as 0.7071 or 0.5", "choose the nearest such value, or gap: gamma"),
+        "gamma": ("a value above 0", "add cv: 1 gives a Poisson process, more is burstier"),
+        "hyperexponential": ("a value above 1", "choose a larger cv, or gap: gamma"),
+    }
+    fits = {
+        "deterministic": not cv,
+        "erlang": bool(cv) and cv is not None and _is_erlang(cv),
+        "gamma": bool(cv),
+        "hyperexponential": cv is not None and cv > 1,
+    }
+    if not fits[gap]:
+        expected, remedy = wanted[gap]
+        found = "no cv" if cv is None else f"{cv:g}"
+        place = f"{section.where}.cv"
+        report.add(section.line_of("cv"), place, found=found, expected=f"for gap {gap}: {expected}", remedy=remedy)
+
+
+def _is_erlang(cv: float) -> bool:
+    stages = max(1, round(1 / cv**2))
+    return abs(cv * math.sqrt(stages) - 1) <= _ERLANG_TOLERANCE
+
+
+def _trace(section: Section, folder: Path, report: Report) -> TraceArrivals | None:
+    trace_format, bits_per_token = section.get("format"), section.get("bits-per-token")
+    if trace_format == "azure-llm" and bits_per_token is None and section.settled("bits-per-token"):
+        report.add(
+            section.line,
+            section.where,
+            found="no bits-per-token",
+            expected="bits-per-token: the bits that one context token stands for, such as 16",
+            remedy="add bits-per-token",
+        )
+        return None
+    if trace_format == "packets" and bits_per_token is not None:
+        report.add(
+            section.line_of("bits-per-token"),
+            f"{section.where}.bits-per-token",
+            found=f"{bits_per_token} with the format packets",
+            expected="bits-per-token only with the format azure-llm: a row of packets has its own size",
+            remedy="delete bits-per-token",
+        )
+    if section.unusable:
+        return None
+    built = TraceArrivals(
+        path=(folder / section.get("file")).resolve(),
+        format=trace_format,
+        speed_up=float(section.get("speed-up", 1.0)),
+        bits_per_token=bits_per_token or 0,
+        size_bits=int(section.get("size", 8 * LARGEST_FRAME_BYTES)),
+    )
+    try:
+        mean_bps(built)
+    except ScenarioError as error:
+        for problem in error.problems:
+            report.quote(section.line_of("file"), f"{section.where}.file", problem)
+    return built
+
+
+def _mean_fits(section: Section, mean: float, rate: int, report: Report) -> bool:
+    if mean < rate:
+        return True
+    report.add(
+        section.line_of("rate"),
+        f"{section.where}.rate",
+        found=_rate(rate),
+        expected=f"more than the tenant's mean of {_rate(mean)}, or its queue grows without end",
+        remedy="reserve more, or send less",
+    )
+    return False
+
+
+def _meter_fits(section: Section, mean: float, meter: int, rate: int, report: Report) -> bool:
+    if mean < meter < rate:
+        return True
+    derived = " (half-way between the two, in whole kbit/s)" if "meter-rate" not in section.lines else ""
+    report.add(
+        section.line_of("meter-rate"),
+        f"{section.where}.meter-rate",
+        found=_rate(meter) + derived,
+        expected=f"more than the tenant's mean of {_rate(mean)}, or the meter drops conforming packets, and less than "
+        f"the reserved {_rate(rate)}, or the queue never drains",
+        remedy="reserve more" if derived else "choose a rate between them, or delete meter-rate",
+    )
+    return False
+
+
+def _holds_a_packet(section: Section, key: str, bits: int, arrives: Arrivals, report: Report) -> bool:
+    if bits >= arrives.size_bits:
+        return True
+    report.add(
+        section.line_of(key),
+        f"{section.where}.{key}",
+        found=quantity(bits, SIZE),
+        expected=f"at least one packet of {quantity(arrives.size_bits, SIZE)}, or none ever passes",
+        remedy=f"allow for ten packets or more, or delete {key} to have it derived",
+    )
+    return False
+
+
+def _rate(bps: float) -> str:
+    return quantity(bps, RATE)
