@@ -96,7 +96,7 @@ class DomainAgent:
     @property
     def public_key(self) -> PublicKey:
         """Verifies this domain's envelopes."""
-        return self.key.public
+        return self.key.public_key
 
     @property
     def reserved_bps(self) -> int:
@@ -211,8 +211,8 @@ class DomainAgent:
     def _require_capacity(self, wanted_bps: int) -> None:
         if wanted_bps > self.domain.link_rate_bps:
             raise ReservationError(
-                f"domain {self.domain.name}: {wanted_bps} bit/s reserved, its links carry {self.domain.link_rate_bps} bit/s; "
-                "HTB would not police the sum, so it is refused; reserve less or raise the link's rate"
+                f"domain {self.domain.name}: {wanted_bps} bit/s reserved on links of {self.domain.link_rate_bps}, "
+                "a sum that HTB would not police; reserve less or raise the rate"
             )
 
     def _reserved_by(self, tenant: str) -> int:

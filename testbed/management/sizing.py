@@ -99,7 +99,7 @@ def design_classes(
     if not demands:
         return {}
     bystander = HtbClass(1.0, 2 * best_effort_bits, best_effort_bits, best_effort_bits)
-    classes = [HtbClass(float(d.rate_bps), 2.0 * d.packet_bits, 2.0 * d.packet_bits, d.packet_bits) for d in demands]
+    classes = [HtbClass(float(d.rate_bps), d.packet_bits, d.packet_bits, d.packet_bits) for d in demands]
     for _ in range(_MAX_ROUNDS):
         latencies = [_latency(i, classes, bystander, drain_bps) for i in range(len(classes))]
         needed = [

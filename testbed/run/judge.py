@@ -113,8 +113,8 @@ def _verdict(
         return "INVALID", "the host could not keep up, so this says nothing about the promise"
     if contract is not None and contract.nonconforming:
         return "EXCUSED", (
-            f"the tenant broke its own contract: {contract.nonconforming:,} of {contract.offered:,} packets exceeded its "
-            f"token bucket; its meters dropped {contract.meter_dropped:,} and its queues {contract.queue_dropped:,}"
+            f"the tenant broke its own contract: {contract.nonconforming:,} of {contract.offered:,} packets exceeded "
+            f"its token bucket; its meters dropped {contract.meter_dropped:,} and its queues {contract.queue_dropped:,}"
         )
     promise = tenant.promise
     found = judge(latency, promise.deadline_s, promise.epsilon, promise.confidence, runs)
