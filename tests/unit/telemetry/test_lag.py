@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from testbed.telemetry import lag
@@ -34,6 +34,7 @@ def shortfall_s(samples: TenantSamples, replay: Replay, excess_s: FloatArray) ->
     return float(np.max(samples.network_s - (replay.ideal_s + sum(replay.latency_s) + excess_s.sum(axis=1))))
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_no_packet_waits_longer_than_its_ideal_wait_plus_latencies_and_lingering_excesses(seed: int) -> None:
     samples, rates, declared = random_tandem(seed)
@@ -64,6 +65,7 @@ def test_idle_time_taken_at_a_faster_local_rate_does_not_bound_the_wait() -> Non
     assert broken > 0
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_a_tandem_without_latency_waits_exactly_as_one_server_of_the_smallest_rate(seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -95,12 +97,12 @@ def test_excess_lingers_until_the_ideal_server_was_idle_for_as_long() -> None:
 def test_a_lost_packet_does_not_consume_the_ideal_server_of_the_domain_that_lost_it() -> None:
     # Three packets of 1 ms at once; domain 0 loses the second, domain 1 the third.
     nan = np.nan
-    border = np.array([[0.0, 0.0, 0.0], [0.0, nan, nan], [0.0, 0.001, nan]])
+    border = np.array([[0.0, 0.0, 0.0], [0.0, nan, nan], [0.0, 0.005, nan]])
     samples = tandem.window(np.zeros(3), border, size_bits=1000)
     replay = lag.replay(samples, 1e6, (0.0, 0.0))
     np.testing.assert_allclose(replay.ideal_s, [0.0, nan, 0.001])
-    np.testing.assert_allclose(replay.lag_s, [[0.0, 0.0], [nan, nan], [0.0, nan]], atol=1e-15)
-    np.testing.assert_allclose(replay.excess_s, [[0.0, 0.0], [nan, nan], [0.0, nan]], atol=1e-15)
+    np.testing.assert_allclose(replay.lag_s, [[0.0, 0.0], [nan, nan], [0.004, nan]], atol=1e-15)
+    np.testing.assert_allclose(replay.excess_s, [[0.0, 0.0], [nan, nan], [0.004, nan]], atol=1e-15)
 
 
 def test_the_replay_of_intended_times_waits_for_the_schedule_and_not_for_the_sender() -> None:

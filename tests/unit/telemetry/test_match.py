@@ -64,6 +64,7 @@ def test_a_lost_packet_is_charged_to_the_domain_after_the_last_border_that_saw_i
     seen = [[0, 1, 2], [0, 1], [0]]
     result = matched([border([ALL[k][i] for i in kept]) for k, kept in enumerate(seen)])
     assert (result.lost_before, result.lost_in, result.lost) == (1, {"d1": 1, "d2": 1}, 3)
+    assert [count.unseen for count in result.borders] == [0, 0, 0]
     assert result.samples.last_border.tolist() == [2, 1, 0, -1]
     assert np.isfinite(result.samples.latency_s).tolist() == [True, False, False, False]
 
