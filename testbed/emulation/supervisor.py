@@ -35,7 +35,7 @@ class Child:
     Attributes:
         name: Unique in the run; names its output files.
         argv: What was started.
-        process: The process itself; its standard input is closed.
+        process: The process itself.
         start_ticks: Start time, which with the pid identifies it.
         output: File that receives its standard output.
         errors: File that receives its standard error.
@@ -63,6 +63,20 @@ class Child:
             if lines:
                 return "\n".join(lines[-_TAIL_LINES:])
         return "(it wrote nothing)"
+
+    def tell(self, message: Mapping[str, Any]) -> None:
+        """Write one line of JSON to the standard input of a child that was started with `listens`.
+
+        Raises:
+            FidelityError: It does not listen, or it ended before it could read.
+        """
+        try:
+            if self.process.stdin is None:
+                raise BrokenPipeError("it was started without a standard input")
+            self.process.stdin.write(json.dumps(message).encode() + b"\n")
+            self.process.stdin.flush()
+        except OSError as error:
+            raise FidelityError(f"{self.name} (pid {self.pid}) cannot be told {message}: {error}") from error
 
     def wait(self, timeout_s: float) -> int:
         """Wait for a child that ends by itself and return its exit status.
@@ -125,6 +139,7 @@ class Supervisor:
             environment: Added to this process's environment.
             ready: True: wait for the JSON line. A pattern: wait until it matches standard error (tools that announce
                 themselves there). A function: wait until it returns true. False: do not wait.
+            listens: Whether it is told something later through `Child.tell`; otherwise its standard input is closed.
             timeout_s: How long to wait.
             grace_s: How long a child that never became ready gets between TERM and KILL.
 
@@ -133,7 +148,7 @@ class Supervisor:
         """
         if name in self.children:
             raise PreflightError(f"a child named {name} exists already; give each child a name of its own")
-        child = self._spawn(name, argv, host_pid, environment)
+        child = self._spawn(name, argv, host_pid, environment, listens=listens)
         self.children[name] = child
         if ready is not False:
             self._await(child, ready, timeout_s, grace_s)
@@ -209,7 +224,13 @@ class Supervisor:
         self.children.clear()
 
     def _spawn(
-        self, name: str, argv: Sequence[str], host_pid: int | None, environment: Mapping[str, str] | None
+        self,
+        name: str,
+        argv: Sequence[str],
+        host_pid: int | None,
+        environment: Mapping[str, str] | None,
+        *,
+        listens: bool,
     ) -> Child:
         # Both helpers replace themselves by what they start, so the pid stays the one we fork.
         prefix = ["setpriv", "--pdeathsig", "KILL", "--"]
@@ -219,7 +240,7 @@ class Supervisor:
         with output.open("wb") as out, errors.open("wb") as err:
             process = subprocess.Popen(
                 [*prefix, *argv],
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE if listens else subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
                 env={**os.environ, **(environment or {}), **self._journal.environment},
