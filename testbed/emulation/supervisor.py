@@ -126,6 +126,7 @@ class Supervisor:
         host_pid: int | None = None,
         environment: Mapping[str, str] | None = None,
         ready: Readiness = True,
+        listens: bool = False,
         timeout_s: float = 20.0,
         grace_s: float = 3.0,
     ) -> Child:
@@ -244,6 +245,8 @@ class Supervisor:
                 stdout=out,
                 stderr=err,
                 env={**os.environ, **(environment or {}), **self._journal.environment},
+                # Ctrl-C is for us to answer, not for the whole network at once.
+                process_group=0,
             )
         recorded = self._journal.record_process(process.pid, " ".join(argv))
         return Child(name, tuple(argv), process, recorded.start_ticks, output, errors)
