@@ -1,0 +1,118 @@
+"""Interfaces as the kernel has them: offloads read back, netem tried and used, hosts configured in one go.
+
+Everything works on the calling thread's network namespace. Root qdiscs of ports that have queues are not touched here:
+their one owner is the domain's controller.
+"""
+
+from __future__ import annotations
+
+import array
+import fcntl
+import socket
+import struct
+import subprocess
+import threading
+from collections.abc import Iterable, Sequence
+from contextlib import closing
+from pathlib import Path
+
+from testbed.emulation import syscalls
+from testbed.emulation.layout import Wire
+from testbed.errors import PreflightError
+
+_SIOCETHTOOL = 0x8946
+# ethtool's one-value "get" commands, linux/ethtool.h.
+_OFFLOADS = {"rx-checksum": 0x14, "tx-checksum": 0x16, "tso": 0x1E, "gso": 0x23, "gro": 0x2B}
+
+
+def run(command: Sequence[str], text: str = "") -> str:
+    """Run one tool of iproute2 in the calling thread's namespace and return what it prints.
+
+    Raises:
+        PreflightError: It is missing or failed, with its words.
+    """
+    try:
+        result = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+    except FileNotFoundError as error:
+        raise PreflightError(f"{command[0]} is not installed; install iproute2") from error
+    if result.returncode != 0:
+        raise PreflightError(f"{' '.join(command)} failed with status {result.returncode}: {result.stderr.strip()}")
+    return result.stdout
+
+
+def offloads(interface: str) -> tuple[str, ...]:
+    """Names of the offloads that are on.
+
+    Raises:
+        PreflightError: There is no such interface.
+    """
+    on = []
+    with closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as control:
+        for name, command in _OFFLOADS.items():
+            value = array.array("B", struct.pack("II", command, 0))
+            request = struct.pack("16sP8x", interface.encode(), value.buffer_info()[0])
+            try:
+                fcntl.ioctl(control, _SIOCETHTOOL, request)
+            except OSError as error:
+                raise PreflightError(f"{interface}: offload {name} cannot be read: {error}") from error
+            if struct.unpack("II", value.tobytes())[1]:
+                on.append(name)
+    return tuple(on)
+
+
+def interfaces() -> tuple[str, ...]:
+    """Names of the veth interfaces of this namespace."""
+    lines = run(["ip", "-oneline", "link", "show", "type", "veth"]).splitlines()
+    return tuple(line.split(": ")[1].partition("@")[0] for line in lines)
+
+
+def require_no_offloads() -> None:
+    """Fail if any veth interface of this namespace still has an offload on.
+
+    Raises:
+        PreflightError: Naming each.
+    """
+    found = {name: offloads(name) for name in interfaces()}
+    problems = [
+        f"{name}: offloads {', '.join(on)} are on; TCP hangs through the userspace datapath while they are"
+        for name, on in found.items()
+        if on
+    ]
+    if problems:
+        raise PreflightError(problems)
+
+
+def set_neighbours(interface: str, neighbours: Iterable[tuple[str, str]]) -> None:
+    """Give permanent (address, MAC) entries to an interface, so that nobody ever asks by broadcast."""
+    lines = [f"neigh replace {address} lladdr {mac} nud permanent dev {interface}\n" for address, mac in neighbours]
+    run(["ip", "-batch", "-"], "".join(lines))
+
+
+def disable_ipv6() -> None:
+    """No IPv6 in this namespace, on interfaces to come as well, where the kernel has it."""
+    for scope in ("all", "default"):
+        setting = Path(f"/proc/sys/net/ipv6/conf/{scope}/disable_ipv6")
+        if setting.exists():
+            setting.write_text("1")
+
+
+def netem_available() -> bool:
+    """Whether this kernel delays packets, tried in a network namespace that is gone afterwards."""
+    outcome: list[bool] = []
+
+    def attempt() -> None:
+        syscalls.unshare_network()
+        command = ["tc", "qdisc", "add", "dev", "lo", "root", "netem", "delay", "1ms"]
+        outcome.append(subprocess.run(command, capture_output=True, check=False).returncode == 0)
+
+    thread = threading.Thread(target=attempt)
+    thread.start()
+    thread.join()
+    return outcome == [True]
+
+
+def delay(wire: Wire) -> None:
+    """Put the long link's delay on both interfaces of its switch."""
+    for interface in wire.interfaces:
+        amount = ["delay", f"{round(wire.delay_s * 1e6)}us", "limit", str(wire.limit_packets)]
+        run(["tc", "qdisc", "replace", "dev", interface, "root", "netem", *amount])
