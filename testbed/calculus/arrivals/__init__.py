@@ -1,0 +1,1 @@
+"""Arrivals: what a tenant may send, as contracts and as stochastic models."""
