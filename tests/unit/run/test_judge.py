@@ -1,0 +1,136 @@
+"""The verdict of a tenant follows the data, unless the host or the tenant's own breach overrules them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from testbed.report.record import BoundRecord, TenantRecord
+from testbed.run.judge import Observed, judge_tenant, run_verdict
+from testbed.scenario.model import PoissonArrivals, Promise, Reservation, Tenant
+from testbed.telemetry.lag import replay
+from testbed.telemetry.match import Match
+from testbed.telemetry.samples import TenantSamples
+
+N = 40_000
+RATE_BPS = 10_000_000
+SIZE = 4_000
+PROMISE = Promise(deadline_s=0.02, epsilon=0.001)
+BUCKET = Reservation(rate_bps=RATE_BPS, meter_rate_bps=9_000_000, burst_bits=400_000, queue_bits=800_000)
+TENANT = Tenant("alpha", PoissonArrivals(1000.0, SIZE), "east", BUCKET, PROMISE)
+
+
+def observed(
+    latency_s: Callable[[np.random.Generator, int], np.ndarray], gap_s: float = 1e-3, seed: int = 1
+) -> Observed:
+    """A window of two domains, the first with all of the delay."""
+    rng = np.random.default_rng(seed)
+    intended = np.cumsum(rng.exponential(gap_s, N))
+    latency = latency_s(rng, N)
+    border = np.stack([intended, intended + latency, intended + latency], axis=1)
+    samples = TenantSamples(
+        tenant="alpha", number=1, domains=("west", "east"), window_start_ns=0, sequence=np.arange(N),
+        intended_s=intended, sent_s=intended, size_bits=np.full(N, SIZE, np.int32), border_s=border,
+    )  # fmt: skip
+    lost = int(np.count_nonzero(np.isnan(latency)))
+    found = Match(samples, (), 0, {"west": lost, "east": 0}, 0.0)
+    return Observed(found, replay(samples, RATE_BPS, (0.005, 0.005)), 0, lost, N * gap_s)
+
+
+def fast(rng: np.random.Generator, n: int) -> np.ndarray:
+    return rng.exponential(0.001, n)
+
+
+def often_late(rng: np.random.Generator, n: int) -> np.ndarray:
+    return np.where(rng.random(n) < 0.01, 0.1, 0.001)
+
+
+def often_lost(rng: np.random.Generator, n: int) -> np.ndarray:
+    return np.where(rng.random(n) < 0.01, np.nan, 0.001)
+
+
+def bound(value_s: float) -> BoundRecord:
+    return BoundRecord(bound_s=value_s, network_bound_s=value_s, method="lundberg", assumptions=(), parts=())
+
+
+@pytest.mark.parametrize(
+    ("latency", "valid", "gap_s", "verdict"),
+    [
+        (fast, True, 1e-3, "PASS"),
+        (often_late, True, 1e-3, "FAIL"),
+        (often_lost, True, 1e-3, "FAIL"),
+        (often_late, False, 1e-3, "INVALID"),
+        (fast, False, 1e-3, "INVALID"),
+        (often_late, True, 1e-4, "EXCUSED"),
+        (fast, False, 1e-4, "INVALID"),
+    ],
+    ids=["kept", "late", "lost", "late on a bad host", "kept on a bad host", "flooding", "flooding on a bad host"],
+)
+def test_the_verdict_is(latency: Callable[..., np.ndarray], valid: bool, gap_s: float, verdict: str) -> None:
+    assert judge_tenant(TENANT, [observed(latency, gap_s)], None, valid=valid).verdict == verdict
+
+
+def test_best_effort_is_promised_nothing() -> None:
+    nobody = Tenant("alpha", PoissonArrivals(1000.0, SIZE), "east")
+    found = judge_tenant(nobody, [observed(often_late)], None, valid=True)
+    assert (found.verdict, found.misses, found.conformance) == ("NONE", 0, None)
+
+
+@pytest.mark.parametrize(("bound_s", "valid", "broken"), [(0.5, True, False), (0.05, True, True), (0.05, False, False)])
+def test_a_bound_below_the_lower_limit_of_a_valid_measurement_is_broken(
+    bound_s: float, valid: bool, broken: bool
+) -> None:
+    found = judge_tenant(TENANT, [observed(often_late)], bound(bound_s), valid=valid)
+    assert found.p999_lower_s == pytest.approx(0.1)
+    assert found.bound_broken is broken
+
+
+def test_a_bound_is_held_against_the_limit_and_not_the_estimate() -> None:
+    found = judge_tenant(TENANT, [observed(fast)], None, valid=True)
+    assert found.p999_s is not None
+    assert found.p999_lower_s is not None
+    between = (found.p999_lower_s + found.p999_s) / 2
+    assert not judge_tenant(TENANT, [observed(fast)], bound(between), valid=True).bound_broken
+
+
+def test_windows_are_pooled_and_their_losses_added() -> None:
+    found = judge_tenant(TENANT, [observed(often_lost, seed=s) for s in (1, 2)], None, valid=True)
+    assert found.n == 2 * N
+    assert found.lost == found.misses
+    assert found.domains[0].lost == found.lost
+    assert found.conformance is not None
+    assert found.conformance.queue_dropped == found.lost
+
+
+def test_too_few_samples_say_how_long_it_would_take() -> None:
+    window = observed(fast)
+    samples = window.match.samples
+    short = TenantSamples(**{
+        **{k: getattr(samples, k) for k in ("tenant", "number", "domains", "window_start_ns", "last_of_request")},
+        **{k: getattr(samples, k)[:2000] for k in ("sequence", "intended_s", "sent_s", "size_bits", "border_s")},
+    })  # fmt: skip
+    few = Observed(Match(short, (), 0, {"west": 0, "east": 0}, 0.0), None, 0, 0, 2.0)
+    found = judge_tenant(TENANT, [few], None, valid=True)
+    assert found.verdict == "UNDETERMINED"
+    assert found.samples_needed is not None
+    assert found.seconds_needed == pytest.approx(found.samples_needed / 1000)
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "worst"),
+    [
+        (["PASS", "UNDETERMINED"], "UNDETERMINED"),
+        (["PASS", "FAIL", "UNDETERMINED"], "FAIL"),
+        (["FAIL", "INVALID"], "INVALID"),
+        (["PASS", "EXCUSED"], "PASS"),
+        (["EXCUSED"], "PASS"),
+        ([], "PASS"),
+    ],
+)
+def test_a_run_is_as_bad_as_its_worst_promise(verdicts: list[Any], worst: str) -> None:
+    base = judge_tenant(TENANT, [observed(fast)], None, valid=True)
+    rows: list[TenantRecord] = [base.model_copy(update={"verdict": verdict}) for verdict in verdicts]
+    assert run_verdict(rows) == worst
