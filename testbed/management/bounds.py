@@ -22,6 +22,7 @@ from testbed.calculus import (
     GammaGap,
     MarkovOnOff,
     Metered,
+    Part,
     Renewal,
     TokenBucket,
     delay_bound,
@@ -125,14 +126,20 @@ def _model(tenant: Tenant) -> Arrival | None:
 
 def _parts(found: DelayBound, envelopes: Sequence[Envelope]) -> tuple[BoundPart, ...]:
     allowances = {envelope.domain: envelope.guardrails.host_allowance_s for envelope in envelopes}
-    notes = {
-        "queue": lambda _: "the tenant's own packets before it at the smallest reserved rate",
-        "latency": lambda name: f"promised latency, of which {allowances[name] * 1e3:.2f} ms is granted to the host",
-        "excess": lambda _: "impairments of the domain, as calibrated",
-        "loss": lambda _: "packets the domain may lose",
-    }
+
+    def note(part: Part) -> str:
+        match part.kind:
+            case "queue":
+                return "the tenant's own packets before it at the smallest reserved rate"
+            case "latency":
+                return f"promised latency, of which {allowances[part.domain] * 1e3:.2f} ms is granted to the host"
+            case "excess":
+                return "impairments of the domain, as calibrated"
+            case "loss":
+                return "packets the domain may lose"
+
     access = BoundPart(name=ACCESS, delay_s=ACCESS_ALLOWANCE_S, note="sender and customer's edge; policed by a gate")
     return (
         access,
-        *(BoundPart(name=p.domain, delay_s=p.delay_s, note=notes[p.kind](p.domain)) for p in found.parts),
+        *(BoundPart(name=p.domain, delay_s=p.delay_s, note=note(p)) for p in found.parts),
     )

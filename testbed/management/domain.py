@@ -13,7 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+from controller.client import CallError
 from controller.program import DomainProgram, Meter, Queue, Rule
+from controller.report import sentence
 from testbed.envelope.descriptor import Envelope, Evidence, Stage, Subject, Validity
 from testbed.envelope.guardrails import Guardrails
 from testbed.envelope.keys import PublicKey, SigningKey
@@ -36,10 +38,10 @@ class Controller(Protocol):
     """What an agent asks of its domain's controller; `controller.client.ControllerClient` is one."""
 
     def install(self, program: DomainProgram) -> Any:
-        """Install the difference to what is installed; raises on any OpenFlow or netlink error."""
+        """Install the difference to what is installed and read it back; raises `CallError` if either fails."""
 
-    def verify(self) -> Sequence[str]:
-        """Differences between the program and what is read back, one sentence each."""
+    def verify(self) -> Sequence[Mapping[str, str]]:
+        """Differences between the program and what is read back: object, tenant, found, expected."""
 
 
 @dataclass(frozen=True)
@@ -194,19 +196,17 @@ class DomainAgent:
 
     def drift(self) -> tuple[str, ...]:
         """Differences between what was committed and what is on the switches now."""
-        return tuple(self.controller.verify())
+        return tuple(f"domain {self.domain.name}: {sentence(found)}" for found in self.controller.verify())
 
     def _install(self) -> None:
         rules = tuple(sorted(self._committed.values(), key=lambda rule: rule.number))
         try:
             self.controller.install(replace(self.skeleton, rules=rules))
             differences = self.drift()
-        except ReservationError:
-            raise
-        except (OSError, RuntimeError, ValueError) as error:
-            raise ReservationError(f"domain {self.domain.name}: the controller could not install: {error}") from error
+        except CallError as error:
+            raise ReservationError([f"domain {self.domain.name}: {problem}" for problem in error.problems]) from error
         if differences:
-            raise ReservationError([f"domain {self.domain.name}: {difference}" for difference in differences])
+            raise ReservationError(differences)
 
     def _require_capacity(self, wanted_bps: int) -> None:
         if wanted_bps > self.domain.link_rate_bps:

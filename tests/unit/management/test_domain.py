@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import pytest
 
+from controller.client import CallError
 from controller.program import DomainProgram
 from testbed.envelope.keys import SigningKey
 from testbed.envelope.store import verify
@@ -25,7 +26,7 @@ class RememberingController:
     """Holds the last program; `differences` is what it claims to read back wrong."""
 
     programs: list[DomainProgram] = field(default_factory=list)
-    differences: list[str] = field(default_factory=list)
+    differences: list[Mapping[str, str]] = field(default_factory=list)
     failure: Exception | None = None
 
     def install(self, program: DomainProgram) -> None:
@@ -33,7 +34,7 @@ class RememberingController:
             raise self.failure
         self.programs.append(program)
 
-    def verify(self) -> Sequence[str]:
+    def verify(self) -> Sequence[Mapping[str, str]]:
         return self.differences
 
     @property
@@ -139,16 +140,16 @@ def test_what_reads_back_wrong_is_not_committed(agent: DomainAgent, switch: Reme
     agent.prepare("t1", offers["t1"])
     agent.commit()
     agent.prepare("t2", offers["t2"])
-    switch.differences = ["class 1:12 on d1e-dn: rate 8000000, expected 10000000"]
-    with pytest.raises(ReservationError, match="west: class 1:12 on d1e-dn"):
+    switch.differences = [{"object": "class 1:12 on d1e-dn", "tenant": "t2", "found": "8 Mb", "expected": "10 Mb"}]
+    with pytest.raises(ReservationError, match=r"west: class 1:12 on d1e-dn \(tenant t2\): found 8 Mb, expected 10 Mb"):
         agent.commit()
     assert switch.tenants == ["t1"]
 
 
 def test_a_controller_that_fails_is_named_with_its_domain(agent: DomainAgent, switch: RememberingController) -> None:
     agent.prepare("t1", agent.offer([demand(1)])["t1"])
-    switch.failure = ConnectionResetError("socket closed")
-    with pytest.raises(ReservationError, match="west: the controller could not install: socket closed"):
+    switch.failure = CallError("connection", ["call install: the controller closed the connection"])
+    with pytest.raises(ReservationError, match="west: call install: the controller closed"):
         agent.commit()
 
 
