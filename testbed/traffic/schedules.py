@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,9 +98,11 @@ def load_arrays(path: Path, names: tuple[str, ...]) -> dict[str, npt.NDArray[Any
     """
     try:
         with np.load(path, allow_pickle=False) as file:
-            missing = [name for name in names if name not in file]
-            if missing:
-                raise ValueError(f"{path}: arrays {missing} are missing; written by another version or program")
-            return {name: file[name] for name in names}
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"{path}: not an .npz file; written by another program or damaged") from error
+            arrays = {name: file[name] for name in names if name in file}
+    except (ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(
+            f"{path}: found no .npz file of plain arrays ({error}); written by another program?"
+        ) from error
+    if missing := [name for name in names if name not in arrays]:
+        raise ValueError(f"{path}: found no arrays {missing}; written by another version or program?")
+    return arrays
