@@ -146,13 +146,13 @@ _PROMISE = Record(
         Field("deadline", _DEADLINE, "A packet later than this is a miss, and so is a lost one.", required=True),
         Field(
             "epsilon",
-            Number("a probability", 1e-6, 0.5, remedy="0.001 promises the deadline to 99.9 % of the packets"),
+            Number("a probability", 1e-6, 0.5, remedy="write 0.001 to promise the deadline to 99.9 % of the packets"),
             "Share of misses the promise allows.",
             required=True,
         ),
         Field(
             "confidence",
-            Number("a confidence level", 0.5, 0.9999, remedy="0.95 is usual"),
+            Number("a confidence level", 0.5, 0.9999, remedy="write 0.95 for 95 %"),
             "Confidence at which the promise is judged.",
             default=0.95,
         ),

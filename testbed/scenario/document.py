@@ -73,7 +73,9 @@ def describe(node: Node) -> str:
         case Scalar(text=text):
             return text
         case Sequence(items=items):
-            return f"a list of {len(items)}"
+            return f"a list of {len(items)}" if items else "an empty list"
+        case Mapping(entries=()):
+            return "an empty mapping"
         case Mapping(entries=entries):
             keys = [key for key, _, _ in entries]
             return "a mapping with the keys " + ", ".join(keys[:6]) + (", ..." if len(keys) > 6 else "")
@@ -94,7 +96,7 @@ def parse(text: str, report: Report) -> Node | None:
         report.add(
             None if mark is None else mark.line + 1,
             "syntax",
-            found=error.problem or error.context or "text that is not YAML",
+            found=f"text that is not YAML ({error.problem or error.context})",
             expected="one YAML document",
             remedy="correct this line or the one above it (indentation, a missing colon, bracket or quote)",
         )

@@ -114,7 +114,7 @@ class Boolean:
 
     def check(self, node: Node, where: str, report: Report) -> Any:
         """The truth value."""
-        if isinstance(node, Scalar) and node.kind == "boolean":
+        if isinstance(node, Scalar) and node.kind == "boolean" and node.text.lower() in {"true", "false"}:
             return node.text.lower() == "true"
         return _refuse(node, where, report, self.expected, "write true or false, without quotes")
 
@@ -305,14 +305,15 @@ class Record:
     def check(self, node: Node, where: str, report: Report) -> Any:
         """A `Section`; with unusable members it is still returned, for the rules that can be checked without them."""
         if not isinstance(node, Mapping):
-            return _refuse(node, where, report, self.expected, f"write {self.fields[0].key}: and the other keys below")
+            remedy = f"write {self.fields[0].key}: and the other keys below"
+            return _refuse(node, where or "scenario", report, self.expected, remedy)
         known = {item.key: item for item in self.fields}
         prefix = "" if not where else f"{where}." if ": " in where or " " not in where else f"{where}: "
         values: dict[str, Any] = {}
         unusable: set[str] = set()
         for key, line, value_node in node:
             if key not in known:
-                remedy = did_you_mean(key, known, f"delete it, or use one of {', '.join(known)}")
+                remedy = did_you_mean(key, known, "delete it")
                 place = where or "scenario"
                 report.add(line, place, found=f"the unknown key {key}", expected=self.expected, remedy=remedy)
                 continue

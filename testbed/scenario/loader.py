@@ -223,7 +223,7 @@ def _require_group(group: str, belonging: list[tuple[Section, OnOffArrivals]], r
         report.add(
             breach.line_of("group"),
             f"{breach.where}.group",
-            found=f"{first_section.get('name')} alone in the group {group}",
+            found=f"no other tenant in the group {group}",
             expected="at least two tenants whose bursts coincide",
             remedy="give another tenant the same group, or delete the misbehaviour",
         )

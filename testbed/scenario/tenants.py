@@ -180,8 +180,8 @@ def _renewal(section: Section, report: Report) -> RenewalArrivals | None:
 
 def _check_cv(section: Section, gap: str, cv: float | None, report: Report) -> None:
     wanted = {
-        "deterministic": ("0, or no cv: the gaps are all equal", "delete cv, or choose another gap"),
-        "erlang": ("1/sqrt(k) for a whole k, such as 0.7071 or 0.5", "choose the nearest such value, or gap: gamma"),
+        "deterministic": ("0, or no cv,", "delete cv, or choose another gap"),
+        "erlang": ("1/sqrt(k) with a whole k, such as 0.7071 or 0.5,", "choose the nearest such value, or gap: gamma"),
         "gamma": ("a value above 0", "add cv: 1 gives a Poisson process, more is burstier"),
         "hyperexponential": ("a value above 1", "choose a larger cv, or gap: gamma"),
     }
@@ -195,7 +195,7 @@ def _check_cv(section: Section, gap: str, cv: float | None, report: Report) -> N
         expected, remedy = wanted[gap]
         found = "no cv" if cv is None else f"{cv:g}"
         place = f"{section.where}.cv"
-        report.add(section.line_of("cv"), place, found=found, expected=f"for gap {gap}: {expected}", remedy=remedy)
+        report.add(section.line_of("cv"), place, found=found, expected=f"{expected} for the gap {gap}", remedy=remedy)
 
 
 def _is_erlang(cv: float) -> bool:
@@ -231,6 +231,15 @@ def _trace(section: Section, folder: Path, report: Report) -> TraceArrivals | No
         bits_per_token=bits_per_token or 0,
         size_bits=int(section.get("size", 8 * LARGEST_FRAME_BYTES)),
     )
+    if not built.path.is_file():
+        report.add(
+            section.line_of("file"),
+            f"{section.where}.file",
+            found=f"no file {built.path}",
+            expected="the path of a trace, relative to the scenario file",
+            remedy="correct the path, or fetch the trace",
+        )
+        return None
     try:
         mean_bps(built)
     except ScenarioError as error:

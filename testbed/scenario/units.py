@@ -14,11 +14,11 @@ from fractions import Fraction
 
 _NUMBER = r"[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]{1,2})?"
 _QUANTITY = re.compile(rf"\s*({_NUMBER})\s*(\S(?:.*\S)?)?\s*")
+_LONE_B = re.compile(r"([kmg]?)b(/s)?", re.IGNORECASE)
 _PREFIXES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
 _SPELT_DIFFERENTLY = {
     "bps": "bit/s", "kbps": "kbit/s", "mbps": "Mbit/s", "gbps": "Gbit/s",
-    "b/s": "bit/s", "kb/s": "kbit/s", "mb/s": "Mbit/s", "gb/s": "Gbit/s",
-    "kb": "kB", "mb": "MB", "kib": "kB", "mib": "MB", "byte": "B", "bytes": "B", "bits": "bit",
+    "kib": "kB", "mib": "MB", "gib": "GB", "byte": "B", "bytes": "B", "bits": "bit",
     "sec": "s", "secs": "s", "second": "s", "seconds": "s", "msec": "ms", "usec": "us", "µs": "us", "μs": "us",
     "minute": "min", "minutes": "min", "m": "min", "hour": "h", "hours": "h",
     "pps": "packets/s", "rps": "requests/s", "packet/s": "packets/s", "request/s": "requests/s",
@@ -94,7 +94,7 @@ def parse(text: str, dimension: Dimension) -> Fraction:
         UnitError: `text` is no number with a unit of this dimension; the message says what to write.
     """
     match = _QUANTITY.fullmatch(text)
-    if match is None:
+    if match is None or "," in text:
         raise UnitError(_remedy_for_text(text, dimension))
     number, unit = match.groups()
     for known, scale in dimension.units:
@@ -109,9 +109,10 @@ def quantity(value: float | Fraction, dimension: Dimension) -> str:
     Bytes are used for sizes of whole bytes and bits for everything else that has both.
     """
     exact = Fraction(value)
-    units = [unit for unit in dimension.units if _preferred(unit[0], exact, dimension)]
-    fitting = [unit for unit in units if unit[1] <= exact]
-    name, scale = fitting[-1] if fitting else (dimension.base, Fraction(1))
+    if exact == 0:
+        return f"0 {dimension.base}"
+    candidates = [(unit, scale) for unit, scale in dimension.units if _preferred(unit, exact, dimension)]
+    name, scale = max((fit for fit in candidates if fit[1] <= exact), key=lambda fit: fit[1], default=candidates[0])
     return f"{float(exact / scale):.6g} {name}"
 
 
@@ -119,9 +120,13 @@ def _preferred(unit: str, value: Fraction, dimension: Dimension) -> bool:
     if dimension is RATE:
         return unit.endswith("bit/s")
     if dimension is SIZE:
-        # 12 kB and 1400 B are how frames and buffers are spoken of; a bucket of 5 Mbit stays in bits.
-        in_bytes = value % 8 == 0 and value < 10**6
-        return unit.endswith("B") if in_bytes else unit.endswith("bit")
+        # 1400 B and 12 kB are how frames and buffers are spoken of; 1 kbit and a bucket of 5 Mbit stay in bits.
+        in_bytes = value % 8 == 0 and value < 10**6 and (value % 1000 != 0 or value % 8000 == 0)
+        largest = "B" if value < 80_000 else "kB"
+        return unit in {"B", largest} if in_bytes else unit.endswith("bit")
+    if dimension is TIME:
+        # 60 s and 90 s are easier to compare with other seconds than 1 min and 1.5 min.
+        return unit not in {"h", "min"} or (value % 60 == 0 and value >= 120)
     return True
 
 
@@ -136,11 +141,25 @@ def _remedy_for_text(text: str, dimension: Dimension) -> str:
 
 def _remedy_for_unit(number: str, unit: str | None, dimension: Dimension) -> str:
     if unit is None:
-        return f"add the unit: {number} {dimension.base}, if that is what was meant ({_listing(dimension)})"
+        return f"add the unit, one of {_listing(dimension)}"
+    in_bits_or_bytes = _bits_or_bytes(unit, dimension)
+    if in_bits_or_bytes is not None:
+        bits, in_bytes = in_bits_or_bytes
+        return f"write {number} {bits} if bits are meant and {number} {in_bytes} if bytes are"
     spelling = _near(unit, dimension)
     if spelling is not None:
         return f"did you mean {number} {spelling}?"
     return f"write one of the units {_listing(dimension)}"
+
+
+def _bits_or_bytes(unit: str, dimension: Dimension) -> tuple[str, str] | None:
+    """The two units that a `b` of unclear meaning may stand for, None if `unit` has none or they do not fit."""
+    match = _LONE_B.fullmatch(unit)
+    if match is None:
+        return None
+    prefix, per_second = match[1].lower().replace("m", "M").replace("g", "G"), match[2] or ""
+    candidates = f"{prefix}bit{per_second}", f"{prefix}B{per_second}"
+    return candidates if candidates[0] in dict(dimension.units) else None
 
 
 def _near(unit: str, dimension: Dimension) -> str | None:
