@@ -59,8 +59,8 @@ def from_dict(data: Mapping[str, Any]) -> Scenario:
             Scenario,
             {
                 **data,
-                "domains": tuple(_build(Domain, domain) for domain in data.get("domains", ())),
-                "tenants": tuple(_tenant_from_dict(tenant) for tenant in data.get("tenants", ())),
+                "domains": tuple(_build(Domain, domain) for domain in _list(data, "domains")),
+                "tenants": tuple(_tenant_from_dict(tenant) for tenant in _list(data, "tenants")),
                 "datapath": Datapath(data.get("datapath", "auto")),
                 "source": None if data.get("source") is None else Path(data["source"]),
             },
@@ -97,6 +97,13 @@ def _arrivals_from_dict(data: Mapping[str, Any]) -> Arrivals:
     if name == "trace" and "path" in parameters:
         parameters["path"] = Path(parameters["path"])
     return _build(_MODELS[name], parameters)
+
+
+def _list(data: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
+    items = data.get(key)
+    if not isinstance(items, list) or not all(isinstance(item, Mapping) for item in items):
+        raise ScenarioError(f"scenario data: {key}: found no list of mappings; expected what to_dict() writes")
+    return items
 
 
 def _optional(kind: type[_T], data: Mapping[str, Any] | None) -> _T | None:

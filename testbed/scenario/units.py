@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 _NUMBER = r"[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]{1,2})?"
-_QUANTITY = re.compile(rf"\s*({_NUMBER})\s*(\S(?:.*\S)?)?\s*")
+_QUANTITY = re.compile(rf"\s*({_NUMBER})\s*([^\s\d.](?:.*\S)?)?\s*")
 _LONE_B = re.compile(r"([kmg]?)b(/s)?", re.IGNORECASE)
 _PREFIXES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
 _SPELT_DIFFERENTLY = {

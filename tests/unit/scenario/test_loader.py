@@ -1,0 +1,206 @@
+"""What a good scenario file becomes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ruamel.yaml import YAML
+
+from testbed.errors import ScenarioError
+from testbed.scenario import summary
+from testbed.scenario.definition import schema, schema_text
+from testbed.scenario.dictionary import from_dict, to_dict
+from testbed.scenario.loader import load
+from testbed.scenario.model import (
+    Datapath,
+    Domain,
+    Misbehaviour,
+    OnOffArrivals,
+    PoissonArrivals,
+    Promise,
+    Reservation,
+    Scenario,
+    Tenant,
+    TraceArrivals,
+)
+from tests.unit.scenario.strategies import as_yaml, documents
+
+TOPOLOGIES = Path(__file__).parents[3] / "topologies"
+BAD = Path(__file__).parent / "bad"
+VALIDATOR = jsonschema.Draft202012Validator(schema())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("scenarios")
+
+
+def load_text(text: str, folder: Path) -> Scenario:
+    path = folder / "scenario.yaml"
+    path.write_text(text, encoding="utf-8")
+    return load(path)
+
+
+def test_every_value_of_a_file_arrives_in_si_units(tmp_path: Path) -> None:
+    text = """
+    name: all
+    seed: 3
+    warm-up: 2 s
+    duration: 1.5 min
+    datapath: userspace
+    allow-zero-delay: true
+    domains:
+      - {name: near, link-rate: 40 Mbit/s, link-delay: 2.5 ms, compute: true}
+      - {name: far, link-rate: 5 MB/s}
+    tenants:
+      - name: alpha
+        site: near
+        arrivals: {model: on-off, peak: 20 Mbit/s, mean-on: 5 ms, mean-off: 7500 us, size: 1400 B}
+        reservation: {rate: 10 Mbit/s, meter-rate: 9 Mbit/s, burst: 400 kbit, queue: 100 kB}
+        promise: {deadline: 0.2 s, epsilon: 1e-3, confidence: 0.9}
+        misbehaviour: {kind: flood, offered: 40 Mbit/s}
+      - name: bulk
+        arrivals: {model: poisson, rate: 250 packets/s, size: 8 kbit}
+    """
+    assert load_text(text, tmp_path) == Scenario(
+        name="all",
+        domains=(Domain("near", 40_000_000, 0.0025, compute=True), Domain("far", 40_000_000)),
+        tenants=(
+            Tenant(
+                "alpha",
+                OnOffArrivals(20e6, 0.005, 0.0075, 11_200),
+                "near",
+                Reservation(10_000_000, 9_000_000, 400_000, 800_000),
+                Promise(0.2, 0.001, 0.9),
+                Misbehaviour("flood", offered_bps=40e6),
+            ),
+            Tenant("bulk", PoissonArrivals(250.0, 8000), "near"),
+        ),
+        seed=3,
+        warmup_s=2.0,
+        duration_s=90.0,
+        datapath=Datapath.USERSPACE,
+        allow_zero_delay=True,
+        source=tmp_path / "scenario.yaml",
+    )
+
+
+def test_a_tenant_without_a_site_is_served_by_the_last_domain_that_offers_compute(tmp_path: Path) -> None:
+    offering = "{name: a, link-rate: 1 Mbit/s, compute: true}, {name: b, link-rate: 1 Mbit/s, compute: true}"
+    domains = f"[{offering}, {{name: c, link-rate: 1 Mbit/s}}]"
+    tenants = "[{name: t, arrivals: {model: poisson, rate: 1 kbit/s, size: 100 B}}]"
+    scenario = load_text(f"name: n\ndomains: {domains}\ntenants: {tenants}\n", tmp_path)
+    assert scenario.tenants[0].site == "b"
+    assert [domain.name for domain in scenario.path(scenario.tenants[0])] == ["a", "b"]
+
+
+def test_a_trace_is_found_beside_its_scenario_file_and_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "traces").mkdir()
+    (tmp_path / "traces" / "t.csv").write_text("time_s,size_bytes\n" + "".join(f"{i / 100},1000\n" for i in range(200)))
+    replayed = "{model: trace, file: traces/t.csv, format: packets, speed-up: 2}"
+    tenant = f"{{name: t, arrivals: {replayed}, reservation: {{rate: 3 Mbit/s}}}}"
+    monkeypatch.chdir("/")
+    domains = "[{name: a, link-rate: 9 Mbit/s, compute: true}]"
+    scenario = load_text(f"name: n\ndomains: {domains}\ntenants: [{tenant}]\n", tmp_path)
+    arrivals, reservation = scenario.tenants[0].arrivals, scenario.tenants[0].reservation
+    assert arrivals == TraceArrivals(tmp_path / "traces" / "t.csv", "packets", 2.0, 0, 8 * 1514)
+    # 100 packets of 8 kbit a second, twice as fast: a mean of 1.6 Mbit/s, half-way to 3 Mbit/s.
+    assert reservation is not None
+    assert reservation.meter_rate_bps == 2_300_000
+
+
+@pytest.mark.parametrize("name", ["demo", "smoke", "delay"])
+def test_the_shipped_scenarios_are_valid_and_satisfy_the_schema(name: str) -> None:
+    path = TOPOLOGIES / f"{name}.yaml"
+    scenario = load(path)
+    VALIDATOR.validate(YAML(typ="safe").load(path))
+    assert scenario.name == name
+    assert from_dict(json.loads(json.dumps(to_dict(scenario)))) == scenario
+
+
+def test_the_schema_that_ships_is_the_one_the_loader_checks_against() -> None:
+    jsonschema.Draft202012Validator.check_schema(schema())
+    assert json.loads(schema_text()) == schema(), "run: python -m testbed.scenario.definition > .../schema.json"
+
+
+@given(documents())
+@settings(max_examples=150, deadline=None)
+def test_a_valid_document_loads_satisfies_the_schema_and_round_trips(folder: Path, document: dict[str, Any]) -> None:
+    VALIDATOR.validate(document)
+    scenario = load_text(as_yaml(document), folder)
+    assert from_dict(json.loads(json.dumps(to_dict(scenario)))) == scenario
+    assert len(summary.lines(scenario)) >= 2 + len(scenario.tenants)
+    for tenant in scenario.tenants:
+        if tenant.reservation is not None and tenant.mean_bps is not None:
+            assert tenant.mean_bps < tenant.reservation.meter_rate_bps < tenant.reservation.rate_bps
+            assert tenant.reservation.meter_rate_bps % 1000 == 0
+            assert tenant.reservation.burst_bits % 1000 == 0
+
+
+@given(documents(), st.data())
+@settings(max_examples=300, deadline=None)
+def test_whatever_the_schema_refuses_the_loader_refuses_too(
+    folder: Path, document: dict[str, Any], data: st.DataObject
+) -> None:
+    places = list(_places(document))
+    parent, key = data.draw(st.sampled_from(places))
+    action = data.draw(st.sampled_from(["delete", "rename", "replace"]))
+    value = parent.pop(key) if isinstance(parent, dict) else parent[key]
+    if action == "rename" and isinstance(parent, dict):
+        parent[f"{key}x"] = value
+    elif action == "replace" or isinstance(parent, list):
+        parent[key] = data.draw(st.sampled_from([None, True, 7, -1, 0.5, "x y", "5 ms", "5 Mbit/s", "5 B", [], {}]))
+    if not VALIDATOR.is_valid(document):
+        with pytest.raises(ScenarioError):
+            load_text(as_yaml(document), folder)
+
+
+def _places(value: object) -> Any:
+    if isinstance(value, dict):
+        for key, item in list(value.items()):
+            yield value, key
+            yield from _places(item)
+    if isinstance(value, list):
+        for index, item in enumerate(value):
+            yield value, index
+            yield from _places(item)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        pytest.param(lambda data: data.pop("seed"), "missing keys ['seed']", id="a missing key"),
+        pytest.param(lambda data: data.update(colour=1), "unknown keys ['colour']", id="an unknown key"),
+        pytest.param(lambda data: data.update(datapath="usb"), "'usb'", id="an unknown datapath"),
+        pytest.param(
+            lambda data: data["tenants"][0]["arrivals"].update(model="magic"), "'magic'", id="an unknown arrival model"
+        ),
+        pytest.param(lambda data: data["tenants"][0]["promise"].pop("epsilon"), "Promise", id="a damaged promise"),
+        pytest.param(lambda data: data.update(domains=7), "domains", id="something that is no list"),
+        pytest.param(
+            lambda data: data.update(tenants=["x"]),
+            "tenants: found no list of mappings",
+            id="something that is no mapping",
+        ),
+    ],
+)
+def test_damaged_scenario_data_is_refused(damage: Any, words: str) -> None:
+    data = json.loads(json.dumps(to_dict(load(TOPOLOGIES / "demo.yaml"))))
+    damage(data)
+    with pytest.raises(ScenarioError) as caught:
+        from_dict(data)
+    assert words in str(caught.value)
+
+
+def test_a_scenario_built_in_python_has_no_source_and_still_round_trips() -> None:
+    scenario = replace(load(TOPOLOGIES / "smoke.yaml"), source=None)
+    assert from_dict(to_dict(scenario)) == scenario
