@@ -1,0 +1,57 @@
+"""`testbed bound`: what theory promises a scenario's tenants, without a network."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from testbed.management.paper import bounds_on_paper
+from testbed.report.record import BoundRecord
+from testbed.report.terminal import milliseconds
+from testbed.scenario import load
+from testbed.scenario.model import Scenario
+
+
+def bound(
+    file: Annotated[Path, typer.Argument(help="Scenario file.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Show every tenant's p99.9 bound, its method and its budget per domain."""
+    scenario = load(file)
+    bounds = bounds_on_paper(scenario)
+    if as_json:
+        typer.echo(json.dumps({"tenants": [_row(scenario, name, found) for name, found in bounds.items()]}, indent=1))
+        return
+    console = Console()
+    table = Table(title=f"{scenario.name}: bounds (ms)", title_justify="left", header_style="bold")
+    for heading in ("tenant", "ε", "bound", "method", "made of"):
+        table.add_column(heading, justify="left" if heading in {"tenant", "method", "made of"} else "right")
+    for name, found in bounds.items():
+        parts = " + ".join(f"{part.name} {milliseconds(part.delay_s)}" for part in found.parts)
+        table.add_row(name, f"{_epsilon(scenario, name):g}", milliseconds(found.bound_s), found.method, parts)
+    console.print(table)
+    for name, found in bounds.items():
+        console.print(f"\n[bold]{name}[/bold]")
+        console.print(found.explanation, markup=False, highlight=False)
+
+
+def _epsilon(scenario: Scenario, name: str) -> float:
+    promise = next(tenant.promise for tenant in scenario.tenants if tenant.name == name)
+    return promise.epsilon if promise else 1e-3
+
+
+def _row(scenario: Scenario, name: str, found: BoundRecord) -> dict[str, object]:
+    return {
+        "name": name,
+        "epsilon": _epsilon(scenario, name),
+        "bound_s": found.bound_s,
+        "method": found.method,
+        "assumptions": list(found.assumptions),
+        "budget": [share.model_dump() for share in found.budget],
+        "rejected": found.rejected,
+    }

@@ -1,0 +1,173 @@
+"""Carries a scenario's tenants through every domain: offers in path order, verified, then prepare and commit.
+
+Domains do not know each other; here is who walks the path. A later domain's meter must let through what earlier domains
+may have bunched together, so its burst follows from their promises. Any failure releases what was held everywhere.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+from controller.program import DomainProgram
+from testbed.calculus import TokenBucket, burst_after
+from testbed.envelope.descriptor import Envelope, Evidence
+from testbed.envelope.keys import SigningKey
+from testbed.envelope.store import verify
+from testbed.envelope.tail import Stochastic
+from testbed.envelope.trust import Trust
+from testbed.errors import TestbedError
+from testbed.management.bounds import service_of
+from testbed.management.domain import Controller, Demand, DomainAgent
+from testbed.scenario.model import Scenario, Tenant
+
+Calibrated = Mapping[str, tuple[Stochastic, Evidence]]
+
+
+@dataclass(frozen=True)
+class Signed:
+    """A verified envelope beside the bytes that carry it."""
+
+    envelope: Envelope
+    sealed: bytes
+
+
+@dataclass
+class Federation:
+    """All domains of a scenario as seen by whoever reserves across them.
+
+    Attributes:
+        scenario: Tenants and their paths.
+        agents: One per domain, by name.
+        addresses: (client, server) address of each tenant, by name.
+        trust: Who may sign for which domain.
+        clock: Unix time in seconds.
+    """
+
+    scenario: Scenario
+    agents: Mapping[str, DomainAgent]
+    addresses: Mapping[str, tuple[str, str]]
+    trust: Trust
+    clock: Callable[[], float] = time.time
+    offers: dict[str, dict[str, Signed]] = field(default_factory=dict)
+
+    def collect_offers(self, calibrated: Mapping[str, Calibrated] | None = None) -> None:
+        """Ask every domain, in path order, for an envelope for each tenant that crosses it.
+
+        Args:
+            calibrated: Per domain and tenant, what a calibration supports. Bursts stay those of the first offers, so
+                that what is installed need not change.
+
+        Raises:
+            EnvelopeError: An offer does not verify.
+            ReservationError: A domain cannot carry what is asked.
+        """
+        previous = self.offers
+        self.offers = {}
+        for domain in self.scenario.domains:
+            demands = [self._demand(tenant, domain.name, previous) for tenant in self._crossing(domain.name)]
+            sealed = self.agents[domain.name].offer(demands, (calibrated or {}).get(domain.name))
+            self.offers[domain.name] = {
+                tenant: Signed(verify(data, self.trust, self.clock()), data) for tenant, data in sealed.items()
+            }
+
+    def reserve(self) -> None:
+        """Prepare every offer in every domain, then commit all of them.
+
+        Raises:
+            TestbedError: A domain refused or could not install; nothing is left reserved anywhere.
+        """
+        try:
+            for name, agent in self.agents.items():
+                for tenant in self._crossing(name):
+                    signed = self.offers[name].get(tenant.name)
+                    agent.prepare(tenant.name, b"" if signed is None else signed.sealed)
+            for agent in self.agents.values():
+                agent.commit()
+        except TestbedError:
+            self.release()
+            raise
+
+    def release(self) -> None:
+        """Give everything back in every domain; the first failure is raised after all were asked."""
+        failures: list[TestbedError] = []
+        for agent in self.agents.values():
+            try:
+                agent.release()
+            except TestbedError as error:
+                failures.append(error)
+        if failures:
+            raise failures[0]
+
+    def drift(self) -> tuple[str, ...]:
+        """Differences between what is committed and what the switches hold, all domains."""
+        return tuple(difference for agent in self.agents.values() for difference in agent.drift())
+
+    def envelopes(self, tenant: Tenant) -> list[Envelope]:
+        """A tenant's envelopes in path order; empty for best effort."""
+        names = [domain.name for domain in self.scenario.path(tenant)]
+        return [self.offers[name][tenant.name].envelope for name in names if tenant.name in self.offers[name]]
+
+    def _crossing(self, domain: str) -> list[Tenant]:
+        return [t for t in self.scenario.tenants if any(d.name == domain for d in self.scenario.path(t))]
+
+    def _demand(self, tenant: Tenant, domain: str, previous: Mapping[str, Mapping[str, Signed]]) -> Demand:
+        client, server = self.addresses[tenant.name]
+        earlier = previous.get(domain, {}).get(tenant.name)
+        return Demand(
+            tenant=tenant.name,
+            number=self.scenario.tenants.index(tenant) + 1,
+            client=client,
+            server=server,
+            reservation=tenant.reservation,
+            burst_bits=self._burst_bits(tenant, domain) if earlier is None else earlier.envelope.guardrails.burst_bits,
+            largest_packet_bits=tenant.arrivals.size_bits,
+        )
+
+    def _burst_bits(self, tenant: Tenant, domain: str) -> int:
+        """The burst of the tenant's meter in `domain`, whose upstream domains have offered already."""
+        if tenant.reservation is None:
+            return 0
+        path = [d.name for d in self.scenario.path(tenant)]
+        upstream = [self.offers[name][tenant.name].envelope for name in path[: path.index(domain)]]
+        bucket = TokenBucket(tenant.reservation.meter_rate_bps, tenant.reservation.burst_bits)
+        # A hard cap on the excess makes the burst sure; a packet that exceeds the cap is a miss of its domain.
+        capped = [
+            replace(service_of(e), latency_s=e.latency_s + e.guardrails.delay_cap_s, excess=None) for e in upstream
+        ]
+        return round(burst_after(bucket, capped, refill_grain_s=0.0) + 0.5) if upstream else int(bucket.burst_bits)
+
+
+def found(
+    scenario: Scenario,
+    addresses: Mapping[str, tuple[str, str]],
+    seats: Mapping[str, tuple[Controller, DomainProgram]],
+    *,
+    host_allowance_s: float,
+    clock: Callable[[], float] = time.time,
+) -> Federation:
+    """Found a federation with new keys, each domain trusted for itself only.
+
+    Args:
+        scenario: Domains and tenants.
+        addresses: (client, server) address of each tenant, by name.
+        seats: Per domain, who installs for it and its program without rules.
+        host_allowance_s: Part of every latency granted to the emulating host.
+        clock: Unix time in seconds.
+    """
+    keys = {domain.name: SigningKey.generate() for domain in scenario.domains}
+    trust = Trust.of({name: [key.public_key] for name, key in keys.items()})
+    agents = {
+        domain.name: DomainAgent(
+            domain=domain,
+            controller=seats[domain.name][0],
+            skeleton=seats[domain.name][1],
+            key=keys[domain.name],
+            trust=trust,
+            host_allowance_s=host_allowance_s,
+            clock=clock,
+        )
+        for domain in scenario.domains
+    }
+    return Federation(scenario, agents, addresses, trust, clock)

@@ -1,0 +1,300 @@
+"""One window of traffic on an installed network: every tenant's schedule sent open-loop, every border captured.
+
+It gathers evidence and judges none of it. Captures run before the first packet and until every queue is empty again;
+nothing here is specific to warm-up or measurement.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from controller.client import ControllerClient
+from testbed.emulation.layout import Border
+from testbed.emulation.network import TandemNetwork
+from testbed.emulation.ovs import DatapathCounters
+from testbed.emulation.supervisor import Child
+from testbed.errors import FidelityError
+from testbed.run.progress import Step
+from testbed.telemetry import host, pcap, stalls
+from testbed.telemetry.capture import Capture, CaptureCounts
+from testbed.telemetry.match import Match, SentPackets, match
+from testbed.traffic.arrivals import schedules
+from testbed.traffic.records import NOT_ATTEMPTED, SenderSpec, SendRecord
+
+START_IN_NS = 300_000_000
+"""Between the last sender's being ready and the first packet: enough to tell every sender."""
+
+MARGIN_S = 10.0
+"""How long a sender may overrun its window before something must be wrong with it."""
+
+_LOOK_EVERY_S = 0.05
+
+
+@dataclass(frozen=True)
+class Switches:
+    """What the switches had counted at one moment.
+
+    Attributes:
+        domains: Per domain, the controller's counters of meters and queues.
+        packet_ins: Packets that reached a controller, all domains.
+        datapath: Flow hits and misses.
+    """
+
+    domains: Mapping[str, Mapping[str, Any]]
+    packet_ins: int
+    datapath: DatapathCounters
+
+
+@dataclass(frozen=True)
+class Window:
+    """Everything one window left behind.
+
+    Attributes:
+        index: Number of the window in the run.
+        seed: Root of its random streams.
+        duration_s: Length of its schedules.
+        start_ns: CLOCK_REALTIME of its start.
+        complete: Whether every sender sent its whole schedule.
+        matches: Packet by packet, by tenant.
+        sent: What each sender did, by tenant.
+        captures: What each border's capture counted, by interface.
+        switches_before: Counters when no packet had been sent.
+        switches_after: Counters when every queue was empty again.
+        host_before: The host before.
+        host_after: The host after.
+        stalls: What the ticker of each core saw.
+    """
+
+    index: int
+    seed: int
+    duration_s: float
+    start_ns: int
+    complete: bool
+    matches: Mapping[str, Match]
+    sent: Mapping[str, SendRecord]
+    captures: Mapping[str, CaptureCounts]
+    switches_before: Switches
+    switches_after: Switches
+    host_before: host.Snapshot
+    host_after: host.Snapshot
+    stalls: Sequence[stalls.StallRecord]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Where windows are played.
+
+    Attributes:
+        network: The network, installed.
+        controllers: One client per domain, by name.
+        folder: Where captures and records of the windows go.
+    """
+
+    network: TandemNetwork
+    controllers: Mapping[str, ControllerClient]
+    folder: Path
+
+    def play(
+        self, index: int, *, seed: int, duration_s: float, conforming: bool, step: Step, stop: Callable[[], bool]
+    ) -> Window:
+        """Play one window.
+
+        Args:
+            index: Number of the window in the run; part of every random stream.
+            seed: Root of the random streams.
+            duration_s: Length of the schedules.
+            conforming: Whether tenants keep to what they declared even if they are to misbehave.
+            step: Told how much is done.
+            stop: Asked now and then whether the window must end early.
+
+        Raises:
+            FidelityError: A sender, a capture or a queue did not end in time, or a process died.
+        """
+        folder = self.folder / f"window-{index}"
+        folder.mkdir(mode=0o700)
+        senders = self._prepare(folder, index, seed, duration_s, conforming=conforming)
+        snapshot = host.snapshot
+        tickers = stalls.start(self.network.supervisor, folder)
+        captures = self._capture(folder)
+        sinks = self._sinks()
+        before, host_before = self._switches(), snapshot()
+        start_ns = time.monotonic_ns() + START_IN_NS
+        for child in senders.values():
+            child.tell({"start_monotonic_ns": start_ns})
+        complete = self._wait(senders, start_ns, duration_s, step, stop)
+        self._drain()
+        counts = {interface: capture.finish() for interface, capture in captures.items()}
+        seen_stalls = tickers.finish()
+        after, host_after = self._switches(), snapshot()
+        for sink in sinks:
+            self.network.supervisor.end(sink)
+        self.network.supervisor.check()
+        sent = {name: SendRecord.load(folder / f"{name}.sent.npz") for name in senders}
+        epoch_ns = next(iter(sent.values())).start_realtime_ns
+        return Window(
+            index=index,
+            seed=seed,
+            duration_s=duration_s,
+            start_ns=epoch_ns,
+            complete=complete,
+            matches=self._match(folder, sent, epoch_ns),
+            sent=sent,
+            captures=counts,
+            switches_before=before,
+            switches_after=after,
+            host_before=host_before,
+            host_after=host_after,
+            stalls=seen_stalls,
+        )
+
+    @property
+    def _borders(self) -> list[Border]:
+        """The borders that some tenant crosses."""
+        layout = self.network.layout
+        final = {layout.border(path.domains, path.server.host).interface for path in layout.paths}
+        furthest = max(path.domains for path in layout.paths)
+        return [
+            border
+            for border in layout.borders
+            if border.interface in final or (border.host is None and border.position < furthest)
+        ]
+
+    def _prepare(self, folder: Path, index: int, seed: int, duration_s: float, *, conforming: bool) -> dict[str, Child]:
+        drawn = schedules(self.network.scenario, window=index, duration_s=duration_s, seed=seed, conforming=conforming)
+        offset_ns = host.clock_offset_ns()
+        children = {}
+        for path in self.network.layout.paths:
+            name = path.tenant
+            drawn[path.number].save(folder / f"{name}.schedule.npz")
+            spec = SenderSpec(
+                tenant=path.number,
+                source=path.client.address,
+                destination=path.server.address,
+                schedule=str(folder / f"{name}.schedule.npz"),
+                result=str(folder / f"{name}.sent.npz"),
+                clock_offset_ns=offset_ns,
+            )
+            spec.save(folder / f"{name}.spec.json")
+            children[name] = self.network.supervisor.start(
+                f"sender-{index}-{name}",
+                [sys.executable, "-m", "testbed.traffic.sender", str(folder / f"{name}.spec.json")],
+                host_pid=self.network.hosts[path.client.host].pid,
+                listens=True,
+            )
+        return children
+
+    def _sinks(self) -> list[Child]:
+        used = {path.server.host: path.server.address for path in self.network.layout.paths}
+        return [
+            self.network.start(f"sink-{name}", [sys.executable, "-m", "testbed.traffic.sink", address], host=name)
+            for name, address in used.items()
+        ]
+
+    def _capture(self, folder: Path) -> dict[str, Capture]:
+        return {
+            border.interface: Capture.start(
+                self.network.supervisor,
+                border.interface,
+                folder / f"{border.interface}.pcap",
+                host_pid=None if border.host is None else self.network.hosts[border.host].pid,
+            )
+            for border in self._borders
+        }
+
+    def _switches(self) -> Switches:
+        health = [client.health() for client in self.controllers.values()]
+        return Switches(
+            domains={name: client.counters() for name, client in self.controllers.items()},
+            packet_ins=sum(state["packet_ins"] for state in health),
+            datapath=self.network.ovs.counters(),
+        )
+
+    def _wait(
+        self, senders: Mapping[str, Child], start_ns: int, duration_s: float, step: Step, stop: Callable[[], bool]
+    ) -> bool:
+        deadline_s = START_IN_NS / 1e9 + duration_s + MARGIN_S
+        while any(child.process.poll() is None for child in senders.values()):
+            elapsed_s = (time.monotonic_ns() - start_ns) / 1e9
+            step.advance(min(1.0, max(0.0, elapsed_s / duration_s)))
+            if stop():
+                for child in senders.values():
+                    if child.process.poll() is None:
+                        child.process.terminate()
+            if elapsed_s > deadline_s:
+                break
+            time.sleep(_LOOK_EVERY_S)
+        statuses = {name: child.wait(1.0) for name, child in senders.items()}
+        failed = [name for name, status in statuses.items() if status != 0]
+        if failed:
+            raise FidelityError(
+                [f"sender of {name} ended with {statuses[name]}: {senders[name].tail()}" for name in failed]
+            )
+        for child in senders.values():
+            self.network.supervisor.forget(child)
+        return not stop()
+
+    def _drain(self) -> None:
+        """Wait until no queue of any domain holds a packet."""
+        longest_s = max(
+            (t.reservation.queue_bits / t.reservation.rate_bps for t in self.network.scenario.tenants if t.reservation),
+            default=0.0,
+        )
+        deadline = time.monotonic() + longest_s * len(self.controllers) + MARGIN_S
+        while self._backlog():
+            if time.monotonic() > deadline:
+                raise FidelityError(
+                    f"queues still hold {self._backlog()} packets {longest_s * len(self.controllers) + MARGIN_S:.0f} s "
+                    "after the last one was sent; a class is slower than it was read back"
+                )
+            time.sleep(_LOOK_EVERY_S)
+
+    def _backlog(self) -> int:
+        return sum(
+            queue["backlog_packets"]
+            for client in self.controllers.values()
+            for tenant in client.counters()["tenants"].values()
+            for queue in tenant["queues"].values()
+        )
+
+    def _match(self, folder: Path, sent: Mapping[str, SendRecord], epoch_ns: int) -> dict[str, Match]:
+        layout = self.network.layout
+        tables = {b.interface: pcap.read(folder / f"{b.interface}.pcap").packets for b in self._borders}
+        by_tenant = {interface: table.by_tenant() for interface, table in tables.items()}
+        names = [domain.name for domain in self.network.scenario.domains]
+        found = {}
+        for path in layout.paths:
+            borders = [layout.border(i) for i in range(path.domains)]
+            borders.append(layout.border(path.domains, path.server.host))
+            empty = {
+                b.interface: tables[b.interface].take(np.zeros(len(tables[b.interface]), np.bool_)) for b in borders
+            }
+            found[path.tenant] = match(
+                _sent_packets(path.tenant, sent[path.tenant]),
+                [by_tenant[b.interface].get(path.number, empty[b.interface]) for b in borders],
+                domains=names[: path.domains],
+                window_start_ns=epoch_ns,
+            )
+        return found
+
+
+def _sent_packets(name: str, record: SendRecord) -> SentPackets:
+    """The packets a sender attempted; one that the kernel refused was due, is seen nowhere and so counts as lost."""
+    attempted = np.flatnonzero(record.error != NOT_ATTEMPTED)
+    intended_s = record.schedule.time_s[attempted]
+    sent_s = np.where(np.isfinite(record.sent_s[attempted]), record.sent_s[attempted], intended_s)
+    return SentPackets(
+        tenant=name,
+        number=record.tenant,
+        sequence=attempted.astype(np.int64),
+        intended_ns=record.start_realtime_ns + np.rint(intended_s * 1e9).astype(np.int64),
+        sent_ns=record.start_realtime_ns + np.rint(sent_s * 1e9).astype(np.int64),
+        size_bits=record.schedule.size_bits[attempted],
+        last_of_request=record.schedule.last_of_request[attempted],
+    )
