@@ -99,7 +99,13 @@ class RootVersionError(RefusedError):
     reason = "root-version"
 
 
-class LoosenedError(RefusedError):
-    """A guardrail that would become looser than what was signed."""
+class CalibrationError(RefusedError):
+    """Samples that support no promise, or none of the kind asked for."""
 
-    reason = "loosened"
+    reason = "no-evidence"
+
+
+class WrongRateError(RefusedError):
+    """A tail measured at another rate than the one at which it is to be used."""
+
+    reason = "wrong-rate"

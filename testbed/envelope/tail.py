@@ -69,7 +69,7 @@ class ExcessTail(Record):
 
     @property
     def log_multiplier(self) -> float:
-        """Ln M = ln p + theta x_min; minus infinity where p is zero."""
+        """Logarithm of M, which is ln p + theta x_min."""
         return math.log(self.exceedance_ppb / 1e9) + self.decay_per_s * self.x_min_s
 
     @property

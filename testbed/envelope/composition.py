@@ -1,0 +1,299 @@
+"""From the envelopes of a path to one end-to-end promise.
+
+A path is the list of its parts, so composing is concatenation: associative, and every figure can be traced to the
+signed envelope it came from. What the tenant may send only tightens from part to part; what the domains add, adds up.
+Three rules add the lingering excesses, which differ in what they assume of the domains' dependence. Delay bounds, which
+also need the tenant's arrivals, are `testbed.calculus`'s business.
+
+Sources: docs/envelope.md, "Composition"; the union and its optimal split are the convolution of exponentials under
+(min, +), the independent rule is a phase-type distribution (Neuts, "Matrix-Geometric Solutions", 1981, chapter 2).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Self
+
+import numpy as np
+from scipy.linalg import expm
+
+from testbed.envelope.descriptor import Envelope, Validity
+from testbed.envelope.errors import MixAndMatchError, WrongRateError
+from testbed.envelope.fields import ONE_IN_PPB, ONE_IN_PPM
+from testbed.envelope.guardrails import Guardrails
+from testbed.envelope.store import require_one_offer
+from testbed.envelope.tail import ExcessTail
+
+
+class Rule(StrEnum):
+    """How the excesses of the parts are added.
+
+    Attributes:
+        SAMPLE_PATH: On every sample path no excess is above its cap. Assumes nothing and risks nothing.
+        UNION: The probabilities of the parts add up, at the best split of the excess. Assumes nothing about dependence.
+        INDEPENDENT: The excesses of different parts are independent of each other. Parts that share a process, a
+            processor or an accelerator are not.
+    """
+
+    SAMPLE_PATH = "sample-path"
+    UNION = "union"
+    INDEPENDENT = "independent"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One part of a path, by name: which promise of whom, and the digest of exactly these figures."""
+
+    domain: str
+    subject: str
+    version: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Path:
+    """Verified envelopes in the order in which a packet meets them.
+
+    Attributes:
+        parts: One or more envelopes, issued to be used together.
+    """
+
+    parts: tuple[Envelope, ...]
+
+    def __post_init__(self) -> None:
+        """Raises `MixAndMatchError` for parts that were not issued together, twice the same subject, or none."""
+        if not self.parts:
+            raise MixAndMatchError("path: found no envelopes, expected at least one")
+        require_one_offer(self.parts)
+        subjects = [(part.domain, part.subject) for part in self.parts]
+        if len(set(subjects)) != len(subjects):
+            raise MixAndMatchError(f"path: found one subject twice in {[str(s) for _, s in subjects]}, expected once")
+
+    @classmethod
+    def of(cls, parts: Iterable[Envelope]) -> Self:
+        """A path from envelopes in order."""
+        return cls(tuple(parts))
+
+    def then(self, other: Path) -> Path:
+        """This path followed by another one."""
+        return Path((*self.parts, *other.parts))
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """Provenance of every figure."""
+        return tuple(Source(part.domain, str(part.subject), part.version, part.digest) for part in self.parts)
+
+    @property
+    def rate_bps(self) -> int:
+        """The rate R of the path: the smallest that is reserved on it."""
+        return min(part.guardrails.reserved_rate_bps for part in self.parts)
+
+    def require_one_rate(self) -> None:
+        """Check that every tail was measured at the rate of the path.
+
+        Raises:
+            WrongRateError: One was measured at another rate.
+        """
+        smallest = self.rate_bps
+        for part, tail in self._tails():
+            if tail.rate_bps != smallest:
+                raise WrongRateError(
+                    f"domain {part.domain}: its tail was measured at {tail.rate_bps} bit/s, the path's smallest rate "
+                    f"is {smallest}; ask for a calibration at {smallest}"
+                )
+
+    @property
+    def guardrails(self) -> Guardrails:
+        """What holds surely from end to end.
+
+        Rates, peak, packet, burst and load are no larger than in any part. The burst is what the tenant may send into
+        the first part so that every later meter still sees no more than its own burst, after the earlier parts held
+        packets back as long as they may. Latencies, caps on excess and shares of loss and error add up.
+
+        Raises:
+            MixAndMatchError: A later part's meter is too small for what the earlier parts let through.
+        """
+        found = [part.guardrails for part in self.parts]
+        reserved, meter = min(g.reserved_rate_bps for g in found), min(g.meter_rate_bps for g in found)
+        largest_packet = min(g.largest_packet_bits for g in found)
+        burst = min(_entry_bursts(found, meter))
+        if burst < largest_packet:
+            raise MixAndMatchError(
+                f"path: the meters leave a burst of {burst} bits, less than one packet of {largest_packet}; ask each "
+                "later domain for more, by the meter rate times the latencies and caps before it"
+            )
+        load_bps = min(g.load_cap_ppm * g.reserved_rate_bps for g in found)
+        return Guardrails(
+            reserved_rate_bps=reserved,
+            meter_rate_bps=meter,
+            peak_rate_bps=min((g.peak_rate_bps for g in found if g.peak_rate_bps is not None), default=None),
+            burst_bits=burst,
+            latency_ns=sum(g.latency_ns for g in found),
+            host_allowance_ns=sum(g.host_allowance_ns for g in found),
+            largest_packet_bits=largest_packet,
+            delay_cap_ns=sum(g.delay_cap_ns for g in found),
+            loss_cap_ppb=min(ONE_IN_PPB, sum(g.loss_cap_ppb for g in found)),
+            error_cap_ppb=min(ONE_IN_PPB, sum(g.error_cap_ppb for g in found)),
+            load_cap_ppm=min(ONE_IN_PPM, load_bps // reserved),
+        )
+
+    @property
+    def validity(self) -> Validity:
+        """When all parts are valid.
+
+        Raises:
+            MixAndMatchError: They never are at once.
+        """
+        start = max(part.validity.not_before_s for part in self.parts)
+        end = min(part.validity.not_after_s for part in self.parts)
+        if end < start:
+            raise MixAndMatchError(f"path: one part ends at {end} before another begins at {start}; ask for new offers")
+        return Validity(start, end)
+
+    @property
+    def confidence(self) -> float:
+        """With which all evidence of the path holds together (Bonferroni); 1 where no part rests on samples."""
+        doubts = (1 - part.evidence.confidence for part in self.parts if part.stochastic and part.evidence)
+        return max(0.0, 1 - math.fsum(doubts))
+
+    @property
+    def loss_probability(self) -> float:
+        """Probability that a packet is lost in some part, at most."""
+        return min(1.0, math.fsum(part.loss_probability for part in self.parts))
+
+    @property
+    def error_probability(self) -> float:
+        """Probability that some part answers with an error, at most."""
+        return min(1.0, math.fsum(part.error_probability for part in self.parts))
+
+    def excess_exceedance(self, x_s: float, rule: Rule) -> float:
+        """Limit of P(sum of the lingering excesses > x_s) for a packet that is not lost.
+
+        Raises:
+            WrongRateError: Tails measured at different rates.
+        """
+        return self._exceedance(self._terms(), x_s, rule)
+
+    def excess_quantile_s(self, epsilon: float, rule: Rule) -> float:
+        """The sum of the excesses that is exceeded with probability at most epsilon, seconds."""
+        terms = self._terms()
+        low, high = 0.0, self._cap_s
+        if self._exceedance(terms, low, rule) <= epsilon:
+            return low
+        while high - low > 1e-9 * high:
+            middle = (low + high) / 2
+            low, high = (low, middle) if self._exceedance(terms, middle, rule) <= epsilon else (middle, high)
+        return high
+
+    def _exceedance(self, terms: _Terms, x_s: float, rule: Rule) -> float:
+        if x_s >= self._cap_s:
+            return 0.0
+        if rule is Rule.SAMPLE_PATH:
+            return 1.0
+        decaying = terms.union(x_s)
+        if rule is Rule.INDEPENDENT:
+            decaying = min(decaying, terms.independent(x_s))
+        return min(1.0, terms.floor + decaying)
+
+    def _terms(self) -> _Terms:
+        """What the tails add up from, provided that all of them speak of the path's rate."""
+        self.require_one_rate()
+        return _Terms.of(self._tails())
+
+    @property
+    def _cap_s(self) -> float:
+        """No sum of excesses is above it: parts without a stochastic part have none, the others their cap."""
+        return math.fsum(part.guardrails.delay_cap_s for part, _ in self._tails())
+
+    def _tails(self) -> Iterator[tuple[Envelope, ExcessTail]]:
+        return ((part, part.tail) for part in self.parts if part.tail is not None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A readable summary; not a wire format, since nobody signs a sum of other people's promises."""
+        return {
+            "guardrails": self.guardrails.to_dict(),
+            "validity": self.validity.to_dict(),
+            "rate_bps": self.rate_bps,
+            "confidence": self.confidence,
+            "loss_probability": self.loss_probability,
+            "error_probability": self.error_probability,
+            "excess_p999_s": {str(rule): self.excess_quantile_s(1e-3, rule) for rule in Rule},
+            "sources": [
+                {"domain": s.domain, "subject": s.subject, "version": s.version, "digest": s.digest}
+                for s in self.sources
+            ],
+        }
+
+
+def _entry_bursts(found: list[Guardrails], meter_rate_bps: int) -> Iterator[int]:
+    """Burst at the entry of the path that arrives at each part's meter as that part's own burst."""
+    held_ns = 0
+    for guardrails in found:
+        growth = -(-meter_rate_bps * held_ns // 10**9)
+        yield guardrails.burst_bits - growth
+        held_ns += guardrails.latency_ns + guardrails.delay_cap_ns
+
+
+@dataclass(frozen=True, slots=True)
+class _Terms:
+    """The decaying parts of several tails, shifted to begin at zero, and what they do not decay below."""
+
+    log_p: tuple[float, ...]
+    decay: tuple[float, ...]
+    silent_s: float
+    floor: float
+
+    @classmethod
+    def of(cls, tails: Iterable[tuple[Envelope, ExcessTail]]) -> Self:
+        log_p, decay, silent, floors = [], [], [], []
+        for part, tail in tails:
+            cap_s = part.guardrails.delay_cap_s
+            silent.append(min(tail.x_min_s, cap_s))
+            if tail.x_max_s < cap_s:
+                floors.append(tail.floor)
+            if tail.x_min_ns < tail.x_max_ns and tail.x_min_s < cap_s:
+                log_p.append(math.log(tail.exceedance_ppb / ONE_IN_PPB))
+                decay.append(tail.decay_per_s)
+        return cls(tuple(log_p), tuple(decay), math.fsum(silent), math.fsum(floors))
+
+    def union(self, x_s: float) -> float:
+        """Smallest sum of p_d exp(-theta_d x_d) over x_d >= 0 that add up to x_s.
+
+        Parts are taken in the order in which their marginal p theta falls. With k of them above zero the common
+        marginal is mu with `sum (ln(p_d theta_d) - ln mu) / theta_d = x`.
+        """
+        x_s -= self.silent_s
+        if x_s < 0:
+            return 1.0
+        order = sorted(zip(self.log_p, self.decay, strict=True), key=lambda term: -(term[0] + math.log(term[1])))
+        weight = level = 0.0
+        risk_of_resting = math.fsum(math.exp(log_p) for log_p, _ in order)
+        best = risk_of_resting
+        for log_p, decay in order:
+            weight += 1 / decay
+            level += (log_p + math.log(decay)) / decay
+            risk_of_resting -= math.exp(log_p)
+            log_price = (level - x_s) / weight
+            if log_price > log_p + math.log(decay):
+                break
+            best = weight * math.exp(log_price) + max(0.0, risk_of_resting)
+        return best
+
+    def independent(self, x_s: float) -> float:
+        """P(sum of B_d E_d > x_s), with B_d true with probability p_d and E_d exponential of rate theta_d."""
+        x_s -= self.silent_s
+        if x_s < 0:
+            return 1.0
+        if not self.decay:
+            return 0.0
+        p, theta = np.exp(np.array(self.log_p)), np.array(self.decay)
+        size = theta.size
+        start, generator = np.zeros(size), np.diag(-theta)
+        for stage in range(size):
+            skipped = np.concatenate(([1.0], np.cumprod(1 - p[stage + 1 :])))
+            generator[stage, stage + 1 :] = theta[stage] * skipped[:-1] * p[stage + 1 :]
+            start[stage] = np.prod(1 - p[:stage]) * p[stage]
+        return float(start @ expm(generator * x_s) @ np.ones(size))
