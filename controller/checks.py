@@ -62,7 +62,8 @@ def _problems(program: DomainProgram) -> Iterator[str]:
         if rule.meter is not None:
             yield from _meter_problems(subject, rule.meter)
         yield from _path_problems(program, rule)
-    reserved = sum(rule.queue.rate_bps for rule in program.rules)
+    queues = [rule.queue for rule in program.rules]
+    reserved = sum(queue.rate_bps for queue in queues if queue.rate_bps == queue.ceil_bps)
     if reserved > program.link_rate_bps:
         yield (
             f"reservations of {program.domain}: found {reserved} bit/s together, expected at most the link's "

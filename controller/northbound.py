@@ -36,6 +36,7 @@ class Northbound:
         self._application = application
         self._path = path
         self._stop = stop
+        self._stopping = False
         self._calls: dict[str, Callable[..., Any]] = {
             "install": self._install,
             "remove": self._remove,
@@ -93,7 +94,7 @@ class Northbound:
         return self._application.remove(numbers)
 
     def _shutdown(self) -> None:
-        self._stop()
+        self._stopping = True
 
     def _accept(self) -> None:
         while True:
@@ -105,6 +106,8 @@ class Northbound:
             while line := stream.readline(LONGEST_LINE):
                 stream.write(json.dumps(self.answer(line)).encode() + b"\n")
                 stream.flush()
+                if self._stopping:
+                    self._stop()
 
 
 def _request(line: bytes) -> dict[str, Any]:

@@ -112,7 +112,7 @@ class LeafKey:
 
 @dataclass(frozen=True)
 class LeafValue:
-    """A `pfifo` with its limit; limit None for any other kind."""
+    """Kind of a queueing discipline, and its limit if it is a FIFO of packets."""
 
     kind: str
     limit_packets: int | None

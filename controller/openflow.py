@@ -8,9 +8,9 @@ id. Which objects a switch should hold is decided elsewhere.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from controller.counters import MeterCounters
 from controller.errors import SwitchError
 from controller.objects import Change, FlowKey, FlowValue, Key, MeterKey, MeterValue, Value
 from controller.ryu_api import hub
@@ -30,21 +30,6 @@ _RESERVED_PORTS = {
     ofp.OFPP_CONTROLLER: "CONTROLLER",
     ofp.OFPP_LOCAL: "LOCAL",
 }
-_ERROR_TYPES = {
-    value: name.removeprefix("OFPET_")
-    for name, value in vars(ofp).items()
-    if name.startswith("OFPET_") and isinstance(value, int)
-}
-
-
-@dataclass(frozen=True)
-class MeterCounters:
-    """What a meter has seen and dropped since it was installed or changed."""
-
-    in_packets: int
-    in_bytes: int
-    dropped_packets: int
-    dropped_bytes: int
 
 
 class Switch:
@@ -124,8 +109,7 @@ class Switch:
 
     def receive_error(self, message: Any) -> None:
         """An OpenFlow error from the switch (called by the framework's event thread)."""
-        kind = _ERROR_TYPES.get(message.type, str(message.type))
-        text = f"{kind}, code {message.code}"
+        text = f"{ofp.ofp_error_type_to_str(message.type)} {ofp.ofp_error_code_to_str(message.type, message.code)}"
         if message.xid in self._batch:
             self._errors.append(f"{self._batch[message.xid]}: the switch answered {text}")
         elif message.xid == self._awaited:

@@ -36,6 +36,10 @@ from controller.program import DomainProgram, Hop, Queue, Rule
 ROOT_MINOR, UNCLASSIFIED_MINOR = 1, 2
 OWN_ROOT = RootValue("htb", major=1, default_minor=UNCLASSIFIED_MINOR)
 """The only root installed; what hangs below any other is not read, for it goes when that one is replaced."""
+LEAF_KIND = "pfifo_head_drop"
+"""A full FIFO must not report its drop to the sender. Open vSwitch's userspace datapath hands a port up to 32 packets
+at once, and at the first one refused it silently throws away the rest of them, whoever's they are. This FIFO makes room
+by dropping its oldest packet, counts that, and reports no error; what is served, and how long it waits, stays FIFO."""
 TENANT_PRIORITY, MISS_PRIORITY = 100, 0
 METER_FLAGS = ("BURST", "KBPS", "STATS")
 
@@ -138,7 +142,7 @@ def _plan_queue(wanted: Plan, port: str, queue: Queue, tenant: str | None) -> No
         prio=0,
     )
     wanted.add(ClassKey(port, queue.minor), value, tenant)
-    wanted.add(LeafKey(port, queue.minor), LeafValue("pfifo", queue.limit_packets), tenant)
+    wanted.add(LeafKey(port, queue.minor), LeafValue(LEAF_KIND, queue.limit_packets), tenant)
 
 
 def _link_class(link_rate_bps: int) -> ClassValue:

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from typing import Any
 
 from controller.checks import USERSPACE
+from controller.counters import ClassCounters, MeterCounters
 from controller.objects import (
     Change,
     ClassKey,
@@ -27,10 +28,8 @@ from controller.objects import (
     burst_bytes,
     describe,
 )
-from controller.openflow import MeterCounters
 from controller.plan import UNCLASSIFIED_MINOR
 from controller.program import DomainProgram, Rule
-from controller.traffic_control import ClassCounters
 
 
 def differences(changes: Iterable[Change], tenants: Mapping[Key, str]) -> list[dict[str, str]]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 
 from controller import netlink
+from controller.counters import ClassCounters
 from controller.errors import KernelError
 from controller.netlink import Request, RouteSocket, attribute, attributes
 from controller.objects import (
@@ -65,6 +66,7 @@ _QUEUE = struct.Struct("=IIIII")
 _HTB_VERSION = 3
 _ETHERNET = 1
 _SATURATED = 0xFFFFFFFF
+_PACKET_FIFOS = frozenset({"pfifo", "pfifo_head_drop"})
 _DEFAULT_KINDS = frozenset({"noqueue", "pfifo_fast", "fq_codel", "mq", "fq", "pfifo"})
 
 
@@ -79,17 +81,6 @@ class Observation:
 
     objects: dict[Key, Value] = field(default_factory=dict)
     handles: dict[FilterKey, tuple[int, int]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class ClassCounters:
-    """What one HTB class has done since it was created. The kernel counts drops in packets only."""
-
-    sent_packets: int
-    sent_bytes: int
-    dropped_packets: int
-    backlog_packets: int
-    backlog_bytes: int
 
 
 def observe(ports: Sequence[str]) -> Observation:
@@ -182,8 +173,8 @@ def _requests(change: Change, observation: Observation, indexes: dict[str, int])
             yield Request(NEW_CLASS, netlink.CREATE, body, str(key))
         case ClassKey(port, minor), None:
             yield Request(DELETE_CLASS, 0, _body(indexes[port], HANDLE | minor, HANDLE, b"htb"), str(key))
-        case LeafKey(port, minor), LeafValue(limit_packets=int(limit)):
-            body = _body(indexes[port], minor << 16, HANDLE | minor, b"pfifo", options=_U32.pack(limit))
+        case LeafKey(port, minor), LeafValue(kind, int(limit)):
+            body = _body(indexes[port], minor << 16, HANDLE | minor, kind.encode(), options=_U32.pack(limit))
             yield Request(NEW_QDISC, netlink.CREATE | netlink.REPLACE, body, str(key))
         case ClassifierKey(port), ClassifierValue():
             yield from _classifier_requests(change, indexes[port], value)
@@ -307,7 +298,7 @@ def _read_qdisc(observation: Observation, port: str, handle: int, parent: int, a
         if handle or kind not in _DEFAULT_KINDS:
             observation.objects[RootKey(port)] = RootValue(kind, handle >> 16, default)
     elif parent & 0xFFFF0000 == HANDLE:
-        limit = _U32.unpack_from(attrs[OPTIONS])[0] if kind == "pfifo" else None
+        limit = _U32.unpack_from(attrs[OPTIONS])[0] if kind in _PACKET_FIFOS else None
         observation.objects[LeafKey(port, parent & 0xFFFF)] = LeafValue(kind, limit)
 
 
