@@ -108,7 +108,7 @@ class PacketTable:
 
 
 @dataclass(frozen=True)
-class Capture:
+class PcapFile:
     """What one file held.
 
     Attributes:
@@ -128,7 +128,7 @@ class _Format:
     ns_per_fraction: int
 
 
-def read(path: Path) -> Capture:
+def read(path: Path) -> PcapFile:
     """Reads a classic pcap file of Ethernet frames, of either byte order, with nano- or microsecond stamps.
 
     Microsecond stamps are widened to nanoseconds; whether a microsecond is fine enough is for the caller to know.
@@ -146,7 +146,7 @@ def read(path: Path) -> Capture:
         )
     chosen = offsets[matches]
     records = _records(data, chosen, _record_dtype(layout.order))
-    return Capture(_table(records, layout.ns_per_fraction), offsets.size - chosen.size, bool(end < data.size))
+    return PcapFile(_table(records, layout.ns_per_fraction), offsets.size - chosen.size, bool(end < data.size))
 
 
 def _format(path: Path, data: ByteArray) -> _Format:

@@ -12,7 +12,7 @@ from tests.unit.telemetry import frames
 STAMP_NS = 1_764_000_000_123_456_789
 
 
-def read(tmp_path: Path, data: bytes) -> pcap.Capture:
+def read(tmp_path: Path, data: bytes) -> pcap.PcapFile:
     return pcap.read(frames.write(tmp_path / "border.pcap", data))
 
 

@@ -1,0 +1,148 @@
+"""One tcpdump at one border: started, drained, ended, and asked what it missed.
+
+tcpdump's own counters say whether the capture can be trusted, so ending it waits until everything the kernel accepted
+has reached the file. Which borders exist is the emulation's to know, what a capture means `testbed.telemetry.match`'s.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from testbed.emulation.supervisor import Child, Supervisor
+from testbed.errors import FidelityError
+from testbed.traffic import wire
+
+SNAP_BYTES = 96
+"""Ethernet, IPv4, UDP and the testbed's header take 66; the rest shows a human what else went by."""
+BUFFER_KIB = 8192
+
+TENANT_TRAFFIC = f"udp dst port {wire.SERVER_PORT}"
+"""Only the tenants' packets, and in one direction: libpcap applies `-Q in` after its counters have counted, so a filter
+that also lets through what leaves makes every capture look lossy. `inbound` in the filter is no way out: libpcap 1.10
+applies the filter itself to the first block of packets, where it does not know the direction, and discards them all."""
+
+_READY = re.compile(r"listening on ")
+_COUNT = {
+    "captured": re.compile(r"(\d+) packets? captured"),
+    "received": re.compile(r"(\d+) packets? received by filter"),
+    "dropped": re.compile(r"(\d+) packets? dropped by kernel"),
+    "dropped_by_interface": re.compile(r"(\d+) packets? dropped by interface"),
+}
+
+_BLOCK_TIMEOUT_S = 1.0
+"""libpcap hands over a block of packets when it is full or this old."""
+_DRAIN_S = 5 * _BLOCK_TIMEOUT_S
+_ASK_EVERY_S = 0.05
+
+
+@dataclass(frozen=True)
+class CaptureCounts:
+    """What tcpdump and the kernel counted.
+
+    Attributes:
+        captured: Packets tcpdump wrote.
+        received: Packets the kernel's filter let through, the dropped ones included.
+        dropped: Packets the kernel dropped because tcpdump did not keep up.
+        dropped_by_interface: Packets the interface dropped; 0 where it does not count them.
+    """
+
+    captured: int
+    received: int
+    dropped: int
+    dropped_by_interface: int = 0
+
+    @property
+    def missed(self) -> int:
+        """Packets that the filter let through, or that never got as far, and that are not in the file."""
+        return max(self.dropped, self.received - self.captured) + self.dropped_by_interface
+
+    @classmethod
+    def parse(cls, text: str) -> Self | None:
+        """The last complete set of counters in tcpdump's standard error, None if there is none."""
+        found = {name: pattern.findall(text) for name, pattern in _COUNT.items()}
+        if not (found["captured"] and found["received"] and found["dropped"]):
+            return None
+        return cls(**{name: int(values[-1]) for name, values in found.items() if values})
+
+
+@dataclass(frozen=True)
+class Capture:
+    """A running capture.
+
+    Attributes:
+        path: The pcap file; only its owner can read it.
+    """
+
+    path: Path
+    _supervisor: Supervisor
+    _child: Child
+
+    @classmethod
+    def start(
+        cls,
+        supervisor: Supervisor,
+        interface: str,
+        path: Path,
+        *,
+        host_pid: int | None = None,
+        expression: str = TENANT_TRAFFIC,
+    ) -> Self:
+        """Starts capturing what arrives on an interface; returns when tcpdump listens.
+
+        Args:
+            supervisor: Keeps the process.
+            interface: Interface in the host's namespace.
+            path: File to make; its name must end in `.pcap`, which is all that AppArmor lets tcpdump write.
+            host_pid: A process in the namespace to capture in; None for the caller's.
+            expression: Capture filter.
+
+        Raises:
+            FileExistsError: The file is there already.
+            PreflightError: tcpdump is not there or did not begin to listen.
+        """
+        # Made here, because tcpdump would make it as readable as the umask allows.
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        name, command = f"capture-{path.stem}", arguments(interface, path, expression)
+        return cls(path, supervisor, supervisor.start(name, command, host_pid=host_pid, ready=_READY))
+
+    def finish(self) -> CaptureCounts:
+        """Waits until what the kernel accepted is in the file, ends tcpdump and returns its last counters.
+
+        Raises:
+            FidelityError: tcpdump died, or ended without counters.
+        """
+        self._drain()
+        status = self._supervisor.end(self._child)
+        counts = CaptureCounts.parse(self._said())
+        if status != 0 or counts is None:
+            raise FidelityError(
+                f"{self._child.name}: tcpdump ended with status {status} and without its counters, so nothing is "
+                f"known of what it missed; it last said:\n{self._child.tail()}"
+            )
+        return counts
+
+    def _drain(self) -> None:
+        earlier, deadline = len(self._said()), time.monotonic() + _DRAIN_S
+        while self._child.process.poll() is None and time.monotonic() < deadline:
+            self._child.process.send_signal(signal.SIGUSR1)
+            counts = CaptureCounts.parse(self._said()[earlier:])
+            if counts is not None and counts.captured + counts.dropped >= counts.received:
+                return
+            time.sleep(_ASK_EVERY_S)
+
+    def _said(self) -> str:
+        return self._child.errors.read_text(errors="replace")
+
+
+def arguments(interface: str, path: Path, expression: str = TENANT_TRAFFIC) -> list[str]:
+    """The command: nanosecond stamps, a buffer for a stall of this process, arriving packets only, no name look-ups."""
+    return [
+        "tcpdump", "-i", interface, "-n", "-s", str(SNAP_BYTES), "--time-stamp-precision=nano", "-B", str(BUFFER_KIB),
+        "-Q", "in", "-Z", "root", "-w", str(path), expression,
+    ]  # fmt: skip

@@ -1,0 +1,340 @@
+"""The gates every measured window must pass before it may say anything about a promise.
+
+Each function turns one kind of evidence into gates: what was found, the limit, and whether it held. One breach makes
+the window INVALID. Two of them, `replay` and `tail shift`, judge the measured delays themselves, so whatever the host
+did is caught there if it mattered. The limits on the host's own noise can therefore be generous: they catch a host that
+is plainly unfit and explain what the two found, and a hiccup that moved nothing invalidates nothing. Everything here is
+pure; nothing here knows a bound.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+
+from testbed.telemetry.capture import CaptureCounts
+from testbed.telemetry.host import Change
+from testbed.telemetry.match import Match
+from testbed.telemetry.samples import FloatArray, Replay, TenantSamples
+from testbed.telemetry.stalls import StallRecord
+
+LONGEST_STALL_S = 0.1
+"""A core away for this long is no place to measure milliseconds; shorter absences are judged by what they moved."""
+STALLED_SHARE = 0.05
+"""Share of a window that a core may be late in. Ordinary scheduling on two busy cores was seen to take 2 %."""
+IDLE_SHARE = 0.03
+"""A core with less idle time than this has a queue of its own, which no envelope describes."""
+STEAL_SHARE = 0.02
+"""Steal comes in slices of milliseconds; beyond 2 % there are many of them in every second."""
+THROTTLED_SHARE = 0.001
+"""A throttled group stands still; a thousandth of the window is all that a p99.9 may not see."""
+PRESSURE_SHARE = {"cpu": 0.6, "memory": 0.01, "io": 0.3}
+"""Share in which tasks waited: some task for the CPU (a wait of microseconds counts, hence so much), all tasks for
+memory (reclaim stops senders and switch alike) or for the disk (only captures write)."""
+LATENESS_P999_S = 0.002
+"""Lateness counts as latency, so it must be small beside any deadline that two busy cores can be asked to show."""
+LATENESS_MAX_S = 0.1
+"""As `LONGEST_STALL_S`: one late packet moves no p99.9, and a shorter stall is judged by what it moved."""
+CLOCK_STEP_S = 0.0005
+"""Send times and stamps are compared across the two clocks; half a millisecond is the error that may bring in."""
+RESIDUAL_S = 1e-6
+"""Parts of a latency come from the same stamps, so they add up to rounding; a microsecond is a mistake."""
+EPSILON_PART = 0.1
+"""Part of a tenant's epsilon that host noise beyond the declared latency may use up in one domain."""
+REPLAY_SHARE = 0.03
+"""Measured and ideal p99.9 may differ by this part of the ideal one."""
+REPLAY_FLOOR_S = 0.001
+"""What a path adds to a short wait is its declared latency, but no more than this much of it is excused: more would
+hide a stall behind an envelope that promises little."""
+SHIFT_SHARE = 0.02
+"""Part of a p99.9 by which outliers may have moved it. A move of 3 % must never pass, and the estimate is good to 1 %
+of the 25 ms and more that a p99.9 on a software switch should have."""
+SHIFT_FLOOR_S = 0.0005
+"""Moves smaller than this cannot be told from what a software switch does by itself."""
+
+_LEVEL = 0.999
+_EXAMPLES = 3
+_FENCE = 1.5
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One thing that had to hold for the window to count.
+
+    Attributes:
+        name: Which gate, and of what (core, tenant, domain).
+        value: What was found.
+        limit: The largest (or, where the detail says so, smallest) value that holds.
+        ok: Whether it held; never true of a value that is not a number.
+        detail: One sentence for who asks why.
+        unit: Unit of value and limit, empty for counts and shares.
+    """
+
+    name: str
+    value: float
+    limit: float
+    ok: bool
+    detail: str
+    unit: str = ""
+
+    @classmethod
+    def at_most(cls, name: str, value: float, limit: float, detail: str, unit: str = "") -> Self:
+        """A gate that holds up to its limit."""
+        return cls(name, float(value), float(limit), bool(value <= limit), detail, unit)
+
+    @classmethod
+    def at_least(cls, name: str, value: float, limit: float, detail: str, unit: str = "") -> Self:
+        """A gate that holds from its limit on."""
+        return cls(name, float(value), float(limit), bool(value >= limit), detail, unit)
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """A number of packets that two witnesses must agree on."""
+
+    what: str
+    expected: int
+    found: int
+
+
+# Evidence about the host.
+
+
+def stalls(
+    records: Sequence[StallRecord], *, longest_s: float = LONGEST_STALL_S, share: float = STALLED_SHARE
+) -> list[Gate]:
+    """Two gates per core: its longest absence, and the share of the window it was late in."""
+    gates = []
+    for record in records:
+        seen = f"{record.at_ns.size} late of {record.ticks} ticks, longest {record.longest_s * 1e3:.2f} ms"
+        stalled = record.stalled_s / record.duration_s if record.duration_s > 0 and not record.unrecorded else np.inf
+        gates += [
+            Gate.at_most(f"longest stall, core {record.core}", record.longest_s, longest_s, seen, "s"),
+            Gate.at_most(f"stalled share, core {record.core}", stalled, share, seen),
+        ]
+    return gates
+
+
+def host(
+    change: Change,
+    *,
+    idle: float = IDLE_SHARE,
+    steal: float = STEAL_SHARE,
+    throttled: float = THROTTLED_SHARE,
+    pressure: Mapping[str, float] | None = None,
+    clock_step_s: float = CLOCK_STEP_S,
+) -> list[Gate]:
+    """Gates on what the kernel counted between the two snapshots around the window."""
+    busiest = min(change.idle_share, key=lambda core: change.idle_share[core], default=0)
+    waited = {"cpu": change.some_share, "memory": change.full_share, "io": change.full_share}
+    limits = PRESSURE_SHARE if pressure is None else pressure
+    shares = ", ".join(f"core {core} {share:.0%}" for core, share in change.idle_share.items())
+    return [
+        Gate.at_least("CPU idle", change.idle_share.get(busiest, 0.0), idle, f"least that holds; idle: {shares}"),
+        Gate.at_most("CPU steal", change.steal_share, steal, "share of all cores' time given to other machines"),
+        Gate.at_most("CPU throttling", change.throttled_share, throttled, "share in which our control group stood"),
+        *(
+            Gate.at_most(
+                f"{name} pressure",
+                waited[name].get(name, 0.0),
+                limit,
+                f"share in which {'some task' if name == 'cpu' else 'all tasks'} waited for {name}",
+            )
+            for name, limit in limits.items()
+        ),
+        Gate.at_most(
+            "clock step", abs(change.clock_step_s), clock_step_s, "CLOCK_REALTIME against CLOCK_MONOTONIC", "s"
+        ),
+        Gate.at_most("backlog drops", change.backlog_drops, 0, "packets dropped at a core's full input queue"),
+        configuration("host settings", change.settings),
+    ]
+
+
+# Evidence about the instruments.
+
+
+def lateness(
+    tenant: str,
+    samples: TenantSamples,
+    *,
+    p999_s: float = LATENESS_P999_S,
+    longest_s: float = LATENESS_MAX_S,
+) -> list[Gate]:
+    """Whether a sender kept to its schedule: the p99.9 and the largest lateness of what it sent."""
+    late = samples.lateness_s[np.isfinite(samples.lateness_s)]
+    detail = f"{late.size} packets sent of {len(samples)} intended"
+    return [
+        Gate.at_most(f"sender lateness p99.9, {tenant}", quantile(late), p999_s, detail, "s"),
+        Gate.at_most(f"sender lateness, largest, {tenant}", float(late.max(initial=0.0)), longest_s, detail, "s"),
+    ]
+
+
+def captures(counts: Mapping[str, CaptureCounts]) -> Gate:
+    """No capture missed a packet; `counts` by border."""
+    return _none("capture drops", {border: count.missed for border, count in counts.items()})
+
+
+def socket_drops(drops: Mapping[str, int]) -> Gate:
+    """No socket of the data path dropped a packet; `drops` by socket."""
+    return _none("socket drops", drops)
+
+
+def matching(tenant: str, match: Match, *, residual_s: float = RESIDUAL_S) -> list[Gate]:
+    """Every border tells the same story: no packet unseen, doubled, changed, overtaken or from nowhere."""
+    odd: dict[str, int] = {}
+    for k, border in enumerate(match.borders):
+        for what in ("unseen", "duplicates", "resized", "strangers"):
+            odd[f"{what} at border {k}"] = getattr(border, what)
+    overtaken = {f"border {k}": border.reordered for k, border in enumerate(match.borders)}
+    return [
+        _none(f"borders agree, {tenant}", odd),
+        _none(f"first in, first out, {tenant}", overtaken),
+        Gate.at_most(
+            f"residual, {tenant}", match.residual_s, residual_s, "latency minus the sum of its parts, largest", "s"
+        ),
+    ]
+
+
+# Evidence about the switches.
+
+
+def packet_ins(count: int) -> Gate:
+    """No packet of the window went to a controller."""
+    return Gate.at_most("packet-ins", count, 0, "packets that reached a controller within the window")
+
+
+def upcalls(misses: int, lost: int) -> Gate:
+    """No packet of the window left the datapath for want of a flow."""
+    return Gate.at_most("upcalls", misses + lost, 0, f"{misses} flow misses, {lost} of them lost, within the window")
+
+
+def configuration(name: str, differences: Sequence[str]) -> Gate:
+    """Nothing changed; `differences` are sentences, as `differences` or a controller's verification gives them."""
+    return Gate.at_most(name, len(differences), 0, "; ".join(differences[:_EXAMPLES]) or "as it was")
+
+
+def ledger(name: str, rows: Sequence[Ledger]) -> Gate:
+    """Both witnesses agree on every row, to the packet; the value is the packets they disagree on."""
+    apart = sorted((row for row in rows if row.found != row.expected), key=lambda row: -abs(row.found - row.expected))
+    worst = [f"{row.what}: found {row.found}, expected {row.expected}" for row in apart[:_EXAMPLES]]
+    value = sum(abs(row.found - row.expected) for row in rows)
+    return Gate.at_most(name, value, 0, "; ".join(worst) or f"{len(rows)} counters agree")
+
+
+# Evidence in the delays themselves.
+
+
+def host_allowance(
+    tenant: str, samples: TenantSamples, replayed: Replay, *, epsilon: float, part: float = EPSILON_PART
+) -> list[Gate]:
+    """One gate per domain: the share of its packets that lagged beyond the declared latency at all.
+
+    The latency contains a deterministic allowance for host noise. What exceeds it is in no envelope, so it must stay
+    small beside the risk that the promise is about.
+    """
+    gates = []
+    for d, domain in enumerate(samples.domains):
+        lag = replayed.lag_s[:, d]
+        crossed = np.count_nonzero(np.isfinite(lag))
+        beyond = np.count_nonzero(lag > 0)
+        detail = f"{beyond} of {crossed} packets beyond T = {replayed.latency_s[d] * 1e3:.3f} ms"
+        share = beyond / crossed if crossed else 0.0
+        gates.append(Gate.at_most(f"host allowance, {tenant} in {domain}", share, part * epsilon, detail))
+    return gates
+
+
+def replay(
+    tenant: str, samples: TenantSamples, replayed: Replay, *, share: float = REPLAY_SHARE, floor_s: float | None = None
+) -> Gate:
+    """The measured p99.9 in the network beside that of an ideal queue fed the same arrivals at the rate read back.
+
+    The limit is 3 % of the ideal, or what the declared latencies add to it if that is more, up to a millisecond.
+    """
+    delivered = samples.delivered & np.isfinite(replayed.ideal_s)
+    measured, ideal = quantile(samples.network_s[delivered]), quantile(replayed.ideal_s[delivered])
+    floor = min(sum(replayed.latency_s), REPLAY_FLOOR_S) if floor_s is None else floor_s
+    part = f" ({measured / ideal - 1:+.2%})" if ideal > 0 else ""
+    detail = f"p99.9 measured {measured * 1e3:.3f} ms, ideal {ideal * 1e3:.3f} ms{part}"
+    return Gate.at_most(f"replay, {tenant}", abs(measured - ideal), max(share * ideal, floor), detail, "s")
+
+
+def tail_shift(
+    tenant: str,
+    samples: TenantSamples,
+    replayed: Replay,
+    *,
+    share: float = SHIFT_SHARE,
+    floor_s: float = SHIFT_FLOOR_S,
+) -> Gate:
+    """How far outliers moved the p99.9 of the latency, whatever stalled: sender, edge, switch or the whole machine.
+
+    A packet is an outlier if it was delayed, beyond the ideal wait of the schedule as it was *meant* to be sent, by more
+    than Tukey's fence over packets that wait as long as the longest tenth. Its delay is put back to the usual one, and
+    the p99.9 with and without this correction are compared.
+    """
+    delivered = samples.delivered & np.isfinite(replayed.ideal_intended_s)
+    latency, ideal = samples.latency_s[delivered], replayed.ideal_intended_s[delivered]
+    corrected, outliers = _without_outliers(latency, ideal)
+    measured, usual = quantile(latency), quantile(corrected)
+    detail = (
+        f"p99.9 {measured * 1e3:.3f} ms, {usual * 1e3:.3f} ms without the excess of {outliers} outliers "
+        f"among {latency.size} packets"
+    )
+    return Gate.at_most(f"tail shift, {tenant}", abs(measured - usual), max(share * usual, floor_s), detail, "s")
+
+
+def _without_outliers(latency_s: FloatArray, ideal_s: FloatArray) -> tuple[FloatArray, int]:
+    if latency_s.size == 0:
+        return latency_s, 0
+    excess = latency_s - ideal_s
+    waiting = excess[ideal_s >= np.quantile(ideal_s, 0.9)]
+    low, usual, high = np.quantile(waiting, [0.25, 0.5, 0.75])
+    outliers = excess > high + _FENCE * (high - low)
+    return np.where(outliers, ideal_s + usual, latency_s), int(np.count_nonzero(outliers))
+
+
+def quantile(values: FloatArray, level: float = _LEVEL) -> float:
+    """The smallest value that a share `level` of the values does not exceed; 0 if there are none."""
+    return float(np.quantile(values, level, method="inverted_cdf")) if values.size else 0.0
+
+
+# Comparing what is installed.
+
+
+def digest(installed: Any) -> str:
+    """SHA-256 of JSON-ready data in canonical form, to record what was installed."""
+    return hashlib.sha256(json.dumps(installed, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def differences(before: Any, after: Any, where: str = "") -> list[str]:
+    """Sentences on where two pieces of JSON-ready data differ, each with its place; none if they are equal."""
+    if isinstance(before, Mapping) and isinstance(after, Mapping):
+        return [
+            sentence
+            for key in sorted(before.keys() | after.keys(), key=str)
+            for sentence in differences(before.get(key), after.get(key), f"{where}.{key}" if where else str(key))
+        ]
+    both_lists = isinstance(before, list | tuple) and isinstance(after, list | tuple)
+    if both_lists and len(before) == len(after):
+        pairs = enumerate(zip(before, after, strict=True))
+        return [sentence for i, (old, new) in pairs for sentence in differences(old, new, f"{where}[{i}]")]
+    if both_lists or before != after:
+        return [f"{where or 'everything'} was {_short(before)} and is {_short(after)}"]
+    return []
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, default=str)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _none(name: str, counts: Mapping[str, int]) -> Gate:
+    some = {what: count for what, count in counts.items() if count}
+    return Gate.at_most(
+        name, sum(some.values()), 0, ", ".join(f"{count} {what}" for what, count in some.items()) or "none"
+    )
