@@ -74,6 +74,21 @@ class RenewalArrivals:
 
 
 @dataclass(frozen=True)
+class MmppArrivals:
+    """Packets of a Poisson process whose rate follows a hidden Markov chain.
+
+    Attributes:
+        rates_per_s: Packet rate in each state, length k.
+        switch_per_s: Transition rates between states, k rows of k; the diagonal is ignored.
+        size_bits: Size of each packet.
+    """
+
+    rates_per_s: tuple[float, ...]
+    switch_per_s: tuple[tuple[float, ...], ...]
+    size_bits: int
+
+
+@dataclass(frozen=True)
 class TraceArrivals:
     """Requests replayed from a file, each sent as the packets its size needs.
 

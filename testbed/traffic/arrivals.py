@@ -18,19 +18,21 @@ from testbed.errors import ScenarioError
 from testbed.scenario.model import (
     Arrivals,
     Misbehaviour,
+    MmppArrivals,
     OnOffArrivals,
     PoissonArrivals,
     RenewalArrivals,
     Scenario,
     TraceArrivals,
 )
-from testbed.traffic.modulation import OnOffPath, on_off_path
+from testbed.traffic.modulation import OnOffPath, on_off_path, rate_path, reached_at, stationary
 from testbed.traffic.schedules import Schedule
 from testbed.traffic.traces import Requests, read_requests
 
 FloatArray = npt.NDArray[np.float64]
 
 Seed = int | np.random.SeedSequence
+Process = Arrivals | MmppArrivals
 
 _GROUPS = 0
 """First spawn key of streams shared by a group; tenants' numbers, the other first keys, start at 1."""
@@ -106,7 +108,7 @@ def modulators(scenario: Scenario, *, window: int, duration_s: float, seed: int)
 
 
 def schedule(
-    arrivals: Arrivals,
+    arrivals: Process,
     *,
     seed: Seed,
     duration_s: float,
@@ -139,7 +141,7 @@ def schedule(
     return _conforming(arrivals, rng, duration_s)
 
 
-def mean_bps(arrivals: Arrivals) -> float:
+def mean_bps(arrivals: Process) -> float:
     """Mean L2 rate of the declared process; reads the file of a trace.
 
     Raises:
@@ -150,12 +152,14 @@ def mean_bps(arrivals: Arrivals) -> float:
             return arrivals.rate_per_s * arrivals.size_bits
         case OnOffArrivals():
             return arrivals.peak_bps * arrivals.mean_on_s / (arrivals.mean_on_s + arrivals.mean_off_s)
+        case MmppArrivals():
+            return float(stationary(arrivals.switch_per_s) @ arrivals.rates_per_s) * arrivals.size_bits
         case TraceArrivals():
             requests = read_requests(arrivals)
             return float(requests.size_bits.sum(dtype=np.int64)) / requests.period_s
 
 
-def _conforming(arrivals: Arrivals, rng: np.random.Generator, duration_s: float) -> Schedule:
+def _conforming(arrivals: Process, rng: np.random.Generator, duration_s: float) -> Schedule:
     match arrivals:
         case PoissonArrivals():
             times_s = _points(rng.standard_exponential, 1 / arrivals.rate_per_s, duration_s)
@@ -164,11 +168,13 @@ def _conforming(arrivals: Arrivals, rng: np.random.Generator, duration_s: float)
             return _equal_sizes(_renewal_points(arrivals, rng, duration_s), arrivals.size_bits)
         case OnOffArrivals():
             return _on_off(arrivals, rng, duration_s, None)
+        case MmppArrivals():
+            return _equal_sizes(_mmpp_points(arrivals, rng, duration_s), arrivals.size_bits)
         case TraceArrivals():
             return _replay(read_requests(arrivals), rng, duration_s)
 
 
-def _flood(arrivals: Arrivals, breach: Misbehaviour, rng: np.random.Generator, duration_s: float) -> Schedule:
+def _flood(arrivals: Process, breach: Misbehaviour, rng: np.random.Generator, duration_s: float) -> Schedule:
     """The declared process with its time compressed, so that a flood keeps the declared shape of its bursts."""
     if breach.offered_bps is None:
         raise ScenarioError("misbehaviour flood: found no offered rate, expected one; state what the tenant offers")
@@ -177,7 +183,7 @@ def _flood(arrivals: Arrivals, breach: Misbehaviour, rng: np.random.Generator, d
     return _until(Schedule(slow.time_s / speed_up, slow.size_bits, slow.last_of_request), duration_s)
 
 
-def _shared_path(arrivals: Arrivals, breach: Misbehaviour, shared: Mapping[str, OnOffPath]) -> OnOffPath:
+def _shared_path(arrivals: Process, breach: Misbehaviour, shared: Mapping[str, OnOffPath]) -> OnOffPath:
     path = shared.get(breach.group or "")
     if path is None:
         raise ScenarioError(
@@ -196,7 +202,7 @@ def _shared_path(arrivals: Arrivals, breach: Misbehaviour, shared: Mapping[str, 
     return path
 
 
-def _on_off(arrivals: Arrivals, rng: np.random.Generator, duration_s: float, path: OnOffPath | None) -> Schedule:
+def _on_off(arrivals: Process, rng: np.random.Generator, duration_s: float, path: OnOffPath | None) -> Schedule:
     """Cut the fluid of an on-off path into packets.
 
     A packet leaves when its last bit has been produced. What a burst leaves unfinished is finished by the next one,
@@ -208,14 +214,21 @@ def _on_off(arrivals: Arrivals, rng: np.random.Generator, duration_s: float, pat
     ready_s = rng.random() * arrivals.size_bits / arrivals.peak_bps
     if path is None:
         path = on_off_path(arrivals.mean_on_s, arrivals.mean_off_s, rng=rng, duration_s=duration_s)
-    produced_s = np.concatenate(([0.0], np.cumsum(path.end_s - path.start_s)))
     spacing_s = arrivals.size_bits / arrivals.peak_bps
-    packets = int((produced_s[-1] + ready_s) / spacing_s)
-    needed_s = np.arange(1, packets + 1) * spacing_s - ready_s
-    burst = np.minimum(np.searchsorted(produced_s[1:], needed_s), max(path.end_s.size - 1, 0))
-    times_s = path.start_s[burst] + (needed_s - produced_s[burst])
-    # Rounding must not let a burst's last packet overtake the next burst's first.
-    return _until(_equal_sizes(np.minimum(times_s, path.end_s[burst]), arrivals.size_bits), duration_s)
+    packets = int((float(np.sum(path.end_s - path.start_s)) + ready_s) / spacing_s)
+    needed_s = np.arange(1, packets + 1, dtype=np.float64) * spacing_s - ready_s
+    times_s = reached_at(path.start_s, path.end_s, np.ones(path.start_s.size), needed_s)
+    return _until(_equal_sizes(times_s, arrivals.size_bits), duration_s)
+
+
+def _mmpp_points(arrivals: MmppArrivals, rng: np.random.Generator, duration_s: float) -> FloatArray:
+    """A Poisson process of rate 1 in the time that runs as fast as the modulated rate."""
+    states, packets = rng.spawn(2)
+    path = rate_path(arrivals.rates_per_s, arrivals.switch_per_s, rng=states, duration_s=duration_s)
+    expected = float(np.cumsum(np.diff(path.edges_s) * path.rate_per_s)[-1])
+    amounts = _points(packets.standard_exponential, 1.0, expected)
+    times_s = reached_at(path.edges_s[:-1], path.edges_s[1:], path.rate_per_s, amounts)
+    return times_s[times_s < duration_s]
 
 
 def _renewal_points(arrivals: RenewalArrivals, rng: np.random.Generator, duration_s: float) -> FloatArray:

@@ -1,41 +1,78 @@
 """Reads traces of real traffic and turns their requests into packets.
 
-Two formats are read as their owners publish them: `azure-llm`, the requests of Azure's LLM inference traces, and
-`packets`, the frames of a capture. A file is read whole or not at all: every bad row is counted and the first ones are
-named with their lines. How a trace is repeated to fill a window is decided in `testbed.traffic.arrivals`; how bursty
-it is, in `testbed.traffic.dispersion`.
+The formats are read as their owners publish them: `azure-llm`, Azure's LLM inference traces; `burstgpt`, BurstGPT;
+`mooncake`, Mooncake's JSON lines; and `packets`, the frames of a capture. A file is read whole or not at all: every bad
+row is counted and the first ones are named with their lines. How a trace is repeated to fill a window is decided in
+`testbed.traffic.arrivals`; how bursty it is, in `testbed.traffic.dispersion`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.csv
 
 from testbed.errors import ScenarioError
 from testbed.scenario.model import TraceArrivals
+from testbed.traffic.rows import Rows
 from testbed.traffic.schedules import Schedule
 from testbed.traffic.wire import OVERHEAD_BYTES, payload_bytes
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
-FORMATS = {
-    "azure-llm": ("TIMESTAMP", "ContextTokens", "GeneratedTokens"),
-    "packets": ("time_s", "size_bytes"),
-}
-"""The columns that each format needs; others are ignored."""
+_GRID_SLACK_S = 0.002
+"""How far a stamp may be off its grid: Mooncake's are a millisecond early now and then."""
 
-_SHOWN = 10
-"""Bad rows that a message names one by one; the rest is counted."""
-_STAMP = r"^\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(\.\d{1,9})?(Z|\+00:00)?$"
-_WHOLE = r"^\d{1,12}$"
-_DECIMAL = r"^\d+(\.\d*)?([eE][+-]?\d{1,2})?$"
+
+class Stamp(Enum):
+    """How a format writes time."""
+
+    CALENDAR = "UTC calendar time"
+    SECONDS = "seconds"
+    MILLISECONDS = "milliseconds"
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """How one kind of trace file is read.
+
+    Attributes:
+        time: Column of arrival times.
+        stamp: How they are written.
+        request: Column of what a request carries.
+        response: Column of the tokens answered with, None where there is none.
+        least: Smallest request that makes sense.
+        json_lines: Whether each line is a JSON object; else the file is CSV with a header.
+        grid_s: Grid that the recorder is known to have rounded stamps down to, None for none.
+    """
+
+    time: str
+    stamp: Stamp
+    request: str
+    response: str | None
+    least: int
+    json_lines: bool = False
+    grid_s: float | None = None
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the columns needed; others are ignored."""
+        return tuple(name for name in (self.time, self.request, self.response) if name is not None)
+
+
+FORMATS = {
+    "azure-llm": Format("TIMESTAMP", Stamp.CALENDAR, "ContextTokens", "GeneratedTokens", 1),
+    # Requests that failed are recorded without tokens; they were sent all the same.
+    "burstgpt": Format("Timestamp", Stamp.SECONDS, "Request tokens", "Response tokens", 0, grid_s=1.0),
+    "mooncake": Format(
+        "timestamp", Stamp.MILLISECONDS, "input_length", "output_length", 1, json_lines=True, grid_s=3.0
+    ),
+    "packets": Format("time_s", Stamp.SECONDS, "size_bytes", None, OVERHEAD_BYTES),
+}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,6 +85,7 @@ class Trace:
         time_s: Arrival times from the first one, non-decreasing, float64[n].
         request: What each arrival asks the network to carry: context tokens, or bytes of its frame. int64[n].
         response: Tokens generated in answer, 0 for `packets`. int64[n].
+        grid_s: Grid that the recorder had rounded the stamps to and from which they were spread, None for none.
     """
 
     path: Path
@@ -55,6 +93,7 @@ class Trace:
     time_s: FloatArray
     request: IntArray
     response: IntArray
+    grid_s: float | None = None
 
     @property
     def period_s(self) -> float:
@@ -99,7 +138,7 @@ class Requests:
 def read_requests(arrivals: TraceArrivals) -> Requests:
     """Read the requests that `arrivals` describes.
 
-    A request of `azure-llm` carries its context tokens as data. Each of its packets holds as much data as fits into
+    A request of a token trace carries its context tokens as data. Each of its packets holds as much data as fits into
     `size_bits` beside the headers (Ethernet, IPv4, UDP and the 24 bytes that identify a packet), the last one the
     remainder. Each row of `packets` is one frame and is sent as it is.
 
@@ -130,7 +169,7 @@ def read_requests(arrivals: TraceArrivals) -> Requests:
                 f"trace {arrivals.path}: found packets of {arrivals.size_bits // 8} bytes, expected more than "
                 f"{OVERHEAD_BYTES}: nothing is left for data beside the headers"
             )
-        count = -(-data_bytes // room_bytes)
+        count = np.maximum(-(-data_bytes // room_bytes), 1)
         size_bits = 8 * (data_bytes + count * OVERHEAD_BYTES)
     return Requests(
         trace.time_s / arrivals.speed_up, size_bits, arrivals.size_bits, count, trace.period_s / arrivals.speed_up
@@ -150,132 +189,50 @@ def read_trace(path: Path, format: str) -> Trace:  # noqa: A002 - the scenario's
     """
     if format not in FORMATS:
         raise ScenarioError(f"trace {path}: found format {format!r}, expected one of {sorted(FORMATS)}")
-    rows = _Rows.read(path, FORMATS[format])
-    if format == "azure-llm":
-        stamp, context, generated = FORMATS[format]
-        time_ns = rows.stamps_ns(stamp)
-        request, response = rows.whole(context, at_least=1), rows.whole(generated, at_least=0)
-        rows.check_order(time_ns)
-        rows.refuse_bad()
-        time_s = (time_ns - time_ns[0]) / 1e9
-    else:
-        seconds = rows.decimals("time_s")
-        request = rows.whole("size_bytes", at_least=OVERHEAD_BYTES)
-        response = np.zeros_like(request)
-        rows.check_order(seconds)
-        rows.refuse_bad()
-        time_s = seconds - seconds[0]
+    how = FORMATS[format]
+    rows = Rows.from_json_lines(path, how.columns) if how.json_lines else Rows.from_csv(path, how.columns)
+    ticks, per_second = _times(rows, how)
+    request = rows.whole(how.request, at_least=how.least)
+    response = np.zeros_like(request) if how.response is None else rows.whole(how.response, at_least=0)
+    rows.check_order(ticks)
+    rows.refuse_bad()
+    # Subtracted before the division: a calendar time in ns has more digits than a float.
+    time_s = (ticks - ticks[0]) / per_second
+    grid_s = how.grid_s if _on_grid(ticks / per_second, how.grid_s) else None
+    if grid_s is not None:
+        time_s = _spread(time_s, grid_s)
     if not time_s[-1] > 0:
         raise ScenarioError(
             f"trace {path}: found all {time_s.size} rows at one instant, expected at least two arrival times; "
             "a trace without gaps has no rate"
         )
-    return Trace(path, format, time_s, request, response)
+    return Trace(path, format, time_s, request, response, grid_s)
 
 
-class _Rows:
-    """The columns of one file as text, with what is wrong so far."""
-
-    def __init__(self, path: Path, table: pa.Table, lines: IntArray, bad: dict[int, str]) -> None:
-        self._path = path
-        self._table = table
-        self._lines = lines
-        self._bad = bad
-
-    @classmethod
-    def read(cls, path: Path, wanted: tuple[str, ...]) -> _Rows:
-        """Read the `wanted` columns; rows of another width are already bad."""
-        bad: dict[int, str] = {}
-
-        def skip(row: pyarrow.csv.InvalidRow) -> str:
-            bad[row.number] = f"found {row.actual_columns} values, expected {row.expected_columns}"
-            return "skip"
-
-        try:
-            table = pyarrow.csv.read_csv(
-                path,
-                # Line numbers are only known to a single thread.
-                read_options=pyarrow.csv.ReadOptions(use_threads=False),
-                parse_options=pyarrow.csv.ParseOptions(invalid_row_handler=skip, ignore_empty_lines=False),
-                convert_options=pyarrow.csv.ConvertOptions(
-                    include_columns=list(wanted),
-                    column_types=dict.fromkeys(wanted, pa.string()),
-                    strings_can_be_null=False,
-                ),
-            )
-        except OSError as error:
-            raise ScenarioError(f"trace {path}: cannot be read: {error}; name a file that can") from error
-        except (pa.ArrowInvalid, KeyError) as error:
-            raise ScenarioError(
-                f"trace {path}: found no table with the columns {', '.join(wanted)} ({error}); "
-                "check the file and the format"
-            ) from error
-        lines = np.setdiff1d(np.arange(2, 2 + table.num_rows + len(bad)), np.fromiter(bad, dtype=np.int64))
-        filled = np.asarray(pc.not_equal(table[wanted[0]], ""))
-        rows = int(np.flatnonzero(filled)[-1]) + 1 if filled.any() else 0
-        if rows < 2 and not bad:
-            raise ScenarioError(f"trace {path}: found {rows} rows, expected at least 2; a trace needs a gap")
-        # Blank lines at the end of a file are how editors leave it, not rows.
-        return cls(path, table.slice(0, rows), lines[:rows], bad)
-
-    def stamps_ns(self, name: str) -> IntArray:
-        """UTC calendar stamps with up to nine digits after the point, in ns since 1970; bad ones are 0."""
-        text = pc.replace_substring_regex(self._checked(name, _STAMP, "a UTC time"), r"(Z|\+00:00)$", "")
-        seconds = pc.strptime(
-            pc.replace_substring(pc.utf8_slice_codeunits(text, 0, 19), "T", " "),
-            format="%Y-%m-%d %H:%M:%S",
-            unit="s",
-            error_is_null=True,
-        )
-        self._note(name, pc.and_(pc.is_null(seconds), pc.is_valid(text)), "a UTC time")
-        digits = pc.utf8_rpad(pc.utf8_slice_codeunits(text, 20, 29), 9, "0")
-        fraction = pc.cast(digits, pa.int64())
-        whole = pc.multiply(pc.cast(seconds, pa.int64()), 1_000_000_000)
-        return _filled(pc.add(whole, fraction)).astype(np.int64)
-
-    def whole(self, name: str, *, at_least: int) -> IntArray:
-        """Whole numbers not below a limit; bad ones are 0."""
-        expected = f"a whole number of at least {at_least}"
-        text = self._checked(name, _WHOLE, expected)
-        values = pc.cast(text, pa.int64())
-        self._note(name, pc.less(values, at_least), expected)
-        return _filled(values).astype(np.int64)
-
-    def decimals(self, name: str) -> FloatArray:
-        """Decimal numbers not below 0; bad ones are 0."""
-        return _filled(pc.cast(self._checked(name, _DECIMAL, "seconds"), pa.float64())).astype(np.float64)
-
-    def check_order(self, times: IntArray | FloatArray) -> None:
-        """Note rows that arrive earlier than a row before them."""
-        good = np.isin(self._lines, np.fromiter(self._bad, dtype=np.int64), invert=True)
-        lines, times = self._lines[good], times[good]
-        if times.size:
-            early = np.flatnonzero(times < np.maximum.accumulate(times))
-            self._bad |= {int(lines[row]): "is earlier than a row before it; sort the file by time" for row in early}
-
-    def refuse_bad(self) -> None:
-        """Raise for all bad rows together."""
-        if not self._bad:
-            return
-        total = len(set(self._lines.tolist()) | set(self._bad))
-        problems = [f"trace {self._path}, line {line}: {self._bad[line]}" for line in sorted(self._bad)[:_SHOWN]]
-        problems.append(
-            f"trace {self._path}: {len(self._bad):,} of {total:,} rows are bad; correct or remove them, none is skipped"
-        )
-        raise ScenarioError(problems)
-
-    def _checked(self, name: str, pattern: str, expected: str) -> pa.ChunkedArray:
-        """Column `name` with null where the text does not match."""
-        text = pc.utf8_trim_whitespace(self._table[name])
-        matches = pc.match_substring_regex(text, pattern)
-        self._note(name, pc.invert(matches), expected)
-        return pc.if_else(matches, text, pa.scalar(None, pa.string()))
-
-    def _note(self, name: str, wrong: pa.ChunkedArray, expected: str) -> None:
-        for row in np.flatnonzero(np.asarray(pc.fill_null(wrong, False))):
-            found = self._table[name][int(row)].as_py()
-            self._bad.setdefault(int(self._lines[row]), f"found {name} {found!r}, expected {expected}")
+def _times(rows: Rows, how: Format) -> tuple[IntArray | FloatArray, float]:
+    """Arrival times as the file counts them, and how many of its units are a second."""
+    match how.stamp:
+        case Stamp.CALENDAR:
+            return rows.stamps_ns(how.time), 1e9
+        case Stamp.SECONDS:
+            return rows.decimals(how.time, how.stamp.value), 1.0
+        case Stamp.MILLISECONDS:
+            return rows.decimals(how.time, how.stamp.value), 1e3
 
 
-def _filled(values: pa.ChunkedArray) -> npt.NDArray[np.int64] | npt.NDArray[np.float64]:
-    return np.asarray(pc.fill_null(values, 0))
+def _on_grid(time_s: FloatArray, grid_s: float | None) -> bool:
+    if grid_s is None:
+        return False
+    return bool(np.all(np.abs(time_s - np.rint(time_s / grid_s) * grid_s) <= _GRID_SLACK_S))
+
+
+def _spread(time_s: FloatArray, grid_s: float) -> FloatArray:
+    """Undo a recorder's rounding: place each stamp at random within its bin, in the order of the file.
+
+    Replayed as recorded, the requests of a bin would arrive as one batch, which they never were. The places are the
+    same at every reading, so that a trace remains one definite sequence.
+    """
+    bins = np.rint(time_s / grid_s)
+    within = np.random.default_rng(0).random(time_s.size)
+    spread = np.sort(bins + within) * grid_s
+    return np.asarray(spread - spread[0])

@@ -17,6 +17,7 @@ from testbed.scenario.model import (
     Arrivals,
     Domain,
     Misbehaviour,
+    MmppArrivals,
     OnOffArrivals,
     PoissonArrivals,
     RenewalArrivals,
@@ -24,8 +25,8 @@ from testbed.scenario.model import (
     Tenant,
     TraceArrivals,
 )
-from testbed.traffic.arrivals import mean_bps, modulators, schedule, schedules, tenant_seed
-from testbed.traffic.modulation import OnOffPath, on_off_path
+from testbed.traffic.arrivals import Process, mean_bps, modulators, schedule, schedules, tenant_seed
+from testbed.traffic.modulation import OnOffPath, on_off_path, rate_path, stationary
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -38,7 +39,10 @@ RENEWALS = {
     "gamma": RenewalArrivals(500.0, "gamma", 1.7, SIZE),
     "hyperexponential": RenewalArrivals(500.0, "hyperexponential", 3.0, SIZE),
 }
-PROCESSES: dict[str, Arrivals] = {"poisson": POISSON, "on-off": DEMO, **RENEWALS}
+CIRCLE = ((0.0, 40.0, 0.0), (0.0, 0.0, 25.0), (100.0, 0.0, 0.0))
+"""A chain that runs in a circle, so it is not reversible."""
+MMPP = MmppArrivals((200.0, 0.0, 3000.0), CIRCLE, SIZE)
+PROCESSES: dict[str, Process] = {"poisson": POISSON, "on-off": DEMO, "mmpp": MMPP, **RENEWALS}
 
 EQUILIBRIUM_WINDOWS = 4000
 
@@ -85,14 +89,14 @@ def index_of_dispersion(time_s: FloatArray, window_s: float, duration_s: float) 
 
 
 @pytest.mark.parametrize("arrivals", PROCESSES.values(), ids=PROCESSES)
-def test_the_same_seed_draws_the_same_packets_and_another_seed_others(arrivals: Arrivals) -> None:
+def test_the_same_seed_draws_the_same_packets_and_another_seed_others(arrivals: Process) -> None:
     first, again, other = (schedule(arrivals, seed=s, duration_s=5.0) for s in (1, 1, 2))
     assert np.array_equal(first.time_s, again.time_s)
     assert not np.array_equal(first.time_s[:20], other.time_s[:20])
 
 
 @pytest.mark.parametrize("arrivals", PROCESSES.values(), ids=PROCESSES)
-def test_a_longer_window_begins_with_the_shorter_one(arrivals: Arrivals) -> None:
+def test_a_longer_window_begins_with_the_shorter_one(arrivals: Process) -> None:
     short, long = (schedule(arrivals, seed=3, duration_s=d) for d in (2.0, 61.0))
     assert len(short) > 100
     assert np.array_equal(short.time_s, long.time_s[: len(short)])
@@ -100,7 +104,7 @@ def test_a_longer_window_begins_with_the_shorter_one(arrivals: Arrivals) -> None
 
 
 @pytest.mark.parametrize("arrivals", PROCESSES.values(), ids=PROCESSES)
-def test_packets_lie_in_the_window_and_have_the_declared_size(arrivals: Arrivals) -> None:
+def test_packets_lie_in_the_window_and_have_the_declared_size(arrivals: Process) -> None:
     packets = schedule(arrivals, seed=4, duration_s=3.0)
     assert packets.time_s.min() >= 0
     assert packets.time_s.max() < 3.0
@@ -109,7 +113,7 @@ def test_packets_lie_in_the_window_and_have_the_declared_size(arrivals: Arrivals
 
 
 @pytest.mark.parametrize("arrivals", PROCESSES.values(), ids=PROCESSES)
-def test_a_window_opens_in_equilibrium_so_its_first_moments_offer_the_mean_rate(arrivals: Arrivals) -> None:
+def test_a_window_opens_in_equilibrium_so_its_first_moments_offer_the_mean_rate(arrivals: Process) -> None:
     window_s = 0.0033
     drawn = np.array([len(schedule(arrivals, seed=s, duration_s=window_s)) for s in range(EQUILIBRIUM_WINDOWS)])
     expected = mean_bps(arrivals) / SIZE * window_s
@@ -117,12 +121,12 @@ def test_a_window_opens_in_equilibrium_so_its_first_moments_offer_the_mean_rate(
 
 
 @pytest.mark.parametrize("arrivals", PROCESSES.values(), ids=PROCESSES)
-def test_a_window_without_room_for_a_packet_is_empty(arrivals: Arrivals) -> None:
+def test_a_window_without_room_for_a_packet_is_empty(arrivals: Process) -> None:
     assert len(schedule(arrivals, seed=1, duration_s=1e-9)) == 0
 
 
 @pytest.mark.parametrize("arrivals", PROCESSES.values(), ids=PROCESSES)
-def test_a_flood_is_the_declared_process_with_its_time_compressed(arrivals: Arrivals) -> None:
+def test_a_flood_is_the_declared_process_with_its_time_compressed(arrivals: Process) -> None:
     flood = Misbehaviour("flood", offered_bps=3 * mean_bps(arrivals))
     fast = schedule(arrivals, seed=6, duration_s=4.0, misbehaviour=flood)
     declared = schedule(arrivals, seed=6, duration_s=12.0)
@@ -314,6 +318,79 @@ def test_a_window_opens_during_a_burst_as_often_as_the_source_is_on() -> None:
         for s in range(4000)
     ]
     assert np.mean(opened_on) == pytest.approx(0.4, abs=0.027)
+
+
+# --- Markov-modulated Poisson ---------------------------------------------------------------------------------------
+
+
+def test_a_chain_spends_its_time_in_proportion_to_how_long_it_stays_and_how_often_it_comes() -> None:
+    stays = np.array([1 / 40, 1 / 25, 1 / 100])
+    assert np.allclose(stationary(CIRCLE), stays / stays.sum())
+    assert stationary(((5.0,),)).tolist() == [1.0]
+
+
+def test_a_modulated_rate_stays_and_moves_as_its_chain_says() -> None:
+    path = rate_path((1.0, 2.0, 3.0), CIRCLE, rng=np.random.default_rng(41), duration_s=200.0)
+    stays = np.diff(path.edges_s)
+    for rate, exit_per_s in ((1.0, 40), (2.0, 25), (3.0, 100)):
+        assert stats.kstest(stays[path.rate_per_s == rate] * exit_per_s, "expon").pvalue > 0.01
+    assert np.array_equal(path.rate_per_s[1:], path.rate_per_s[:-1] % 3 + 1)
+    starts = [rate_path((1.0, 2.0, 3.0), CIRCLE, rng=np.random.default_rng(s), duration_s=0.01) for s in range(3000)]
+    opened = np.bincount([int(path.rate_per_s[0]) - 1 for path in starts]) / 3000
+    assert opened == pytest.approx(stationary(CIRCLE), abs=0.03)
+
+
+def test_a_chain_moves_to_each_state_as_often_as_its_rates_say() -> None:
+    switch = ((0.0, 30.0, 10.0), (5.0, 0.0, 0.0), (5.0, 0.0, 0.0))
+    path = rate_path((0.0, 1.0, 2.0), switch, rng=np.random.default_rng(42), duration_s=2000.0)
+    entered = path.rate_per_s[1:][path.rate_per_s[:-1] == 0.0]
+    assert np.mean(entered == 1.0) == pytest.approx(0.75, abs=0.02)
+
+
+def test_mmpp_packets_come_at_the_rate_of_their_state_and_never_in_a_silent_one() -> None:
+    arrivals = MmppArrivals((0.0, 2000.0), ((10.0, 0.0), (20.0, 0.0)), SIZE)
+    with pytest.raises(ScenarioError, match="not every state"):
+        schedule(arrivals, seed=1, duration_s=1.0)
+    arrivals = MmppArrivals((0.0, 2000.0), ((0.0, 10.0), (20.0, 0.0)), SIZE)
+    gaps = np.diff(schedule(arrivals, seed=43, duration_s=300.0).time_s)
+    # While it sends, gaps are exponential at 2,000/s unless a silence of 100 ms on average comes between.
+    assert np.median(gaps) == pytest.approx(math.log(2) / 2000, rel=0.02)
+    assert np.mean(gaps > 0.01) == pytest.approx(20 / 2020 * math.exp(-0.1), rel=0.1)
+
+
+def test_mmpp_dispersion_grows_to_that_of_its_chain() -> None:
+    share, rates = stationary(CIRCLE), np.array(MMPP.rates_per_s)
+    generator = np.array(CIRCLE)
+    np.fill_diagonal(generator, -generator.sum(axis=1))
+    mean = float(share @ rates)
+    spread = (share * rates) @ np.linalg.inv(np.outer(np.ones(3), share) - generator) @ rates - mean**2
+    time_s = schedule(MMPP, seed=44, duration_s=6000.0).time_s
+    assert index_of_dispersion(time_s, 2.0, 6000.0) == pytest.approx(1 + 2 * spread / mean, rel=0.1)
+    assert time_s.size / 6000.0 == pytest.approx(mean, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("rates", "switch", "message"),
+    [
+        ((1.0,), ((0.0, 1.0), (1.0, 0.0)), "expected 2 rates"),
+        ((1.0, -1.0), ((0.0, 1.0), (1.0, 0.0)), "at least 0, one for each state"),
+        ((1.0, 2.0), ((0.0, 1.0),), "expected k rows of k rates"),
+        ((1.0, 2.0), ((0.0, -1.0), (1.0, 0.0)), "expected k rows of k rates"),
+        ((), (), "expected k rows of k rates"),
+        ((1.0, 2.0), ((0.0, 1.0), (0.0, 0.0)), "not every state can be reached"),
+    ],
+    ids=["a rate missing", "negative rate", "a row missing", "negative switching", "no state", "a state for ever"],
+)
+def test_rates_that_describe_no_chain_are_refused(
+    rates: tuple[float, ...], switch: tuple[tuple[float, ...], ...], message: str
+) -> None:
+    with pytest.raises(ScenarioError, match=message):
+        schedule(MmppArrivals(rates, switch, SIZE), seed=1, duration_s=1.0)
+
+
+def test_a_chain_with_one_state_is_a_poisson_process() -> None:
+    time_s = schedule(MmppArrivals((700.0,), ((0.0,),), SIZE), seed=45, duration_s=100.0).time_s
+    assert stats.kstest(np.diff(time_s) * 700, "expon").pvalue > 0.01
 
 
 # --- correlated bursts ----------------------------------------------------------------------------------------------

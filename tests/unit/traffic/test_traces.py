@@ -1,9 +1,11 @@
 """Trace files: what is read from them, what is refused and how, and the packets their requests become."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from testbed.errors import ScenarioError
 from testbed.scenario.model import TraceArrivals
@@ -65,6 +67,98 @@ def test_blank_lines_at_the_end_are_no_rows(tmp_path: Path) -> None:
 def test_a_repeated_trace_has_a_gap_between_its_last_row_and_its_first(tmp_path: Path) -> None:
     trace = read_trace(write(tmp_path, PACKET_HEADER, "5,100", "6,100", "9,100"), "packets")
     assert trace.period_s == 6.0
+
+
+# --- recorders that round -------------------------------------------------------------------------------------------
+
+
+def mooncake(folder: Path, *stamps_ms: float) -> Path:
+    return write(folder, *(json.dumps({"timestamp": t, "input_length": 9, "output_length": 2}) for t in stamps_ms))
+
+
+def test_mooncake_stamps_on_its_3_s_grid_are_spread_within_their_bins_in_order(tmp_path: Path) -> None:
+    stamps = [0] * 500 + [3000] * 300 + [5999] * 100 + [12000]
+    trace = read_trace(mooncake(tmp_path, *stamps), "mooncake")
+    assert trace.grid_s == 3.0
+    assert np.all(np.diff(trace.time_s) > 0)
+    # The first of 500 requests opens the trace, at most a few hundredths of a second into its bin.
+    for first, rows in ((0.0, slice(0, 500)), (3.0, slice(500, 800)), (6.0, slice(800, 900)), (12.0, slice(900, 901))):
+        assert first - 0.05 < trace.time_s[rows].min() <= trace.time_s[rows].max() < first + 3
+    assert stats.kstest(trace.time_s[:500] / 3, "uniform").pvalue > 0.01
+
+
+def test_a_rounded_trace_is_the_same_sequence_at_every_reading(tmp_path: Path) -> None:
+    path = mooncake(tmp_path, 0, 0, 0, 3000, 3000)
+    assert np.array_equal(read_trace(path, "mooncake").time_s, read_trace(path, "mooncake").time_s)
+
+
+def test_mooncake_stamps_off_the_grid_are_kept(tmp_path: Path) -> None:
+    trace = read_trace(mooncake(tmp_path, 0, 3000, 4500, 6000.5), "mooncake")
+    assert trace.grid_s is None
+    assert trace.time_s.tolist() == [0.0, 3.0, 4.5, 6.0005]
+
+
+BURSTGPT_HEADER = "Timestamp,Session ID,Elapsed time,Model,Request tokens,Response tokens,Total tokens,Log Type"
+
+
+def test_burstgpt_whole_seconds_are_spread_and_failed_requests_are_kept(tmp_path: Path) -> None:
+    rows = ("5,1,0.2,ChatGPT,472,18,490,Conversation log", "5,2,0,GPT-4,0,0,0,API log", "9,2,1,GPT-4,3,4,7,API log")
+    path = write(tmp_path, BURSTGPT_HEADER, *rows)
+    trace = read_trace(path, "burstgpt")
+    assert trace.grid_s == 1.0
+    assert trace.request.tolist() == [472, 0, 3]
+    assert trace.response.tolist() == [18, 0, 4]
+    assert 0 < trace.time_s[1] < 1
+    assert 3 < trace.time_s[2] < 5
+    requests = read_requests(TraceArrivals(path, "burstgpt", 1.0, 32, 11_200))
+    assert requests.count.tolist() == [2, 1, 1]
+    assert requests.size_bits[1] == 8 * 66
+
+
+def test_burstgpt_with_fractions_of_a_second_is_kept(tmp_path: Path) -> None:
+    header = "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type"
+    trace = read_trace(write(tmp_path, header, "0.25,x,1,1,2,y", "1.5,x,1,1,2,y"), "burstgpt")
+    assert (trace.grid_s, trace.time_s.tolist()) == (None, [0.0, 1.25])
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"timestamp": 1, "output_length": 2}', "found no input_length, expected timestamp, input_length"),
+        ("[1, 2, 3]", "found '[1, 2, 3]', expected a JSON object"),
+        ("{'timestamp': 1}", "expected a JSON object"),
+        ("", "found '', expected a JSON object"),
+        ('{"timestamp": NaN, "input_length": 1, "output_length": 2}', "found timestamp 'nan', expected milliseconds"),
+        ('{"timestamp": 1, "input_length": true, "output_length": 2}', "found input_length 'True'"),
+        ('{"timestamp": 1, "input_length": 1.5, "output_length": 2}', "found input_length '1.5'"),
+        ('{"timestamp": 1, "input_length": 1, "output_length": null}', "found output_length 'None'"),
+    ],
+    ids=[
+        "a member missing",
+        "a list",
+        "Python text",
+        "a blank line",
+        "not a number",
+        "a truth",
+        "half a token",
+        "null",
+    ],
+)
+def test_a_bad_json_line_is_named_with_what_was_found(tmp_path: Path, line: str, message: str) -> None:
+    good = '{"timestamp": 1, "input_length": 1, "output_length": 2, "hash_ids": [1]}'
+    named, counted = problems(write(tmp_path, good, line, good), "mooncake")
+    assert "line 2: " in named
+    assert message in named
+    assert "1 of 3 rows" in counted
+
+
+def test_a_json_lines_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "trace.jsonl").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ScenarioError, match="cannot be read"):
+        read_trace(tmp_path / "trace.jsonl", "mooncake")
+    (tmp_path / "trace.jsonl").write_bytes(b"\n")
+    with pytest.raises(ScenarioError, match="found 0 rows"):
+        read_trace(tmp_path / "trace.jsonl", "mooncake")
 
 
 # --- refusing -------------------------------------------------------------------------------------------------------
@@ -140,7 +234,7 @@ def test_lines_are_numbered_right_in_a_file_of_many_blocks(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("lines", "format_name", "message"),
     [
-        ((AZURE_HEADER, *AZURE_ROWS), "pcap", r"found format 'pcap', expected one of \['azure-llm', 'packets'\]"),
+        ((AZURE_HEADER, *AZURE_ROWS), "pcap", r"found format 'pcap', expected one of \['azure-llm', .*'packets'\]"),
         ((AZURE_HEADER, *AZURE_ROWS), "packets", "found no table with the columns time_s, size_bytes"),
         ((), "packets", "found no table"),
         ((PACKET_HEADER,), "packets", "found 0 rows, expected at least 2"),
@@ -279,3 +373,10 @@ def test_the_published_trace_replayed_faster_keeps_its_burstiness_at_scales_that
     assert requests_s.size == pytest.approx(8819, abs=3)
     assert dispersion(requests_s, 343.63).index[:2] == pytest.approx((13.19, 71.85), rel=0.08)
     assert packets.rate_bps(343.63) == pytest.approx(mean_bps(arrivals), rel=0.002)
+
+
+@pytest.mark.skipif(not PUBLISHED.exists(), reason=f"{PUBLISHED} is not on this machine")
+def test_the_published_mooncake_trace_is_no_longer_synchronised_batches() -> None:
+    trace = read_trace(PUBLISHED.parent / "mooncake_conversation_first400.jsonl", "mooncake")
+    assert (trace.time_s.size, trace.grid_s) == (400, 3.0)
+    assert dispersion(trace.time_s, trace.time_s[-1]).index[:2] == pytest.approx((1, 1), abs=0.25)

@@ -1,0 +1,182 @@
+"""Reads tables of text files by column, and keeps the line of every row that is wrong.
+
+A file is judged whole: callers read the columns they need, each of which notes what it cannot use, and then ask for
+all bad rows to be refused together. What the columns mean is `testbed.traffic.traces`' to know.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+
+from testbed.errors import ScenarioError
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+
+_SHOWN = 10
+"""Bad rows that a message names one by one; the rest is counted."""
+_STAMP = r"^\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(\.\d{1,9})?(Z|\+00:00)?$"
+_WHOLE = r"^\d{1,12}$"
+_DECIMAL = r"^\d+(\.\d*)?([eE][+-]?\d{1,2})?$"
+
+
+class Rows:
+    """The columns of one file as text, with what is wrong so far."""
+
+    def __init__(self, path: Path, table: pa.Table, lines: IntArray, bad: dict[int, str]) -> None:
+        if table.num_rows < 2 and not bad:
+            raise ScenarioError(f"trace {path}: found {table.num_rows} rows, expected at least 2; a trace needs a gap")
+        self._path = path
+        self._table = table
+        self._lines = lines
+        self._bad = bad
+
+    @classmethod
+    def from_csv(cls, path: Path, wanted: tuple[str, ...]) -> Rows:
+        """Read the `wanted` columns of a CSV file with a header; rows of another width are already bad.
+
+        Raises:
+            ScenarioError: The file cannot be read, lacks a column, or has fewer than two rows.
+        """
+        bad: dict[int, str] = {}
+
+        def skip(row: pyarrow.csv.InvalidRow) -> str:
+            bad[row.number] = f"found {row.actual_columns} values, expected {row.expected_columns}"
+            return "skip"
+
+        try:
+            table = pyarrow.csv.read_csv(
+                path,
+                # Line numbers are only known to a single thread.
+                read_options=pyarrow.csv.ReadOptions(use_threads=False),
+                parse_options=pyarrow.csv.ParseOptions(invalid_row_handler=skip, ignore_empty_lines=False),
+                convert_options=pyarrow.csv.ConvertOptions(
+                    include_columns=list(wanted),
+                    column_types=dict.fromkeys(wanted, pa.string()),
+                    strings_can_be_null=False,
+                ),
+            )
+        except OSError as error:
+            raise ScenarioError(f"trace {path}: cannot be read: {error}; name a file that can") from error
+        except (pa.ArrowInvalid, KeyError) as error:
+            raise ScenarioError(
+                f"trace {path}: found no table with the columns {', '.join(wanted)} ({error}); "
+                "check the file and the format"
+            ) from error
+        lines = np.setdiff1d(np.arange(2, 2 + table.num_rows + len(bad)), np.fromiter(bad, dtype=np.int64))
+        filled = np.flatnonzero(np.asarray(pc.not_equal(table[wanted[0]], "")))
+        # Blank lines at the end of a file are how editors leave it, not rows.
+        rows = int(filled[-1]) + 1 if filled.size else 0
+        return cls(path, table.slice(0, rows), lines[:rows], bad)
+
+    @classmethod
+    def from_json_lines(cls, path: Path, wanted: tuple[str, ...]) -> Rows:
+        """Read the `wanted` members of a file with one JSON object a line; lines without them are already bad.
+
+        Raises:
+            ScenarioError: The file cannot be read or has fewer than two rows.
+        """
+        bad: dict[int, str] = {}
+        kept: list[tuple[int, tuple[str, ...]]] = []
+        try:
+            text = path.read_text(encoding="utf-8").rstrip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ScenarioError(f"trace {path}: cannot be read: {error}; name a file that can") from error
+        for number, line in enumerate(text.splitlines(), start=1):
+            values = _members(line, wanted)
+            if isinstance(values, str):
+                bad[number] = values
+            else:
+                kept.append((number, values))
+        columns = list(zip(*(values for _, values in kept), strict=True)) or [()] * len(wanted)
+        arrays = [pa.chunked_array([pa.array(column, pa.string())]) for column in columns]
+        lines = np.fromiter((number for number, _ in kept), dtype=np.int64)
+        return cls(path, pa.table(arrays, names=list(wanted)), lines, bad)
+
+    def stamps_ns(self, name: str) -> IntArray:
+        """UTC calendar stamps with up to nine digits after the point, in ns since 1970; bad ones are 0."""
+        text = pc.replace_substring_regex(self._checked(name, _STAMP, "a UTC time"), r"(Z|\+00:00)$", "")
+        seconds = pc.strptime(
+            pc.replace_substring(pc.utf8_slice_codeunits(text, 0, 19), "T", " "),
+            format="%Y-%m-%d %H:%M:%S",
+            unit="s",
+            error_is_null=True,
+        )
+        self._note(name, pc.and_(pc.is_null(seconds), pc.is_valid(text)), "a UTC time")
+        digits = pc.utf8_rpad(pc.utf8_slice_codeunits(text, 20, 29), 9, "0")
+        fraction = pc.cast(digits, pa.int64())
+        whole = pc.multiply(pc.cast(seconds, pa.int64()), 1_000_000_000)
+        return _filled(pc.add(whole, fraction)).astype(np.int64)
+
+    def whole(self, name: str, *, at_least: int) -> IntArray:
+        """Whole numbers not below a limit; bad ones are 0."""
+        expected = f"a whole number of at least {at_least}"
+        text = self._checked(name, _WHOLE, expected)
+        values = pc.cast(text, pa.int64())
+        self._note(name, pc.less(values, at_least), expected)
+        return _filled(values).astype(np.int64)
+
+    def decimals(self, name: str, unit: str) -> FloatArray:
+        """Decimal numbers not below 0; bad ones are 0."""
+        return _filled(pc.cast(self._checked(name, _DECIMAL, unit), pa.float64())).astype(np.float64)
+
+    def check_order(self, times: IntArray | FloatArray) -> None:
+        """Note rows that arrive earlier than a row before them."""
+        good = np.isin(self._lines, np.fromiter(self._bad, dtype=np.int64), invert=True)
+        lines, times = self._lines[good], times[good]
+        if times.size:
+            early = np.flatnonzero(times < np.maximum.accumulate(times))
+            self._bad |= {int(lines[row]): "is earlier than a row before it; sort the file by time" for row in early}
+
+    def refuse_bad(self) -> None:
+        """Raise for all bad rows together.
+
+        Raises:
+            ScenarioError: One problem for each of the first bad rows, and one with their count.
+        """
+        if not self._bad:
+            return
+        total = len(set(self._lines.tolist()) | set(self._bad))
+        problems = [f"trace {self._path}, line {line}: {self._bad[line]}" for line in sorted(self._bad)[:_SHOWN]]
+        problems.append(
+            f"trace {self._path}: {len(self._bad):,} of {total:,} rows are bad; correct or remove them, none is skipped"
+        )
+        raise ScenarioError(problems)
+
+    def _checked(self, name: str, pattern: str, expected: str) -> pa.ChunkedArray:
+        """Column `name` with null where the text does not match."""
+        text = pc.utf8_trim_whitespace(self._table[name])
+        matches = pc.match_substring_regex(text, pattern)
+        self._note(name, pc.invert(matches), expected)
+        return pc.if_else(matches, text, pa.scalar(None, pa.string()))
+
+    def _note(self, name: str, wrong: pa.ChunkedArray, expected: str) -> None:
+        for row in np.flatnonzero(np.asarray(pc.fill_null(wrong, False))):
+            found = self._table[name][int(row)].as_py()
+            self._bad.setdefault(int(self._lines[row]), f"found {name} {found!r}, expected {expected}")
+
+
+def _members(line: str, wanted: tuple[str, ...]) -> tuple[str, ...] | str:
+    """The wanted members of one JSON line as text, or what is wrong with it."""
+    try:
+        record: Any = json.loads(line)
+    except ValueError:
+        return f"found {line[:40]!r}, expected a JSON object"
+    if not isinstance(record, dict):
+        return f"found {line[:40]!r}, expected a JSON object"
+    missing = [name for name in wanted if name not in record]
+    if missing:
+        return f"found no {', '.join(missing)}, expected {', '.join(wanted)}"
+    return tuple(str(record[name]) for name in wanted)
+
+
+def _filled(values: pa.ChunkedArray) -> npt.NDArray[np.int64] | npt.NDArray[np.float64]:
+    return np.asarray(pc.fill_null(values, 0))
