@@ -41,6 +41,10 @@ class Amount(ABC):
     def log_mgf(self, theta: FloatArray | float) -> FloatArray:
         """Logarithm of E exp(theta X); theta of either sign and any shape, below `pole`."""
 
+    @abstractmethod
+    def tilted_mean(self, theta: float) -> float:
+        """E[X exp(theta X)] / E exp(theta X): the derivative of `log_mgf`."""
+
     def excess_factor(self, theta: float) -> float:
         """An upper bound on 1 / inf over x of E[exp(theta (X - x)) | X > x], at most 1.
 
@@ -69,6 +73,10 @@ class Constant(Amount):
 
     def log_mgf(self, theta: FloatArray | float) -> FloatArray:
         return np.asarray(theta, dtype=np.float64) * self.value
+
+    def tilted_mean(self, theta: float) -> float:
+        del theta
+        return self.value
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +107,9 @@ class Gamma(Amount):
         with np.errstate(invalid="ignore", divide="ignore"):
             value = -self.shape * np.log1p(argument)
         return np.where(argument > -1.0, value, np.inf)
+
+    def tilted_mean(self, theta: float) -> float:
+        return self.mean_value / (1.0 - theta / self.pole)
 
     def excess_factor(self, theta: float) -> float:
         # Increasing failure rate (shape >= 1): the overshoot is smallest far out, where it is exponential with the
@@ -151,6 +162,42 @@ class Empirical(Amount):
         values, weights = self._table
         exponent = np.asarray(theta, dtype=np.float64)[..., None] * values
         return np.asarray(logsumexp(exponent, axis=-1, b=weights), dtype=np.float64)
+
+    def tilted_mean(self, theta: float) -> float:
+        values, weights = self._table
+        return float(values @ (weights * np.exp(theta * values - float(self.log_mgf(theta)))))
+
+
+@dataclass(frozen=True, slots=True)
+class PoissonCount(Amount):
+    """A Poisson number of units of equal size.
+
+    Attributes:
+        mean_count: Mean number of units.
+        unit: Size of one.
+    """
+
+    mean_count: float
+    unit: float = 1.0
+
+    def __post_init__(self) -> None:
+        require_positive("mean of a Poisson count", self.mean_count)
+        require_positive("unit of a Poisson count", self.unit)
+
+    @property
+    def mean(self) -> float:
+        return self.mean_count * self.unit
+
+    @property
+    def largest(self) -> float:
+        return math.inf
+
+    def log_mgf(self, theta: FloatArray | float) -> FloatArray:
+        with np.errstate(over="ignore"):
+            return self.mean_count * np.expm1(np.asarray(theta, dtype=np.float64) * self.unit)
+
+    def tilted_mean(self, theta: float) -> float:
+        return self.mean * math.exp(theta * self.unit)
 
 
 def as_amount(value: float | Amount) -> Amount:

@@ -1,80 +1,37 @@
 """Delay bounds for a tenant on a path: the delay for a probability, the probability for a delay, the rate for both.
 
-This is the front door of the package. It tries every theorem that applies to the flow, combines each with the promises
-of the path, and keeps the smallest result together with all others.
+This is the front door of the package. It tries every theorem that applies to the flow and the path, and keeps the
+smallest result together with all others.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TypeGuard
 
 import numpy as np
 
-from testbed.calculus.arrivals.base import Arrival, QueueMethod
-from testbed.calculus.errors import (
-    CalculusError,
-    NotApplicableError,
-    UnstableError,
-    require_not_negative,
-    require_probability,
-)
+from testbed.calculus import candidates
+from testbed.calculus.arrivals.base import Arrival
+from testbed.calculus.errors import CalculusError, UnstableError, require_not_negative, require_probability
 from testbed.calculus.numeric import FloatArray
-from testbed.calculus.result import Candidate, DelayBound, Part
-from testbed.calculus.tails import Per, QueueBound
-from testbed.calculus.tandem import Allocation, PromisedPath, PromisedService, log_violation, spend_risk
-
-UNION = "nothing about dependence between domains (union bound over one packet's terms)"
-FIFO = "each domain keeps the tenant's packets in order"
-PROMISE = "each domain keeps its envelope for any conforming arrivals"
-
-
-def _usable(arrival: Arrival, rate_bps: float, per: Per, method: str) -> tuple[dict[str, QueueBound], list[Candidate]]:
-    """Every theorem asked for that applies, and why the others do not.
-
-    Raises:
-        CalculusError: No theorem applies; the message says why for each.
-    """
-    methods: Mapping[str, QueueMethod] = arrival.queue_methods()
-    if method != "best":
-        if method not in methods:
-            raise CalculusError(
-                f"method {method!r} does not exist for {type(arrival).__name__}; "
-                f"expected best or one of {', '.join(methods)}"
-            )
-        methods = {method: methods[method]}
-    found: dict[str, QueueBound] = {}
-    refused: list[Candidate] = []
-    errors: list[CalculusError] = []
-    for name, bound in methods.items():
-        try:
-            found[name] = bound(rate_bps, per)
-        except CalculusError as error:
-            errors.append(error)
-            refused.append(Candidate(name, math.inf, str(error)))
-    if not found:
-        kind = UnstableError if any(isinstance(error, UnstableError) for error in errors) else NotApplicableError
-        raise kind(dict.fromkeys(str(error) for error in errors))
-    return found, refused
-
-
-def _risk_left(path: PromisedPath, epsilon: float) -> float:
-    require_probability("epsilon", epsilon)
-    if not path.loss < epsilon:
-        raise CalculusError(
-            f"sum of loss probabilities < epsilon fails: {path.loss:g} against {epsilon:g}; "
-            "no delay can make up for packets that are lost"
-        )
-    return epsilon - path.loss
+from testbed.calculus.random_path import AnyService, RandomPath, convolved_delay, convolved_log_violation
+from testbed.calculus.result import Candidate, DelayBound
+from testbed.calculus.service.left_over import LeftOver
+from testbed.calculus.tails import Per
+from testbed.calculus.tandem import PromisedPath, PromisedService, log_violation, spend_risk
 
 
 def delay_bound(
     arrival: Arrival,
-    servers: Sequence[PromisedService],
+    servers: Sequence[AnyService],
     epsilon: float,
     per: Per = "packet",
     method: str = "best",
+    *,
+    independent_domains: bool = False,
 ) -> DelayBound:
     """The smallest delay that theory guarantees but for a probability epsilon.
 
@@ -84,74 +41,43 @@ def delay_bound(
         epsilon: Probability that a packet is late or lost.
         per: Count packets (bits, for a fluid) or time.
         method: A theorem's name, or best.
+        independent_domains: Also use the rule for domains whose excesses are independent of each other and of the
+            tenant's queue; it is smaller, and wrong where domains share a host.
 
     Returns:
         The bound with its parts, its assumptions and the rejected candidates.
 
     Raises:
-        UnstableError: The flow's rate reaches the smallest reserved rate.
+        UnstableError: The flow's rate reaches the smallest rate on the path.
         CalculusError: Parameters that describe no system, or losses that exceed epsilon.
     """
-    path = PromisedPath.of(servers)
-    left = _risk_left(path, epsilon)
-    found, refused = _usable(arrival, path.rate_bps, per, method)
-    spent = {name: spend_risk(path, queue.tail, left) for name, queue in found.items()}
-    tried = sorted(
-        (Candidate(name, float(allocation.delay_s) + path.latency_s) for name, allocation in spent.items()),
-        key=lambda candidate: candidate.delay_s,
-    )
-    best = tried[0]
-    queue = found[best.method]
-    several = len(path.names) > 1 or bool(path.uncertain)
+    require_probability("epsilon", epsilon)
+    if _all_promised(servers):
+        answers, refused = candidates.promised(
+            arrival, servers, epsilon, per, method, independent_domains=independent_domains
+        )
+    else:
+        answers, refused = candidates.random(arrival, RandomPath.of(arrival, servers), epsilon, per, method)
+    answers.sort(key=lambda answer: answer.delay_s)
+    best = answers[0]
+    detail = best.detail()
     return DelayBound(
         delay_s=best.delay_s,
-        sojourn_s=_sojourn(arrival, path, queue, left, best.delay_s),
+        sojourn_s=detail.sojourn_s,
         epsilon=epsilon,
         per=per,
         method=best.method,
-        exact=queue.exact and not path.uncertain and len(path.names) == 1,
-        rate_bps=path.rate_bps,
-        assumptions=(*queue.assumptions, *((FIFO, PROMISE, UNION) if several else ())),
-        parts=tuple(_parts(path, spent[best.method])),
-        candidates=(*tried, *refused),
+        exact=detail.exact,
+        rate_bps=detail.rate_bps,
+        assumptions=detail.assumptions,
+        parts=detail.parts,
+        candidates=(*(Candidate(answer.method, answer.delay_s) for answer in answers), *refused),
     )
-
-
-def _sojourn(arrival: Arrival, path: PromisedPath, queue: QueueBound, epsilon: float, delay_s: float) -> float | None:
-    """The wait with the packet's own transmission in the last domain."""
-    largest = arrival.largest_packet_bits
-    if math.isfinite(largest):
-        return delay_s + largest / path.last_rate_bps
-    if queue.sojourn is None:
-        return None
-    return float(spend_risk(path, queue.sojourn, epsilon).delay_s) + path.latency_s
-
-
-def _parts(path: PromisedPath, allocation: Allocation) -> list[Part]:
-    """The terms of a bound, the tenant's own queue first."""
-    price = math.exp(float(allocation.log_price))
-
-    def risk(log_risk: FloatArray | float) -> float:
-        return math.exp(float(log_risk))
-
-    queue_risk = risk(allocation.queue_log_risk)
-    parts = [Part("own burst", "queue", float(allocation.queue_s), queue_risk, price if queue_risk > 0.0 else 0.0)]
-    excess = {index: position for position, index in enumerate(path.uncertain)}
-    for index, name in enumerate(path.names):
-        parts.append(Part(name, "latency", path.latencies_s[index], 0.0, 0.0))
-        if index in excess:
-            position = excess[index]
-            delay = float(allocation.excess_s[position])
-            taken = risk(allocation.excess_log_risk[position])
-            parts.append(Part(name, "excess", delay, taken, min(price, taken * float(path.decay[position]))))
-        if path.losses[index] > 0.0:
-            parts.append(Part(name, "loss", 0.0, path.losses[index], 0.0))
-    return parts
 
 
 def delay_curve(
     arrival: Arrival,
-    servers: Sequence[PromisedService],
+    servers: Sequence[AnyService],
     epsilons: FloatArray,
     per: Per = "packet",
     method: str = "best",
@@ -168,17 +94,21 @@ def delay_curve(
     Returns:
         Delays in seconds, shape of epsilons; infinite where the losses alone exceed epsilon.
     """
-    path = PromisedPath.of(servers)
-    left = np.asarray(epsilons, dtype=np.float64) - path.loss
+    epsilons = np.asarray(epsilons, dtype=np.float64)
+    if not _all_promised(servers):
+        path = _convolvable(arrival, servers, method)
+        return _elementwise(lambda epsilon: convolved_delay(path, epsilon, per)[0], epsilons)
+    promised = PromisedPath.of(servers)
+    left = epsilons - promised.loss
     usable = np.where(left > 0.0, left, 0.5)
-    found, _ = _usable(arrival, path.rate_bps, per, method)
-    best = np.minimum.reduce([spend_risk(path, queue.tail, usable).delay_s for queue in found.values()])
-    return np.where(left > 0.0, best + path.latency_s, np.inf)
+    found, _ = candidates.queue_bounds(arrival, promised.rate_bps, per, method)
+    best = np.minimum.reduce([spend_risk(promised, queue.tail, usable).delay_s for queue in found.values()])
+    return np.where(left > 0.0, best + promised.latency_s, np.inf)
 
 
 def violation_curve(
     arrival: Arrival,
-    servers: Sequence[PromisedService],
+    servers: Sequence[AnyService],
     delays_s: FloatArray,
     per: Per = "packet",
     method: str = "best",
@@ -192,15 +122,19 @@ def violation_curve(
         per: Count packets or time.
         method: A theorem's name, or best.
     """
-    path = PromisedPath.of(servers)
-    found, _ = _usable(arrival, path.rate_bps, per, method)
-    logs = [log_violation(path, queue.tail, delays_s) for queue in found.values()]
-    return np.asarray(np.minimum(1.0, np.exp(np.minimum.reduce(logs)) + path.loss))
+    delays_s = np.asarray(delays_s, dtype=np.float64)
+    if not _all_promised(servers):
+        path = _convolvable(arrival, servers, method)
+        return _elementwise(lambda delay: math.exp(convolved_log_violation(path, delay, per)), delays_s)
+    promised = PromisedPath.of(servers)
+    found, _ = candidates.queue_bounds(arrival, promised.rate_bps, per, method)
+    logs = [log_violation(promised, queue.tail, delays_s) for queue in found.values()]
+    return np.asarray(np.minimum(1.0, np.exp(np.minimum.reduce(logs)) + promised.loss))
 
 
 def violation_probability(
     arrival: Arrival,
-    servers: Sequence[PromisedService],
+    servers: Sequence[AnyService],
     delay_s: float,
     per: Per = "packet",
     method: str = "best",
@@ -208,7 +142,7 @@ def violation_probability(
     """The smallest bound on the probability that a packet is lost or later than delay_s; arguments as `delay_bound`.
 
     Raises:
-        UnstableError: The flow's rate reaches the smallest reserved rate.
+        UnstableError: The flow's rate reaches the smallest rate on the path.
         CalculusError: Parameters that describe no system.
     """
     require_not_negative("delay", delay_s)
@@ -217,39 +151,69 @@ def violation_probability(
 
 def required_rate(
     arrival: Arrival,
-    servers: Sequence[PromisedService],
+    servers: Sequence[AnyService],
     delay_s: float,
     epsilon: float,
     *,
     per: Per = "packet",
     method: str = "best",
 ) -> float:
-    """The smallest rate which, reserved in every domain, keeps the delay bound at or below delay_s.
+    """The smallest rate which, given to every server, keeps the delay bound at or below delay_s.
 
-    The latencies and excesses are taken as they are; the rates of `servers` only start the search.
+    Latencies, excesses and cross traffic are taken as they are; the rates of `servers` only start the search.
 
     Raises:
         CalculusError: No rate is enough, because the latencies and the excesses alone exceed the deadline.
     """
 
-    def enough(rate_bps: float) -> bool:
+    def meets(rate_bps: float) -> bool:
         try:
-            reserved = [replace(server, rate_bps=rate_bps) for server in servers]
+            reserved = [with_rate(server, rate_bps) for server in servers]
             return delay_bound(arrival, reserved, epsilon, per, method).delay_s <= delay_s
         except UnstableError:
             return False
 
-    low = arrival.mean_bps
-    high = max(low * 1.001, min(server.rate_bps for server in servers))
-    for _ in range(60):
-        if enough(high):
-            break
+    return smallest_rate(meets, arrival.mean_bps, f"delay bound <= {delay_s:g} s")
+
+
+def smallest_rate(meets: Callable[[float], bool], above_bps: float, requirement: str) -> float:
+    """The smallest rate that meets a requirement which more rate never breaks, to nine digits.
+
+    Args:
+        meets: Whether a rate in bits/s is enough.
+        above_bps: A rate that is too small.
+        requirement: What the rate is for, as an inequality, for the error.
+
+    Raises:
+        CalculusError: No rate is enough.
+    """
+    low, high = above_bps, 2.0 * above_bps
+    while not meets(high):
         low, high = high, 2.0 * high
-    else:
-        raise CalculusError(
-            f"delay bound <= deadline fails at any rate: the latencies and excesses alone exceed {delay_s:g} s"
-        )
+        if high > 1e15 * above_bps:
+            raise CalculusError(f"{requirement} fails at any rate: what does not depend on the rate exceeds it alone")
     while high - low > 1e-9 * high:
         middle = 0.5 * (low + high)
-        low, high = (low, middle) if enough(middle) else (middle, high)
+        low, high = (low, middle) if meets(middle) else (middle, high)
     return high
+
+
+def with_rate(server: AnyService, rate_bps: float) -> AnyService:
+    """The same server with another rate or capacity."""
+    if isinstance(server, LeftOver):
+        return replace(server, capacity_bps=rate_bps)
+    return replace(server, rate_bps=rate_bps)
+
+
+def _all_promised(servers: Sequence[AnyService]) -> TypeGuard[Sequence[PromisedService]]:
+    return not any(isinstance(server, LeftOver) for server in servers)
+
+
+def _convolvable(arrival: Arrival, servers: Sequence[AnyService], method: str) -> RandomPath:
+    if method not in {"best", "convolution"}:
+        raise CalculusError(f"method {method!r} gives no curve on a path with left-over servers; expected convolution")
+    return RandomPath.of(arrival, servers)
+
+
+def _elementwise(f: Callable[[float], float], values: FloatArray) -> FloatArray:
+    return np.array([f(float(value)) for value in values.ravel()]).reshape(values.shape)

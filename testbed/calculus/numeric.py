@@ -17,9 +17,9 @@ from testbed.calculus.errors import CalculusError
 
 FloatArray = NDArray[np.float64]
 
-_GRID = 16
+_GRID = 64
 _INTERIOR = np.arange(1, _GRID, dtype=np.float64) / _GRID
-_ROUNDS = 5
+_ROUNDS = 3
 
 
 def minimum(f: Callable[[FloatArray], FloatArray], low: FloatArray | float, high: FloatArray | float) -> FloatArray:
@@ -31,7 +31,7 @@ def minimum(f: Callable[[FloatArray], FloatArray], low: FloatArray | float, high
         high: Upper ends, shape (...); never evaluated.
 
     Returns:
-        The minimisers, shape (...), to about six digits of the interval; the minimum itself is then good to twelve.
+        The minimisers, shape (...), to about five digits of the interval; the minimum itself is then good to ten.
     """
     left = np.asarray(low, dtype=np.float64)
     width = np.asarray(high, dtype=np.float64) - left

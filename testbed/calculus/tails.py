@@ -91,6 +91,38 @@ class TailFamily:
 Tail: TypeAlias = SureTail | ExponentialTail | TailFamily
 
 
+def more_likely(tail: Tail, log_factor: float) -> Tail:
+    """The tail with every probability multiplied by exp(log_factor)."""
+    match tail:
+        case SureTail():
+            return tail
+        case ExponentialTail(log_prefactor, decay):
+            return ExponentialTail(log_prefactor + log_factor, decay)
+        case TailFamily(member, limit):
+
+            def shifted(theta: FloatArray) -> tuple[FloatArray, FloatArray]:
+                log_prefactor, decay = member(theta)
+                return log_prefactor + log_factor, decay
+
+            return TailFamily(shifted, limit)
+
+
+def later(tail: Tail, seconds: float) -> Tail:
+    """The tail of the same delay with a constant added."""
+    match tail:
+        case SureTail(limit):
+            return SureTail(limit + seconds)
+        case ExponentialTail(log_prefactor, decay):
+            return ExponentialTail(log_prefactor + decay * seconds, decay)
+        case TailFamily(member, limit):
+
+            def shifted(theta: FloatArray) -> tuple[FloatArray, FloatArray]:
+                log_prefactor, decay = member(theta)
+                return log_prefactor + decay * seconds, decay
+
+            return TailFamily(shifted, limit)
+
+
 @dataclass(frozen=True, slots=True)
 class QueueBound:
     """One theorem applied to one flow at one rate: how long a packet waits, itself excluded.

@@ -15,6 +15,7 @@ from typing import TypeAlias
 import numpy as np
 
 from testbed.calculus.errors import NotApplicableError, require_stable
+from testbed.calculus.martingale import MarkovFactor
 from testbed.calculus.numeric import FloatArray, largest_below
 from testbed.calculus.tails import Per, QueueBound, SureTail, TailFamily
 
@@ -67,6 +68,15 @@ class Arrival(ABC):
             lambda theta: float(self.envelope_rate(np.asarray(theta))), rate_bps, self.theta_scale, self.theta_pole
         )
 
+    def factor(self, theta: float) -> MarkovFactor:
+        """The flow's part in the martingale of an aggregate, at theta.
+
+        Raises:
+            NotApplicableError: The flow is not modulated by a Markov chain.
+        """
+        del theta
+        raise NotApplicableError(f"a {type(self).__name__} is not modulated by a Markov chain")
+
     def log_packet_factor(self, rate_bps: float) -> float:
         """Logarithm of of how much more often packets see a backlog than time does, at a constant-rate server.
 
@@ -74,6 +84,21 @@ class Arrival(ABC):
         for packets weighted by size (docs/calculus.md, "Packets see bursts").
         """
         return math.log(rate_bps / self.mean_bps)
+
+    def log_seen_factor(self) -> float:
+        """Logarithm of how much more often packets see an event than time does, when the server is random.
+
+        Nothing is conserved there, so it is the largest ratio of the rate to its mean: peak/mean.
+
+        Raises:
+            NotApplicableError: The rate has no largest value.
+        """
+        if math.isinf(self.peak_rate_bps):
+            raise NotApplicableError(
+                f"packets of a {type(self).__name__} can come at any rate, so a random server's bound per time "
+                "says nothing per packet; ask per time"
+            )
+        return math.log(self.peak_rate_bps / self.mean_bps)
 
     @property
     def packet_view(self) -> tuple[str, ...]:

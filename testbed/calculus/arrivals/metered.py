@@ -12,7 +12,7 @@ from testbed.calculus.arrivals.base import Arrival, QueueMethod
 from testbed.calculus.arrivals.bucket import TokenBucket
 from testbed.calculus.errors import CalculusError
 from testbed.calculus.numeric import FloatArray
-from testbed.calculus.tails import ExponentialTail, Per, QueueBound, SureTail, Tail, TailFamily
+from testbed.calculus.tails import Per, QueueBound, more_likely
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,9 @@ class Metered(Arrival):
     def log_packet_factor(self, rate_bps: float) -> float:
         return self.flow.log_packet_factor(rate_bps) - math.log(self.passed_fraction)
 
+    def log_seen_factor(self) -> float:
+        return self.flow.log_seen_factor() - math.log(self.passed_fraction)
+
     @property
     def packet_view(self) -> tuple[str, ...]:
         return self.flow.packet_view
@@ -81,20 +84,6 @@ class Metered(Arrival):
             lost = -math.log(self.passed_fraction) if per == "packet" else 0.0
             note = "late packets are counted among all packets sent, those dropped by the meter included"
             assumptions = (*found.assumptions, *((note,) if per == "packet" and self.passed_fraction == 1.0 else ()))
-            return QueueBound(_scaled(found.tail, lost), assumptions)
+            return QueueBound(more_likely(found.tail, lost), assumptions)
 
         return bound
-
-
-def _scaled(tail: Tail, log_factor: float) -> Tail:
-    """The tail with every probability multiplied by a factor."""
-    if log_factor == 0.0 or isinstance(tail, SureTail):
-        return tail
-    if isinstance(tail, ExponentialTail):
-        return ExponentialTail(tail.log_prefactor + log_factor, tail.decay_per_s)
-
-    def member(theta: FloatArray) -> tuple[FloatArray, FloatArray]:
-        log_prefactor, decay = tail.member(theta)
-        return log_prefactor + log_factor, decay
-
-    return TailFamily(member, tail.theta_limit)

@@ -19,6 +19,7 @@ import numpy as np
 
 from testbed.calculus.arrivals.base import STATIONARY, Arrival, QueueMethod
 from testbed.calculus.errors import CalculusError, require_positive, require_stable
+from testbed.calculus.martingale import MarkovFactor
 from testbed.calculus.numeric import FloatArray
 from testbed.calculus.tails import ExponentialTail, Per, QueueBound, SureTail
 
@@ -72,6 +73,16 @@ def log_phase_mgf(theta_bits: FloatArray | float) -> FloatArray:
     with np.errstate(invalid="ignore", divide="ignore"):
         log_sinhc = half + np.log(-np.expm1(-x)) - np.log(x)
     return half + np.where(x > 1e-6, log_sinhc, x * x / 24.0)
+
+
+def phase_burst(theta: FloatArray, packet_bits: float) -> FloatArray:
+    """Sigma of one flow cut into packets, in bits: about theta L^2/8 while theta L is small, never above L.
+
+    `A(s, t) = F + V_s - V_t` with V_s uniform on [0, L] and V_t = V_s + F mod L; this is the worst case over F.
+    """
+    x = np.maximum(theta * packet_bits, 1e-9)
+    with np.errstate(over="ignore"):
+        return np.asarray(np.maximum(log_phase_mgf(x) - 1.0 + x / np.expm1(x), 0.0) / theta)
 
 
 @dataclass(frozen=True)
@@ -132,12 +143,11 @@ class MarkovOnOff(Arrival):
     def envelope_burst(self, theta: FloatArray) -> FloatArray:
         if self.packet_bits is None:
             return np.zeros_like(theta)
-        # A(s, t) = F + V_s - V_t with V_s uniform, V_t = V_s + F mod L: the worst F mod L gives this, about x L/8.
-        x = np.maximum(theta * self.packet_bits, 1e-12)
-        log_phase = log_phase_mgf(x)
-        with np.errstate(over="ignore"):
-            burst = np.maximum(log_phase - 1.0 + x / np.expm1(x), 0.0) / theta
-        return self.flows * burst
+        return self.flows * phase_burst(theta, self.packet_bits)
+
+    def log_seen_factor(self) -> float:
+        # Packets are points of the fluid, so they see what its bits see.
+        return math.log((self.mean_on_s + self.mean_off_s) / self.mean_on_s)
 
     def theta_at_rate(self, rate_bps: float) -> float:
         share = rate_bps / self.flows
@@ -145,6 +155,21 @@ class MarkovOnOff(Arrival):
             return math.inf
         return float(
             decay_per_bit(np.asarray(share), np.asarray(self.peak_bps), np.asarray(self._up), np.asarray(self._down))
+        )
+
+    def factor(self, theta: float) -> MarkovFactor:
+        # One flow's h solves the reversed tilted equation at its own growth rate: h_off = up/(up + theta rho).
+        growth = theta * float(self.envelope_rate(np.asarray(theta))) / self.flows
+        none = np.zeros(2)
+        return MarkovFactor(
+            stationary=np.array([self._down, self._up]) / (self._up + self._down),
+            fluid_bps=np.array([0.0, self.peak_bps]),
+            packets_per_s=none,
+            packet_bits=none,
+            log_h=np.array([math.log(self._up / (self._up + growth)), 0.0]),
+            log_overshoot=none,
+            copies=self.flows,
+            phase_log_mgf=0.0 if self.packet_bits is None else float(log_phase_mgf(theta * self.packet_bits)),
         )
 
     def queue_methods(self) -> Mapping[str, QueueMethod]:

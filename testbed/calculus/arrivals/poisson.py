@@ -13,6 +13,7 @@ from scipy.special import lambertw
 from testbed.calculus.amounts import Amount, Constant, Gamma, as_amount
 from testbed.calculus.arrivals.base import LIGHT_TAIL, STATIONARY, Arrival, QueueMethod
 from testbed.calculus.errors import require_positive, require_stable
+from testbed.calculus.martingale import MarkovFactor
 from testbed.calculus.numeric import FloatArray
 from testbed.calculus.tails import ExponentialTail, Per, QueueBound
 
@@ -72,8 +73,22 @@ class CompoundPoisson(Arrival):
                 return (-float(lambertw(-load * math.exp(-load), -1).real) - load) / size.mean
         return super().theta_at_rate(rate_bps)
 
+    def factor(self, theta: float) -> MarkovFactor:
+        one = np.ones(1)
+        return MarkovFactor(
+            stationary=one,
+            fluid_bps=np.zeros(1),
+            packets_per_s=one * self.packets_per_s,
+            packet_bits=one * self.amount.mean,
+            log_h=np.zeros(1),
+            log_overshoot=-np.log(one * self.amount.excess_factor(theta)),
+        )
+
     def log_packet_factor(self, rate_bps: float) -> float:
         del rate_bps  # Poisson arrivals see time averages.
+        return 0.0
+
+    def log_seen_factor(self) -> float:
         return 0.0
 
     @property

@@ -33,27 +33,60 @@ DOMAINS = [EnvelopeService(10e6, 1e-3, ExcessTail(0.1, 2000.0, 0.0, 0.02), name=
 
 
 @pytest.mark.parametrize(
-    ("name", "arrival", "rate_bps", "per", "method", "expected_s"),
+    ("arrival", "rate_bps", "per", "method", "expected_s"),
     [
-        ("one on-off flow cut into packets", BURSTY, 10e6, "packet", "martingale", 103.62e-3),
-        ("on-off packets as a renewal process", Renewal.on_off(20e6, 5e-3, 7.5e-3, 11_200), 10e6, "packet", "kingman", 97.78e-3),
-        ("M/D/1 at load .7, Lundberg", CompoundPoisson(0.7, 1.0), 1.0, "packet", "lundberg", 10.23),
-        ("M/D/1 at load .7, Chernoff", CompoundPoisson(0.7, 1.0), 1.0, "packet", "chernoff", 18.37),
-        ("M/M/1 at load .5, exact", CompoundPoisson(0.5, exponential(1.0)), 1.0, "packet", "lundberg", 12.4292),
-        ("ten on-off flows per time", MarkovOnOff(1.0, 1.0, 2.0, 10), 10 / 3 / 0.7, "time", "martingale", 7.368 * 0.21),
-        ("ten on-off flows per bit", MarkovOnOff(1.0, 1.0, 2.0, 10), 10 / 3 / 0.7, "packet", "martingale", 7.784 * 0.21),
-        ("a token bucket", TokenBucket(8e6, 80e3), 10e6, "packet", "deterministic", 8e-3),
-        ("a token bucket with a peak", TokenBucket(8e6, 80e3, 20e6, 12e3), 10e6, "time", "deterministic", 6.866667e-3),
+        pytest.param(BURSTY, 10e6, "packet", "martingale", 103.62e-3, id="one on-off flow cut into packets"),
+        pytest.param(
+            Renewal.on_off(20e6, 5e-3, 7.5e-3, 11_200),
+            10e6,
+            "packet",
+            "kingman",
+            97.78e-3,
+            id="on-off packets as a renewal process",
+        ),
+        pytest.param(CompoundPoisson(0.7, 1.0), 1.0, "packet", "lundberg", 10.23, id="M/D/1, Lundberg"),
+        pytest.param(CompoundPoisson(0.7, 1.0), 1.0, "packet", "chernoff", 18.37, id="M/D/1, Chernoff"),
+        pytest.param(CompoundPoisson(0.5, exponential(1.0)), 1.0, "packet", "lundberg", 12.4292, id="M/M/1, exact"),
+        pytest.param(
+            MarkovOnOff(1.0, 1.0, 2.0, 10),
+            10 / 3 / 0.7,
+            "time",
+            "martingale",
+            7.368 * 0.21,
+            id="ten on-off flows per time",
+        ),
+        pytest.param(
+            MarkovOnOff(1.0, 1.0, 2.0, 10),
+            10 / 3 / 0.7,
+            "packet",
+            "martingale",
+            7.784 * 0.21,
+            id="ten on-off flows per bit",
+        ),
+        pytest.param(TokenBucket(8e6, 80e3), 10e6, "packet", "deterministic", 8e-3, id="a token bucket"),
+        pytest.param(
+            TokenBucket(8e6, 80e3, 20e6, 12e3),
+            10e6,
+            "time",
+            "deterministic",
+            6.866667e-3,
+            id="a token bucket with a peak",
+        ),
     ],
-)  # fmt: skip
-def test_known_values_are_met(name, arrival, rate_bps, per, method, expected_s):
+)
+def test_known_values_are_met(arrival, rate_bps, per, method, expected_s):
     bound = delay_bound(arrival, [RateLatency(rate_bps, 0.0)], 1e-3, per, method)
-    assert bound.delay_s == pytest.approx(expected_s, rel=5e-4), name
+    assert bound.delay_s == pytest.approx(expected_s, rel=5e-4)
 
 
 def test_best_is_the_smallest_candidate_and_lists_the_others():
     bound = delay_bound(Metered(BURSTY, TokenBucket(8.5e6, 2e6)), DOMAINS, 1e-3)
-    assert [candidate.method for candidate in bound.candidates] == ["martingale", "deterministic", "chernoff"]
+    assert [candidate.method for candidate in bound.candidates] == [
+        "martingale",
+        "deterministic",
+        "hop-by-hop",
+        "chernoff",
+    ]
     assert bound.delay_s == min(candidate.delay_s for candidate in bound.candidates)
     for candidate in bound.candidates:
         alone = delay_bound(Metered(BURSTY, TokenBucket(8.5e6, 2e6)), DOMAINS, 1e-3, method=candidate.method)
@@ -115,12 +148,12 @@ def test_the_required_rate_meets_the_deadline_and_less_does_not():
 
 
 def test_no_rate_meets_a_deadline_below_the_latencies():
-    with pytest.raises(CalculusError, match="latencies and excesses alone exceed"):
+    with pytest.raises(CalculusError, match="fails at any rate"):
         required_rate(BURSTY, DOMAINS, 2.9e-3, 1e-3)
 
 
 def test_an_unstable_system_names_the_inequality_that_fails():
-    with pytest.raises(UnstableError, match="mean arrival rate < service rate fails: 8e\\+06 bit/s against 7e\\+06"):
+    with pytest.raises(UnstableError, match=r"mean arrival rate < service rate fails: 8e\+06 bit/s against 7e\+06"):
         delay_bound(BURSTY, [RateLatency(9e6, 0.0), RateLatency(7e6, 0.0)], 1e-3)
     with pytest.raises(UnstableError, match="token rate <= service rate fails"):
         delay_bound(TokenBucket(8e6, 1e4), [RateLatency(7e6, 0.0)], 1e-3)
