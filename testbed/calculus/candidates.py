@@ -125,7 +125,7 @@ def promised(
     found, refused = queue_bounds(arrival, path.rate_bps, per, wanted)
     answers = []
     for name, queue in found.items():
-        answers.append(_union_answer(name, arrival, path, queue, allocation))
+        answers.append(_union_answer(name, arrival, path, queue, left))
         if independent_domains and path.uncertain and isinstance(queue.tail, ExponentialTail):
             answers.append(_independent_answer(f"{name}+independent", arrival, path, queue, left))
     if baseline is not None and method == "best":
