@@ -211,8 +211,12 @@ class Path:
     def _tails(self) -> Iterator[tuple[Envelope, ExcessTail]]:
         return ((part, part.tail) for part in self.parts if part.tail is not None)
 
-    def to_dict(self) -> dict[str, Any]:
-        """A readable summary; not a wire format, since nobody signs a sum of other people's promises."""
+    def to_dict(self, epsilon: float = 1e-3) -> dict[str, Any]:
+        """A summary in JSON; not a wire format, since nobody signs a sum of other people's promises.
+
+        Args:
+            epsilon: Probability at which the sum of the excesses is given.
+        """
         return {
             "guardrails": self.guardrails.to_dict(),
             "validity": self.validity.to_dict(),
@@ -220,7 +224,8 @@ class Path:
             "confidence": self.confidence,
             "loss_probability": self.loss_probability,
             "error_probability": self.error_probability,
-            "excess_p999_s": {str(rule): self.excess_quantile_s(1e-3, rule) for rule in Rule},
+            "epsilon": epsilon,
+            "excess_s": {str(rule): self.excess_quantile_s(epsilon, rule) for rule in Rule},
             "sources": [
                 {"domain": s.domain, "subject": s.subject, "version": s.version, "digest": s.digest}
                 for s in self.sources

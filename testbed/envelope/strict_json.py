@@ -48,13 +48,14 @@ def dumps(document: Json) -> bytes:
     return _encode(document)
 
 
-def loads(data: bytes, what: str, *, max_bytes: int = MAX_BYTES) -> Json:
-    """Read one canonical document.
+def loads(data: bytes, what: str, *, max_bytes: int = MAX_BYTES, canonical: bool = True) -> Json:
+    """Read one document.
 
     Args:
         data: The bytes, all of them.
         what: What they claim to be, for messages.
         max_bytes: Largest size accepted.
+        canonical: Whether the bytes must be the canonical ones; not for drafts that a person wrote.
 
     Raises:
         MalformedError: Too large or too deep, not JSON, a duplicate key, a float, NaN, an oversized integer, an
@@ -71,7 +72,7 @@ def loads(data: bytes, what: str, *, max_bytes: int = MAX_BYTES) -> Json:
         raise MalformedError(f"{what}: byte {error.start} is not ASCII; expected canonical JSON") from error
     except ValueError as error:
         raise MalformedError(f"{what}: {error}; expected canonical JSON of integers, strings and objects") from error
-    if _encode(document) != data:
+    if canonical and _encode(document) != data:
         raise MalformedError(
             f"{what}: these bytes are not the canonical form of their content; expected sorted keys and no white space"
         )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from datetime import datetime
 
 from testbed.envelope.errors import MalformedError
 from testbed.envelope.strict_json import MAX_INTEGER
@@ -35,6 +36,25 @@ def micro_down(value: float) -> int:
 def bits_up(bits: float) -> int:
     """Whole bits, rounded up."""
     return _integer(math.ceil, bits, bits, "bits")
+
+
+def unix_time(text: str) -> float:
+    """Unix time from seconds or from an ISO 8601 time with its offset, such as 2027-01-31T12:00:00Z.
+
+    Raises:
+        MalformedError: Neither, or a time of no known offset.
+    """
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise MalformedError(f"time {text!r}: expected Unix seconds or ISO 8601 with an offset") from error
+    if moment.tzinfo is None:
+        raise MalformedError(f"time {text!r}: expected an offset such as Z or +02:00")
+    return moment.timestamp()
 
 
 def _integer(rounding: Callable[[float], int], scaled: float, given: float, what: str) -> int:

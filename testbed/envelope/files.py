@@ -1,0 +1,175 @@
+"""Keys, roots and envelopes as files: what the `testbed envelope` verbs do, without printing.
+
+A federation that grows beyond one folder keeps its private keys apart; nothing here needs more than one of them at a
+time. Files are the exact signed bytes, so a file that an editor touched does not verify.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from testbed.envelope import strict_json
+from testbed.envelope.composition import Path as PromisePath
+from testbed.envelope.descriptor import PAYLOAD_TYPE, Envelope
+from testbed.envelope.dsse import Sealed
+from testbed.envelope.errors import KeyRefusedError, MalformedError
+from testbed.envelope.keys import SigningKey
+from testbed.envelope.store import EnvelopeStore, issue, verify
+from testbed.envelope.trust import MAX_ROOT_BYTES, Role, Root
+
+ROOT_FILE = "root.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Federation:
+    """The files of a new federation.
+
+    Attributes:
+        root: The signed trust root, to be given to everybody.
+        root_keys: Private keys that sign the next root; to be kept offline, each by somebody else.
+        domain_keys: Domain to the private key that signs its envelopes.
+    """
+
+    root: Path
+    root_keys: tuple[Path, ...]
+    domain_keys: dict[str, Path]
+
+
+def make_federation(
+    folder: Path, domains: Sequence[str], *, federation: str, not_after_s: int, root_keys: int = 1, threshold: int = 1
+) -> Federation:
+    """Make keys and a first root in a new or empty folder.
+
+    Args:
+        folder: Where to write `root.json`, `root-<n>.key` and, for each domain, `<domain>.key` and `<domain>.pub`.
+        domains: Names of the domains, each with one key.
+        federation: Name of the federation.
+        not_after_s: Last second of the root, Unix time.
+        root_keys: How many keys sign roots.
+        threshold: How many of them must.
+
+    Raises:
+        KeyRefusedError: The folder holds a root already, or cannot be written.
+        MalformedError: Names or numbers no root may have.
+    """
+    signers = {name: SigningKey.generate() for name in domains}
+    keepers = [SigningKey.generate() for _ in range(root_keys)]
+    root = Root(
+        federation=federation,
+        version=1,
+        not_after_s=not_after_s,
+        keys={key.key_id: key.public_key for key in (*signers.values(), *keepers)},
+        root=Role(frozenset(key.key_id for key in keepers), threshold),
+        domains={name: Role(frozenset({key.key_id}), 1) for name, key in signers.items()},
+    )
+    files = Federation(
+        folder / ROOT_FILE,
+        tuple(folder / f"root-{number}.key" for number in range(1, root_keys + 1)),
+        {name: folder / f"{name}.key" for name in signers},
+    )
+    _make_folder(folder, (files.root, *files.root_keys, *files.domain_keys.values()))
+    for path, keeper in zip(files.root_keys, keepers, strict=True):
+        keeper.save(path)
+    for name, signer in signers.items():
+        signer.save(files.domain_keys[name])
+        signer.public_key.save(folder / f"{name}.pub")
+    files.root.write_bytes(root.sign(keepers))
+    return files
+
+
+def read_root(paths: Sequence[Path]) -> Root:
+    """Follow a chain of roots.
+
+    Args:
+        paths: The root obtained through a trusted channel, then its successors in order.
+
+    Raises:
+        RefusedError: The chain is broken.
+    """
+    first, *successors = (_read(path, MAX_ROOT_BYTES) for path in paths)
+    root = Root.first(first)
+    for data in successors:
+        root = root.successor(data)
+    return root
+
+
+def issue_file(draft: Path, keys: Sequence[Path]) -> bytes:
+    """Sign an envelope written by a person: JSON of the wire form, in any layout.
+
+    Args:
+        draft: The unsigned envelope.
+        keys: Private keys of its domain.
+
+    Raises:
+        RefusedError: The draft is no envelope, or a key cannot be used.
+    """
+    document = strict_json.loads(_read(draft), str(draft), canonical=False)
+    return issue(Envelope.from_dict(document), [SigningKey.load(key) for key in keys])
+
+
+def verify_file(path: Path, root: Root, now_s: float, memory: Path | None = None) -> Envelope:
+    """Verify one envelope.
+
+    Args:
+        path: The signed envelope.
+        root: The trusted root.
+        now_s: Unix time.
+        memory: Where accepted version numbers are kept between calls; without it rollback and replay go unnoticed.
+
+    Raises:
+        RefusedError: The reason for which it is refused.
+    """
+    data = _read(path)
+    if memory is None:
+        root.require_current(now_s)
+        return verify(data, root.trust, now_s)
+    remembered = (
+        strict_json.loads(memory.read_bytes(), str(memory), max_bytes=MAX_ROOT_BYTES) if memory.exists() else ()
+    )
+    store = EnvelopeStore(root, remembered)
+    envelope = store.accept(data, now_s)
+    draft = memory.with_name(memory.name + ".new")
+    draft.write_bytes(strict_json.dumps(store.remember()))
+    draft.replace(memory)
+    return envelope
+
+
+def read_unverified(path: Path) -> Envelope:
+    """Read what an envelope claims, without believing it.
+
+    Raises:
+        MalformedError: It is no envelope.
+    """
+    return Envelope.from_dict(Sealed.from_bytes(_read(path), PAYLOAD_TYPE).read(str(path)))
+
+
+def compose_files(paths: Sequence[Path], root: Root | None, now_s: float) -> PromisePath:
+    """Compose envelopes in the order of the path; unverified where no root is given.
+
+    Raises:
+        RefusedError: One is refused, or they do not belong together.
+    """
+    return PromisePath.of(read_unverified(path) if root is None else verify_file(path, root, now_s) for path in paths)
+
+
+def _make_folder(folder: Path, files: Sequence[Path]) -> None:
+    if len(set(files)) != len(files) or any(path.parent != folder for path in files):
+        raise MalformedError(f"{folder}: files {[path.name for path in files]} must differ; give domains plain names")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise KeyRefusedError(f"{folder}: {os.strerror(error.errno or 0)}; choose another folder") from error
+    if existing := [path.name for path in files if path.exists()]:
+        raise KeyRefusedError(f"{folder}: holds {existing} already; keys are never overwritten, choose another folder")
+
+
+def _read(path: Path, max_bytes: int = strict_json.MAX_BYTES) -> bytes:
+    """The file, or one byte more than is accepted of it, so that a huge one is refused by its size."""
+    try:
+        with path.open("rb") as file:
+            return file.read(max_bytes + 1)
+    except OSError as error:
+        raise MalformedError(f"{path}: {error.strerror}; expected a file that can be read") from error

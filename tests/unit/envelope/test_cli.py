@@ -1,0 +1,238 @@
+"""The verbs of `testbed envelope`, with the exit codes and reasons that scripts rely on."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from testbed.cli.envelope import app
+from testbed.envelope import Envelope, Role, Root, SigningKey, Validity
+from testbed.envelope.dsse import seal
+from testbed.envelope.trust import PAYLOAD_TYPE
+
+from .samples import NOW_S, envelope, guardrails
+
+EAST = envelope()
+WEST = envelope(domain="west", guardrails=guardrails(burst_bits=10**7))
+
+
+def command(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def federation(tmp_path: Path) -> Path:
+    """Keys and a root for east and west, and one accepted envelope of each."""
+    folder = tmp_path / "federation"
+    made = command("keygen", folder, "--domain", "east", "--domain", "west", "--days", 10_000)
+    assert made.exit_code == 0, made.output
+    for promise in (EAST, WEST):
+        sign(folder, promise, promise.domain, f"{promise.domain}.json")
+    return folder
+
+
+def sign(folder: Path, promise: Envelope | dict[str, Any], signer: str, out: str) -> Result:
+    draft = folder / f"draft-{out}"
+    draft.write_text(json.dumps(promise if isinstance(promise, dict) else promise.to_dict(), indent=2))
+    return command("issue", draft, "--key", folder / f"{signer}.key", "--out", folder / out)
+
+
+def verify(folder: Path, name: str, *more: object, now: object = NOW_S) -> Result:
+    return command("verify", folder / name, "--root", folder / "root.json", "--now", now, *more)
+
+
+def test_an_issued_envelope_is_accepted(federation: Path) -> None:
+    result = verify(federation, "east.json")
+    assert result.exit_code == 0
+    assert result.stdout.startswith("accepted: east for alice/reserved/packet-forwarding/network, offer 7")
+
+
+@pytest.mark.parametrize("now", ["2027-01-15T08:00:00Z", "2027-01-15T09:00:00+01:00", str(NOW_S)])
+def test_the_moment_may_be_given_as_seconds_or_as_iso_8601(federation: Path, now: str) -> None:
+    assert verify(federation, "east.json", now=now).exit_code == 0
+
+
+def test_private_keys_are_their_owners_alone(federation: Path) -> None:
+    for path in federation.glob("*.key"):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert {path.name for path in federation.glob("*.key")} == {"east.key", "west.key", "root-1.key"}
+
+
+def test_without_names_the_folder_names_the_domain(tmp_path: Path) -> None:
+    made = command("keygen", tmp_path / "north", "--json")
+    assert json.loads(made.stdout)["domain_keys"] == {"north": str(tmp_path / "north" / "north.key")}
+
+
+def tampered(folder: Path) -> None:
+    data = (folder / "east.json").read_bytes()
+    (folder / "case.json").write_bytes(data.replace(b'"sig":"', b'"sig":"AAAA', 1).replace(b'=="}]', b'"}]', 1))
+
+
+def edited(folder: Path) -> None:
+    (folder / "case.json").write_bytes((folder / "east.json").read_bytes() + b"\n")
+
+
+def changed_payload(folder: Path) -> None:
+    document = json.loads((folder / "east.json").read_bytes())
+    document["payload"] = json.loads((folder / "west.json").read_bytes())["payload"]
+    (folder / "case.json").write_text(json.dumps(document, sort_keys=True, separators=(",", ":")))
+
+
+def by_another_domain(folder: Path) -> None:
+    assert sign(folder, WEST, "east", "case.json").exit_code == 0
+
+
+def by_a_stranger(folder: Path) -> None:
+    SigningKey.generate().save(folder / "stranger.key")
+    assert sign(folder, EAST, "stranger", "case.json").exit_code == 0
+
+
+def ended(folder: Path) -> None:
+    assert sign(folder, envelope(validity=Validity(1, 2)), "east", "case.json").exit_code == 0
+
+
+def not_yet(folder: Path) -> None:
+    assert sign(folder, envelope(validity=Validity(NOW_S + 1, NOW_S + 2)), "east", "case.json").exit_code == 0
+
+
+def huge(folder: Path) -> None:
+    (folder / "case.json").write_bytes(b" " * 10**6)
+
+
+@pytest.mark.parametrize(
+    ("prepare", "reason"),
+    [
+        (edited, "malformed"),
+        (huge, "malformed"),
+        (tampered, "malformed"),
+        (changed_payload, "bad-signature"),
+        (by_another_domain, "wrong-domain"),
+        (by_a_stranger, "untrusted-key"),
+        (ended, "expired"),
+        (not_yet, "not-yet-valid"),
+    ],
+)
+def test_a_refusal_ends_with_1_and_names_its_reason_on_standard_error(
+    federation: Path, prepare: Any, reason: str
+) -> None:
+    prepare(federation)
+    result = verify(federation, "case.json")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith(f"refused: {reason}: ")
+
+
+def test_with_a_memory_older_equal_and_repeated_offers_are_refused(federation: Path) -> None:
+    memory = ("--memory", federation / "memory.json")
+    assert verify(federation, "east.json", *memory).exit_code == 0
+    cases = {
+        "replay": EAST,
+        "rollback": envelope(version=6),
+        "equal-version": envelope(guardrails=guardrails(burst_bits=300_000)),
+    }
+    for reason, promise in cases.items():
+        sign(federation, promise, "east", "case.json")
+        assert verify(federation, "case.json", *memory).stderr.startswith(f"refused: {reason}: ")
+    sign(federation, envelope(version=8), "east", "case.json")
+    assert verify(federation, "case.json", *memory).exit_code == 0
+    assert verify(federation, "east.json", *memory).stderr.startswith("refused: rollback: ")
+
+
+def test_a_chain_of_roots_is_followed_and_a_gap_is_refused(federation: Path) -> None:
+    first = Root.first((federation / "root.json").read_bytes())
+    keeper = SigningKey.load(federation / "root-1.key")
+    new = SigningKey.generate()
+    new.save(federation / "new.key")
+
+    def successor(version: int) -> Path:
+        keys = {**first.keys, new.key_id: new.public_key}
+        old = next(iter(first.domains["east"].key_ids))
+        del keys[old]
+        domains = {**first.domains, "east": Role(frozenset({new.key_id}), 1)}
+        root = Root(first.federation, version, first.not_after_s, keys, first.root, domains)
+        path = federation / f"root-{version}.json"
+        path.write_bytes(seal(PAYLOAD_TYPE, root.to_dict(), [keeper]))
+        return path
+
+    sign(federation, EAST, "new", "new.json")
+    assert verify(federation, "new.json").stderr.startswith("refused: untrusted-key: ")
+    assert verify(federation, "new.json", "--root", successor(2)).exit_code == 0
+    assert verify(federation, "east.json", "--root", successor(2)).stderr.startswith("refused: untrusted-key: ")
+    assert verify(federation, "new.json", "--root", successor(3)).stderr.startswith("refused: root-version: ")
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"version": 7.5}, "found 7.5"),
+        ({"colour": "blue"}, "unknown members ['colour']"),
+        ({"domain": "a b"}, "envelope.domain"),
+    ],
+)
+def test_a_draft_that_is_no_envelope_is_not_signed(federation: Path, change: dict[str, Any], named: str) -> None:
+    result = sign(federation, {**EAST.to_dict(), **change}, "east", "case.json")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("refused: malformed: ")
+    assert named in result.stderr
+    assert not (federation / "case.json").exists()
+
+
+def test_without_a_place_to_write_the_signed_envelope_goes_to_standard_output(federation: Path) -> None:
+    result = command("issue", federation / "draft-east.json", "--key", federation / "east.key")
+    assert result.stdout_bytes == (federation / "east.json").read_bytes()
+
+
+def test_keys_are_never_overwritten(federation: Path) -> None:
+    before = (federation / "east.key").read_bytes()
+    result = command("keygen", federation, "--domain", "east")
+    assert (result.exit_code, result.stderr[:18]) == (1, "refused: bad-key: ")
+    assert (federation / "east.key").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["a/b", "root-1", "..", "a b"])
+def test_names_that_are_no_file_of_their_own_make_no_key(tmp_path: Path, name: str) -> None:
+    result = command("keygen", tmp_path / "federation", "--domain", name)
+    assert result.exit_code == 1
+    assert not list(tmp_path.rglob("*.key"))
+
+
+def test_show_says_that_it_verified_nothing_unless_it_did(federation: Path) -> None:
+    plain = command("show", federation / "east.json")
+    assert plain.exit_code == 0
+    assert "not verified" in plain.stderr
+    assert "serves like a queue of 10 Mb/s and 1.5 ms (0.5 ms of it for the host)," in plain.stdout
+    checked = command("show", federation / "east.json", "--root", federation / "root.json", "--now", NOW_S, "--json")
+    assert checked.stderr == ""
+    assert Envelope.from_dict(json.loads(checked.stdout)) == EAST
+
+
+def test_compose_adds_up_a_path_of_verified_envelopes(federation: Path) -> None:
+    arguments = ("compose", federation / "east.json", federation / "west.json", "--root", federation / "root.json")
+    answer = json.loads(command(*arguments, "--now", NOW_S, "--json").stdout)
+    assert answer["guardrails"]["latency_ns"] == 3_000_000
+    assert [source["domain"] for source in answer["sources"]] == ["east", "west"]
+    assert answer["excess_s"]["union"] <= answer["excess_s"]["sample-path"]
+    text = command(*arguments, "--now", NOW_S).stdout
+    assert "from end to end, east" in text
+
+
+def test_compose_refuses_what_does_not_belong_together(federation: Path) -> None:
+    result = command("compose", federation / "east.json", federation / "east.json")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("refused: mix-and-match: ")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("verify", "missing.json", "--root", "missing.json"), ("verify", "pyproject.toml"), ("issue", "pyproject.toml")],
+)
+def test_a_wrong_command_ends_with_2(arguments: tuple[str, ...]) -> None:
+    assert command(*arguments).exit_code == 2
+
+
+def test_a_time_without_an_offset_is_a_wrong_command(federation: Path) -> None:
+    assert verify(federation, "east.json", now="2027-01-15T08:00:00").exit_code == 2
