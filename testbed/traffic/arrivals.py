@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,7 @@ from testbed.scenario.model import (
     TraceArrivals,
 )
 from testbed.traffic.modulation import OnOffPath, on_off_path, rate_path, reached_at, stationary
+from testbed.traffic.renewal import EXPONENTIAL, gap_law, points
 from testbed.traffic.schedules import Schedule
 from testbed.traffic.traces import Requests, read_requests
 
@@ -36,8 +37,6 @@ Process = Arrivals | MmppArrivals
 
 _GROUPS = 0
 """First spawn key of streams shared by a group; tenants' numbers, the other first keys, start at 1."""
-_CV_TOLERANCE = 0.01
-"""An Erlang gap can only have a coefficient of variation of 1/sqrt(k); this much rounding is forgiven."""
 
 
 def tenant_seed(root: int, number: int, window: int) -> np.random.SeedSequence:
@@ -159,19 +158,38 @@ def mean_bps(arrivals: Process) -> float:
             return float(requests.size_bits.sum(dtype=np.int64)) / requests.period_s
 
 
+def replay(requests: Requests, *, seed: Seed | np.random.Generator, duration_s: float) -> Schedule:
+    """Repeat a trace endlessly, from a random point of it, as the packets of one window.
+
+    A window then has the trace's statistics wherever it opens, seeds are different samples of it, and a window may
+    be longer than the trace.
+    """
+    rng = np.random.default_rng(seed)
+    offset_s = rng.random() * requests.period_s
+    start = int(np.searchsorted(requests.time_s, offset_s))
+    once_s = np.concatenate((requests.time_s[start:], requests.time_s[:start] + requests.period_s)) - offset_s
+    rounds = math.ceil(duration_s / requests.period_s)
+    order = np.tile(np.roll(np.arange(requests.time_s.size), -start), rounds)
+    times_s = (once_s + np.arange(rounds)[:, None] * requests.period_s).ravel()
+    order, times_s = order[times_s < duration_s], times_s[times_s < duration_s]
+    return requests.packets(order, times_s)
+
+
 def _conforming(arrivals: Process, rng: np.random.Generator, duration_s: float) -> Schedule:
     match arrivals:
         case PoissonArrivals():
-            times_s = _points(rng.standard_exponential, 1 / arrivals.rate_per_s, duration_s)
+            times_s = points(EXPONENTIAL, 1 / arrivals.rate_per_s, rng=rng, duration_s=duration_s)
             return _equal_sizes(times_s, arrivals.size_bits)
         case RenewalArrivals():
-            return _equal_sizes(_renewal_points(arrivals, rng, duration_s), arrivals.size_bits)
+            law = gap_law(arrivals.gap, arrivals.cv)
+            times_s = points(law, 1 / arrivals.rate_per_s, rng=rng, duration_s=duration_s)
+            return _equal_sizes(times_s, arrivals.size_bits)
         case OnOffArrivals():
             return _on_off(arrivals, rng, duration_s, None)
         case MmppArrivals():
             return _equal_sizes(_mmpp_points(arrivals, rng, duration_s), arrivals.size_bits)
         case TraceArrivals():
-            return _replay(read_requests(arrivals), rng, duration_s)
+            return replay(read_requests(arrivals), seed=rng, duration_s=duration_s)
 
 
 def _flood(arrivals: Process, breach: Misbehaviour, rng: np.random.Generator, duration_s: float) -> Schedule:
@@ -226,82 +244,8 @@ def _mmpp_points(arrivals: MmppArrivals, rng: np.random.Generator, duration_s: f
     states, packets = rng.spawn(2)
     path = rate_path(arrivals.rates_per_s, arrivals.switch_per_s, rng=states, duration_s=duration_s)
     expected = float(np.cumsum(np.diff(path.edges_s) * path.rate_per_s)[-1])
-    amounts = _points(packets.standard_exponential, 1.0, expected)
+    amounts = points(EXPONENTIAL, 1.0, rng=packets, duration_s=expected)
     times_s = reached_at(path.edges_s[:-1], path.edges_s[1:], path.rate_per_s, amounts)
-    return times_s[times_s < duration_s]
-
-
-def _renewal_points(arrivals: RenewalArrivals, rng: np.random.Generator, duration_s: float) -> FloatArray:
-    """Points of a stationary renewal process: the first gap is what is left of a length-biased one.
-
-    A length-biased Gamma(k) gap is Gamma(k + 1); the equilibrium of a balanced-means hyperexponential takes either
-    phase with probability one half (Cox, "Renewal Theory", 1962, sections 5.4 and 2.2).
-    """
-    gap_s, cv = 1 / arrivals.rate_per_s, arrivals.cv
-    match arrivals.gap:
-        case "deterministic":
-            return _points(np.ones, gap_s, duration_s, first=rng.random())
-        case "erlang" | "gamma":
-            shape = 1 / cv**2
-            if arrivals.gap == "erlang":
-                shape = _erlang_stages(cv)
-            first = rng.random() * rng.standard_gamma(shape + 1) / shape
-            return _points(lambda n: rng.standard_gamma(shape, n) / shape, gap_s, duration_s, first=first)
-        case "hyperexponential":
-            if cv < 1:
-                raise ScenarioError(f"gap hyperexponential: found cv {cv:g}, expected at least 1; use erlang or gamma")
-            often = (1 + math.sqrt((cv**2 - 1) / (cv**2 + 1))) / 2
-
-            def draw(n: int, often: float = often) -> FloatArray:
-                phase, gap = rng.random((n, 2)).T
-                scale = np.where(phase < often, 1 / (2 * often), 1 / (2 * (1 - often)))
-                return np.asarray(-np.log1p(-gap) * scale)
-
-            # The equilibrium law differs from the gap's only in how often each phase is met.
-            chosen = often if rng.random() < 0.5 else 1 - often
-            return _points(draw, gap_s, duration_s, first=rng.standard_exponential() / (2 * chosen))
-    raise ScenarioError(
-        f"gap: found {arrivals.gap!r}, expected deterministic, erlang, gamma or hyperexponential; choose one of them"
-    )
-
-
-def _erlang_stages(cv: float) -> int:
-    stages = max(1, round(1 / cv**2))
-    if abs(cv * math.sqrt(stages) - 1) > _CV_TOLERANCE:
-        raise ScenarioError(
-            f"gap erlang: found cv {cv:g}, expected 1/sqrt(k) for a whole k, such as {stages**-0.5:.4g}; "
-            "choose that, or gap gamma"
-        )
-    return stages
-
-
-def _replay(requests: Requests, rng: np.random.Generator, duration_s: float) -> Schedule:
-    """Repeat a trace endlessly, from a random point of it.
-
-    A window then has the trace's statistics wherever it opens, seeds are different samples of it, and a window may
-    be longer than the trace.
-    """
-    offset_s = rng.random() * requests.period_s
-    start = int(np.searchsorted(requests.time_s, offset_s))
-    once_s = np.concatenate((requests.time_s[start:], requests.time_s[:start] + requests.period_s)) - offset_s
-    rounds = math.ceil(duration_s / requests.period_s)
-    order = np.tile(np.roll(np.arange(requests.time_s.size), -start), rounds)
-    times_s = (once_s + np.arange(rounds)[:, None] * requests.period_s).ravel()
-    order, times_s = order[times_s < duration_s], times_s[times_s < duration_s]
-    return requests.packets(order, times_s)
-
-
-def _points(
-    draw: Callable[[int], FloatArray], gap_s: float, duration_s: float, *, first: float | None = None
-) -> FloatArray:
-    """Points in [0, duration_s) whose gaps are `gap_s` times what `draw(n)` gives, the first `first` where given."""
-    expected = duration_s / gap_s
-    block = int(expected + 5 * math.sqrt(expected)) + 16
-    gaps = draw(block) if first is None else np.concatenate(([first], draw(block)))
-    times_s = np.cumsum(gaps) * gap_s
-    while times_s[-1] < duration_s:
-        gaps = np.concatenate((gaps, draw(block)))
-        times_s = np.cumsum(gaps) * gap_s
     return times_s[times_s < duration_s]
 
 

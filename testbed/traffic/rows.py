@@ -40,8 +40,13 @@ class Rows:
         self._bad = bad
 
     @classmethod
-    def from_csv(cls, path: Path, wanted: tuple[str, ...]) -> Rows:
-        """Read the `wanted` columns of a CSV file with a header; rows of another width are already bad.
+    def from_csv(cls, path: Path, wanted: tuple[str, ...], *, header: bool = True) -> Rows:
+        """Read columns of a CSV file; rows of another width are already bad.
+
+        Args:
+            path: The file.
+            wanted: Names of the columns to read; all columns, in order, where the file has no header.
+            header: Whether the first line names the columns.
 
         Raises:
             ScenarioError: The file cannot be read, lacks a column, or has fewer than two rows.
@@ -56,7 +61,7 @@ class Rows:
             table = pyarrow.csv.read_csv(
                 path,
                 # Line numbers are only known to a single thread.
-                read_options=pyarrow.csv.ReadOptions(use_threads=False),
+                read_options=pyarrow.csv.ReadOptions(use_threads=False, column_names=None if header else wanted),
                 parse_options=pyarrow.csv.ParseOptions(invalid_row_handler=skip, ignore_empty_lines=False),
                 convert_options=pyarrow.csv.ConvertOptions(
                     include_columns=list(wanted),
@@ -71,7 +76,9 @@ class Rows:
                 f"trace {path}: found no table with the columns {', '.join(wanted)} ({error}); "
                 "check the file and the format"
             ) from error
-        lines = np.setdiff1d(np.arange(2, 2 + table.num_rows + len(bad)), np.fromiter(bad, dtype=np.int64))
+        first = 2 if header else 1
+        numbers = np.arange(first, first + table.num_rows + len(bad))
+        lines = np.setdiff1d(numbers, np.fromiter(bad, dtype=np.int64))
         filled = np.flatnonzero(np.asarray(pc.not_equal(table[wanted[0]], "")))
         # Blank lines at the end of a file are how editors leave it, not rows.
         rows = int(filled[-1]) + 1 if filled.size else 0
@@ -110,7 +117,7 @@ class Rows:
             unit="s",
             error_is_null=True,
         )
-        self._note(name, pc.and_(pc.is_null(seconds), pc.is_valid(text)), "a UTC time")
+        self.note(name, _mask(pc.and_(pc.is_null(seconds), pc.is_valid(text))), "a UTC time")
         digits = pc.utf8_rpad(pc.utf8_slice_codeunits(text, 20, 29), 9, "0")
         fraction = pc.cast(digits, pa.int64())
         whole = pc.multiply(pc.cast(seconds, pa.int64()), 1_000_000_000)
@@ -121,12 +128,24 @@ class Rows:
         expected = f"a whole number of at least {at_least}"
         text = self._checked(name, _WHOLE, expected)
         values = pc.cast(text, pa.int64())
-        self._note(name, pc.less(values, at_least), expected)
+        self.note(name, _mask(pc.less(values, at_least)), expected)
         return _filled(values).astype(np.int64)
 
     def decimals(self, name: str, unit: str) -> FloatArray:
         """Decimal numbers not below 0; bad ones are 0."""
         return _filled(pc.cast(self._checked(name, _DECIMAL, unit), pa.float64())).astype(np.float64)
+
+    def words(self, name: str, allowed: tuple[str, ...]) -> tuple[str, ...]:
+        """Words of a list."""
+        found = tuple(str(word).strip() for word in self._table[name].to_pylist())
+        self.note(name, np.array([word not in allowed for word in found], dtype=np.bool_), f"one of {allowed}")
+        return found
+
+    def note(self, name: str, wrong: npt.NDArray[np.bool_], expected: str) -> None:
+        """Note the rows in which `wrong` is true as bad for what they have in column `name`."""
+        for row in np.flatnonzero(wrong):
+            found = self._table[name][int(row)].as_py()
+            self._bad.setdefault(int(self._lines[row]), f"found {name} {found!r}, expected {expected}")
 
     def check_order(self, times: IntArray | FloatArray) -> None:
         """Note rows that arrive earlier than a row before them."""
@@ -155,13 +174,8 @@ class Rows:
         """Column `name` with null where the text does not match."""
         text = pc.utf8_trim_whitespace(self._table[name])
         matches = pc.match_substring_regex(text, pattern)
-        self._note(name, pc.invert(matches), expected)
+        self.note(name, _mask(pc.invert(matches)), expected)
         return pc.if_else(matches, text, pa.scalar(None, pa.string()))
-
-    def _note(self, name: str, wrong: pa.ChunkedArray, expected: str) -> None:
-        for row in np.flatnonzero(np.asarray(pc.fill_null(wrong, False))):
-            found = self._table[name][int(row)].as_py()
-            self._bad.setdefault(int(self._lines[row]), f"found {name} {found!r}, expected {expected}")
 
 
 def _members(line: str, wanted: tuple[str, ...]) -> tuple[str, ...] | str:
@@ -180,3 +194,7 @@ def _members(line: str, wanted: tuple[str, ...]) -> tuple[str, ...] | str:
 
 def _filled(values: pa.ChunkedArray) -> npt.NDArray[np.int64] | npt.NDArray[np.float64]:
     return np.asarray(pc.fill_null(values, 0))
+
+
+def _mask(wrong: pa.ChunkedArray) -> npt.NDArray[np.bool_]:
+    return np.asarray(pc.fill_null(wrong, False)).astype(np.bool_)

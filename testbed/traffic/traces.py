@@ -136,44 +136,59 @@ class Requests:
 
 
 def read_requests(arrivals: TraceArrivals) -> Requests:
-    """Read the requests that `arrivals` describes.
+    """Read the requests that `arrivals` describes, see `as_requests`.
+
+    Raises:
+        ScenarioError: The trace cannot be read, or its packets cannot be sent.
+    """
+    trace = read_trace(arrivals.path, arrivals.format)
+    return as_requests(
+        trace, speed_up=arrivals.speed_up, bits_per_token=arrivals.bits_per_token, size_bits=arrivals.size_bits
+    )
+
+
+def as_requests(trace: Trace, *, speed_up: float, bits_per_token: int, size_bits: int) -> Requests:
+    """The requests of a trace, compressed in time and cut into packets.
 
     A request of a token trace carries its context tokens as data. Each of its packets holds as much data as fits into
     `size_bits` beside the headers (Ethernet, IPv4, UDP and the 24 bytes that identify a packet), the last one the
     remainder. Each row of `packets` is one frame and is sent as it is.
 
+    Args:
+        trace: The trace.
+        speed_up: Factor by which its time is compressed.
+        bits_per_token: Data that one context token stands for; without meaning for `packets`.
+        size_bits: Largest frame.
+
     Raises:
-        ScenarioError: The trace cannot be read, or its packets cannot be sent.
+        ScenarioError: The packets cannot be sent.
     """
-    if not arrivals.speed_up > 0:
-        raise ScenarioError(f"trace {arrivals.path}: found speed-up {arrivals.speed_up}, expected more than 0")
-    trace = read_trace(arrivals.path, arrivals.format)
+    if not speed_up > 0:
+        raise ScenarioError(f"trace {trace.path}: found speed-up {speed_up}, expected more than 0")
     try:
-        payload_bytes(arrivals.size_bits)
+        payload_bytes(size_bits)
     except ValueError as error:
-        raise ScenarioError(f"trace {arrivals.path}: {error}") from error
-    if arrivals.format == "packets":
-        size_bits = 8 * trace.request
-        too_large = np.flatnonzero(size_bits > arrivals.size_bits)
+        raise ScenarioError(f"trace {trace.path}: {error}") from error
+    if trace.format == "packets":
+        total_bits = 8 * trace.request
+        too_large = np.flatnonzero(total_bits > size_bits)
         if too_large.size:
             raise ScenarioError(
-                f"trace {arrivals.path}: found {too_large.size} frames larger than {arrivals.size_bits // 8} bytes, "
+                f"trace {trace.path}: found {too_large.size} frames larger than {size_bits // 8} bytes, "
                 f"the first in row {too_large[0] + 1} ({trace.request[too_large[0]]} bytes); raise the packet size"
             )
-        count = np.ones(size_bits.size, dtype=np.int64)
+        count = np.ones(total_bits.size, dtype=np.int64)
     else:
-        data_bytes = -(-trace.request * arrivals.bits_per_token // 8)
-        room_bytes = arrivals.size_bits // 8 - OVERHEAD_BYTES
+        data_bytes = -(-trace.request * bits_per_token // 8)
+        room_bytes = size_bits // 8 - OVERHEAD_BYTES
         if room_bytes < 1:
             raise ScenarioError(
-                f"trace {arrivals.path}: found packets of {arrivals.size_bits // 8} bytes, expected more than "
-                f"{OVERHEAD_BYTES}: nothing is left for data beside the headers"
+                f"trace {trace.path}: found packets of {size_bits // 8} bytes, expected more than {OVERHEAD_BYTES}: "
+                "nothing is left for data beside the headers"
             )
         count = np.maximum(-(-data_bytes // room_bytes), 1)
-        size_bits = 8 * (data_bytes + count * OVERHEAD_BYTES)
-    return Requests(
-        trace.time_s / arrivals.speed_up, size_bits, arrivals.size_bits, count, trace.period_s / arrivals.speed_up
-    )
+        total_bits = 8 * (data_bytes + count * OVERHEAD_BYTES)
+    return Requests(trace.time_s / speed_up, total_bits, size_bits, count, trace.period_s / speed_up)
 
 
 def read_trace(path: Path, format: str) -> Trace:  # noqa: A002 - the scenario's word for it
