@@ -18,6 +18,7 @@ from enum import StrEnum
 from typing import Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.linalg import expm
 
 from testbed.envelope.descriptor import Envelope, Validity
@@ -26,6 +27,11 @@ from testbed.envelope.fields import ONE_IN_PPB, ONE_IN_PPM
 from testbed.envelope.guardrails import Guardrails
 from testbed.envelope.store import require_one_offer
 from testbed.envelope.tail import ExcessTail
+
+FloatArray = NDArray[np.float64]
+
+_PRICE_TOLERANCE = 1e-12
+"""Of the logarithm of the common marginal."""
 
 
 class Rule(StrEnum):
@@ -193,10 +199,10 @@ class Path:
             return 0.0
         if rule is Rule.SAMPLE_PATH:
             return 1.0
-        decaying = terms.union(x_s)
+        exceeds = terms.union(x_s)
         if rule is Rule.INDEPENDENT:
-            decaying = min(decaying, terms.independent(x_s))
-        return min(1.0, terms.floor + decaying)
+            exceeds = min(exceeds, terms.independent(x_s))
+        return min(1.0, exceeds)
 
     def _terms(self) -> _Terms:
         """What the tails add up from, provided that all of them speak of the path's rate."""
@@ -244,61 +250,71 @@ def _entry_bursts(found: list[Guardrails], meter_rate_bps: int) -> Iterator[int]
 
 @dataclass(frozen=True, slots=True)
 class _Terms:
-    """The decaying parts of several tails, shifted to begin at zero, and what they do not decay below."""
+    """Several tails, each shifted to begin at zero: P(Y_d - x_min > z) <= p exp(-theta z) up to a reach, level beyond.
 
-    log_p: tuple[float, ...]
-    decay: tuple[float, ...]
+    Attributes:
+        log_p: ln of the probabilities at zero.
+        decay: theta in 1/s.
+        reach_s: How far each decays; infinite where the cap comes first, zero for a level tail.
+        silent_s: Sum of the x_min, about which nothing is said.
+    """
+
+    log_p: FloatArray
+    decay: FloatArray
+    reach_s: FloatArray
     silent_s: float
-    floor: float
 
     @classmethod
     def of(cls, tails: Iterable[tuple[Envelope, ExcessTail]]) -> Self:
-        log_p, decay, silent, floors = [], [], [], []
-        for part, tail in tails:
-            cap_s = part.guardrails.delay_cap_s
-            silent.append(min(tail.x_min_s, cap_s))
-            if tail.x_max_s < cap_s:
-                floors.append(tail.floor)
-            if tail.x_min_ns < tail.x_max_ns and tail.x_min_s < cap_s:
-                log_p.append(math.log(tail.exceedance_ppb / ONE_IN_PPB))
-                decay.append(tail.decay_per_s)
-        return cls(tuple(log_p), tuple(decay), math.fsum(silent), math.fsum(floors))
+        found = [(tail, part.guardrails.delay_cap_s) for part, tail in tails]
+        silent_s = math.fsum(min(tail.x_min_s, cap_s) for tail, cap_s in found)
+        # A tail that begins at the cap or above has nothing left to say: that part never lingers longer than its cap.
+        heard = [(tail, cap_s) for tail, cap_s in found if tail.x_min_s < cap_s]
+        return cls(
+            np.array([math.log(tail.exceedance_ppb / ONE_IN_PPB) for tail, _ in heard]),
+            np.array([tail.decay_per_s for tail, _ in heard]),
+            np.array([math.inf if tail.x_max_s >= cap_s else tail.x_max_s - tail.x_min_s for tail, cap_s in heard]),
+            silent_s,
+        )
 
     def union(self, x_s: float) -> float:
-        """Smallest sum of p_d exp(-theta_d x_d) over x_d >= 0 that add up to x_s.
+        """Smallest sum of the probabilities over all ways to split x_s.
 
-        Parts are taken in the order in which their marginal p theta falls. With k of them above zero the common
-        marginal is mu with `sum (ln(p_d theta_d) - ln mu) / theta_d = x`.
+        At the optimum every part within its reach has the same marginal mu = p theta exp(-theta z), so the split
+        follows from mu alone and mu from the sum of the split, which falls as mu grows.
         """
-        x_s -= self.silent_s
-        if x_s < 0:
+        spare_s = x_s - self.silent_s
+        if spare_s < 0:
             return 1.0
-        order = sorted(zip(self.log_p, self.decay, strict=True), key=lambda term: -(term[0] + math.log(term[1])))
-        weight = level = 0.0
-        risk_of_resting = math.fsum(math.exp(log_p) for log_p, _ in order)
-        best = risk_of_resting
-        for log_p, decay in order:
-            weight += 1 / decay
-            level += (log_p + math.log(decay)) / decay
-            risk_of_resting -= math.exp(log_p)
-            log_price = (level - x_s) / weight
-            if log_price > log_p + math.log(decay):
-                break
-            best = weight * math.exp(log_price) + max(0.0, risk_of_resting)
-        return best
+        if self.reach_s.sum() <= spare_s:
+            return self._risk(self.reach_s)
+        marginal = self.log_p + np.log(self.decay)
+        low, high = float((marginal - self.decay * np.minimum(self.reach_s, spare_s)).min()), float(marginal.max())
+        while high - low > _PRICE_TOLERANCE:
+            middle = (low + high) / 2
+            low, high = (middle, high) if self._split(marginal, middle).sum() > spare_s else (low, middle)
+        return self._risk(self._split(marginal, high))
+
+    def _split(self, marginal: FloatArray, log_price: float) -> FloatArray:
+        return np.asarray(np.clip((marginal - log_price) / self.decay, 0.0, self.reach_s))
+
+    def _risk(self, split_s: FloatArray) -> float:
+        return float(np.exp(self.log_p - self.decay * split_s).sum())
 
     def independent(self, x_s: float) -> float:
-        """P(sum of B_d E_d > x_s), with B_d true with probability p_d and E_d exponential of rate theta_d."""
-        x_s -= self.silent_s
-        if x_s < 0:
+        """P(sum of B_d E_d > x_s), with B_d true with probability p_d and E_d exponential of rate theta_d.
+
+        What lies beyond a reach is charged in full, as in a union.
+        """
+        spare_s = x_s - self.silent_s
+        if spare_s < 0:
             return 1.0
-        if not self.decay:
-            return 0.0
-        p, theta = np.exp(np.array(self.log_p)), np.array(self.decay)
-        size = theta.size
-        start, generator = np.zeros(size), np.diag(-theta)
-        for stage in range(size):
+        beyond = self._risk(self.reach_s)
+        decaying = self.reach_s > 0
+        p, theta = np.exp(self.log_p[decaying]), self.decay[decaying]
+        start, generator = np.zeros(theta.size), np.diag(-theta)
+        for stage in range(theta.size):
             skipped = np.concatenate(([1.0], np.cumprod(1 - p[stage + 1 :])))
             generator[stage, stage + 1 :] = theta[stage] * skipped[:-1] * p[stage + 1 :]
             start[stage] = np.prod(1 - p[:stage]) * p[stage]
-        return float(start @ expm(generator * x_s) @ np.ones(size))
+        return beyond + float(start @ expm(generator * spare_s) @ np.ones(theta.size))

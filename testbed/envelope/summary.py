@@ -55,10 +55,10 @@ def _excess(tail: ExcessTail | None) -> str:
         return "  declares no impairment: no packet is later than that;"
     if tail.x_min_ns == tail.x_max_ns:
         return f"  at most {tail.floor:.3g} of the packets linger more than {_ms(tail.x_min_ns)} beyond that;"
-    decade_ms = math.log(10) / tail.decay_per_s * 1e3
+    first, decade_ms = f"{tail.exceedance_ppb / 1e9:.3g} of the packets", math.log(10) / tail.decay_per_s * 1e3
     return (
-        f"  at most {tail.exceedance_ppb / 1e9:.3g} of them linger more than {_ms(tail.x_min_ns)} beyond that, a "
-        f"tenth of them {decade_ms:.3g} ms more, and so on down to {tail.floor:.3g} at {_ms(tail.x_max_ns)};"
+        f"  at most {first} linger more than {_ms(tail.x_min_ns)} beyond that, a tenth of them {decade_ms:.3g} ms more,"
+        f" and so on down to {tail.floor:.3g} at {_ms(tail.x_max_ns)};"
     )
 
 

@@ -34,6 +34,11 @@ def with_tail(domain: str, *, cap_ns: int = 10**10, loss_ppb: int = 0, **changes
     )
 
 
+def replace_tail(item: Envelope, **changes: int) -> Envelope:
+    assert item.stochastic is not None
+    return replace(item, stochastic=replace(item.stochastic, tail=replace(item.stochastic.tail, **changes)))
+
+
 @st.composite
 def parts(draw: st.DrawFn) -> list[Envelope]:
     """One to four parts with widely different figures, meters large enough for what comes before."""
@@ -176,8 +181,23 @@ def test_the_union_is_the_best_split_that_an_optimiser_finds(x_s: float) -> None
         ).fun
         for start in (np.zeros(3), np.array([2.0, 0.0, 0.0]), np.array([0.0, 3.0, 0.0]))
     )  # fmt: skip
-    floors = math.fsum(t.floor for t in tails)
-    assert Path.of(THREE).excess_exceedance(x_s, Rule.UNION) == pytest.approx(math.exp(best) + floors, rel=1e-4)
+    assert Path.of(THREE).excess_exceedance(x_s, Rule.UNION) == pytest.approx(math.exp(best), rel=1e-4)
+
+
+@given(parts(), st.floats(0, 0.2))
+@settings(deadline=None)
+def test_one_part_alone_promises_end_to_end_what_it_promises_alone(found: list[Envelope], x_s: float) -> None:
+    alone = Path.of(found[:1])
+    if found[0].tail is not None and found[0].tail.rate_bps == alone.rate_bps:
+        capped = 0.0 if x_s >= found[0].guardrails.delay_cap_s else found[0].tail.exceedance(x_s)
+        assert alone.excess_exceedance(x_s, Rule.UNION) == pytest.approx(capped, rel=1e-9, abs=1e-300)
+
+
+def test_short_ranges_end_in_the_sum_of_their_floors() -> None:
+    short = [replace_tail(item, x_max_ns=2_000_000) for item in THREE]
+    floors = math.fsum(item.tail.floor for item in short if item.tail is not None)
+    assert Path.of(short).excess_exceedance(1.0, Rule.UNION) == pytest.approx(floors)
+    assert Path.of(short).excess_exceedance(1.0, Rule.INDEPENDENT) == pytest.approx(floors)
 
 
 def test_the_independent_rule_is_the_convolution() -> None:

@@ -100,6 +100,13 @@ def signature(**members: Any) -> dict[str, Any]:
     return found
 
 
+def stray(text: str) -> str:
+    """The same bytes in base64 whose last character has bits that decoding drops."""
+    alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+    last = text.rstrip("=")[-1]
+    return text.rstrip("=")[:-1] + alphabet[alphabet.index(last) ^ 1] + "=="
+
+
 GOOD = strict_json.dumps(envelope().to_dict())
 
 BEFORE_CRYPTO = {
@@ -123,6 +130,7 @@ BEFORE_CRYPTO = {
     ),
     "one key signing twice": changed(signatures=[signature(), signature()]),
     "a signature of another length": changed(signatures=[signature(sig=base64.b64encode(bytes(63)).decode())]),
+    "a signature with stray bits in its last character": changed(signatures=[signature(sig=stray(signature()["sig"]))]),
     "a signature with a member more": changed(signatures=[signature(cert="x")]),
     "a signature without a key id": changed(signatures=[{"sig": signature()["sig"]}]),
     "a payload in the URL-safe alphabet": changed(payload="_-8="),
