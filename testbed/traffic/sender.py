@@ -17,15 +17,17 @@ import select
 import signal
 import socket
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
 import numpy as np
+import numpy.typing as npt
 
+from testbed.traffic import wire
 from testbed.traffic.pacing import send_due
 from testbed.traffic.records import NOT_ATTEMPTED, SenderSpec, SendRecord
 from testbed.traffic.schedules import Schedule
-from testbed.traffic.wire import client_port, headers, payload_bytes
 
 _PR_SET_TIMERSLACK = 29
 _LOOK_UP_S = 0.1
@@ -48,7 +50,7 @@ def open_socket(spec: SenderSpec) -> socket.socket:
     """A connected UDP socket that never fragments: a packet too large for the path is an error, not two packets."""
     udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     udp.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _IP_PMTUDISC_DO)
-    udp.bind((spec.source, client_port(spec.tenant)))
+    udp.bind((spec.source, wire.client_port(spec.tenant)))
     udp.connect((spec.destination, spec.port))
     return udp
 
@@ -65,24 +67,64 @@ def become_punctual(priority: int | None) -> bool:
     return True
 
 
-def replay(spec: SenderSpec, schedule: Schedule, udp: socket.socket, start_ns: int, stop: _Stop) -> SendRecord:
-    """Send `schedule` from `start_ns` (CLOCK_MONOTONIC) on."""
-    offsets_ns = np.rint(schedule.time_s * 1e9).astype(np.int64)
-    due_ns = start_ns + offsets_ns
-    header = headers(spec.tenant, due_ns + spec.clock_offset_ns, schedule.last_of_request, flags=spec.flags)
-    payload = payload_bytes(schedule.size_bits)
-    buffer = np.zeros(int(payload.max(initial=header.shape[1])), dtype=np.uint8)
-    # Filled, not merely allocated: a page fault in the window would be a late packet.
-    sent_ns = np.full(len(schedule), start_ns, dtype=np.int64)
-    error = np.full(len(schedule), NOT_ATTEMPTED, dtype=np.int32)
-    gc.collect()
-    gc.disable()
-    packet = 0
-    while packet < len(schedule) and not stop.requested:
-        packet = send_due(udp.fileno(), due_ns, header, payload, buffer, sent_ns, error, packet, spec.spin_ns)
-    gc.enable()
-    sent_s = np.where(error == 0, (sent_ns - start_ns) / 1e9, np.nan)
-    return SendRecord(spec.tenant, start_ns, start_ns + spec.clock_offset_ns, schedule, sent_s, error)
+@dataclass(frozen=True, slots=True, eq=False)
+class Window:
+    """All that can be prepared before the start is known, so that little is left to do between it and the first packet.
+
+    Arrays are filled, not merely allocated: a page fault in the window would be a late packet.
+    """
+
+    spec: SenderSpec
+    schedule: Schedule
+    due_ns: npt.NDArray[np.int64]
+    headers: npt.NDArray[np.uint8]
+    payload_bytes: npt.NDArray[np.int64]
+    buffer: npt.NDArray[np.uint8]
+    sent_ns: npt.NDArray[np.int64]
+    error: npt.NDArray[np.int32]
+
+    @classmethod
+    def prepare(cls, spec: SenderSpec, schedule: Schedule) -> Window:
+        """Lay out the packets of `schedule` as if the window started at time 0.
+
+        Raises:
+            ValueError: A packet that cannot be sent.
+        """
+        due_ns = np.rint(schedule.time_s * 1e9).astype(np.int64)
+        payload = wire.payload_bytes(schedule.size_bits)
+        return cls(
+            spec,
+            schedule,
+            due_ns,
+            wire.headers(spec.tenant, due_ns, schedule.last_of_request, flags=spec.flags),
+            payload,
+            np.zeros(int(payload.max(initial=wire.HEADER_BYTES)), dtype=np.uint8),
+            np.full(len(schedule), -1, dtype=np.int64),
+            np.full(len(schedule), NOT_ATTEMPTED, dtype=np.int32),
+        )
+
+    def send(self, udp: socket.socket, start_ns: int, stop: _Stop) -> SendRecord:
+        """Send the packets, the window starting at `start_ns` (CLOCK_MONOTONIC); once."""
+        due_ns = self.due_ns + start_ns
+        start_realtime_ns = start_ns + self.spec.clock_offset_ns
+        self.headers.view(wire.HEADER_DTYPE)["intended_ns"] += start_realtime_ns
+        gc.disable()
+        packet = 0
+        while packet < due_ns.size and not stop.requested:
+            packet = send_due(
+                udp.fileno(),
+                due_ns,
+                self.headers,
+                self.payload_bytes,
+                self.buffer,
+                self.sent_ns,
+                self.error,
+                packet,
+                self.spec.spin_ns,
+            )
+        gc.enable()
+        sent_s = np.where(self.error == 0, (self.sent_ns - start_ns) / 1e9, np.nan)
+        return SendRecord(self.spec.tenant, start_ns, start_realtime_ns, self.schedule, sent_s, self.error)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -94,7 +136,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         spec = SenderSpec.load(options.spec)
         schedule = Schedule.load(Path(spec.schedule))
-        payload_bytes(schedule.size_bits)
+        window = Window.prepare(spec, schedule)
         udp = open_socket(spec)
     except (OSError, ValueError) as error:
         print(f"sender: {options.spec}: {error}", file=sys.stderr)
@@ -106,7 +148,7 @@ def main(arguments: list[str] | None = None) -> int:
         if start_ns is None:
             print("sender: found no start on standard input, expected a line start_monotonic_ns", file=sys.stderr)
             return 2
-        record = replay(spec, schedule, udp, start_ns, stop)
+        record = window.send(udp, start_ns, stop)
     record.save(Path(spec.result))
     summary = record.summary() | {"complete": not stop.requested, "realtime": realtime}
     print(json.dumps(summary), flush=True)
