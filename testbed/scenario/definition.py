@@ -90,8 +90,9 @@ _ARRIVALS = _Variants(
                 Field("file", Text("the path of a trace"), "Path, relative to the scenario file.", required=True),
                 Field(
                     "format",
-                    Choice(("azure-llm", "packets")),
-                    "azure-llm: TIMESTAMP,ContextTokens,GeneratedTokens, a request a row; packets: time_s,size_bytes.",
+                    Choice(("azure-llm", "burstgpt", "mooncake", "packets")),
+                    "azure-llm, burstgpt, mooncake: requests as their owners publish them; packets: a table of "
+                    "time_s,size_bytes, a frame a row.",
                     required=True,
                 ),
                 Field(
@@ -103,7 +104,7 @@ _ARRIVALS = _Variants(
                 Field(
                     "bits-per-token",
                     Number("a number of bits", 1, 1_000_000, whole=True),
-                    "Bits that one context token stands for (azure-llm only).",
+                    "Bits that one context token stands for (not with packets, whose rows have their sizes).",
                 ),
                 Field(
                     "size",

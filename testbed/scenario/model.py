@@ -94,9 +94,10 @@ class TraceArrivals:
 
     Attributes:
         path: The file, absolute.
-        format: `azure-llm` (TIMESTAMP, ContextTokens, GeneratedTokens) or `packets` (time_s, size_bytes).
+        format: `azure-llm`, `burstgpt` or `mooncake` (requests, as their owners publish them) or `packets` (time_s,
+            size_bytes).
         speed_up: Factor by which the trace's time is compressed.
-        bits_per_token: Payload bits that one context token stands for (`azure-llm`).
+        bits_per_token: Payload bits that one context token stands for (0 for `packets`).
         size_bits: Largest packet; a request is cut into packets of this size and a remainder.
     """
 

@@ -205,7 +205,8 @@ def _is_erlang(cv: float) -> bool:
 
 def _trace(section: Section, folder: Path, report: Report) -> TraceArrivals | None:
     trace_format, bits_per_token = section.get("format"), section.get("bits-per-token")
-    if trace_format == "azure-llm" and bits_per_token is None and section.settled("bits-per-token"):
+    counts_tokens = trace_format not in {None, "packets"}
+    if counts_tokens and bits_per_token is None and section.settled("bits-per-token"):
         report.add(
             section.line,
             section.where,
@@ -219,7 +220,7 @@ def _trace(section: Section, folder: Path, report: Report) -> TraceArrivals | No
             section.line_of("bits-per-token"),
             f"{section.where}.bits-per-token",
             found=f"{bits_per_token} with the format packets",
-            expected="bits-per-token only with the format azure-llm: a row of packets has its own size",
+            expected="bits-per-token only where requests are counted in tokens: a row of packets has its own size",
             remedy="delete bits-per-token",
         )
     if section.unusable:

@@ -1,6 +1,7 @@
 """Trace files: what is read from them, what is refused and how, and the packets their requests become."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +9,11 @@ import pytest
 from scipy import stats
 
 from testbed.errors import ScenarioError
+from testbed.scenario.definition import schema_text
 from testbed.scenario.model import TraceArrivals
 from testbed.traffic.arrivals import mean_bps, schedule
 from testbed.traffic.dispersion import dispersion
-from testbed.traffic.traces import read_requests, read_trace
+from testbed.traffic.traces import FORMATS, read_requests, read_trace
 
 AZURE_HEADER = "TIMESTAMP,ContextTokens,GeneratedTokens"
 AZURE_ROWS = (
@@ -67,6 +69,12 @@ def test_blank_lines_at_the_end_are_no_rows(tmp_path: Path) -> None:
 def test_a_repeated_trace_has_a_gap_between_its_last_row_and_its_first(tmp_path: Path) -> None:
     trace = read_trace(write(tmp_path, PACKET_HEADER, "5,100", "6,100", "9,100"), "packets")
     assert trace.period_s == 6.0
+
+
+def test_a_scenario_can_name_every_format_that_can_be_read_and_no_other() -> None:
+    text = schema_text()
+    (choice,) = {match for match in re.findall(r'"format": \{\s*"enum": (\[[^]]*\])', text)}
+    assert sorted(json.loads(choice)) == sorted(FORMATS)
 
 
 # --- recorders that round -------------------------------------------------------------------------------------------
