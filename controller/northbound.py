@@ -76,7 +76,7 @@ class Northbound:
         return {"id": identity, "result": result}
 
     def _call(self, name: Any, args: Any) -> Any:
-        call = self._calls.get(name)
+        call = self._calls.get(name) if isinstance(name, str) else None
         if call is None:
             raise RequestError(f"call: found {name!r}, expected one of {', '.join(self._calls)}")
         try:
@@ -115,8 +115,9 @@ def _request(line: bytes) -> dict[str, Any]:
         request = json.loads(line)
     except ValueError as error:
         raise RequestError(f"request: not JSON ({error})") from None
-    if not isinstance(request, dict) or not set(request) <= {"id", "call", "args"}:
-        raise RequestError("request: expected an object with id, call and args")
+    well_formed = isinstance(request, dict) and set(request) <= {"id", "call", "args"}
+    if not well_formed or not isinstance(request.get("args", {}), dict):
+        raise RequestError("request: expected an object with id, call and args (an object)")
     return request
 
 

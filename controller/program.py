@@ -106,20 +106,47 @@ class DomainProgram:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
-        """Inverse of `to_dict`; raises `ProgramError` on unknown or missing keys and on non-integers."""
-        hops = tuple(_hop(item) for item in data.get("hops", ()))
-        rules = tuple(_rule(item) for item in data.get("rules", ()))
+        """Inverse of `to_dict`; raises `ProgramError` on unknown or missing keys and on values of another type."""
+        data = _object("DomainProgram", data)
+        hops = tuple(_hop(item) for item in _list("DomainProgram.hops", data.get("hops", ())))
+        rules = tuple(_rule(item) for item in _list("DomainProgram.rules", data.get("rules", ())))
         return _build(cls, {**data, "hops": hops, "rules": rules})
 
 
-def _hop(item: dict[str, Any]) -> Hop:
-    pairs = {key: tuple((str(a), str(b)) for a, b in item.get(key, ())) for key in ("client_ports", "server_ports")}
-    return _build(Hop, {**item, **pairs, "queued_ports": tuple(item.get("queued_ports", ()))})
+def _hop(item: Any) -> Hop:
+    item = _object("Hop", item)
+    pairs = {
+        key: tuple(_pair(f"Hop.{key}", pair) for pair in _list(f"Hop.{key}", item.get(key, ())))
+        for key in ("client_ports", "server_ports")
+    }
+    ports = tuple(_list("Hop.queued_ports", item.get("queued_ports", ())))
+    return _build(Hop, {**item, **pairs, "queued_ports": ports})
 
 
-def _rule(item: dict[str, Any]) -> Rule:
-    meter = None if item.get("meter") is None else _build(Meter, item["meter"])
-    return _build(Rule, {**item, "meter": meter, "queue": _build(Queue, item["queue"])})
+def _rule(item: Any) -> Rule:
+    item = _object("Rule", item)
+    meter = None if item.get("meter") is None else _build(Meter, _object("Meter", item["meter"]))
+    queue = _build(Queue, _object("Queue", item.get("queue")))
+    return _build(Rule, {**item, "meter": meter, "queue": queue})
+
+
+def _object(name: str, item: Any) -> dict[str, Any]:
+    if not isinstance(item, dict):
+        raise ProgramError(f"{name}: found {item!r}, expected an object")
+    return item
+
+
+def _list(name: str, items: Any) -> list[Any]:
+    if not isinstance(items, (list, tuple)):
+        raise ProgramError(f"{name}: found {items!r}, expected a list")
+    return list(items)
+
+
+def _pair(name: str, item: Any) -> tuple[str, str]:
+    pair = tuple(_list(name, item))
+    if len(pair) != 2:
+        raise ProgramError(f"{name}: found {item!r}, expected an address and a port")
+    return pair
 
 
 def _build(kind: type[T], data: dict[str, Any]) -> T:
@@ -128,8 +155,20 @@ def _build(kind: type[T], data: dict[str, Any]) -> T:
         unknown, missing = sorted(set(data) - set(wanted)), sorted(set(wanted) - set(data))
         raise ProgramError(f"{kind.__name__}: unknown keys {unknown}, missing keys {missing}")
     for name, type_name in wanted.items():
-        if type_name == "int" and type(data[name]) is not int:
-            raise ProgramError(
-                f"{kind.__name__}.{name}: {data[name]!r} is not an integer; switches read anything else as 0"
-            )
+        _check_type(f"{kind.__name__}.{name}", type_name, data[name])
     return kind(**data)
+
+
+def _check_type(name: str, type_name: str, value: Any) -> None:
+    if type_name == "int" and type(value) is not int:
+        raise ProgramError(f"{name}: {value!r} is not an integer; switches read anything else as 0")
+    if type_name == "bool" and not isinstance(value, bool):
+        raise ProgramError(f"{name}: {value!r} is not true or false")
+    if type_name == "str" and not isinstance(value, str):
+        raise ProgramError(f"{name}: {value!r} is not text")
+    if type_name == "str | None" and not (value is None or isinstance(value, str)):
+        raise ProgramError(f"{name}: {value!r} is neither text nor nothing")
+    if type_name.startswith("tuple[") and "str" in type_name:
+        strings = [part for item in value for part in (item if isinstance(item, tuple) else (item,))]
+        if not all(isinstance(part, str) for part in strings):
+            raise ProgramError(f"{name}: {value!r} holds something that is not text")

@@ -13,7 +13,7 @@ from rich.table import Table
 from testbed.management.paper import bounds_on_paper
 from testbed.report.record import BoundRecord
 from testbed.report.terminal import milliseconds
-from testbed.scenario import load
+from testbed.scenario.loader import load
 from testbed.scenario.model import Scenario
 
 

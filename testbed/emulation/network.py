@@ -13,7 +13,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -132,6 +132,12 @@ class TandemNetwork:
         """One-way propagation delay of each domain's outgoing link as it is in this network."""
         wires = {wire.domain: wire.delay_s for wire in self.layout.wires}
         return tuple(wires.get(i, 0.0) for i in range(1, len(self.scenario.domains) + 1))
+
+    @property
+    def in_force(self) -> Scenario:
+        """The scenario with the link delays that this network really has: what every promise must be made from."""
+        domains = zip(self.scenario.domains, self.link_delays_s, strict=True)
+        return replace(self.scenario, domains=tuple(replace(d, link_delay_s=delay) for d, delay in domains))
 
     @property
     def fabric(self) -> Path:

@@ -30,6 +30,9 @@ from testbed.scenario.model import Domain, Reservation
 VALIDITY_S = 24 * 3600
 """An offer outlives any run and not much more."""
 
+HOST_ALLOWANCE_CAP_S = 10e-3
+"""The largest part of a latency that may be granted to the emulating host; offers before a calibration grant it all."""
+
 QUEUED_HOPS = 2
 """Queues a packet crosses in a domain: one leaving the ingress switch, one leaving the egress switch."""
 

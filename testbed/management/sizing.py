@@ -21,7 +21,7 @@ the calibration. A port that reserves a larger share of it leaves no room for a 
 TIMER_S = 0.2e-3
 """Lateness of the kernel timer that wakes a throttled class, beyond which the host allowance answers."""
 
-TIMER_CAP_S = 2e-3
+TIMER_CAP_S = 1e-3
 """Timer lateness that a bucket survives without losing rate."""
 
 CLASS_BASE = 0x10

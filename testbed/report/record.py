@@ -149,12 +149,13 @@ class WindowRecord(_Part):
 
 
 class EnvelopeRecord(_Part):
-    """One signed envelope as it was used, verifiable with the public key beside it."""
+    """One signed envelope as it was used, verifiable with the public key beside it; `payload` is for reading only."""
 
     domain: str
     tenant: str
     version: int
     dsse: dict[str, Any]
+    payload: dict[str, Any] = {}
 
 
 class ProbeRecord(_Part):

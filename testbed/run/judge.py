@@ -166,7 +166,7 @@ def _domains(observed: Sequence[Observed], latency: FloatArray) -> tuple[DomainD
 
 
 def _ideal_p999(observed: Sequence[Observed]) -> float | None:
-    waits = [window.replay.ideal_s for window in observed if window.replay is not None]
+    waits = [window.replay.shaped_s for window in observed if window.replay is not None]
     return _quantile(np.concatenate(waits), 0.999) if waits else None
 
 

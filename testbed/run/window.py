@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,31 @@ class Switches:
 
 
 @dataclass(frozen=True)
+class Shaper:
+    """The smallest rate and the smallest token bucket of a tenant's queues."""
+
+    rate_bps: int
+    burst_bits: int
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Packets of one tenant in one domain.
+
+    Attributes:
+        metered: That reached its meter; 0 where it has none.
+        meter_dropped: That the meter dropped.
+        queued: That reached the first of its queues.
+        queue_dropped: That any of its queues dropped.
+    """
+
+    metered: int
+    meter_dropped: int
+    queued: int
+    queue_dropped: int
+
+
+@dataclass(frozen=True)
 class Window:
     """Everything one window left behind.
 
@@ -85,6 +110,28 @@ class Window:
     host_before: host.Snapshot
     host_after: host.Snapshot
     stalls: Sequence[stalls.StallRecord]
+
+    def grown(self, domain: str, tenant: str) -> Counted:
+        """What the counters of one tenant in one domain grew by within the window."""
+        before = self._counted(self.switches_before, domain, tenant)
+        after = self._counted(self.switches_after, domain, tenant)
+        return Counted(*(new - old for new, old in zip(astuple(after), astuple(before), strict=True)))
+
+    @staticmethod
+    def _counted(switches: Switches, domain: str, tenant: str) -> Counted:
+        """Totals so far.
+
+        Traffic towards the server crosses its queues one after the other: the first one counts all that came in, and a
+        drop in any of them is a drop.
+        """
+        state = switches.domains[domain]["tenants"][tenant]
+        meters, queues = state["meters"].values(), state["queues"].values()
+        return Counted(
+            metered=sum(meter["in_packets"] for meter in meters),
+            meter_dropped=sum(meter["dropped_packets"] for meter in meters),
+            queued=max((queue["sent_packets"] + queue["dropped_packets"] for queue in queues), default=0),
+            queue_dropped=sum(queue["dropped_packets"] for queue in queues),
+        )
 
 
 @dataclass(frozen=True)
@@ -120,11 +167,13 @@ class Stage:
         folder = self.folder / f"window-{index}"
         folder.mkdir(mode=0o700)
         senders = self._prepare(folder, index, seed, duration_s, conforming=conforming)
-        snapshot = host.snapshot
+        ports = [
+            port for skeleton in self.network.layout.skeletons for hop in skeleton.hops for port in hop.queued_ports
+        ]
         tickers = stalls.start(self.network.supervisor, folder)
         captures = self._capture(folder)
         sinks = self._sinks()
-        before, host_before = self._switches(), snapshot()
+        before, host_before = self._switches(), host.snapshot(ports)
         start_ns = time.monotonic_ns() + START_IN_NS
         for child in senders.values():
             child.tell({"start_monotonic_ns": start_ns})
@@ -132,7 +181,7 @@ class Stage:
         self._drain()
         counts = {interface: capture.finish() for interface, capture in captures.items()}
         seen_stalls = tickers.finish()
-        after, host_after = self._switches(), snapshot()
+        after, host_after = self._switches(), host.snapshot(ports)
         for sink in sinks:
             self.network.supervisor.end(sink)
         self.network.supervisor.check()
@@ -153,6 +202,18 @@ class Stage:
             host_after=host_after,
             stalls=seen_stalls,
         )
+
+    def shapers(self) -> dict[str, Shaper]:
+        """Each tenant's narrowest queue towards its server on its path, as read back from the kernel now."""
+        found: dict[str, Shaper] = {}
+        for client in self.controllers.values():
+            for tenant, state in client.read_back()["tenants"].items():
+                for queue in state["queues"].values():
+                    known = found.get(tenant, Shaper(queue["rate_bps"], 8 * queue["burst_bytes"]))
+                    found[tenant] = Shaper(
+                        min(known.rate_bps, queue["rate_bps"]), min(known.burst_bits, 8 * queue["burst_bytes"])
+                    )
+        return found
 
     @property
     def _borders(self) -> list[Border]:
@@ -236,8 +297,6 @@ class Stage:
             raise FidelityError(
                 [f"sender of {name} ended with {statuses[name]}: {senders[name].tail()}" for name in failed]
             )
-        for child in senders.values():
-            self.network.supervisor.forget(child)
         return not stop()
 
     def _drain(self) -> None:

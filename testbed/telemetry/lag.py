@@ -63,7 +63,7 @@ def lingering_s(lag: FloatArray, idle_s: FloatArray) -> FloatArray:
     return np.asarray(_linger(lag, idle_s))
 
 
-def replay(samples: TenantSamples, rate_bps: float, latency_s: Sequence[float]) -> Replay:
+def replay(samples: TenantSamples, rate_bps: float, latency_s: Sequence[float], *, burst_bits: float = 0.0) -> Replay:
     """Replays a tenant's window through ideal servers, one for the whole path and one for each domain.
 
     A packet that a domain lost does not consume its ideal server's time. The servers of the whole path are fed the
@@ -74,6 +74,7 @@ def replay(samples: TenantSamples, rate_bps: float, latency_s: Sequence[float]) 
         samples: The measured window.
         rate_bps: Smallest rate the tenant holds on its path, as read back from the data plane.
         latency_s: Declared latency T of each domain, [D].
+        burst_bits: Burst of the tenant's slowest queue, as read back: what it sends at once after a pause.
     """
     if len(latency_s) != len(samples.domains):
         raise ValueError(f"{len(samples.domains)} domains, found {len(latency_s)} declared latencies")
@@ -89,6 +90,7 @@ def replay(samples: TenantSamples, rate_bps: float, latency_s: Sequence[float]) 
     return Replay(
         rate_bps=rate_bps,
         latency_s=tuple(latency_s),
+        credit_s=burst_bits / rate_bps,
         ideal_s=ideal_wait_s(samples.border_s[:, 0], samples.size_bits, rate_bps, served),
         ideal_intended_s=ideal_wait_s(samples.intended_s, samples.size_bits, rate_bps, served),
         lag_s=lag,

@@ -115,6 +115,7 @@ class Replay:
     Attributes:
         rate_bps: Rate R of the ideal server: the smallest rate the tenant holds on its path.
         latency_s: Latency T each domain declared, [D].
+        credit_s: How much earlier than that server's the burst of the real one lets a packet leave: burst / R.
         ideal_s: Wait in the ideal server fed the arrivals at the first domain, float64 [n].
         ideal_intended_s: Wait in the ideal server fed the packets as they were meant to be sent, float64 [n].
         lag_s: How far each domain lagged behind its own ideal server beyond T (X), float64 [n, D].
@@ -123,10 +124,25 @@ class Replay:
 
     rate_bps: float
     latency_s: tuple[float, ...]
+    credit_s: float
     ideal_s: FloatArray
     ideal_intended_s: FloatArray
     lag_s: FloatArray
     excess_s: FloatArray
+
+    @property
+    def shaped_s(self) -> FloatArray:
+        """Wait in an ideal token bucket of rate R and the real burst, fed the arrivals at the first domain; [n].
+
+        A token bucket that sends at tokens >= 0, as HTB does, holds exactly what the ideal queue's backlog leaves of
+        its burst, so a packet waits `max(0, W0 - burst / R)`. Behind one such bucket the next ones add nothing.
+        """
+        return np.maximum(0.0, self.ideal_s - self.credit_s)
+
+    @property
+    def shaped_intended_s(self) -> FloatArray:
+        """The same, fed the packets as they were meant to be sent; [n]."""
+        return np.maximum(0.0, self.ideal_intended_s - self.credit_s)
 
 
 def write(path: Path, samples: TenantSamples, replay: Replay | None = None) -> None:
@@ -152,7 +168,7 @@ def write(path: Path, samples: TenantSamples, replay: Replay | None = None) -> N
         columns |= {"ideal_s": replay.ideal_s, "ideal_intended_s": replay.ideal_intended_s}
         columns |= {f"lag_{name}_s": replay.lag_s[:, d] for d, name in enumerate(samples.domains)}
         columns |= {f"excess_{name}_s": replay.excess_s[:, d] for d, name in enumerate(samples.domains)}
-        metadata["replay"] = {"rate_bps": replay.rate_bps, "latency_s": replay.latency_s}
+        metadata["replay"] = {"rate_bps": replay.rate_bps, "latency_s": replay.latency_s, "credit_s": replay.credit_s}
     table = pa.table({name: np.ascontiguousarray(column) for name, column in columns.items()})
     pq.write_table(table.replace_schema_metadata({_METADATA_KEY: json.dumps(metadata)}), path, compression="zstd")
 
@@ -195,6 +211,7 @@ def read(path: Path) -> tuple[TenantSamples, Replay | None]:
     return samples, Replay(
         rate_bps=metadata["replay"]["rate_bps"],
         latency_s=tuple(metadata["replay"]["latency_s"]),
+        credit_s=metadata["replay"]["credit_s"],
         ideal_s=column["ideal_s"],
         ideal_intended_s=column["ideal_intended_s"],
         lag_s=_matrix([column[f"lag_{name}_s"] for name in domains]),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+import numba
 import numpy as np
 import numpy.typing as npt
 
@@ -25,6 +27,22 @@ def server(arrival_s: FloatArray, work_s: FloatArray, stall: tuple[float, float]
     return start
 
 
+@numba.njit(cache=True)
+def token_bucket(
+    arrival_s: FloatArray, size_bits: int, rate_bps: float, burst_bits: float, stall: tuple[float, float]
+) -> FloatArray:
+    """Departures from a shaper that sends at tokens >= 0 (HTB) and sends nothing during `stall` = (begin, length)."""
+    out, tokens, last = np.empty_like(arrival_s), burst_bits, 0.0
+    for i in range(arrival_s.size):
+        at = max(arrival_s[i], last)
+        at += max(0.0, -(tokens + (at - last) * rate_bps) / rate_bps)
+        if stall[0] <= at < stall[0] + stall[1]:
+            at = stall[0] + stall[1]
+        tokens = min(burst_bits, tokens + (at - last) * rate_bps) - size_bits
+        last = out[i] = at
+    return out
+
+
 def on_off(
     rng: np.random.Generator, *, packets: int, peak_bps: float, mean_on_s: float, mean_off_s: float, size_bits: int
 ) -> FloatArray:
@@ -36,6 +54,59 @@ def on_off(
     on_time = np.concatenate([[0.0], np.cumsum(bursts)])
     burst = np.searchsorted(on_time, work, side="left") - 1
     return np.asarray(work + np.cumsum(gaps)[burst])
+
+
+@dataclass(frozen=True)
+class Tenant:
+    """A reserved on-off tenant of a three-domain tandem."""
+
+    mean_on_s: float
+    mean_off_s: float
+    peak_bps: float
+    rate_bps: float
+    duration_s: float = 60.0
+    burst_bits: float = 51_200.0
+    size_bits: int = 11_200
+
+
+NOWHERE = (np.inf, 0.0)
+
+
+def measured(tenant: Tenant, seed: int, stall: tuple[float, float] = NOWHERE, where: str = "machine") -> TenantSamples:
+    """What captures see of one window: the same noise for the same seed, and possibly one stall on top of it.
+
+    Args:
+        tenant: The tenant.
+        seed: Of arrivals and noise.
+        stall: Begin and length.
+        where: `machine` (nothing runs), `sender`, or `domain` (the second one's switch).
+    """
+    rng, size = np.random.default_rng(seed), tenant.size_bits
+    mean_bps = tenant.peak_bps * tenant.mean_on_s / (tenant.mean_on_s + tenant.mean_off_s)
+    n = int(mean_bps * tenant.duration_s / size)
+    intended = on_off(
+        rng,
+        packets=n,
+        peak_bps=tenant.peak_bps,
+        mean_on_s=tenant.mean_on_s,
+        mean_off_s=tenant.mean_off_s,
+        size_bits=size,
+    )
+    sent = _held(intended + rng.gamma(2, 20e-6, n), stall if where in {"machine", "sender"} else NOWHERE)
+    borders = [np.maximum.accumulate(sent + rng.gamma(2, 40e-6, n))]
+    for d in range(3):
+        hiccups = np.where(rng.random(n) < 0.002, rng.exponential(1e-3, n), 0.0)
+        stalled = stall if where == "machine" or (where == "domain" and d == 1) else NOWHERE
+        arrival = _held(borders[-1] + rng.gamma(2, 50e-6, n) + hiccups, stalled)
+        departure = token_bucket(arrival, size, tenant.rate_bps, tenant.burst_bits, stalled)
+        borders.append(np.maximum.accumulate(departure + rng.gamma(2, 30e-6, n)))
+    return window(intended, np.stack(borders, axis=1), sent_s=sent, size_bits=size)
+
+
+def _held(time_s: FloatArray, stall: tuple[float, float]) -> FloatArray:
+    begin, length = stall
+    held = np.where((time_s >= begin) & (time_s < begin + length), begin + length, time_s)
+    return np.asarray(np.maximum.accumulate(held))
 
 
 def window(

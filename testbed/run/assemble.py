@@ -1,0 +1,134 @@
+"""From everything measured to the run's record and its Parquet files. It measures nothing and decides no verdict."""
+
+from __future__ import annotations
+
+import base64
+import datetime as dt
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+import testbed
+from testbed.management.federation import Federation
+from testbed.report.record import (
+    BoundRecord,
+    EnvelopeRecord,
+    GateRecord,
+    RunRecord,
+    WindowRecord,
+)
+from testbed.run.judge import Observed, judge_tenant, run_verdict
+from testbed.run.window import Shaper, Window
+from testbed.scenario.dictionary import to_dict
+from testbed.scenario.model import Scenario
+from testbed.telemetry import lag, samples
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One window with what it is held against.
+
+    Attributes:
+        window: The evidence.
+        gates: What it says of the host.
+        shapers: Narrowest queue of each tenant as read back.
+        latencies_s: Promised latency of each domain of a tenant's path; empty for best effort.
+    """
+
+    window: Window
+    gates: Sequence[GateRecord]
+    shapers: Mapping[str, Shaper]
+    latencies_s: Mapping[str, Sequence[float]]
+
+
+def observe(tenant: str, item: Measured) -> Observed:
+    """One tenant of one window, replayed through its ideal server."""
+    match = item.window.matches[tenant]
+    replay = None
+    if item.latencies_s[tenant]:
+        shaper = item.shapers[tenant]
+        replay = lag.replay(match.samples, shaper.rate_bps, item.latencies_s[tenant], burst_bits=shaper.burst_bits)
+    grown = [item.window.grown(domain, tenant) for domain in match.samples.domains]
+    return Observed(
+        match=match,
+        replay=replay,
+        meter_dropped=sum(counted.meter_dropped for counted in grown),
+        queue_dropped=sum(counted.queue_dropped for counted in grown),
+        window_s=item.window.duration_s,
+    )
+
+
+def assemble(
+    scenario: Scenario,
+    folder: Path,
+    measured: Sequence[Measured],
+    bounds: Mapping[str, BoundRecord],
+    federation: Federation,
+) -> RunRecord:
+    """Write the samples and make the record; what the run alone knows (identity, host, timings) is still empty."""
+    gates = tuple(gate for item in measured for gate in item.gates)
+    valid = all(gate.ok for gate in gates)
+    observed: dict[str, list[Observed]] = {tenant.name: [] for tenant in scenario.tenants}
+    windows = []
+    for item in measured:
+        files = {}
+        for tenant in scenario.tenants:
+            seen = observe(tenant.name, item)
+            observed[tenant.name].append(seen)
+            files[tenant.name] = f"window-{item.window.index}/{tenant.name}.parquet"
+            samples.write(folder / files[tenant.name], seen.match.samples, seen.replay)
+        windows.append(_window_record(item, files))
+    tenants = tuple(judge_tenant(t, observed[t.name], bounds.get(t.name), valid=valid) for t in scenario.tenants)
+    return RunRecord(
+        run_id="",
+        name=scenario.name,
+        kind="network",
+        created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        testbed_version=testbed.__version__,
+        command=(),
+        datapath="",
+        partial=not all(item.window.complete for item in measured),
+        verdict=run_verdict(tenants),
+        scenario=to_dict(scenario),
+        public_keys={name: agent.public_key.raw.hex() for name, agent in federation.agents.items()},
+        envelopes=_envelope_records(federation),
+        gates=gates,
+        tenants=tenants,
+        windows=tuple(windows),
+    )
+
+
+def _window_record(item: Measured, files: dict[str, str]) -> WindowRecord:
+    window = item.window
+    lateness = {
+        name: float(np.nanquantile(record.lateness_s, 0.999, method="higher"))
+        for name, record in window.sent.items()
+        if np.isfinite(record.lateness_s).any()
+    }
+    return WindowRecord(
+        index=window.index,
+        seed=window.seed,
+        duration_s=window.duration_s,
+        valid=all(gate.ok for gate in item.gates),
+        samples=files,
+        environment_before=asdict(window.host_before),
+        environment_after=asdict(window.host_after),
+        sender_lateness_p999_s=lateness,
+    )
+
+
+def _envelope_records(federation: Federation) -> tuple[EnvelopeRecord, ...]:
+    return tuple(
+        EnvelopeRecord(
+            domain=domain,
+            tenant=tenant,
+            version=signed.envelope.version,
+            dsse=json.loads(signed.sealed),
+            payload=json.loads(base64.standard_b64decode(json.loads(signed.sealed)["payload"])),
+        )
+        for domain, offers in federation.offers.items()
+        for tenant, signed in offers.items()
+    )

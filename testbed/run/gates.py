@@ -1,0 +1,95 @@
+"""All fidelity gates of one window: which evidence goes to which gate of `testbed.telemetry.fidelity`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from testbed.management.bounds import ACCESS_ALLOWANCE_S, HOST_RISK
+from testbed.report.record import GateRecord
+from testbed.run.window import Shaper, Window
+from testbed.scenario.model import Scenario, Tenant
+from testbed.telemetry import fidelity
+from testbed.telemetry.fidelity import Gate, Ledger
+from testbed.telemetry.host import between
+from testbed.telemetry.lag import replay
+
+
+def gates_of(
+    scenario: Scenario,
+    window: Window,
+    shapers: Mapping[str, Shaper],
+    latencies_s: Mapping[str, Sequence[float]],
+    drift: Sequence[str],
+) -> tuple[GateRecord, ...]:
+    """Every gate of a window.
+
+    Args:
+        scenario: Tenants and their promises.
+        window: The evidence.
+        shapers: Narrowest queue of each tenant as read back.
+        latencies_s: Promised latency of each domain of a tenant's path; empty for best effort.
+        drift: Differences between what was committed and what was installed, before or after the window.
+    """
+    begin_ns = next(iter(window.sent.values())).start_monotonic_ns
+    end_ns = begin_ns + round(window.duration_s * 1e9)
+    before, after = window.switches_before, window.switches_after
+    gates: list[Gate] = [
+        *fidelity.stalls([record.during(begin_ns, end_ns) for record in window.stalls]),
+        *fidelity.host(between(window.host_before, window.host_after)),
+        fidelity.captures(window.captures),
+        fidelity.packet_ins(after.packet_ins - before.packet_ins),
+        fidelity.upcalls(after.datapath.misses - before.datapath.misses, after.datapath.lost - before.datapath.lost),
+        fidelity.configuration("installed reservations", drift),
+        fidelity.ledger("queue counters", _ledger(scenario, window)),
+    ]
+    for tenant in scenario.tenants:
+        gates += _tenant_gates(tenant, window, shapers, latencies_s[tenant.name])
+    return tuple(
+        GateRecord(
+            name=gate.name,
+            value=gate.value,
+            limit=gate.limit,
+            ok=gate.ok,
+            unit=gate.unit,
+            detail=gate.detail,
+            window=window.index,
+        )
+        for gate in gates
+    )
+
+
+def _tenant_gates(
+    tenant: Tenant, window: Window, shapers: Mapping[str, Shaper], latencies_s: Sequence[float]
+) -> list[Gate]:
+    match = window.matches[tenant.name]
+    samples = match.samples
+    gates = fidelity.matching(tenant.name, match)
+    if tenant.reservation is None or tenant.promise is None or tenant.misbehaviour is not None:
+        return gates
+    shaper = shapers[tenant.name]
+    replayed = replay(samples, shaper.rate_bps, latencies_s, burst_bits=shaper.burst_bits)
+    # One part of the risk kept for the host goes to every domain, and one to the sender and the edge.
+    share = HOST_RISK * tenant.promise.epsilon / (len(latencies_s) + 1)
+    return [
+        *gates,
+        *fidelity.lateness(tenant.name, samples),
+        fidelity.access(tenant.name, samples, limit_s=ACCESS_ALLOWANCE_S, share=share),
+        *fidelity.host_allowance(tenant.name, samples, replayed, share=share),
+        fidelity.replay(tenant.name, samples, replayed),
+        fidelity.tail_shift(tenant.name, samples, replayed),
+    ]
+
+
+def _ledger(scenario: Scenario, window: Window) -> list[Ledger]:
+    """What borders saw of each tenant in each domain, and what meters and queues counted, must agree to the packet."""
+    rows = []
+    for tenant in scenario.tenants:
+        borders = window.matches[tenant.name].borders
+        for d, domain in enumerate(scenario.path(tenant)):
+            grown = window.grown(domain.name, tenant.name)
+            what = f"{tenant.name} in {domain.name}"
+            if tenant.reservation is not None:
+                rows.append(Ledger(f"{what}, into its meter", borders[d].seen, grown.metered))
+            rows.append(Ledger(f"{what}, past its meter", borders[d].seen - grown.meter_dropped, grown.queued))
+            rows.append(Ledger(f"{what}, out of its queues", grown.queued - grown.queue_dropped, borders[d + 1].seen))
+    return rows

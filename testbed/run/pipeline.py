@@ -1,0 +1,192 @@
+"""The whole run, in order: build, offer, reserve, calibrate, probe, measure, judge, write, leave nothing behind.
+
+Each step is a function of another module; here is only their order, and what happens when the user interrupts. The run
+folder is written whatever the verdict, also for a run that was cut short.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from controller.client import ControllerClient
+from testbed.emulation.layout import controller_port
+from testbed.emulation.network import TandemNetwork
+from testbed.emulation.probe import probe
+from testbed.errors import PreflightError
+from testbed.management.bounds import bound_tenant
+from testbed.management.domain import HOST_ALLOWANCE_CAP_S
+from testbed.management.federation import Federation, found
+from testbed.report.html import write_report
+from testbed.report.junit import write_junit
+from testbed.report.record import ProbeRecord, write_record
+from testbed.run.assemble import Measured, assemble
+from testbed.run.calibrate import calibrate
+from testbed.run.gates import gates_of
+from testbed.run.preflight import choose_datapath, require_room, require_root
+from testbed.run.progress import Progress, Step
+from testbed.run.window import Stage
+from testbed.scenario.model import Scenario
+from testbed.telemetry import host
+
+JUNIT_NAME = "junit.xml"
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a scenario is to be run.
+
+    Attributes:
+        out: Folder that receives the run folder.
+        seeds: How many measured windows, each with a root seed of its own, are pooled.
+        keep_captures: Whether the pcap files stay in the run folder.
+        command: What to type to repeat the run.
+        stop: Asked now and then whether the run must end early, with what it has.
+    """
+
+    out: Path
+    seeds: int = 1
+    keep_captures: bool = False
+    command: tuple[str, ...] = ()
+    stop: Callable[[], bool] = lambda: False
+
+
+def run(scenario: Scenario, options: Options, progress: Progress) -> Path:
+    """Run a scenario and write its folder.
+
+    Returns:
+        The run folder; its record holds the verdict.
+
+    Raises:
+        PreflightError: This host cannot run it; nothing was changed.
+        ReservationError: A domain refused, or what it installed is not what it promised.
+        FidelityError: The run could not be measured at all.
+    """
+    require_root()
+    datapath = choose_datapath(scenario.datapath)
+    require_room(options.out, scenario, options.seeds)
+    steps = _Steps(progress)
+    with ExitStack() as stack:
+        with steps.step("building the network"):
+            network = stack.enter_context(TandemNetwork(scenario, datapath))
+            folder = _new_folder(options.out, scenario.name, network.journal.runid)
+            controllers = {
+                domain.name: stack.enter_context(_controller(network, index, domain.name))
+                for index, domain in enumerate(scenario.domains)
+            }
+        federation = _federation(network, controllers)
+        with steps.step("reserving"):
+            federation.collect_offers()
+            federation.reserve()
+            stack.callback(federation.release)
+        stage = Stage(network, controllers, folder)
+        with steps.step("calibrating") as step:
+            _calibrate(stage, federation, step, options.stop)
+        with steps.step("probing"):
+            probes = probe(network, controllers)
+            network.enlarge_send_buffers()
+        envelopes = {tenant.name: federation.envelopes(tenant) for tenant in scenario.tenants}
+        bounds = {t.name: b for t in scenario.tenants if (b := bound_tenant(t, envelopes[t.name])) is not None}
+        measured = list(_measure(stage, federation, options, steps))
+        installed = {name: client.read_back() for name, client in controllers.items()}
+        fingerprint = host.fingerprint()
+    with steps.step("judging"):
+        record = assemble(scenario, folder, measured, bounds, federation)
+    record = record.model_copy(
+        update={
+            "run_id": network.journal.runid,
+            "command": options.command,
+            "datapath": datapath.value,
+            "host": fingerprint,
+            "probes": tuple(ProbeRecord(**asdict(result)) for result in probes),
+            "installed": installed,
+            "timings_s": steps.timings_s,
+        }
+    )
+    write_record(folder, record)
+    write_junit(record, folder / JUNIT_NAME)
+    write_report(folder)
+    if not options.keep_captures:
+        for capture in folder.glob("window-*/*.pcap"):
+            capture.unlink()
+    return folder
+
+
+class _Steps:
+    """Announces steps and remembers how long each took."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self.timings_s: dict[str, float] = {}
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[Step]:
+        began = time.monotonic()
+        with self._progress.step(name) as step:
+            yield step
+        self.timings_s[name] = time.monotonic() - began
+
+
+def _new_folder(out: Path, name: str, runid: str) -> Path:
+    stamp = dt.datetime.now(dt.UTC).strftime("%Y%m%dT%H%M%SZ")
+    folder = out / f"{stamp}-{name}-{runid}"
+    try:
+        folder.mkdir(mode=0o700, parents=True)
+    except OSError as error:
+        raise PreflightError(
+            f"{folder}: cannot be made ({error.strerror}); choose another folder with --out"
+        ) from error
+    return folder
+
+
+def _controller(network: TandemNetwork, index: int, domain: str) -> ControllerClient:
+    socket = network.journal.directory / f"controller-{index + 1}.sock"
+    listen = f"127.0.0.1:{controller_port(index)}"
+    command = [sys.executable, "-m", "controller", "--domain", domain, "--listen", listen, "--socket", str(socket)]
+    network.start(f"controller-{domain}", command)
+    return ControllerClient(socket)
+
+
+def _federation(network: TandemNetwork, controllers: Mapping[str, ControllerClient]) -> Federation:
+    return found(
+        network.in_force,
+        {path.tenant: (path.client.address, path.server.address) for path in network.layout.paths},
+        {skeleton.domain: (controllers[skeleton.domain], skeleton) for skeleton in network.layout.skeletons},
+        host_allowance_s=HOST_ALLOWANCE_CAP_S,
+    )
+
+
+def _calibrate(stage: Stage, federation: Federation, step: Step, stop: Callable[[], bool]) -> None:
+    scenario = stage.network.scenario
+    warm_up = stage.play(0, seed=scenario.seed, duration_s=scenario.warmup_s, conforming=True, step=step, stop=stop)
+    for name, allowance_s in calibrate(scenario, federation, warm_up, stage.shapers()).items():
+        federation.agents[name].host_allowance_s = allowance_s
+    federation.collect_offers()
+    federation.reserve()
+
+
+def _measure(stage: Stage, federation: Federation, options: Options, steps: _Steps) -> Iterator[Measured]:
+    scenario = stage.network.scenario
+    latencies = {t.name: [envelope.latency_s for envelope in federation.envelopes(t)] for t in scenario.tenants}
+    for index in range(1, options.seeds + 1):
+        with steps.step(f"measuring {index} of {options.seeds}") as step:
+            drift = federation.drift()
+            shapers = stage.shapers()
+            window = stage.play(
+                index,
+                seed=scenario.seed + index - 1,
+                duration_s=scenario.duration_s,
+                conforming=False,
+                step=step,
+                stop=options.stop,
+            )
+            drift = (*drift, *federation.drift())
+            gates = gates_of(scenario, window, shapers, latencies, drift)
+        yield Measured(window, gates, shapers, latencies)
+        if not window.complete:
+            return
