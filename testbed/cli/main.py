@@ -9,7 +9,13 @@ import typer
 from rich.console import Console
 
 import testbed
+from testbed.cli import envelope
+from testbed.cli.bound import bound
+from testbed.cli.doctor import doctor
 from testbed.cli.exits import Exit, exit_of_error
+from testbed.cli.report import report
+from testbed.cli.run import run
+from testbed.cli.validate import validate
 from testbed.errors import TestbedError
 
 app = typer.Typer(
@@ -37,6 +43,11 @@ def _options(
 
     Exit codes: 0 PASS, 1 FAIL, 2 the command was wrong or cannot run here, 3 INVALID, 4 UNDETERMINED.
     """
+
+
+for verb in (validate, run, bound, report, doctor):
+    app.command()(verb)
+app.add_typer(envelope.app, name="envelope")
 
 
 def main() -> None:

@@ -23,13 +23,13 @@ from mininet.node import Switch
 from testbed.emulation import links, namespace
 from testbed.emulation.journal import RUNS, Journal
 from testbed.emulation.layout import Border, Endpoint, Layout, edge_flows, layout_of, wire_flows
-from testbed.emulation.ovs import Bridge, OpenVSwitch, Port, SendBuffers, environment_of
+from testbed.emulation.ovs import Bridge, OpenVSwitch, Port, SocketBuffers, environment_of
 from testbed.emulation.supervisor import Child, Readiness, Supervisor
 from testbed.errors import PreflightError
 from testbed.scenario.model import Datapath, Scenario
 from topologies import tandem
 
-SEND_BUFFER_BYTES = 64 * 1024 * 1024
+SOCKET_BUFFER_BYTES = 64 * 1024 * 1024
 _TOOLS = {
     "mnexec": "mininet",
     "ifconfig": "net-tools",
@@ -187,19 +187,19 @@ class TandemNetwork:
             name, argv, host_pid=pid, environment=environment, ready=ready, timeout_s=timeout_s
         )
 
-    def enlarge_send_buffers(self) -> SendBuffers:
+    def enlarge_buffers(self) -> SocketBuffers:
         """Enlarge the switch's send buffers and read them back; call it again before the measured window.
 
         Raises:
             PreflightError: One is smaller than it should be, or there is not exactly one transmitting socket.
         """
         if self.datapath is not Datapath.USERSPACE:
-            return SendBuffers(0, 0, 0)
-        found = self.ovs.enlarge_send_buffers(SEND_BUFFER_BYTES)
-        if found.transmitting != 1 or found.smallest_bytes < SEND_BUFFER_BYTES:
+            return SocketBuffers(0, 0, 0)
+        found = self.ovs.enlarge_buffers(SOCKET_BUFFER_BYTES)
+        if found.transmitting != 1 or found.smallest_bytes < SOCKET_BUFFER_BYTES:
             raise PreflightError(
                 f"ovs-vswitchd has {found.transmitting} transmitting AF_PACKET sockets (expected 1), smallest send "
-                f"buffer {found.smallest_bytes} bytes (expected {SEND_BUFFER_BYTES}); packets would be lost uncounted"
+                f"buffer {found.smallest_bytes} bytes (expected {SOCKET_BUFFER_BYTES}); packets would be lost uncounted"
             )
         return found
 
@@ -243,7 +243,7 @@ class TandemNetwork:
             links.delay(wire)
         out = f"packet={_UNWANTED_FRAME} actions=output:{ports[f'{tandem.EDGE}-dn']}"
         self.ovs.ofctl("packet-out", tandem.EDGE, f"in_port=CONTROLLER {out}")
-        self.enlarge_send_buffers()
+        self.enlarge_buffers()
 
 
 def require_tools() -> None:

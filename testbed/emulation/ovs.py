@@ -55,7 +55,7 @@ class Bridge:
 
 
 @dataclass(frozen=True)
-class SendBuffers:
+class SocketBuffers:
     """AF_PACKET sockets of the switch after enlarging their send buffers.
 
     Attributes:
@@ -200,7 +200,7 @@ class OpenVSwitch:
         """Install static flows in one bundle: all or none."""
         self.ofctl("--bundle", "add-flows", bridge, "-", lines=flows)
 
-    def enlarge_send_buffers(self, size_bytes: int) -> SendBuffers:
+    def enlarge_buffers(self, size_bytes: int) -> SocketBuffers:
         """Enlarge the send buffer of every AF_PACKET socket of the switch, and read it back.
 
         All ports of the userspace datapath send through one socket, whose buffer also holds what waits in the ports'
@@ -218,7 +218,7 @@ class OpenVSwitch:
                     duplicate.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, size_bytes)
                     sizes.append(duplicate.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF))
                     transmitting += duplicate.getsockname()[0] == ""
-        return SendBuffers(len(sizes), transmitting, min(sizes, default=0))
+        return SocketBuffers(len(sizes), transmitting, min(sizes, default=0))
 
     def counters(self) -> DatapathCounters:
         """Flow hits, misses and losses of the datapath so far.

@@ -104,6 +104,12 @@ class DomainAgent:
         return self.key.public_key
 
     @property
+    def program(self) -> DomainProgram:
+        """What the controller is to have installed: everything committed."""
+        rules = tuple(sorted(self._committed.values(), key=lambda rule: rule.number))
+        return replace(self.skeleton, rules=rules)
+
+    @property
     def reserved_bps(self) -> int:
         """Rate that is prepared or committed."""
         rules = {**self._committed, **self._prepared}
@@ -202,9 +208,8 @@ class DomainAgent:
         return tuple(f"domain {self.domain.name}: {sentence(found)}" for found in self.controller.verify())
 
     def _install(self) -> None:
-        rules = tuple(sorted(self._committed.values(), key=lambda rule: rule.number))
         try:
-            self.controller.install(replace(self.skeleton, rules=rules))
+            self.controller.install(self.program)
             differences = self.drift()
         except CallError as error:
             raise ReservationError([f"domain {self.domain.name}: {problem}" for problem in error.problems]) from error

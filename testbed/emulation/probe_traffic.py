@@ -1,0 +1,184 @@
+"""Probe frames and how they are sent: raw, at a chosen interface, past its queues or through them.
+
+A frame carries a tenant's addresses and, as measured traffic does, a header that marks it as a probe. Its destination
+MAC belongs to nobody: switches forward by address, and the host at the end drops it without an answer. Nothing is
+judged here.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+SMALLEST_FRAME_BYTES = 66
+LARGEST_FRAME_BYTES = 1400
+_SOL_PACKET = 263
+_PACKET_QDISC_BYPASS = 20
+_SO_SNDBUFFORCE = 32
+_SEND_BUFFER_BYTES = 64 * 1024 * 1024
+_NOBODY = bytes.fromhex("02ffffffffff")
+_SENDER = bytes.fromhex("02fffffffffe")
+_HEADER_BYTES = 42
+_IP_AND_UDP = struct.Struct("!BBHHHBBH4s4sHHHH")
+_PROBE_HEADER = struct.Struct("!4sHHQq")
+_IS_PROBE = 2
+_DISCARD_PORT = 9
+_FIRST_SOURCE_PORT = 40_000
+
+
+def frame(number: int, source: str, destination: str, size_bytes: int) -> bytes:
+    """A UDP probe frame of the tenant with this number.
+
+    Args:
+        number: The tenant's number.
+        source: IPv4 address.
+        destination: IPv4 address.
+        size_bytes: Of the frame without FCS, `SMALLEST_FRAME_BYTES` to `LARGEST_FRAME_BYTES`.
+    """
+    if not SMALLEST_FRAME_BYTES <= size_bytes <= LARGEST_FRAME_BYTES:
+        raise ValueError(f"frame of {size_bytes} bytes: {SMALLEST_FRAME_BYTES} to {LARGEST_FRAME_BYTES}")
+    addresses = socket.inet_aton(source), socket.inet_aton(destination)
+    ports = (_FIRST_SOURCE_PORT + number) & 0xFFFF, _DISCARD_PORT
+
+    def headers(checksum: int) -> bytes:
+        length = size_bytes - 14
+        return _IP_AND_UDP.pack(0x45, 0, length, 0, 0, 64, 17, checksum, *addresses, *ports, length - 20, 0)
+
+    payload = _PROBE_HEADER.pack(b"TLT1", number, _IS_PROBE, 0, 0)
+    body = _NOBODY + _SENDER + b"\x08\x00" + headers(_checksum(headers(0)[:20])) + payload
+    return body.ljust(size_bytes, b"\0")
+
+
+def _checksum(header: bytes) -> int:
+    total: int = sum(struct.unpack(f"!{len(header) // 2}H", header))
+    total = (total & 0xFFFF) + (total >> 16)
+    return ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What went out, and when.
+
+    Attributes:
+        packets: Accepted by the kernel; what a full queue refused is not among them.
+        first_s: CLOCK_MONOTONIC just before the first one.
+        last_s: CLOCK_MONOTONIC just after the last one.
+    """
+
+    packets: int
+    first_s: float
+    last_s: float
+
+    @property
+    def elapsed_s(self) -> float:
+        """From the first packet to the last."""
+        return self.last_s - self.first_s
+
+
+class Injector:
+    """A raw socket at an interface of the calling thread's namespace.
+
+    Args:
+        interface: Where frames leave.
+        bypass: Send past the interface's queueing discipline, so that the frame arrives at the other end at once.
+        priority: What a kernel datapath's `set_queue` would have put on the packet; None leaves the choice of the
+            class to the port's filters.
+    """
+
+    def __init__(self, interface: str, *, bypass: bool, priority: int | None = None) -> None:
+        self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+        self._socket.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _SEND_BUFFER_BYTES)
+        if bypass:
+            self._socket.setsockopt(_SOL_PACKET, _PACKET_QDISC_BYPASS, 1)
+        if priority is not None:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY, priority)
+        self._socket.bind((interface, 0))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._socket.close()
+
+    def send(self, data: bytes) -> bool:
+        """Send one frame; False if a full queue refused it."""
+        try:
+            self._socket.send(data)
+        except OSError as error:
+            if error.errno == errno.ENOBUFS:
+                return False
+            raise
+        return True
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Frames to send at a constant rate.
+
+    Attributes:
+        injector: Where.
+        data: The frame.
+        rate_per_s: Frames per second.
+        head: Frames sent at once, before the first paced one.
+    """
+
+    injector: Injector
+    data: bytes
+    rate_per_s: float
+    head: int = 0
+
+
+class Pacer:
+    """Sends several streams at once, each at its own rate, for as long as `run` is called."""
+
+    def __init__(self, streams: Sequence[Stream]) -> None:
+        self._streams = streams
+        self._start_s = time.monotonic()
+        self._done = [0] * len(streams)
+        self._accepted = [0] * len(streams)
+        self._first_s = [self._start_s] * len(streams)
+        self._last_s = [self._start_s] * len(streams)
+
+    def run(self, until_s: float) -> None:
+        """Send what is due until CLOCK_MONOTONIC `until_s`.
+
+        Frames are handed over in turn, a few at a time, so that a receiver's buffer never holds one stream's burst
+        while another waits for its place.
+        """
+        while (now := time.monotonic()) < until_s:
+            sent = 0
+            for index, stream in enumerate(self._streams):
+                due = stream.head + int((now - self._start_s) * stream.rate_per_s) - self._done[index]
+                if due > 0:
+                    self._send(index, min(due, 4))
+                    sent += min(due, 4)
+            if not sent:
+                time.sleep(0.0003)
+
+    def _send(self, index: int, count: int) -> None:
+        stream = self._streams[index]
+        if not self._done[index]:
+            self._first_s[index] = time.monotonic()
+        for _ in range(count):
+            self._accepted[index] += stream.injector.send(stream.data)
+        self._done[index] += count
+        self._last_s[index] = time.monotonic()
+
+    def sent(self) -> tuple[Sent, ...]:
+        """What each stream has sent so far."""
+        return tuple(map(Sent, self._accepted, self._first_s, self._last_s))
+
+
+def flood(injector: Injector, data: bytes, count: int) -> Sent:
+    """Send `count` frames as fast as possible; few enough for the receiver's socket buffer if it is not looking."""
+    first = time.monotonic()
+    accepted = sum(injector.send(data) for _ in range(count))
+    return Sent(accepted, first, time.monotonic())
