@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from testbed.report.html import write_report
 from testbed.report.record import read_record
@@ -23,5 +22,5 @@ def report(
     if as_json:
         typer.echo(record.model_dump_json(indent=1))
         return
-    print_summary(record, Console())
+    print_summary(record)
     typer.echo(f"report: {page}")

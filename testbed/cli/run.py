@@ -95,7 +95,7 @@ def run(
     if as_json:
         typer.echo((folder / RECORD_NAME).read_text(encoding="utf-8"))
     else:
-        print_summary(record, Console())
+        print_summary(record)
         typer.echo(f"report: {folder / REPORT_NAME}")
     if any(tenant.bound_broken for tenant in record.tenants):
         raise typer.Exit(Exit.FAIL)

@@ -32,7 +32,7 @@ from testbed.envelope.descriptor import Envelope
 from testbed.report.record import BoundPart, BoundRecord, BudgetShare
 from testbed.scenario.model import OnOffArrivals, PoissonArrivals, RenewalArrivals, Tenant
 
-ACCESS_ALLOWANCE_S = 3e-3
+ACCESS_ALLOWANCE_S = 5e-3
 """From the intended send time to the first domain: the sender's lateness and the customer's edge, policed by a gate."""
 
 HOST_RISK = 0.25

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import jinja2
 import numpy as np
-import pyarrow.parquet as pq
 from markupsafe import Markup
 
 from testbed.report.plots import Series, ccdf_plot, stack_plot
 from testbed.report.record import RunRecord, TenantRecord, read_record
 from testbed.report.terminal import milliseconds
+from testbed.telemetry import samples
 
 REPORT_NAME = "report.html"
 
@@ -42,17 +42,11 @@ def write_report(folder: Path) -> Path:
 def load_series(folder: Path, record: RunRecord, tenant: str) -> Series:
     """Latency and ideal replay of one tenant over all windows of a run, in order."""
     files = [folder / window.samples[tenant] for window in record.windows if tenant in window.samples]
-    tables = [pq.read_table(file, columns=["latency_s", "ideal_s"]) for file in files]
-    if not tables:
-        return Series(np.empty(0), np.empty(0))
+    stored = [samples.read(file) for file in files]
     return Series(
-        latency_s=np.concatenate([_floats(table.column("latency_s")) for table in tables]),
-        ideal_s=np.concatenate([_floats(table.column("ideal_s")) for table in tables]),
+        latency_s=np.concatenate([np.empty(0), *(measured.latency_s for measured, _ in stored)]),
+        ideal_s=np.concatenate([np.empty(0), *(replay.shaped_s for _, replay in stored if replay is not None)]),
     )
-
-
-def _floats(column: object) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    return np.asarray(column.to_numpy(), dtype=np.float64)  # type: ignore[attr-defined]
 
 
 def _pictures(folder: Path, record: RunRecord, tenant: TenantRecord) -> dict[str, Markup]:

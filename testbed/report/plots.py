@@ -47,7 +47,7 @@ class Series:
 
     Attributes:
         latency_s: float64[n] in order of intended send time, NaN where never answered.
-        ideal_s: float64[n] ideal replay of the same arrivals, NaN where it does not apply.
+        ideal_s: float64[m] wait in the ideal replay of the same arrivals, NaN where a packet was not served.
     """
 
     latency_s: NDArray[np.float64]

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from rich.box import SIMPLE
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
     from testbed.report.record import RunRecord, TenantRecord
+
+_PLAIN_WIDTH = 120
 
 STYLES = {
     "PASS": "bold green",
@@ -36,8 +39,11 @@ def summary(record: RunRecord) -> RenderableType:
     return Group(*parts)
 
 
-def print_summary(record: RunRecord, console: Console) -> None:
-    """Print `summary(record)`."""
+def print_summary(record: RunRecord) -> None:
+    """Print `summary(record)`, in a file or a pipe as wide as the table needs."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=_PLAIN_WIDTH)
     console.print(summary(record))
 
 
@@ -47,27 +53,21 @@ def milliseconds(value: float | None) -> str:
 
 
 def _tenant_table(record: RunRecord) -> Table:
-    table = Table(title=f"{record.name}: bound beside measurement (ms)", title_justify="left", header_style="bold")
-    table.add_column("tenant")
-    for heading in (
-        "deadline",
-        "ε",
-        "bound p99.9",
-        "measured p99.9",
-        "95 % interval",
-        "ideal",
-        "packets",
-        "lost",
-        "misses",
-    ):
-        table.add_column(heading, justify="right")
-    table.add_column("verdict")
+    table = Table(
+        title=f"{record.name}: bound beside measurement, p99.9 in ms",
+        title_justify="left",
+        header_style="bold",
+        box=SIMPLE,
+    )
+    table.add_column("tenant", no_wrap=True)
+    for heading in ("promise", "bound", "measured", "95 % interval", "ideal", "packets", "lost", "misses"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
     for tenant in record.tenants:
         low, high = tenant.p999_interval_s or (None, None)
         table.add_row(
             tenant.name,
-            milliseconds(tenant.deadline_s),
-            "–" if tenant.epsilon is None else f"{tenant.epsilon:g}",
+            "–" if tenant.deadline_s is None else f"{tenant.deadline_s * 1e3:g} at {tenant.epsilon:g}",
             milliseconds(tenant.bound_s),
             milliseconds(tenant.p999_s),
             f"{milliseconds(low)} .. {milliseconds(high)}",

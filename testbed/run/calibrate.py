@@ -21,7 +21,7 @@ from testbed.run.window import Shaper, Window
 from testbed.scenario.model import Scenario
 from testbed.telemetry.lag import replay
 
-ALLOWANCE_FLOOR_S = 1e-3
+ALLOWANCE_FLOOR_S = 2.5e-3
 """No host is trusted to be better than this, however quiet its warm-up was."""
 
 HEADROOM = 1.5

@@ -68,13 +68,11 @@ def _tenant_gates(
         return gates
     shaper = shapers[tenant.name]
     replayed = replay(samples, shaper.rate_bps, latencies_s, burst_bits=shaper.burst_bits)
-    # One part of the risk kept for the host goes to every domain, and one to the sender and the edge.
-    share = HOST_RISK * tenant.promise.epsilon / (len(latencies_s) + 1)
+    share = HOST_RISK * tenant.promise.epsilon
     return [
         *gates,
         *fidelity.lateness(tenant.name, samples),
-        fidelity.access(tenant.name, samples, limit_s=ACCESS_ALLOWANCE_S, share=share),
-        *fidelity.host_allowance(tenant.name, samples, replayed, share=share),
+        fidelity.host_allowance(tenant.name, samples, replayed, access_s=ACCESS_ALLOWANCE_S, share=share),
         fidelity.replay(tenant.name, samples, replayed),
         fidelity.tail_shift(tenant.name, samples, replayed),
     ]

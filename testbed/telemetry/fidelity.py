@@ -49,11 +49,13 @@ REPLAY_SHARE = 0.03
 REPLAY_RESOLVED_S = 0.001
 """A difference that a software switch's own forwarding can be told from. Where 3 % of the ideal is less (a p99.9 below
 some 33 ms), the measured one is only held to what the domains declared; a stall there is the tail shift's to find."""
+MOVED_SHARE = 0.03
+"""A stall that moves a p99.9 by this part of it must never pass."""
 SHIFT_SHARE = 0.02
-"""Part of a p99.9 by which outliers may have moved it. A move of 3 % must never pass; the rest is for the estimate."""
-SHIFT_FLOOR_S = 0.0004
+"""Part of a p99.9 by which outliers may have moved it; the rest of `MOVED_SHARE` is for the estimate."""
+SHIFT_RESOLVED_S = 0.0004
 """A smaller move cannot be told from what a software switch does by itself, so only tenants with a p99.9 above some
-13 ms have the full protection against a move of 3 %."""
+13 ms are protected against a move of 3 %; below, the declared latencies are the yardstick."""
 
 _LEVEL = 0.999
 _EXAMPLES = 3
@@ -227,33 +229,21 @@ def ledger(name: str, rows: Sequence[Ledger]) -> Gate:
 # Evidence in the delays themselves.
 
 
-def access(tenant: str, samples: TenantSamples, *, limit_s: float, share: float) -> Gate:
-    """The share of packets that reached the first domain later than `limit_s` after they were meant to be sent.
+def host_allowance(tenant: str, samples: TenantSamples, replayed: Replay, *, access_s: float, share: float) -> Gate:
+    """The share of packets that the host delayed, anywhere, beyond what is granted to it.
 
-    What a bound grants the sender and the customer's edge is deterministic; what exceeds it is in no envelope.
+    A packet counts if it reached the first domain more than `access_s` after it was meant to be sent, or if an excess
+    beyond the latency of some domain, which has an allowance for the host in it, lingered when it passed. What exceeds
+    the allowances is in no envelope, so it must stay within the share of the risk that the bound keeps for it.
     """
-    late = samples.border_s[:, 0] - samples.intended_s
-    seen = np.count_nonzero(np.isfinite(late))
-    beyond = np.count_nonzero(late > limit_s)
-    detail = f"{beyond} of {seen} packets reached the first domain more than {limit_s * 1e3:.3f} ms late"
-    return Gate.at_most(f"access allowance, {tenant}", beyond / seen if seen else 0.0, share, detail)
-
-
-def host_allowance(tenant: str, samples: TenantSamples, replayed: Replay, *, share: float) -> list[Gate]:
-    """One gate per domain: the share of its packets whose excess beyond the declared latency lingers at all.
-
-    The latency contains a deterministic allowance for host noise. What exceeds it is in no envelope, so it must stay
-    within the share of the risk that the bound keeps for it.
-    """
-    gates = []
-    for d, domain in enumerate(samples.domains):
-        excess = replayed.excess_s[:, d]
-        crossed = np.count_nonzero(np.isfinite(excess))
-        beyond = np.count_nonzero(excess > 0)
-        detail = f"{beyond} of {crossed} packets beyond T = {replayed.latency_s[d] * 1e3:.3f} ms"
-        found = beyond / crossed if crossed else 0.0
-        gates.append(Gate.at_most(f"host allowance, {tenant} in {domain}", found, share, detail))
-    return gates
+    late = samples.border_s[:, 0] - samples.intended_s > access_s
+    beyond = replayed.excess_s > 0
+    sent = np.count_nonzero(np.isfinite(samples.border_s[:, 0]))
+    found = np.count_nonzero(late | beyond.any(axis=1))
+    places = [f"{np.count_nonzero(late)} before the first domain"]
+    places += [f"{np.count_nonzero(beyond[:, d])} in {name}" for d, name in enumerate(samples.domains)]
+    detail = f"{found} of {sent} packets beyond what is granted to the host: {', '.join(places)}"
+    return Gate.at_most(f"host allowance, {tenant}", found / sent if sent else 0.0, share, detail)
 
 
 def replay(tenant: str, samples: TenantSamples, replayed: Replay, *, share: float = REPLAY_SHARE) -> Gate:
@@ -270,19 +260,13 @@ def replay(tenant: str, samples: TenantSamples, replayed: Replay, *, share: floa
     return Gate.at_most(f"replay, {tenant}", abs(measured - ideal), limit, detail, "s")
 
 
-def tail_shift(
-    tenant: str,
-    samples: TenantSamples,
-    replayed: Replay,
-    *,
-    share: float = SHIFT_SHARE,
-    floor_s: float = SHIFT_FLOOR_S,
-) -> Gate:
+def tail_shift(tenant: str, samples: TenantSamples, replayed: Replay, *, share: float = SHIFT_SHARE) -> Gate:
     """How far outliers moved the p99.9 of the latency, whatever stalled: sender, edge, switch or the whole machine.
 
     A packet is an outlier if it was delayed, beyond the ideal wait of the schedule as it was *meant* to be sent, by
     more than Tukey's fence over the tenth of the packets that ideally wait longest. Its delay is put back to the usual
-    one, and the p99.9 with and without this correction are compared.
+    one, and the p99.9 with and without this correction are compared. Where a move of 3 % cannot be resolved, the limit
+    is what the domains declared.
     """
     delivered = samples.delivered & np.isfinite(replayed.ideal_intended_s)
     latency, ideal = samples.latency_s[delivered], replayed.shaped_intended_s[delivered]
@@ -292,7 +276,9 @@ def tail_shift(
         f"p99.9 {measured * 1e3:.3f} ms, {usual * 1e3:.3f} ms without the excess of {outliers} outliers "
         f"among {latency.size} packets"
     )
-    return Gate.at_most(f"tail shift, {tenant}", abs(measured - usual), max(share * usual, floor_s), detail, "s")
+    resolved = MOVED_SHARE * usual >= SHIFT_RESOLVED_S
+    limit = max(share * usual, SHIFT_RESOLVED_S) if resolved else max(sum(replayed.latency_s), SHIFT_RESOLVED_S)
+    return Gate.at_most(f"tail shift, {tenant}", abs(measured - usual), limit, detail, "s")
 
 
 def _without_outliers(latency_s: FloatArray, ideal_s: FloatArray) -> tuple[FloatArray, int]:

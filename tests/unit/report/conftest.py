@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from testbed.report.record import BoundPart, BoundRecord, DomainDelay, GateRecord, RunRecord, TenantRecord, WindowRecord
+from testbed.telemetry.lag import replay
+from testbed.telemetry.samples import TenantSamples, write
 
 FolderMaker = Callable[..., tuple[Path, RunRecord]]
 
@@ -35,6 +35,15 @@ def tenant(**changes: Any) -> TenantRecord:
     return TenantRecord.model_validate(values | changes)
 
 
+def write_samples(path: Path, latency_s: np.ndarray) -> None:
+    """A window of one domain in which packets took this long."""
+    sent_s = np.arange(latency_s.size) * 1e-3
+    size_bits = np.full(latency_s.size, 8000, np.int32)
+    border_s = np.stack([sent_s, sent_s + latency_s], axis=1)
+    window = TenantSamples("t", 1, ("west",), 0, np.arange(latency_s.size), sent_s, sent_s, size_bits, border_s)
+    write(path, window, replay(window, 10e6, [0.001]))
+
+
 @pytest.fixture
 def run_folder(tmp_path: Path) -> FolderMaker:
     """Write a folder with the given tenants and gates; returns it with its record."""
@@ -46,7 +55,7 @@ def run_folder(tmp_path: Path) -> FolderMaker:
             latency = rng.exponential(0.01, item.n)
             latency[:: max(item.n // max(item.lost, 1), 1)][: item.lost] = np.nan
             samples[item.name] = f"{item.name}.parquet"
-            pq.write_table(pa.table({"latency_s": latency, "ideal_s": latency * 0.99}), tmp_path / samples[item.name])
+            write_samples(tmp_path / samples[item.name], latency)
         record = RunRecord.model_validate({
             "run_id": "0123ab", "name": "demo", "kind": "network", "created": "2026-01-01T00:00:00Z",
             "testbed_version": "0.1.0", "command": ("testbed", "run", "demo file.yaml"), "datapath": "userspace",
