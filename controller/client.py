@@ -5,6 +5,7 @@ One request at a time, answered before the next is sent. It starts no process an
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 from collections.abc import Sequence
@@ -59,7 +60,9 @@ class ControllerClient:
 
     def close(self) -> None:
         """End the connection; the controller goes on."""
-        self._stream.close()
+        # A request that a lost connection left in the buffer has been reported; closing must not report it again.
+        with contextlib.suppress(OSError):
+            self._stream.close()
         self._socket.close()
 
     def install(self, program: DomainProgram) -> dict[str, Any]:

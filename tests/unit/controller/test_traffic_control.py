@@ -78,8 +78,8 @@ def test_a_filter_matches_the_whole_address_in_the_bucket_of_its_last_byte() -> 
     options = decoded(request).get_attr("TCA_OPTIONS")
     assert options.get_attr("TCA_U32_CLASSID") == 0x10011
     assert options.get_attr("TCA_U32_HASH") == 0x00100000 | 3 << 12
-    (key,) = options.get_attr("TCA_U32_SEL")["keys"]
-    assert (key["key_val"], key["key_mask"], key["key_off"]) == (0x0A010203, 0xFFFFFFFF, 12)
+    # struct tc_u32_key: mask and value in network order, offset from the IP header. pyroute2 does not decode keys.
+    assert request.body.count(struct.pack("!II", 0xFFFFFFFF, 0x0A010203) + struct.pack("=ii", 12, 0)) == 1
 
 
 @pytest.mark.parametrize(("address", "offset"), [("source", 12), ("destination", 16)])
