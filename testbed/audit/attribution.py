@@ -30,11 +30,11 @@ LEVELS = (0.999, 0.998, 0.995, 0.99, 0.98, 0.95)
 MIN_CLUSTERS = 30
 """Fewer independent tail events than this give way to a larger tail, and in the largest to no interval."""
 
-MAX_PARTS = 8
+MAX_PARTS = 9
 """Shapley looks at every subset of parts."""
 
 _RESAMPLES = 400
-_MOST_BLOCKS = 4000
+_MOST_BLOCKS = 1000
 _SPARE = 4
 """Of each subset so many times the tail is kept, so that a resampled quantile always lies inside."""
 

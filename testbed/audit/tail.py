@@ -24,7 +24,7 @@ import numpy.typing as npt
 from scipy.special import chdtri
 
 from testbed.audit.clusters import Clusters, FloatArray, as_series, decluster, run_boundaries
-from testbed.audit.gpd import Gpd, anderson_darling, critical_value, fit, log_likelihood
+from testbed.audit.gpd import anderson_darling, critical_value, fit, log_likelihood
 from testbed.audit.quantile import Quantile, quantiles
 
 THRESHOLD_LEVELS = (0.9, 0.95, 0.97, 0.98, 0.99, 0.995)
@@ -40,8 +40,9 @@ MIN_CLUSTERS = 50
 """Fewer independent exceedances than this carry no fit."""
 
 _MOST_EXCEEDANCES = 5000
-_ANGLES = 72
-_RADII = 12
+_ANGLES = 48
+_RADII = 8
+_HALVINGS = 14
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,15 +172,16 @@ def tail_quantiles(
             f"The tail follows no Pareto law even above the {last.level:g} quantile "
             f"(Anderson-Darling {last.statistic:.2f}, at most {last.critical:.2f} expected).",
         )  # fmt: skip
+    threshold = tried[chosen]
     for seen in quantiles(series, _CHECKED, _CHECK_CONFIDENCE, runs):
-        model = _model(series, tried[chosen], seen.level, confidence)
-        if _contradicts(seen, model):
+        if _contradicts(seen, found := _estimate(series.size, threshold, 1 - seen.level)):
             return _refuse(
                 levels, confidence,
-                f"The fitted tail contradicts the data: it puts the {seen.level:g} quantile at {model.estimate_s:.4g} "
-                f"s, outside its {_CHECK_CONFIDENCE:.0%} order-statistic limits.",
+                f"The fitted tail contradicts the data: it puts the {seen.level:g} quantile at {found:.4g} s, outside "
+                f"its {_CHECK_CONFIDENCE:.0%} order-statistic limits.",
             )  # fmt: skip
-    return tuple(_model(series, tried[chosen], level, confidence) for level in levels)
+    region = _plausible(series, threshold, confidence)
+    return tuple(_model(series.size, threshold, region, level, confidence) for level in levels)
 
 
 def mean_excess(latency_s: npt.ArrayLike, points: int = 40) -> MeanExcess:
@@ -203,12 +205,12 @@ def mean_excess(latency_s: npt.ArrayLike, points: int = 40) -> MeanExcess:
     return MeanExcess(at, means, errors)
 
 
-def _contradicts(seen: Quantile, model: TailModel) -> bool:
+def _contradicts(seen: Quantile, estimate_s: float | None) -> bool:
     """Whether the model's estimate lies outside what the data say alone."""
-    if model.estimate_s is None:
+    if estimate_s is None:
         return False
-    return (seen.upper_s is not None and model.estimate_s > seen.upper_s) or (
-        seen.lower_s is not None and model.estimate_s < seen.lower_s
+    return (seen.upper_s is not None and estimate_s > seen.upper_s) or (
+        seen.lower_s is not None and estimate_s < seen.lower_s
     )
 
 
@@ -258,17 +260,49 @@ def _share(clusters: Clusters, used: int) -> float:
     return min(1.0, clusters.exceedances / clusters.design_effect / used)
 
 
-def _model(series: FloatArray, threshold: Threshold, level: float, confidence: float) -> TailModel:
-    if 1 - level >= threshold.exceedances / series.size:
+@dataclass(frozen=True, slots=True)
+class _Region:
+    """Tails whose likelihood is so little below the best that they stay plausible, arrays of shape [k].
+
+    Attributes:
+        shape: Shapes.
+        scale_s: Scales.
+        rate_low: For each, the smallest plausible rate of exceedances.
+        rate_high: For each, the largest.
+    """
+
+    shape: FloatArray
+    scale_s: FloatArray
+    rate_low: FloatArray
+    rate_high: FloatArray
+
+
+def _model(n: int, threshold: Threshold, region: _Region, level: float, confidence: float) -> TailModel:
+    tail = 1 - level
+    estimate_s = _estimate(n, threshold, tail)
+    if estimate_s is None:
         why = f"The {level:g} quantile lies below the threshold; the data say it alone."
         return _refuse((level,), confidence, why)[0]
-    estimate_s, lower_s, upper_s = _profile(series, threshold, 1 - level, confidence)
-    extrapolated = series.size * (1 - level) < 10
-    return TailModel(level, confidence, estimate_s, lower_s, upper_s, extrapolated, threshold, None)
+    low, high = (
+        threshold.threshold_s + _excess(region.shape, region.scale_s, np.maximum(rate / tail, 1.0))
+        for rate in (region.rate_low, region.rate_high)
+    )
+    return TailModel(
+        level, confidence, estimate_s, float(low.min()), float(high.max()), n * tail < 10, threshold, None
+    )  # fmt: skip
 
 
-def _profile(series: FloatArray, threshold: Threshold, tail: float, confidence: float) -> tuple[float, float, float]:
-    """The quantile, and its extremes over the region in which the likelihood has fallen by less than the limit.
+def _estimate(n: int, threshold: Threshold, tail: float) -> float | None:
+    """The quantile that is exceeded with probability `tail`; None below the threshold."""
+    ratio = threshold.exceedances / n / tail
+    if ratio <= 1:
+        return None
+    excess = _excess(np.array([threshold.shape]), np.array([threshold.scale_s]), np.array([ratio]))
+    return threshold.threshold_s + float(excess[0])
+
+
+def _plausible(series: FloatArray, threshold: Threshold, confidence: float) -> _Region:
+    """The region in which the likelihood has fallen by less than a chi-squared limit allows.
 
     The extremes of a quantity over that region are the ends of its profile-likelihood interval. Shape and logarithm of
     the scale are searched along rays from the estimate; the exceedance rate takes what is left of the allowed fall.
@@ -277,8 +311,8 @@ def _profile(series: FloatArray, threshold: Threshold, tail: float, confidence: 
     y = _exceedances(series, positions, threshold.threshold_s)
     worth = min(1.0, threshold.exceedances / threshold.design_effect / y.size)
     allowed = float(chdtri(1, 1 - confidence)) / 2
-    best = Gpd(threshold.shape, threshold.scale_s)
-    top = log_likelihood(y, np.array([best.shape]), np.array([best.scale]))[0]
+    centre = np.array([threshold.shape, math.log(threshold.scale_s)])
+    top = log_likelihood(y, centre[:1], np.exp(centre[1:]))[0]
 
     def fall(shape: FloatArray, log_scale: FloatArray) -> FloatArray:
         lost: FloatArray = worth * (top - log_likelihood(y, shape, np.exp(log_scale)))
@@ -286,24 +320,19 @@ def _profile(series: FloatArray, threshold: Threshold, tail: float, confidence: 
 
     angle = np.linspace(0, 2 * math.pi, _ANGLES, endpoint=False)
     # Asymptotic covariance of shape and log scale: (1 + shape) [[1 + shape, -1], [-1, 2]] / n.
-    one = 1 + max(best.shape, -0.45)
+    one = 1 + max(threshold.shape, -0.45)
     root = np.linalg.cholesky(np.array([[one * one, -one], [-one, 2 * one]]) / (y.size * worth))
-    step_shape, step_scale = root @ np.stack([np.cos(angle), np.sin(angle)])
-    inside, outside = np.zeros(_ANGLES), np.full(_ANGLES, 64.0)
-    for _ in range(24):
+    step = root @ np.stack([np.cos(angle), np.sin(angle)])
+    inside, outside = np.zeros(_ANGLES), np.full(_ANGLES, 16.0)
+    for _ in range(_HALVINGS):
         middle = (inside + outside) / 2
-        within = fall(best.shape + middle * step_shape, math.log(best.scale) + middle * step_scale) < allowed
+        within = fall(*(centre[:, None] + middle * step)) < allowed
         inside, outside = np.where(within, middle, inside), np.where(within, outside, middle)
     radius = inside * np.linspace(0, 1, _RADII)[:, None]
-    shape = (best.shape + radius * step_shape).ravel()
-    log_scale = (math.log(best.scale) + radius * step_scale).ravel()
+    shape, log_scale = ((c + radius * direction).ravel() for c, direction in zip(centre, step, strict=True))
     left = np.maximum(allowed - fall(shape, log_scale), 0.0)
     low, high = _rates(threshold.exceedances, series.size, threshold.design_effect, left)
-    scale = np.exp(log_scale)
-    ends = [threshold.threshold_s + _excess(shape, scale, np.maximum(rate / tail, 1.0)) for rate in (low, high)]
-    middle_rate = np.array([threshold.exceedances / series.size / tail])
-    estimate = threshold.threshold_s + _excess(np.array([best.shape]), np.array([best.scale]), middle_rate)
-    return float(estimate[0]), float(ends[0].min()), float(ends[1].max())
+    return _Region(shape, np.exp(log_scale), low, high)
 
 
 def _excess(shape: FloatArray, scale: FloatArray, ratio: FloatArray) -> FloatArray:

@@ -1,0 +1,235 @@
+"""Everything the audit says about one series of latencies, as one object, one JSON dictionary and a few sentences.
+
+It calls the statistics and keeps them in order of authority: what the data say alone comes first, a fitted tail stands
+beside it and changes nothing, blame comes last. Reading files is for `testbed.audit.table`, drawing for
+`testbed.report`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from testbed.audit.attribution import Attribution, Share, attribute
+from testbed.audit.causes import add_up
+from testbed.audit.clusters import Dependence, as_series, measure_dependence
+from testbed.audit.compliance import Compliance, judge
+from testbed.audit.quantile import Quantile, quantiles
+from testbed.audit.replications import MIN_RUNS, Replications, judge_replications
+from testbed.audit.tail import TailModel, tail_quantiles
+
+LEVELS = (0.99, 0.999, 0.9999)
+"""Quantiles that are reported."""
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """At most a fraction epsilon of the requests may take longer than the deadline."""
+
+    deadline_s: float
+    epsilon: float
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """One series, judged.
+
+    Attributes:
+        n: Requests.
+        unanswered: Requests without an answer.
+        dependence: What clustering costs; None where the data cannot say.
+        compliance: The verdict; None where nothing was promised.
+        replications: The verdict of independent runs; None with fewer than 20 runs or no promise.
+        quantiles: Order statistics with their limits.
+        tail: A fitted tail at the same levels, or why it was refused.
+        attribution: Whose the tail is; None without parts.
+        no_attribution: Why there is none although there are parts.
+    """
+
+    n: int
+    unanswered: int
+    dependence: Dependence | None
+    compliance: Compliance | None
+    replications: Replications | None
+    quantiles: tuple[Quantile, ...]
+    tail: tuple[TailModel, ...]
+    attribution: Attribution | None
+    no_attribution: str | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form; null where the data cannot say, and for a latency that is infinite."""
+        found, promise = self.dependence, self.compliance
+        effect = promise.design_effect if promise else found.design_effect if found else None
+        return {
+            "schema": SCHEMA_VERSION,
+            "verdict": str(promise.verdict) if promise else None,
+            "reason": promise.reason if promise else None,
+            "deadline_s": promise.deadline_s if promise else None,
+            "epsilon": promise.epsilon if promise else None,
+            "confidence": self.quantiles[0].confidence,
+            "n": self.n,
+            "n_effective": self.n / effect if effect else None,
+            "design_effect": effect,
+            "extremal_index": promise.extremal_index if promise else found.extremal_index if found else None,
+            "misses": promise.misses if promise else self.unanswered,
+            "unanswered": self.unanswered,
+            "miss_rate_upper": promise.miss_rate_upper if promise else None,
+            "miss_rate_lower": promise.miss_rate_lower if promise else None,
+            "samples_needed": promise.samples_needed if promise else None,
+            "replications": _replications(self.replications),
+            "quantiles": {f"{q.level:g}": _quantile(q) for q in self.quantiles},
+            "tail_model": {f"{model.level:g}": _tail(model) for model in self.tail},
+            "blame": _blame(self.attribution),
+            "blame_level": self.attribution.level if self.attribution else None,
+            "blame_clusters": self.attribution.clusters if self.attribution else None,
+            "named": self.attribution.named if self.attribution else None,
+            "findings": list(self.sentences()),
+        }
+
+    def sentences(self) -> tuple[str, ...]:
+        """One sentence for each finding, the most important first."""
+        said = [self.compliance.reason] if self.compliance else []
+        if self.replications:
+            said.append(self.replications.reason)
+        said += [_say_quantile(q) for q in self.quantiles]
+        said += [_say_tail(model) for model in self.tail if model.estimate_s is not None]
+        refusals = dict.fromkeys(model.refused for model in self.tail if model.refused)
+        said += [f"No tail model: {why}" for why in refusals]
+        if self.attribution:
+            said.append(_say_blame(self.attribution))
+        elif self.no_attribution:
+            said.append(f"No blame: {self.no_attribution}")
+        return tuple(said)
+
+
+def audit_series(
+    latency_s: npt.ArrayLike,
+    promise: Promise | None = None,
+    *,
+    parts: Mapping[str, npt.ArrayLike] | None = None,
+    runs: npt.ArrayLike | None = None,
+    confidence: float = 0.95,
+    levels: tuple[float, ...] = LEVELS,
+) -> Audit:
+    """Judge one series of latencies.
+
+    Args:
+        latency_s: Latencies in seconds in order of intended sending; NaN or inf: never answered.
+        promise: What was promised, None to estimate only.
+        parts: Seconds that each request spent in each domain, or on each cause; what they leave of the latency becomes
+            a part of its own.
+        runs: Run id of each request if several independent runs are pooled, requests of one run together.
+        confidence: Of every limit.
+        levels: Quantiles to report.
+
+    Raises:
+        ValueError: Arrays that do not fit together, negative latencies, or an impossible promise.
+    """
+    series = as_series(latency_s)
+    compliance = judge(series, promise.deadline_s, promise.epsilon, confidence, runs) if promise else None
+    replications = None
+    if promise and runs is not None and np.unique(np.asarray(runs)).size >= MIN_RUNS:
+        replications = judge_replications(series, runs, promise.deadline_s, promise.epsilon, confidence)
+    attribution, why_not = None, None
+    if parts:
+        whole = add_up(np.where(np.isinf(series), np.nan, series), {k: np.asarray(v, float) for k, v in parts.items()})
+        try:
+            attribution = attribute(whole, confidence=confidence, runs=runs)
+        except ValueError as error:
+            why_not = f"{error}."
+    return Audit(
+        n=series.size,
+        unanswered=int(np.count_nonzero(np.isinf(series))),
+        dependence=measure_dependence(series, promise.deadline_s if promise else None, runs),
+        compliance=compliance,
+        replications=replications,
+        quantiles=quantiles(series, levels, confidence, runs),
+        tail=tail_quantiles(series, levels, confidence, runs),
+        attribution=attribution,
+        no_attribution=why_not,
+    )
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _quantile(q: Quantile) -> dict[str, float | None]:
+    return {
+        "estimate_s": _finite(q.estimate_s),
+        "lower_s": _finite(q.lower_s),
+        "upper_s": _finite(q.upper_s),
+        "one_sided_lower_s": _finite(q.one_sided_lower_s),
+    }
+
+
+def _tail(model: TailModel) -> dict[str, Any]:
+    threshold = model.threshold
+    return {
+        "estimate_s": model.estimate_s,
+        "lower_s": model.lower_s,
+        "upper_s": model.upper_s,
+        "extrapolated": model.extrapolated,
+        "threshold_s": threshold.threshold_s if threshold else None,
+        "shape": threshold.shape if threshold else None,
+        "refused": model.refused,
+    }
+
+
+def _replications(found: Replications | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    return {
+        "verdict": str(found.verdict),
+        "runs": found.runs,
+        "runs_with_miss": found.runs_with_miss,
+        "miss_rate_upper": found.miss_rate_upper,
+        "miss_rate_lower": found.miss_rate_lower,
+        "reason": found.reason,
+    }
+
+
+def _blame(found: Attribution | None) -> dict[str, dict[str, dict[str, float | None]]]:
+    def share(of: Share) -> dict[str, float | None]:
+        return {"share": of.share, "lower": of.lower, "upper": of.upper}
+
+    parts = found.blame.items() if found else ()
+    return {name: {"euler": share(blame.euler), "shapley": share(blame.shapley)} for name, blame in parts}
+
+
+def _say_quantile(q: Quantile) -> str:
+    name = f"p{100 * q.level:g}"
+    if q.estimate_s is None:
+        return f"{name} lies beyond the data: fewer than one sample in it is expected."
+    low, high = _milliseconds(q.lower_s, "no lower limit"), _milliseconds(q.upper_s, "no upper limit")
+    return f"{name} is {_milliseconds(q.estimate_s, '')} ({q.confidence:.0%} interval: {low} to {high})."
+
+
+def _say_tail(model: TailModel) -> str:
+    how = "an extrapolation by" if model.extrapolated else "by"
+    low, high = _milliseconds(model.lower_s, ""), _milliseconds(model.upper_s, "")
+    estimate = _milliseconds(model.estimate_s, "")
+    return f"p{100 * model.level:g} is {estimate} ({low} to {high}), {how} a fitted tail, which overrules nothing."
+
+
+def _say_blame(found: Attribution) -> str:
+    largest = max(found.blame, key=lambda name: found.blame[name].euler.share)
+    blame = found.blame[largest]
+    sure = "" if found.named else ", which is not certain to be the largest share"
+    return (
+        f"Of the excess of the slowest {1 - found.level:.2%}, {largest} holds {blame.euler.share:.0%} by Euler and "
+        f"{blame.shapley.share:.0%} by Shapley{sure}."
+    )
+
+
+def _milliseconds(value: float | None, none: str) -> str:
+    if value is None:
+        return none
+    return f"{value * 1e3:.4g} ms" if math.isfinite(value) else "never answered"

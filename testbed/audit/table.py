@@ -1,0 +1,222 @@
+"""Audits any table of latencies: a CSV or Parquet file, from this testbed or from elsewhere.
+
+Columns: `latency_s` (seconds; empty: never answered) and optionally `time_s` (intended sending; rows are sorted by it),
+`run` (independent runs), `tenant` (each judged on its own) and `domain_<name>_s` (seconds spent in each domain). Other
+columns are ignored. The statistics are `testbed.audit.record`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pa_parquet
+
+from testbed.audit.attribution import MAX_PARTS
+from testbed.audit.clusters import FloatArray
+from testbed.audit.compliance import Verdict
+from testbed.audit.record import LEVELS, Audit, Promise, audit_series
+from testbed.errors import TestbedError
+
+_WORST_FIRST = (Verdict.FAIL, Verdict.UNDETERMINED, Verdict.PASS)
+
+
+class TableError(TestbedError):
+    """A table that cannot be audited as it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One tenant's rows, sorted by run and then by time.
+
+    Attributes:
+        tenant: Name; None where the table has no tenants.
+        latency_s: Latencies in seconds, NaN: never answered.
+        runs: Run id of each row; None where the table has no runs.
+        domains: Seconds in each domain by name.
+    """
+
+    tenant: str | None
+    latency_s: FloatArray
+    runs: npt.NDArray[np.int64] | None
+    domains: dict[str, FloatArray]
+
+
+@dataclass(frozen=True, slots=True)
+class TableAudit:
+    """Every tenant of a table, judged.
+
+    Attributes:
+        tenants: Name and audit of each tenant; one entry named None where the table has no tenants.
+    """
+
+    tenants: tuple[tuple[str | None, Audit], ...]
+
+    @property
+    def worst(self) -> tuple[str | None, Audit]:
+        """The tenant with the worst verdict, the first of several."""
+        return min(self.tenants, key=_severity)
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """The worst verdict; None where nothing was promised."""
+        compliance = self.worst[1].compliance
+        return compliance.verdict if compliance else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form: the tenant with the worst verdict, and every tenant under `tenants` where the table names them."""
+        name, audit = self.worst
+        document = audit.to_dict()
+        if name is not None:
+            document["tenant"] = name
+            document["tenants"] = {str(tenant): found.to_dict() for tenant, found in self.tenants}
+        return document
+
+
+def audit_table(
+    path: Path,
+    promise: Promise | None = None,
+    *,
+    confidence: float = 0.95,
+    levels: tuple[float, ...] = LEVELS,
+) -> TableAudit:
+    """Audit a CSV or Parquet file.
+
+    Args:
+        path: The file; `.parquet` and `.pq` are read as Parquet, anything else as CSV.
+        promise: What every tenant was promised, None to estimate only.
+        confidence: Of every limit.
+        levels: Quantiles to report.
+
+    Raises:
+        TableError: Not such a file, or values that no latency can have.
+        ValueError: An impossible promise.
+    """
+    audits = []
+    for series in read_series(path):
+        audit = audit_series(
+            series.latency_s,
+            promise,
+            parts=series.domains,
+            runs=series.runs,
+            confidence=confidence,
+            levels=levels,
+        )
+        audits.append((series.tenant, audit))
+    return TableAudit(tuple(audits))
+
+
+def read_series(path: Path) -> Iterator[Series]:
+    """Read a table, tenant by tenant in order of name.
+
+    Raises:
+        TableError: Not such a file, or values that no latency can have.
+    """
+    table = _read(path)
+    columns = {name: _numbers(path, table, name) for name in table.column_names if _is_number(name)}
+    domains = {name[len("domain_") : -len("_s")]: values for name, values in columns.items() if _is_domain(name)}
+    _check(path, columns["latency_s"], columns.get("time_s"), domains)
+    run, tenant = _labelled(table, "run"), _labelled(table, "tenant")
+    keys: list[npt.NDArray[Any]] = [columns["time_s"]] if "time_s" in columns else []
+    keys += [run[1]] if run else []
+    order = np.lexsort(keys) if keys else np.arange(table.num_rows)
+    for code, name in enumerate(tenant[0] if tenant else [None]):
+        rows = order[tenant[1][order] == code] if tenant else order
+        yield Series(
+            tenant=name,
+            latency_s=columns["latency_s"][rows],
+            runs=run[1][rows] if run else None,
+            domains={domain: values[rows] for domain, values in domains.items()},
+        )
+
+
+def _read(path: Path) -> pa.Table:
+    try:
+        table = pa_parquet.read_table(path) if path.suffix in {".parquet", ".pq"} else _read_csv(path)
+    except OSError as error:
+        raise TableError(f"{path}: {error.strerror or error}; expected a CSV or Parquet file of latencies") from error
+    except pa.ArrowInvalid as error:
+        raise TableError(
+            f"{path}: not a readable table ({error}); expected CSV with a header line, or Parquet"
+        ) from error
+    if "latency_s" not in table.column_names:
+        raise TableError(
+            f"{path}: found columns {', '.join(table.column_names) or 'none'}, expected latency_s; rename the column "
+            "that holds each request's latency in seconds"
+        )
+    if table.num_rows == 0:
+        raise TableError(f"{path}: found no rows, expected one for each request")
+    return table
+
+
+def _read_csv(path: Path) -> pa.Table:
+    with path.open("rb") as file:
+        names = [name.strip().strip('"') for name in file.readline().decode("utf-8-sig", "replace").split(",")]
+    # A type guessed from the first rows would refuse a first fraction after a million whole numbers.
+    types = {name: pa.float64() for name in names if _is_number(name)} | dict.fromkeys(("run", "tenant"), pa.string())
+    # Where latency_s is the only column, an empty line is a request that was never answered, not a blank to skip.
+    return pa_csv.read_csv(
+        path,
+        parse_options=pa_csv.ParseOptions(ignore_empty_lines=len(names) > 1),
+        convert_options=pa_csv.ConvertOptions(column_types=types),
+    )
+
+
+def _is_domain(name: str) -> bool:
+    return name.startswith("domain_") and name.endswith("_s") and len(name) > len("domain__s")
+
+
+def _is_number(name: str) -> bool:
+    return name in {"latency_s", "time_s"} or _is_domain(name)
+
+
+def _numbers(path: Path, table: pa.Table, name: str) -> FloatArray:
+    column = table[name]
+    if pa.types.is_null(column.type):
+        return np.full(table.num_rows, np.nan)
+    if not (pa.types.is_floating(column.type) or pa.types.is_integer(column.type)):
+        raise TableError(f"{path}: column {name} holds {column.type}, expected numbers in seconds, or empty")
+    return np.asarray(pc.cast(column, pa.float64()).to_numpy(), dtype=np.float64)
+
+
+def _check(path: Path, latency: FloatArray, time: FloatArray | None, domains: dict[str, FloatArray]) -> None:
+    problems = []
+    if (negative := np.flatnonzero(latency < 0)).size:
+        problems.append(
+            f"{path}: row {negative[0] + 1} has latency_s {latency[negative[0]]:g}, expected at least 0; "
+            f"{negative.size} rows are negative, correct their clocks"
+        )
+    if time is not None and not np.isfinite(time).all():
+        row = int(np.flatnonzero(~np.isfinite(time))[0]) + 1
+        problems.append(f"{path}: row {row} has no time_s, expected when the request was meant to be sent")
+    if len(domains) >= MAX_PARTS:
+        problems.append(f"{path}: found {len(domains)} domains, expected at most {MAX_PARTS - 1}; merge some")
+    if problems:
+        raise TableError(problems)
+
+
+def _labelled(table: pa.Table, name: str) -> tuple[list[str], npt.NDArray[np.int64]] | None:
+    """The values of a column in order, and which of them each row has; None without the column.
+
+    An empty cell is a value of its own.
+    """
+    if name not in table.column_names:
+        return None
+    column = pc.fill_null(pc.cast(table[name], pa.string()), "").combine_chunks().dictionary_encode()
+    values = np.asarray(column.dictionary.to_pylist(), dtype=np.str_)
+    order = np.argsort(values)
+    place = np.empty(order.size, dtype=np.int64)
+    place[order] = np.arange(order.size)
+    return [str(value) for value in values[order]], place[column.indices.to_numpy()]
+
+
+def _severity(tenant: tuple[str | None, Audit]) -> int:
+    compliance = tenant[1].compliance
+    return _WORST_FIRST.index(compliance.verdict) if compliance else 0
