@@ -7,6 +7,7 @@ checked; what they do is `controller.application`.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
 import os
@@ -37,6 +38,7 @@ class Northbound:
         self._path = path
         self._stop = stop
         self._stopping = False
+        self._closed = False
         self._calls: dict[str, Callable[..., Any]] = {
             "install": self._install,
             "remove": self._remove,
@@ -59,7 +61,12 @@ class Northbound:
         hub.spawn(self._accept)
 
     def close(self) -> None:
-        """Remove the socket from the file system; connections under way end with the process."""
+        """Accept nobody any more and remove the socket from the file system; connections under way go on."""
+        self._closed = True
+        # Closing alone would leave the accepting thread asleep, and with it the process.
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
         self._path.unlink(missing_ok=True)
 
     def answer(self, line: bytes) -> dict[str, Any]:
@@ -98,7 +105,12 @@ class Northbound:
 
     def _accept(self) -> None:
         while True:
-            connection, _ = self._listener.accept()
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                if self._closed:
+                    return
+                raise
             hub.spawn(self._serve, connection)
 
     def _serve(self, connection: socket.socket) -> None:
