@@ -130,7 +130,7 @@ def _request(line: bytes) -> dict[str, Any]:
     well_formed = isinstance(request, dict) and set(request) <= {"id", "call", "args"}
     if not well_formed or not isinstance(request.get("args", {}), dict):
         raise RequestError("request: expected an object with id, call and args (an object)")
-    return request
+    return dict(request)
 
 
 def _error(identity: Any, kind: str, problems: Any) -> dict[str, Any]:
