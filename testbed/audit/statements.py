@@ -1,0 +1,131 @@
+"""Findings as documents of integers that anyone with the same evidence computes again, byte for byte.
+
+A statement names the digest of its evidence, the question and the answer, nothing else: no time, no host, no float. So
+a domain that is blamed takes the samples, computes the statement and compares bytes. Signing and keeping statements is
+for `testbed.audit.ledger`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from testbed.audit.clusters import as_series, run_boundaries
+from testbed.audit.compliance import judge
+from testbed.audit.contracts import ContractFinding, DomainEvidence, Statement, judge_contracts
+from testbed.envelope import strict_json
+from testbed.envelope.units import ns_up
+
+SCHEMA_VERSION = 1
+
+_EVIDENCE = b"tail-latency-testbed evidence 1\n"
+
+
+def evidence_digest(series: npt.ArrayLike, runs: npt.ArrayLike | None = None) -> str:
+    """SHA-256 of a series in one canonical form.
+
+    Every value is a little-endian double with one spelling of NaN and of zero; where runs start follows. The names of
+    the runs do not matter.
+
+    Args:
+        series: Seconds in order; NaN where there is none.
+        runs: Run id of each value, values of one run together.
+
+    Returns:
+        Lower-case hexadecimal.
+    """
+    values = np.array(series, dtype="<f8", copy=True) + 0.0
+    values[np.isnan(values)] = np.nan
+    starts = run_boundaries(runs, values.size)
+    header = b"%d %d\n" % (values.size, starts.size)
+    return hashlib.sha256(_EVIDENCE + header + values.tobytes() + starts.astype("<i8").tobytes()).hexdigest()
+
+
+def compliance_statement(
+    subject: str,
+    latency_s: npt.ArrayLike,
+    *,
+    deadline_ns: int,
+    epsilon_ppb: int,
+    confidence_ppm: int = 950_000,
+    runs: npt.ArrayLike | None = None,
+) -> strict_json.Json:
+    """The finding about one tenant's promise.
+
+    Args:
+        subject: Name of the tenant.
+        latency_s: Latencies in seconds in order of intended sending; NaN or inf: never answered.
+        deadline_ns: Promised latency.
+        epsilon_ppb: Promised largest share of misses.
+        confidence_ppm: Of each one-sided limit.
+        runs: Run id of each sample if several independent runs are pooled.
+    """
+    series = as_series(latency_s)
+    found = judge(series, deadline_ns / 1e9, epsilon_ppb / 1e9, confidence_ppm / 1e6, runs)
+    effect = found.design_effect
+    return {
+        "schema": SCHEMA_VERSION,
+        "kind": "compliance",
+        "subject": subject,
+        "deadline_ns": deadline_ns,
+        "epsilon_ppb": epsilon_ppb,
+        "confidence_ppm": confidence_ppm,
+        "evidence": evidence_digest(series, runs),
+        "n": found.n,
+        "misses": found.misses,
+        "design_effect_ppm": None if effect is None else math.ceil(effect * 1e6),
+        "miss_rate_upper_ppb": math.ceil(found.miss_rate_upper * 1e9),
+        "miss_rate_lower_ppb": math.floor(found.miss_rate_lower * 1e9),
+        "verdict": str(found.verdict),
+    }
+
+
+def contract_statement(evidence: Sequence[DomainEvidence], confidence_ppm: int = 950_000) -> strict_json.Json:
+    """The findings about a family of envelopes, judged together as `testbed.audit.contracts` does.
+
+    Args:
+        evidence: All domains and tenants that are looked at together.
+        confidence_ppm: With which no envelope that holds is called BROKEN.
+    """
+    found = judge_contracts(evidence, confidence_ppm / 1e6)
+    return {
+        "schema": SCHEMA_VERSION,
+        "kind": "contracts",
+        "confidence_ppm": confidence_ppm,
+        "findings": [_contract(item, finding) for item, finding in zip(evidence, found, strict=True)],
+    }
+
+
+def agrees(statement: strict_json.Json, recomputed: strict_json.Json) -> bool:
+    """Whether a statement is, byte for byte, what the evidence says."""
+    return strict_json.dumps(statement) == strict_json.dumps(recomputed)
+
+
+def _contract(evidence: DomainEvidence, finding: ContractFinding) -> strict_json.Json:
+    return {
+        "domain": finding.domain,
+        "tenant": finding.tenant,
+        "envelope": evidence.envelope.digest,
+        "evidence": evidence_digest(evidence.excess_s, evidence.runs),
+        "n": finding.n,
+        "errors": evidence.errors,
+        "nonconforming": finding.nonconforming,
+        "p_value_ppb": math.ceil(finding.p_value * 1e9),
+        "adjusted_p_value_ppb": math.ceil(finding.adjusted_p_value * 1e9),
+        "statements": [_statement(statement) for statement in finding.statements],
+        "verdict": str(finding.verdict),
+    }
+
+
+def _statement(statement: Statement) -> strict_json.Json:
+    return {
+        "name": statement.name,
+        "x_ns": None if statement.x_s is None else ns_up(statement.x_s),
+        "promised_ppb": math.ceil(statement.promised * 1e9),
+        "measured_ppb": math.ceil(statement.measured * 1e9),
+        "upper_ppb": math.ceil(statement.upper * 1e9),
+    }
