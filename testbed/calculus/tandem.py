@@ -130,7 +130,7 @@ class Allocation(NamedTuple):
         return np.asarray(self.queue_s + self.excess_s.sum(axis=-1))
 
 
-def _parts(
+def choices(
     path: PromisedPath, log_prefactor: FloatArray, decay: FloatArray
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Prefactors, decays and floors of the queue and the domains: shape (choices, ..., 1 + parts)."""
@@ -161,7 +161,7 @@ def _family_theta(path: PromisedPath, family: TailFamily, epsilon: FloatArray) -
         if not len(path.decay):
             return (log_prefactor - np.log(epsilon)[..., None]) / decay
         usable = np.isfinite(log_prefactor)
-        parts = _parts(path, np.where(usable, log_prefactor, 0.0), decay)
+        parts = choices(path, np.where(usable, log_prefactor, 0.0), decay)
         return np.where(usable, _best(waterfill.for_risk(*parts, epsilon[..., None]))[1], np.inf)
 
     return minimum(total, np.zeros_like(epsilon), np.full_like(epsilon, family.theta_limit))
@@ -183,7 +183,7 @@ def spend_risk(path: PromisedPath, tail: Tail, epsilon: FloatArray | float) -> A
     else:
         # A sure bound costs no risk: a part of probability 0 that rests on its limit.
         log_prefactor, decay = np.asarray(-np.inf), np.asarray(1.0)
-    log_m, decays, floors = _parts(path, np.broadcast_to(log_prefactor, epsilon.shape), decay)
+    log_m, decays, floors = choices(path, np.broadcast_to(log_prefactor, epsilon.shape), decay)
     if isinstance(tail, SureTail):
         floors[..., 0] = tail.limit_s
     split = waterfill.for_risk(log_m, decays, floors, epsilon)
@@ -229,7 +229,7 @@ def _log_violation_at(
     clip: bool = True,
 ) -> FloatArray:
     shape = np.broadcast_shapes(log_prefactor.shape, spare_s.shape)
-    log_m, decays, floors = _parts(path, np.broadcast_to(log_prefactor, shape), np.broadcast_to(decay, shape))
+    log_m, decays, floors = choices(path, np.broadcast_to(log_prefactor, shape), np.broadcast_to(decay, shape))
     floors[..., 0] = queue_floor_s
     split = waterfill.for_delay(log_m, decays, floors, spare_s)
     with np.errstate(invalid="ignore"):

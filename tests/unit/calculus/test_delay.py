@@ -84,8 +84,8 @@ def test_best_is_the_smallest_candidate_and_lists_the_others():
     assert [candidate.method for candidate in bound.candidates] == [
         "martingale",
         "deterministic",
-        "hop-by-hop",
         "chernoff",
+        "hop-by-hop",
     ]
     assert bound.delay_s == min(candidate.delay_s for candidate in bound.candidates)
     for candidate in bound.candidates:

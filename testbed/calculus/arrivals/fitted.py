@@ -1,0 +1,231 @@
+"""A flow known by a trace only: bounds from the first part of it, checked on the rest.
+
+No model is fitted. Packets are taken in blocks long enough that blocks are uncorrelated; then the wait is the maximum
+of a random walk over blocks plus what happens inside the latest one, and Kingman's argument needs two expectations that
+the trace estimates. Both are replaced by upper confidence limits. What the trace cannot support is refused: a tail that
+is not light, correlations that outlast the blocks, and bounds that the second part of the trace contradicts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import binom, norm
+
+from testbed.calculus.arrivals.base import Arrival, QueueMethod
+from testbed.calculus.arrivals.light_tail import TailTest, generalised_pareto_test
+from testbed.calculus.errors import CalculusError, NotApplicableError, require_probability, require_stable
+from testbed.calculus.numeric import FloatArray, largest_below
+from testbed.calculus.tails import ExponentialTail, Per, QueueBound, SureTail
+
+_FEWEST_BLOCKS = 200
+_VALIDATION_LOADS = (0.5, 0.7, 0.9)
+_VALIDATION_EPSILONS = (0.1, 0.03, 0.01)
+_MARGIN = 2  # blocks are this much longer than where correlation can no longer be seen
+_TAIL_SIGNIFICANCE = 1e-3
+_VALIDATION_SIGNIFICANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class FittedFlow(Arrival):
+    """A flow that repeats the statistics of a trace; made by `fit_trace`.
+
+    Attributes:
+        gaps_s: Gap before each packet of the fitting part, shape (packets,).
+        bits: Size of each packet, shape (packets,).
+        block: Packets in a block.
+        confidence: One-sided confidence of each limit.
+        tail: The tail test that the fit passed.
+    """
+
+    gaps_s: FloatArray
+    bits: FloatArray
+    block: int
+    confidence: float
+    tail: TailTest
+
+    @property
+    def mean_bps(self) -> float:
+        return float(self.bits.sum() / self.gaps_s.sum())
+
+    @property
+    def largest_packet_bits(self) -> float:
+        return float(self.bits.max())
+
+    @property
+    def theta_scale(self) -> float:
+        return 1.0 / (self.block * float(self.bits.mean()))
+
+    def envelope_rate(self, theta: FloatArray) -> FloatArray:
+        del theta
+        raise NotApplicableError("a fitted flow has no envelope; its bound is about its own packets at one server")
+
+    def queue_methods(self) -> Mapping[str, QueueMethod]:
+        return {"kingman": self.kingman}
+
+    def kingman(self, rate_bps: float, per: Per) -> QueueBound:
+        """Kingman's inequality over blocks: `P(W >= w) <= E e^{theta V} e^{-theta R w}` while `E e^{theta X} <= 1`.
+
+        X is what a block adds to the backlog and V the largest sum over its last packets; both expectations are upper
+        confidence limits over blocks.
+
+        Raises:
+            NotApplicableError: The bound is asked per time.
+            UnstableError: The mean rate reaches rate_bps.
+        """
+        if per != "packet":
+            raise NotApplicableError("a fitted flow's bound is about its packets; per time nothing is known")
+        require_stable(self.mean_bps, rate_bps)
+        steps = self._steps(rate_bps)
+        whole = steps.sum(axis=1)
+        latest = np.maximum(np.cumsum(steps[:, ::-1], axis=1).max(axis=1), 0.0)
+        if steps.max() <= 0.0:
+            return QueueBound(SureTail(0.0), self._assumptions)
+        if self._mean_limit(whole) >= 0.0:
+            raise NotApplicableError(
+                f"the trace is too short to be sure, at {self.confidence:.3g} confidence, that {rate_bps:g} bit/s "
+                f"keep up with a mean of {self.mean_bps:g} bit/s; use a longer trace or a higher rate"
+            )
+        theta = largest_below(lambda x: self._log_limit(x * whole), 0.0, self.theta_scale)
+        if math.isinf(theta):
+            raise NotApplicableError("no block of the trace adds to the backlog at this rate; the trace is too short")
+        log_k = self._log_limit(theta * latest)
+        return QueueBound(ExponentialTail(log_k, theta * rate_bps), self._assumptions)
+
+    @property
+    def _assumptions(self) -> tuple[str, ...]:
+        return (
+            "the flow goes on as in the trace (stationary), with the light tail that its test did not refute",
+            f"blocks of {self.block} packets are independent",
+            f"each expectation is an upper limit of {self.confidence:.3g} confidence",
+        )
+
+    def _steps(self, rate_bps: float) -> FloatArray:
+        """What each packet adds to the next one's backlog, shape (blocks, block)."""
+        steps = self.bits[:-1] - rate_bps * self.gaps_s[1:]
+        count = len(steps) // self.block
+        return np.asarray(steps[: count * self.block].reshape(count, self.block))
+
+    def _mean_limit(self, values: FloatArray) -> float:
+        """The upper confidence limit of a mean over blocks, corrected for skewness (Johnson 1978)."""
+        count, z = len(values), float(norm.ppf(self.confidence))
+        centred = values - values.mean()
+        variance = float(centred @ centred) / (count - 1)
+        if variance == 0.0:
+            return float(values.mean())
+        skew = max(0.0, float((centred**3).mean()) / variance)
+        return float(values.mean()) + z * math.sqrt(variance / count) + skew * (1.0 + 2.0 * z * z) / (6.0 * count)
+
+    def _log_limit(self, exponents: FloatArray) -> float:
+        """Ln of the upper confidence limit of E exp(exponent), from one exponent a block."""
+        top = float(exponents.max())
+        return top + math.log(self._mean_limit(np.exp(exponents - top)))
+
+
+def fit_trace(
+    times_s: FloatArray, bits: FloatArray, *, fit_fraction: float = 0.5, confidence: float = 0.99
+) -> FittedFlow:
+    """Fit a flow to the first part of a trace and check it on the rest.
+
+    Args:
+        times_s: Arrival times, increasing, shape (packets,).
+        bits: Packet sizes, shape (packets,).
+        fit_fraction: Which part of the packets to fit to.
+        confidence: One-sided confidence of each limit.
+
+    Raises:
+        CalculusError: The trace is malformed or too short, its tail is not light by `generalised_pareto_test`, its
+            correlations do not end within the blocks it can afford, or its second part contradicts the bounds.
+    """
+    require_probability("fraction to fit to", fit_fraction)
+    require_probability("confidence", confidence)
+    times_s, bits = np.asarray(times_s, dtype=np.float64), np.asarray(bits, dtype=np.float64)
+    if times_s.ndim != 1 or times_s.shape != bits.shape or np.any(np.diff(times_s) < 0.0) or np.any(bits <= 0.0):
+        raise CalculusError("a trace needs as many sizes above 0 as times, and times that do not decrease")
+    cut = int(len(times_s) * fit_fraction)
+    gaps = np.diff(times_s, prepend=times_s[:1])
+    flow = _fit(gaps[1:cut], bits[1:cut], confidence)
+    _validate(flow, gaps[cut:], bits[cut:])
+    return flow
+
+
+def _fit(gaps: FloatArray, bits: FloatArray, confidence: float) -> FittedFlow:
+    if len(gaps) < 10 * _FEWEST_BLOCKS or gaps.sum() <= 0.0:
+        raise CalculusError(
+            f"{len(gaps)} packets are too few to fit a flow to; "
+            f"at least {10 * _FEWEST_BLOCKS} in the fitting part are needed"
+        )
+    rate = float(bits.sum() / gaps.sum()) / _VALIDATION_LOADS[1]
+    steps = bits - rate * gaps
+    block = 1
+    while len(steps) // block >= _FEWEST_BLOCKS * (_MARGIN if block > 1 else 1):
+        count = len(steps) // block
+        sums = steps[: count * block].reshape(count, block).sum(axis=1)
+        if _uncorrelated(sums):
+            tail = generalised_pareto_test(np.maximum(sums, sums.min()), upper_fraction=max(0.1, 21 / count))
+            sizes = generalised_pareto_test(bits)
+            for what, test in (("bursts", tail), ("packet sizes", sizes)):
+                if test.p_value < _TAIL_SIGNIFICANCE:
+                    raise CalculusError(
+                        f"the tail of the {what} is not light: the generalised Pareto test finds "
+                        f"shape {test.shape:.2f} with p = {test.p_value:.1g}; no exponential bound holds"
+                    )
+            return FittedFlow(gaps, bits, _MARGIN * block if block > 1 else 1, confidence, tail)
+        block *= 2
+    raise CalculusError(
+        f"the trace is correlated over more than {block // 2} packets, too long for its {len(gaps)}; use a longer trace"
+    )
+
+
+def _uncorrelated(values: FloatArray) -> bool:
+    """Whether the first two autocorrelations lie within three standard errors of zero."""
+    centred = values - values.mean()
+    power = float(centred @ centred)
+    if power == 0.0:
+        return True
+    limit = 3.0 / math.sqrt(len(values))
+    return all(float(centred[:-lag] @ centred[lag:]) / power < limit for lag in (1, 2))
+
+
+def _validate(flow: FittedFlow, gaps: FloatArray, bits: FloatArray) -> None:
+    """Replay the second part through queues of several loads and compare the misses with what was promised."""
+    for load in _VALIDATION_LOADS:
+        rate = flow.mean_bps / load
+        try:
+            tail = flow.kingman(rate, "packet").tail
+        except NotApplicableError:
+            continue  # a load at which the fit promises nothing
+        backlog = lindley_backlog(gaps, bits, rate)
+        for epsilon in _VALIDATION_EPSILONS:
+            late = backlog > rate * float(tail.delay(epsilon))
+            if not late.any():
+                continue
+            misses, design = int(late.sum()), _design_effect(late)
+            effective = math.ceil(misses / design)
+            chance = float(binom.sf(effective - 1, max(1, round(len(late) / design)), epsilon))
+            if chance < _VALIDATION_SIGNIFICANCE:
+                raise CalculusError(
+                    f"the second part of the trace contradicts the first: at load {load:g}, "
+                    f"{misses / len(late):.2g} of its packets exceed the bound for {epsilon:g}; "
+                    "the traffic is not stationary"
+                )
+
+
+def lindley_backlog(gaps_s: FloatArray, bits: FloatArray, rate_bps: float) -> FloatArray:
+    """Backlog that each packet finds, itself excluded, at a constant-rate queue that starts empty; shape (packets,)."""
+    walk = np.concatenate(([0.0], np.cumsum(bits[:-1] - rate_bps * gaps_s[1:])))
+    return np.asarray(walk - np.minimum.accumulate(walk))
+
+
+def _design_effect(late: NDArray[np.bool_]) -> float:
+    """Sum C^2 / sum C over runs of misses, runs closer than their own length joined."""
+    positions = np.flatnonzero(late)
+    spread = np.diff(positions)
+    gap = max(1.0, float(np.median(spread)) * 20.0) if len(spread) else 1.0
+    clusters = np.split(positions, np.flatnonzero(spread > gap) + 1)
+    sizes = np.array([len(cluster) for cluster in clusters], dtype=np.float64)
+    return float((sizes @ sizes) / sizes.sum())
