@@ -9,11 +9,9 @@ pure; nothing here knows a bound.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 
@@ -151,6 +149,7 @@ def host(
             "clock step", abs(change.clock_step_s), clock_step_s, "CLOCK_REALTIME against CLOCK_MONOTONIC", "s"
         ),
         Gate.at_most("backlog drops", change.backlog_drops, 0, "packets dropped at a core's full input queue"),
+        _none("socket drops", change.socket_drops),
         configuration("host settings", change.settings),
     ]
 
@@ -177,11 +176,6 @@ def lateness(
 def captures(counts: Mapping[str, CaptureCounts]) -> Gate:
     """No capture missed a packet; `counts` by border."""
     return _none("capture drops", {border: count.missed for border, count in counts.items()})
-
-
-def socket_drops(drops: Mapping[str, int]) -> Gate:
-    """No socket of the data path dropped a packet; `drops` by socket."""
-    return _none("socket drops", drops)
 
 
 def matching(tenant: str, match: Match, *, residual_s: float = RESIDUAL_S) -> list[Gate]:
@@ -214,7 +208,7 @@ def upcalls(misses: int, lost: int) -> Gate:
 
 
 def configuration(name: str, differences: Sequence[str]) -> Gate:
-    """Nothing changed; `differences` are sentences, as `differences` or a controller's verification gives them."""
+    """Nothing changed; `differences` are sentences, as a controller's verification gives them."""
     return Gate.at_most(name, len(differences), 0, "; ".join(differences[:_EXAMPLES]) or "as it was")
 
 
@@ -294,36 +288,6 @@ def _without_outliers(latency_s: FloatArray, ideal_s: FloatArray) -> tuple[Float
 def quantile(values: FloatArray, level: float = _LEVEL) -> float:
     """The smallest value that a share `level` of the values does not exceed; 0 if there are none."""
     return float(np.quantile(values, level, method="inverted_cdf")) if values.size else 0.0
-
-
-# Comparing what is installed.
-
-
-def digest(installed: Any) -> str:
-    """SHA-256 of JSON-ready data in canonical form, to record what was installed."""
-    return hashlib.sha256(json.dumps(installed, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def differences(before: Any, after: Any, where: str = "") -> list[str]:
-    """Sentences on where two pieces of JSON-ready data differ, each with its place; none if they are equal."""
-    if isinstance(before, Mapping) and isinstance(after, Mapping):
-        return [
-            sentence
-            for key in sorted(before.keys() | after.keys(), key=str)
-            for sentence in differences(before.get(key), after.get(key), f"{where}.{key}" if where else str(key))
-        ]
-    both_lists = isinstance(before, list | tuple) and isinstance(after, list | tuple)
-    if both_lists and len(before) == len(after):
-        pairs = enumerate(zip(before, after, strict=True))
-        return [sentence for i, (old, new) in pairs for sentence in differences(old, new, f"{where}[{i}]")]
-    if both_lists or before != after:
-        return [f"{where or 'everything'} was {_short(before)} and is {_short(after)}"]
-    return []
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, sort_keys=True, default=str)
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _none(name: str, counts: Mapping[str, int]) -> Gate:

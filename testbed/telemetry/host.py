@@ -72,6 +72,7 @@ class Snapshot:
         full_us: Per resource, how long all tasks waited for it.
         load: Load averages over 1, 5 and 15 minutes.
         backlog_drops: Packets dropped because a core's input queue was full.
+        socket_drops: Packets dropped because a packet socket's buffer was full, by interface and inode.
         settings: Sysctls, offloads and queueing disciplines by name.
     """
 
@@ -83,6 +84,7 @@ class Snapshot:
     full_us: Mapping[str, int]
     load: tuple[float, float, float]
     backlog_drops: int
+    socket_drops: Mapping[tuple[str, int], int]
     settings: Mapping[str, str]
 
 
@@ -99,6 +101,8 @@ class Change:
         full_share: Per resource, the share in which all tasks waited for it.
         clock_step_s: How much CLOCK_REALTIME moved against CLOCK_MONOTONIC.
         backlog_drops: Packets dropped because a core's input queue was full.
+        socket_drops: Per interface, packets dropped because a packet socket's buffer was full; sockets that were not
+            there all the time are left out.
         settings: Sentences on the settings that are not what they were.
     """
 
@@ -110,6 +114,7 @@ class Change:
     full_share: Mapping[str, float]
     clock_step_s: float
     backlog_drops: int
+    socket_drops: Mapping[str, int]
     settings: tuple[str, ...]
 
 
@@ -117,11 +122,12 @@ def snapshot(interfaces: Sequence[str] = (), *, root: Path = _ROOT) -> Snapshot:
     """Reads the host as it is.
 
     Args:
-        interfaces: Interfaces of the calling thread's network namespace whose offloads and queueing disciplines count.
+        interfaces: Interfaces of the calling thread's network namespace whose offloads, queueing disciplines and
+            packet sockets count.
         root: Where `proc` and `sys` are.
 
     Raises:
-        FidelityError: `ethtool` or `tc` is missing or knows no such interface.
+        FidelityError: `ethtool`, `ss` or `tc` is missing or knows no such interface.
     """
     pressure = {name: _pressure(root / "proc/pressure" / name) for name in PRESSURES}
     load = _words(root / "proc/loadavg")
@@ -134,6 +140,7 @@ def snapshot(interfaces: Sequence[str] = (), *, root: Path = _ROOT) -> Snapshot:
         full_us={name: value["full"] for name, value in pressure.items() if "full" in value},
         load=(float(load[0]), float(load[1]), float(load[2])),
         backlog_drops=_backlog_drops(root),
+        socket_drops=_socket_drops(interfaces),
         settings=_sysctls(root) | _offloads(interfaces) | _queueing_disciplines(interfaces),
     )
 
@@ -159,6 +166,7 @@ def between(before: Snapshot, after: Snapshot) -> Change:
         full_share=_shares(before.full_us, after.full_us, elapsed_ns),
         clock_step_s=(after.clock_offset_ns - before.clock_offset_ns) / 1e9,
         backlog_drops=after.backlog_drops - before.backlog_drops,
+        socket_drops=_grown(before.socket_drops, after.socket_drops),
         settings=tuple(
             f"{name} was {before.settings.get(name, 'not there')} and is {after.settings.get(name, 'not there')}"
             for name in changed
@@ -238,6 +246,23 @@ def _throttled_ns(root: Path) -> int:
 
 def _backlog_drops(root: Path) -> int:
     return sum(int(line.split()[1], 16) for line in _text(root / "proc/net/softnet_stat").splitlines())
+
+
+def _socket_drops(interfaces: Sequence[str]) -> dict[tuple[str, int], int]:
+    """Drops of the packet sockets through which a userspace switch and captures receive."""
+    if not interfaces:
+        return {}
+    listing = _ask(["ss", "--packet", "--numeric", "--all", "--memory", "--extended", "--oneline", "--no-header"])
+    found = re.findall(r":(\S+) .* ino:(\d+) .*skmem:\(.*\bd(\d+)\)", listing)
+    return {(name, int(inode)): int(drops) for name, inode, drops in found if name in interfaces}
+
+
+def _grown(before: Mapping[tuple[str, int], int], after: Mapping[tuple[str, int], int]) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for interface, inode in before.keys() & after.keys():
+        grown = after[interface, inode] - before[interface, inode]
+        total[interface] = total.get(interface, 0) + grown
+    return total
 
 
 def _sysctls(root: Path) -> dict[str, str]:

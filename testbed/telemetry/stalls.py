@@ -121,7 +121,7 @@ def load(path: Path) -> tuple[StallRecord, ...]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             cores, at_ns, late_ns = arrays["cores"], arrays["at_ns"], arrays["late_ns"]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError) as error:
         raise FidelityError(f"{path}: no record of stalls ({error})") from error
     ends = np.cumsum(cores[:, 4])
     return tuple(

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from testbed.errors import FidelityError
+from testbed.telemetry import stalls
+
+MS = 1_000_000
+
+
+def record(core: int, at_ms: list[int], late_ms: list[int], *, unrecorded: int = 0) -> stalls.StallRecord:
+    at_ns, late_ns = (np.array(values, np.int64) * MS for values in (at_ms, late_ms))
+    return stalls.StallRecord(core, 500, 0, 2000 * MS, at_ns, late_ns, unrecorded)
+
+
+def assert_same(one: stalls.StallRecord, other: stalls.StallRecord) -> None:
+    for field in dataclasses.fields(one):
+        np.testing.assert_array_equal(getattr(one, field.name), getattr(other, field.name), err_msg=field.name)
+
+
+def test_records_of_all_cores_are_read_back_unchanged(tmp_path: Path) -> None:
+    written = [record(0, [8, 400], [20, 3]), record(1, [], []), record(3, [12], [1], unrecorded=2)]
+    stalls.save(tmp_path / "stalls.npz", written)
+    found = stalls.load(tmp_path / "stalls.npz")
+    assert len(found) == 3
+    for one, other in zip(found, written, strict=True):
+        assert_same(one, other)
+    assert (tmp_path / "stalls.npz").stat().st_mode & 0o777 == 0o600
+
+
+def test_what_lies_outside_a_window_does_not_count_in_it() -> None:
+    inside = record(0, [100, 196, 240, 300], [3, 20, 5, 9]).during(200 * MS, 300 * MS)
+    assert (inside.at_ns // MS).tolist() == [196, 240]
+    assert (inside.duration_s, inside.longest_s) == (0.1, 0.02)
+    assert inside.stalled_s == pytest.approx(0.025)
+
+
+def test_a_window_wider_than_the_record_does_not_stretch_it() -> None:
+    assert record(0, [], []).during(-10 * MS, 9000 * MS).duration_s == 2.0
+
+
+def test_a_core_without_overruns_was_never_away() -> None:
+    assert (record(0, [], []).longest_s, record(0, [], []).stalled_s) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"not numpy"], ids=["missing", "empty", "foreign"])
+def test_a_file_that_is_no_record_is_refused(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "stalls.npz"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(FidelityError, match="no record of stalls"):
+        stalls.load(path)
