@@ -111,7 +111,10 @@ def attribute(
     total = x.sum(axis=0)
     tail = _tail(total, boundaries, level)
     blocks = _blocks(total.size, 2 * tail.gap, boundaries)
-    weights = np.vstack([np.ones((1, blocks.count)), _resampled(blocks, seed)])
+    enough = tail.clusters >= MIN_CLUSTERS
+    weights = np.ones((1, blocks.count))
+    if enough:
+        weights = np.vstack([weights, _resampled(blocks, seed)])
     members = _subsets(len(names))
     means = blocks.means(x, weights)
     euler = _tail_means(total, x, tail.level, blocks, weights) - means
@@ -126,7 +129,6 @@ def attribute(
         method: np.vstack([phi[:1] / whole[:1], phi[1:][resampled] / whole[1:][resampled]])
         for method, phi in (("euler", euler), ("shapley", shapley))
     }
-    enough = tail.clusters >= MIN_CLUSTERS
     return Attribution(
         level=tail.level,
         confidence=confidence,

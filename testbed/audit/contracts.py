@@ -49,6 +49,8 @@ class DomainEvidence:
         errors: Requests that entered and were answered by an error.
         nonconforming: Packets the tenant sent beyond its token bucket (`testbed.audit.conformance`).
         runs: Run id of each packet if several independent runs are pooled.
+        host_share: Share of the packets that the host which emulates the domain may delay beyond the envelope, as far
+            as a fidelity gate has policed it; added to every promised probability of excess.
     """
 
     envelope: Envelope
@@ -56,6 +58,7 @@ class DomainEvidence:
     errors: int = 0
     nonconforming: int = 0
     runs: npt.ArrayLike | None = None
+    host_share: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,17 +179,17 @@ def _statements(evidence: DomainEvidence, confidence: float) -> tuple[Statement,
     runs = None if evidence.runs is None else np.asarray(evidence.runs)
     entered = _Packets(np.where(left, excess, math.inf), runs, confidence)
     delivered = _Packets(excess[left], None if runs is None else runs[left], confidence)
-    cap_s, tail = envelope.guardrails.delay_cap_s, envelope.tail
+    cap_s, tail, host = envelope.guardrails.delay_cap_s, envelope.tail, evidence.host_share
     statements = [
         delivered.exceed("delay cap", cap_s, 0.0, cap_s),
         _Packets(np.where(left, 0.0, math.inf), runs, confidence).exceed("loss", None, envelope.loss_probability, 0.5),
         _errors(envelope.error_probability, evidence.errors, entered),
     ]
     if tail is None:
-        statements.append(delivered.exceed("no impairment", 0.0, 0.0, 0.0))
+        statements.append(delivered.exceed("no impairment", 0.0, host, 0.0))
     else:
         levels = _levels(tail, delivered.values.size)
-        statements += [delivered.exceed("excess", x_s, tail.exceedance(x_s), x_s) for x_s in levels]
+        statements += [delivered.exceed("excess", x_s, min(1.0, tail.exceedance(x_s) + host), x_s) for x_s in levels]
     return tuple(statements)
 
 

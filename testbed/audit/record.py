@@ -86,7 +86,7 @@ class Audit:
             "replications": _replications(self.replications),
             "quantiles": {f"{q.level:g}": _quantile(q) for q in self.quantiles},
             "tail_model": {f"{model.level:g}": _tail(model) for model in self.tail},
-            "blame": _blame(self.attribution),
+            "blame": blame_dict(self.attribution),
             "blame_level": self.attribution.level if self.attribution else None,
             "blame_clusters": self.attribution.clusters if self.attribution else None,
             "named": self.attribution.named if self.attribution else None,
@@ -103,7 +103,7 @@ class Audit:
         refusals = dict.fromkeys(model.refused for model in self.tail if model.refused)
         said += [f"No tail model: {why}" for why in refusals]
         if self.attribution:
-            said.append(_say_blame(self.attribution))
+            said.append(say_blame(self.attribution))
         elif self.no_attribution:
             said.append(f"No blame: {self.no_attribution}")
         return tuple(said)
@@ -196,7 +196,9 @@ def _replications(found: Replications | None) -> dict[str, Any] | None:
     }
 
 
-def _blame(found: Attribution | None) -> dict[str, dict[str, dict[str, float | None]]]:
+def blame_dict(found: Attribution | None) -> dict[str, dict[str, dict[str, float | None]]]:
+    """JSON form of everyone's shares; empty where there are none."""
+
     def share(of: Share) -> dict[str, float | None]:
         return {"share": of.share, "lower": of.lower, "upper": of.upper}
 
@@ -219,10 +221,12 @@ def _say_tail(model: TailModel) -> str:
     return f"p{100 * model.level:g} is {estimate} ({low} to {high}), {how} a fitted tail, which overrules nothing."
 
 
-def _say_blame(found: Attribution) -> str:
+def say_blame(found: Attribution) -> str:
+    """Who holds the largest share, in one sentence."""
     largest = max(found.blame, key=lambda name: found.blame[name].euler.share)
     blame = found.blame[largest]
-    sure = "" if found.named else ", which is not certain to be the largest share"
+    sure = "" if found.named else ", which may not be the largest share"
+    sure = sure if blame.euler.lower is not None else ", from too few independent events for an interval"
     return (
         f"Of the excess of the slowest {1 - found.level:.2%}, {largest} holds {blame.euler.share:.0%} by Euler and "
         f"{blame.shapley.share:.0%} by Shapley{sure}."

@@ -114,6 +114,7 @@ def _contract(evidence: DomainEvidence, finding: ContractFinding) -> strict_json
         "n": finding.n,
         "errors": evidence.errors,
         "nonconforming": finding.nonconforming,
+        "host_share_ppb": math.ceil(evidence.host_share * 1e9),
         "p_value_ppb": math.ceil(finding.p_value * 1e9),
         "adjusted_p_value_ppb": math.ceil(finding.adjusted_p_value * 1e9),
         "statements": [_statement(statement) for statement in finding.statements],

@@ -1,0 +1,282 @@
+"""Audits a run from its folder alone: every promise, every domain's envelope, whose the tail is, and why.
+
+It reads what `testbed run` left (`run.json` and the samples beside it), replays each tenant's packets through ideal
+servers with the latencies that the signed envelopes declare, and asks the statistics. Whether the host could be trusted
+was settled by the run's gates: of an invalid run nothing is said about tenants or domains. Tables from elsewhere are
+`testbed.audit.table`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from testbed.audit.attribution import Attribution, attribute
+from testbed.audit.causes import Cause, Counterfactual, DomainPassage, counterfactual, separate
+from testbed.audit.clusters import FloatArray, IntArray
+from testbed.audit.contracts import ContractFinding, ContractVerdict, DomainEvidence, judge_contracts
+from testbed.audit.record import Audit, Promise, audit_series, blame_dict, say_blame
+from testbed.envelope.descriptor import Envelope
+from testbed.report.record import RunRecord, TenantRecord, read_record
+from testbed.telemetry.lag import fifo, replay
+from testbed.telemetry.samples import Replay, TenantSamples, read
+
+_INVALID = "The host could not keep up, so nothing that follows says anything about the promise."
+_WORST_FIRST = ("INVALID", "FAIL", "UNDETERMINED", "PASS")
+
+
+@dataclass(frozen=True, slots=True)
+class TenantAudit:
+    """One tenant of a run.
+
+    Attributes:
+        tenant: Name.
+        verdict: PASS, FAIL or UNDETERMINED as the data say, INVALID or EXCUSED where they are not asked, NONE without a
+            promise.
+        audit: What the latencies say, with the blame by domain.
+        causes: Blame by cause; None where the tail cannot be shared out.
+        contracts: Each domain's envelope for this tenant.
+        counterfactuals: For each domain that broke its envelope, the p99.9 had it not.
+    """
+
+    tenant: str
+    verdict: str
+    audit: Audit
+    causes: Attribution | None
+    contracts: tuple[ContractFinding, ...]
+    counterfactuals: tuple[Counterfactual, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RunAudit:
+    """A run, judged.
+
+    Attributes:
+        run_id: Of the run.
+        valid: Whether every fidelity gate held.
+        tenants: One entry each.
+        evidence: What the contracts rest on, in the order in which they were judged together; for signed statements.
+    """
+
+    run_id: str
+    valid: bool
+    tenants: tuple[TenantAudit, ...]
+    evidence: tuple[DomainEvidence, ...]
+
+    @property
+    def verdict(self) -> str:
+        """The worst verdict over tenants with a promise; PASS if there is none."""
+        found = {tenant.verdict for tenant in self.tenants}
+        return next((verdict for verdict in _WORST_FIRST if verdict in found), "PASS")
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return {
+            "run_id": self.run_id,
+            "verdict": self.verdict,
+            "valid": self.valid,
+            "tenants": {tenant.tenant: _tenant_dict(tenant) for tenant in self.tenants},
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class _Crossing:
+    """One tenant's packets over all windows, in order of intended sending, windows one after the other."""
+
+    samples: tuple[TenantSamples, ...]
+    replays: tuple[Replay, ...]
+    latency_s: FloatArray
+    runs: IntArray
+
+
+def audit_run(folder: Path, confidence: float = 0.95) -> RunAudit:
+    """Audit a run folder.
+
+    Args:
+        folder: What `testbed run` left.
+        confidence: Of every limit, and family-wise of all envelopes together.
+
+    Raises:
+        TestbedError: No such folder, or one that this version cannot read.
+    """
+    record = read_record(folder)
+    valid = bool(record.windows) and all(window.valid for window in record.windows)
+    envelopes = _envelopes(record)
+    crossings = {tenant.name: _crossing(folder, record, tenant.name, envelopes) for tenant in record.tenants}
+    evidence = [
+        item
+        for tenant in record.tenants
+        for item in _evidence(record, tenant, crossings[tenant.name], envelopes.get(tenant.name, {}))
+    ]
+    findings = judge_contracts(evidence, confidence) if valid and evidence else ()
+    return RunAudit(
+        run_id=record.run_id,
+        valid=valid,
+        tenants=tuple(
+            _audit_tenant(
+                tenant,
+                crossings[tenant.name],
+                [(e, f) for e, f in zip(evidence, findings, strict=bool(findings)) if f.tenant == tenant.name],
+                confidence,
+                valid=valid,
+            )
+            for tenant in record.tenants
+        ),
+        evidence=tuple(evidence) if valid else (),
+    )
+
+
+def _envelopes(record: RunRecord) -> dict[str, dict[str, Envelope]]:
+    """Tenant to domain to the latest envelope that the run used."""
+    found: dict[str, dict[str, Envelope]] = {}
+    for item in sorted(record.envelopes, key=lambda item: item.version):
+        if item.payload:
+            found.setdefault(item.tenant, {})[item.domain] = Envelope.from_dict(item.payload)
+    return found
+
+
+def _crossing(
+    folder: Path, record: RunRecord, tenant: str, envelopes: Mapping[str, Mapping[str, Envelope]]
+) -> _Crossing:
+    promised = envelopes.get(tenant, {})
+    windows, replays = [], []
+    for window in record.windows:
+        samples, stored = read(folder / window.samples[tenant])
+        windows.append(samples)
+        if stored is not None and all(domain in promised for domain in samples.domains):
+            latencies = [promised[domain].latency_s for domain in samples.domains]
+            replays.append(replay(samples, stored.rate_bps, latencies))
+    return _Crossing(
+        samples=tuple(windows),
+        replays=tuple(replays),
+        latency_s=np.concatenate([samples.latency_s for samples in windows]),
+        runs=np.repeat(np.arange(len(windows)), [len(samples) for samples in windows]),
+    )
+
+
+def _evidence(
+    record: RunRecord, tenant: TenantRecord, crossing: _Crossing, envelopes: Mapping[str, Envelope]
+) -> list[DomainEvidence]:
+    """What each domain did with the packets that entered it; nothing where no ideal server was replayed."""
+    if not crossing.replays:
+        return []
+    policed = [gate.limit for gate in record.gates if gate.name == f"host allowance, {tenant.name}"]
+    found = []
+    for d, domain in enumerate(crossing.samples[0].domains):
+        entered = [np.isfinite(samples.border_s[:, d]) for samples in crossing.samples]
+        excess = [replayed.excess_s[here, d] for replayed, here in zip(crossing.replays, entered, strict=True)]
+        if any(part.size for part in excess):
+            found.append(
+                DomainEvidence(
+                    envelope=envelopes[domain],
+                    excess_s=np.concatenate(excess),
+                    nonconforming=tenant.conformance.nonconforming if tenant.conformance else 0,
+                    runs=crossing.runs[np.concatenate(entered)],
+                    host_share=max(policed, default=0.0),
+                )
+            )
+    return found
+
+
+def _audit_tenant(
+    tenant: TenantRecord,
+    crossing: _Crossing,
+    judged: Sequence[tuple[DomainEvidence, ContractFinding]],
+    confidence: float,
+    *,
+    valid: bool,
+) -> TenantAudit:
+    promise = None
+    if tenant.deadline_s is not None and tenant.epsilon is not None:
+        promise = Promise(tenant.deadline_s, tenant.epsilon)
+    delays = np.concatenate([samples.domain_s for samples in crossing.samples])
+    domains = crossing.samples[0].domains
+    audit = audit_series(
+        crossing.latency_s,
+        promise,
+        parts={domain: delays[:, d] for d, domain in enumerate(domains)},
+        runs=crossing.runs,
+        confidence=confidence,
+    )
+    broken = [(e, f) for e, f in judged if f.verdict is ContractVerdict.BROKEN]
+    return TenantAudit(
+        tenant=tenant.name,
+        verdict=_verdict(tenant, audit, valid=valid),
+        audit=audit,
+        causes=_causes(crossing, confidence) if crossing.replays and audit.attribution else None,
+        contracts=tuple(finding for _, finding in judged),
+        counterfactuals=tuple(_had_kept(crossing, e.envelope) for e, _ in broken),
+    )
+
+
+def _verdict(tenant: TenantRecord, audit: Audit, *, valid: bool) -> str:
+    if audit.compliance is None:
+        return "NONE"
+    if not valid:
+        return "INVALID"
+    if tenant.conformance is not None and tenant.conformance.nonconforming:
+        return "EXCUSED"
+    return str(audit.compliance.verdict)
+
+
+def _causes(crossing: _Crossing, confidence: float) -> Attribution:
+    """Blame by cause: each domain's own service, the tenant's own burst, the host that sent late, the rest."""
+    domains = crossing.samples[0].domains
+    delays = np.concatenate([samples.domain_s for samples in crossing.samples])
+    waits = np.concatenate([_own_waits(s, r.rate_bps) for s, r in zip(crossing.samples, crossing.replays, strict=True)])
+    lateness = np.concatenate([samples.lateness_s for samples in crossing.samples])
+    passages = {domain: DomainPassage(delays[:, d], waits[:, d]) for d, domain in enumerate(domains)}
+    parts = separate(crossing.latency_s, passages, {Cause.HOST: lateness})
+    return attribute(parts, confidence=confidence, runs=crossing.runs)
+
+
+def _own_waits(samples: TenantSamples, rate_bps: float) -> FloatArray:
+    """Wait in an ideal server fed what entered each domain and left it; float64 [n, D], NaN elsewhere."""
+    waits = np.full(samples.domain_s.shape, np.nan)
+    for d in range(len(samples.domains)):
+        entry = samples.border_s[:, d]
+        crossed = np.flatnonzero(np.isfinite(entry) & np.isfinite(samples.border_s[:, d + 1]))
+        crossed = crossed[np.argsort(entry[crossed], kind="stable")]
+        waits[crossed, d] = fifo(entry[crossed], samples.size_bits[crossed], rate_bps).start_s - entry[crossed]
+    return waits
+
+
+def _had_kept(crossing: _Crossing, envelope: Envelope) -> Counterfactual:
+    d = crossing.samples[0].domains.index(envelope.domain)
+    excess = np.concatenate([replayed.excess_s[:, d] for replayed in crossing.replays])
+    return counterfactual(envelope.domain, crossing.latency_s, excess, envelope.tail)
+
+
+def _tenant_dict(tenant: TenantAudit) -> dict[str, Any]:
+    return {
+        **tenant.audit.to_dict(),
+        "verdict": tenant.verdict,
+        "causes": blame_dict(tenant.causes),
+        "contracts": [
+            {
+                "domain": finding.domain,
+                "verdict": str(finding.verdict),
+                "p_value": finding.p_value,
+                "adjusted_p_value": finding.adjusted_p_value,
+                "n": finding.n,
+                "nonconforming": finding.nonconforming,
+                "reason": finding.reason,
+            }
+            for finding in tenant.contracts
+        ],
+        "counterfactuals": [
+            {"domain": found.domain, "level": found.level, "measured_s": found.measured_s, "kept_s": found.kept_s}
+            for found in tenant.counterfactuals
+        ],
+        "findings": [
+            *([_INVALID] if tenant.verdict == "INVALID" else []),
+            *tenant.audit.sentences(),
+            *([f"By cause: {say_blame(tenant.causes)}"] if tenant.causes else []),
+            *(finding.reason for finding in tenant.contracts),
+            *map(str, tenant.counterfactuals),
+        ],
+    }

@@ -1,0 +1,177 @@
+"""A run folder audited: from the record and the samples alone to verdicts, contracts, causes and counterfactuals."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from testbed.audit.contracts import ContractVerdict
+from testbed.audit.folder import audit_run
+from testbed.envelope.descriptor import Envelope
+from testbed.report.record import (
+    ConformanceRecord,
+    EnvelopeRecord,
+    GateRecord,
+    RunRecord,
+    TenantRecord,
+    WindowRecord,
+    write_record,
+)
+from testbed.telemetry.lag import replay
+from testbed.telemetry.samples import TenantSamples, write
+from tests.unit.audit.test_contracts import envelope
+
+DOMAINS = ("access", "metro", "core")
+RATE_BPS, SIZE_BITS = 10_000_000, 8000
+
+
+def window(seed: int, n: int = 30_000, *, pause_share: float = 0.0) -> TenantSamples:
+    """Poisson packets at load .6 through one queue in the first domain, 1 ms more in each, pauses of 30 ms in metro."""
+    rng = np.random.default_rng(seed)
+    sent = np.cumsum(rng.exponential(SIZE_BITS / RATE_BPS / 0.6, n))
+    service = SIZE_BITS / RATE_BPS
+    work = np.arange(n) * service
+    start = np.maximum.accumulate(sent - work) + work
+    border = np.empty((n, 4))
+    border[:, 0] = sent + 1e-4
+    border[:, 1] = start + 1e-3
+    pause = np.where(rng.random(n) < pause_share, 0.03, 0.0)
+    border[:, 2] = np.maximum.accumulate(border[:, 1] + 1e-3 + pause)
+    border[:, 3] = border[:, 2] + 1e-3
+    return TenantSamples(
+        tenant="alice",
+        number=1,
+        domains=DOMAINS,
+        window_start_ns=0,
+        sequence=np.arange(n),
+        intended_s=sent - 1e-5,
+        sent_s=sent,
+        size_bits=np.full(n, SIZE_BITS, dtype=np.int32),
+        border_s=border,
+    )
+
+
+def promised(domain: str) -> Envelope:
+    """No impairment beyond T = 5 ms."""
+    return replace(envelope(domain, impaired=False), version=2)
+
+
+def folder(path: Path, windows: list[TenantSamples], *, valid: bool = True, nonconforming: int = 0) -> Path:
+    path.mkdir(exist_ok=True)
+    for index, samples in enumerate(windows):
+        write(path / f"{index}.parquet", samples, replay(samples, RATE_BPS, [0.0] * 3))
+    record = RunRecord(
+        run_id="made-up",
+        name="made up",
+        kind="network",
+        created="2026-01-01T00:00:00Z",
+        testbed_version="0",
+        command=(),
+        datapath="netdev",
+        verdict="PASS",
+        scenario={},
+        gates=(GateRecord(name="host allowance, alice", value=0.0, limit=2.5e-4, ok=valid),),
+        envelopes=tuple(
+            EnvelopeRecord(domain=d, tenant="alice", version=2, dsse={}, payload=promised(d).to_dict()) for d in DOMAINS
+        ),
+        tenants=(
+            TenantRecord(
+                name="alice",
+                n=sum(map(len, windows)),
+                misses=0,
+                lost=0,
+                p999_s=None,
+                p999_interval_s=None,
+                p999_lower_s=None,
+                ideal_p999_s=None,
+                bound_s=None,
+                bound_method=None,
+                deadline_s=0.025,
+                epsilon=0.001,
+                verdict="PASS",
+                conformance=ConformanceRecord(
+                    offered=1, nonconforming=nonconforming, meter_dropped=0, queue_dropped=0, delivered=1
+                ),
+            ),
+        ),
+        windows=tuple(
+            WindowRecord(index=i, seed=i, duration_s=60, valid=valid, samples={"alice": f"{i}.parquet"})
+            for i in range(len(windows))
+        ),
+    )
+    write_record(path, record)
+    return path
+
+
+def test_a_run_that_kept_everything_passes_and_nobody_is_accused(tmp_path: Path) -> None:
+    found = audit_run(folder(tmp_path / "run", [window(1), window(2)]))
+    (tenant,) = found.tenants
+    assert (found.verdict, tenant.verdict, tenant.audit.n) == ("PASS", "PASS", 60_000)
+    assert [finding.domain for finding in tenant.contracts] == list(DOMAINS)
+    assert all(finding.verdict is not ContractVerdict.BROKEN for finding in tenant.contracts)
+    assert tenant.counterfactuals == ()
+
+
+def test_the_slow_tail_of_a_kept_promise_is_the_tenants_own_burst(tmp_path: Path) -> None:
+    (tenant,) = audit_run(folder(tmp_path / "run", [window(1)])).tenants
+    assert tenant.audit.attribution is not None
+    assert tenant.causes is not None
+    assert tenant.audit.attribution.named == "access"
+    assert tenant.causes.named == "tenant's own burst"
+    assert sum(blame.euler.share for blame in tenant.causes.blame.values()) == pytest.approx(1)
+
+
+def test_a_domain_that_paused_is_accused_named_and_taken_out(tmp_path: Path) -> None:
+    found = audit_run(folder(tmp_path / "run", [window(1, pause_share=0.005), window(2, pause_share=0.005)]))
+    (tenant,) = found.tenants
+    assert found.verdict == "FAIL"
+    assert [finding.verdict is ContractVerdict.BROKEN for finding in tenant.contracts] == [False, True, False]
+    assert tenant.causes is not None
+    assert tenant.causes.named == "metro"
+    (line,) = tenant.counterfactuals
+    assert line.domain == "metro"
+    assert line.kept_s < 0.02
+    assert line.measured_s > 0.03
+    document = found.to_dict()["tenants"]["alice"]
+    assert any("Had metro kept its envelope" in said for said in document["findings"])
+    assert document["contracts"][1]["verdict"] == "BROKEN"
+
+
+def test_a_few_packets_that_the_host_may_delay_accuse_nobody(tmp_path: Path) -> None:
+    samples = window(3)
+    border = samples.border_s.copy()
+    border[5000:5003, 1:] += 0.02
+    (tenant,) = audit_run(folder(tmp_path / "run", [replace(samples, border_s=border)])).tenants
+    assert all(finding.verdict is not ContractVerdict.BROKEN for finding in tenant.contracts)
+
+
+def test_of_an_invalid_run_nothing_is_said_about_domains(tmp_path: Path) -> None:
+    found = audit_run(folder(tmp_path / "run", [window(1, pause_share=0.005)], valid=False))
+    (tenant,) = found.tenants
+    assert (found.verdict, tenant.verdict) == ("INVALID", "INVALID")
+    assert tenant.contracts == ()
+    assert found.to_dict()["tenants"]["alice"]["findings"][0].startswith("The host could not keep up")
+
+
+def test_a_tenant_that_broke_its_contract_excuses_every_domain(tmp_path: Path) -> None:
+    found = audit_run(folder(tmp_path / "run", [window(1, pause_share=0.005)], nonconforming=9))
+    (tenant,) = found.tenants
+    assert (found.verdict, tenant.verdict) == ("PASS", "EXCUSED")
+    assert all(finding.verdict is ContractVerdict.EXCUSED for finding in tenant.contracts)
+
+
+def test_lost_packets_count_where_they_were_lost(tmp_path: Path) -> None:
+    samples = window(4)
+    border = samples.border_s.copy()
+    lost = np.random.default_rng(5).choice(len(samples), 300, replace=False)
+    border[lost, 2:] = np.nan
+    (tenant,) = audit_run(folder(tmp_path / "run", [replace(samples, border_s=border)])).tenants
+    assert tenant.audit.unanswered == 300
+    losses = {
+        finding.domain: next(s.measured for s in finding.statements if s.name == "loss") for finding in tenant.contracts
+    }
+    assert losses == {"access": 0, "metro": 0.01, "core": 0}
+    assert [finding.n for finding in tenant.contracts] == [30_000, 30_000, 29_700]
