@@ -11,6 +11,7 @@ from rich.console import Console
 import testbed
 from testbed.cli import envelope
 from testbed.cli.bound import bound
+from testbed.cli.clean import clean
 from testbed.cli.doctor import doctor
 from testbed.cli.exits import Exit, exit_of_error
 from testbed.cli.report import report
@@ -45,7 +46,7 @@ def _options(
     """
 
 
-for verb in (validate, run, bound, report, doctor):
+for verb in (validate, run, bound, report, doctor, clean):
     app.command()(verb)
 app.add_typer(envelope.app, name="envelope")
 

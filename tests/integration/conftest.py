@@ -1,0 +1,24 @@
+"""What integration tests share: the command as a user types it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def testbed() -> Command:
+    """Run `testbed ARGUMENTS` and return what it printed and its exit code."""
+
+    def run(*arguments: str, timeout_s: float = 150.0) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", "from testbed.cli import main; main()", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout_s, cwd=ROOT)
+
+    return run
