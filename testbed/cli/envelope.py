@@ -13,7 +13,16 @@ import typer
 
 from testbed.cli.exits import Exit
 from testbed.envelope.errors import MalformedError, RefusedError
-from testbed.envelope.files import compose_files, issue_file, make_federation, read_root, read_unverified, verify_file
+from testbed.envelope.files import (
+    compose_files,
+    cosign_file,
+    issue_file,
+    make_federation,
+    read_root,
+    read_unverified,
+    rotate_file,
+    verify_file,
+)
 from testbed.envelope.summary import describe, describe_path
 from testbed.envelope.units import unix_time
 
@@ -36,6 +45,8 @@ _Now = Annotated[
 ]
 _ROOT = typer.Option("--root", exists=True, dir_okay=False, help="Trust root; repeat for its successors, in order.")
 _Roots = Annotated[list[Path] | None, _ROOT]
+_Keys = Annotated[list[Path], typer.Option("--key", exists=True, dir_okay=False, help="Private key; repeat for more.")]
+_Out = Annotated[Path | None, typer.Option(dir_okay=False, help="Where to write; default: standard output.")]
 _Json = Annotated[bool, typer.Option("--json", help="Answer with JSON.")]
 
 
@@ -62,8 +73,8 @@ def keygen(
 ) -> None:
     """Make keys for domains and the trust root that names them.
 
-    Writes DIR/root.json (give it to everybody), DIR/root-N.key (keep offline) and DIR/DOMAIN.key and .pub. Private keys
-    are readable by their owner only and never overwritten.
+    Writes DIR/root.json (give it to everybody), DIR/root-N.key (keep offline) and DIR/DOMAIN.key, each with its .pub.
+    Private keys are readable by their owner only and never overwritten.
     """
     with _refusals():
         made = make_federation(
@@ -89,16 +100,59 @@ def keygen(
 @app.command()
 def issue(
     file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="Unsigned envelope, JSON.")],
-    key: Annotated[list[Path], typer.Option(exists=True, dir_okay=False, help="Private key; repeat for more.")],
-    out: Annotated[Path | None, typer.Option(dir_okay=False, help="Where to write; default: standard output.")] = None,
+    key: _Keys,
+    out: _Out = None,
 ) -> None:
     """Sign an envelope."""
     with _refusals():
         data = issue_file(file, key)
-    if out is None:
-        typer.echo(data, nl=False)
-    else:
-        out.write_bytes(data)
+    _write(data, out)
+
+
+@app.command()
+def cosign(
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="Signed envelope or root.")],
+    key: _Keys,
+    out: _Out = None,
+) -> None:
+    """Add signatures to an envelope or a root whose keys are not in one place."""
+    with _refusals():
+        data = cosign_file(file, key)
+    _write(data, out)
+
+
+@app.command()
+def rotate(
+    root: Annotated[list[Path], _ROOT],
+    key: _Keys,
+    *,
+    domain: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=PUB", help="Key of a domain; repeat for all keys it has from now on."),
+    ] = None,
+    remove: Annotated[list[str] | None, typer.Option(help="A domain that leaves.")] = None,
+    root_key: Annotated[
+        list[Path] | None, typer.Option(exists=True, dir_okay=False, help="Public key that signs roots from now on.")
+    ] = None,
+    threshold: Annotated[int | None, typer.Option(min=1, help="How many of them must sign.")] = None,
+    days: Annotated[int, typer.Option(min=1, help="How long the next root may be used.")] = 365,
+    out: _Out = None,
+) -> None:
+    """Make the next trust root: change keys, add and remove domains.
+
+    Readers follow it once a threshold of the present root's keys and of its own have signed: see cosign.
+    """
+    with _refusals():
+        data = rotate_file(
+            root,
+            key,
+            not_after_s=int(time.time()) + days * _DAY_S,
+            root_keys=root_key or [],
+            threshold=threshold,
+            domains=[_domain_key(text) for text in domain or []],
+            removed=remove or [],
+        )
+    _write(data, out)
 
 
 @app.command()
@@ -144,6 +198,21 @@ def compose(
     if not root:
         _warn_unverified()
     typer.echo(answer)
+
+
+def _domain_key(text: str) -> tuple[str, Path]:
+    name, separator, path = text.partition("=")
+    if not (name and separator and path):
+        raise typer.BadParameter(f"{text!r}: expected NAME=FILE.pub", param_hint="--domain")
+    return name, Path(path)
+
+
+def _write(data: bytes, out: Path | None) -> None:
+    """The exact bytes: a newline more would be refused."""
+    if out is None:
+        typer.echo(data, nl=False)
+    else:
+        out.write_bytes(data)
 
 
 def _warn_unverified() -> None:

@@ -68,22 +68,22 @@ class Sealed:
             raise MalformedError(f"signatures: found {len(self.signatures)}, expected 1 to {MAX_SIGNATURES}")
 
     @classmethod
-    def from_bytes(cls, data: bytes, payload_type: str, *, max_bytes: int = strict_json.MAX_BYTES) -> Self:
+    def from_bytes(cls, data: bytes, *payload_types: str, max_bytes: int = strict_json.MAX_BYTES) -> Self:
         """Read an envelope without believing or even reading its payload.
 
         Args:
             data: The envelope as it arrived.
-            payload_type: The only media type accepted.
+            payload_types: The only media types accepted.
             max_bytes: Largest size accepted.
 
         Raises:
-            MalformedError: Not one canonical DSSE envelope of this type.
+            MalformedError: Not one canonical DSSE envelope of these types.
         """
         document = strict_json.loads(data, "signed envelope", max_bytes=max_bytes)
         match document:
             case {"payload": str(payload), "payloadType": str(found), "signatures": list(listed)} if len(document) == 3:
-                if found != payload_type:
-                    raise MalformedError(f"payload type: found {found:.80}, expected {payload_type}")
+                if found not in payload_types:
+                    raise MalformedError(f"payload type: found {found:.80}, expected {' or '.join(payload_types)}")
                 signatures = dict(map(_signature, listed))
                 if len(signatures) != len(listed):
                     raise MalformedError("signatures: found two by one key, expected one each")
@@ -98,6 +98,12 @@ class Sealed:
         ]
         payload = base64.b64encode(self.payload).decode("ascii")
         return strict_json.dumps({"payload": payload, "payloadType": self.payload_type, "signatures": listed})
+
+    def cosigned(self, signers: Iterable[SigningKey]) -> Sealed:
+        """The same document with more signatures, for roles whose keys are never in one place."""
+        message = pre_authentication_encoding(self.payload_type, self.payload)
+        added = {signer.key_id: signer.sign(message) for signer in signers}
+        return Sealed(self.payload_type, self.payload, {**self.signatures, **added})
 
     def read(self, what: str) -> strict_json.Json:
         """The payload as an inert JSON tree.

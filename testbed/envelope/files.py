@@ -16,9 +16,10 @@ from testbed.envelope.composition import Path as PromisePath
 from testbed.envelope.descriptor import PAYLOAD_TYPE, Envelope
 from testbed.envelope.dsse import Sealed
 from testbed.envelope.errors import KeyRefusedError, MalformedError
-from testbed.envelope.keys import SigningKey
+from testbed.envelope.keys import PublicKey, SigningKey
 from testbed.envelope.store import EnvelopeStore, issue, verify
 from testbed.envelope.trust import MAX_ROOT_BYTES, Role, Root
+from testbed.envelope.trust import PAYLOAD_TYPE as ROOT_PAYLOAD_TYPE
 
 ROOT_FILE = "root.json"
 
@@ -44,7 +45,8 @@ def make_federation(
     """Make keys and a first root in a new or empty folder.
 
     Args:
-        folder: Where to write `root.json`, `root-<n>.key` and, for each domain, `<domain>.key` and `<domain>.pub`.
+        folder: Where to write `root.json` and, for each of its keys and each domain, `root-<n>` or `<domain>` with the
+            endings `.key` and `.pub`.
         domains: Names of the domains, each with one key.
         federation: Name of the federation.
         not_after_s: Last second of the root, Unix time.
@@ -71,11 +73,10 @@ def make_federation(
         {name: folder / f"{name}.key" for name in signers},
     )
     _make_folder(folder, (files.root, *files.root_keys, *files.domain_keys.values()))
-    for path, keeper in zip(files.root_keys, keepers, strict=True):
-        keeper.save(path)
-    for name, signer in signers.items():
-        signer.save(files.domain_keys[name])
-        signer.public_key.save(folder / f"{name}.pub")
+    named = zip((*files.root_keys, *files.domain_keys.values()), (*keepers, *signers.values()), strict=True)
+    for path, key in named:
+        key.save(path)
+        key.public_key.save(path.with_name(path.name.removesuffix(".key") + ".pub"))
     files.root.write_bytes(root.sign(keepers))
     return files
 
@@ -94,6 +95,63 @@ def read_root(paths: Sequence[Path]) -> Root:
     for data in successors:
         root = root.successor(data)
     return root
+
+
+def rotate_file(
+    paths: Sequence[Path],
+    keys: Sequence[Path],
+    *,
+    not_after_s: int,
+    root_keys: Sequence[Path] = (),
+    threshold: int | None = None,
+    domains: Sequence[tuple[str, Path]] = (),
+    removed: Sequence[str] = (),
+) -> bytes:
+    """Draft the next root and sign it with the keys at hand; others add theirs by `cosign_file`.
+
+    Args:
+        paths: The present root, as `read_root` takes it.
+        keys: Private keys, of the present root or of the next one.
+        not_after_s: Last second of the next root, Unix time.
+        root_keys: Public keys that sign roots from now on; none keeps the present ones.
+        threshold: How many of them must; None keeps the present number.
+        domains: Domain and public key; a domain named here has exactly the keys named with it.
+        removed: Domains that leave.
+
+    Raises:
+        RefusedError: The present root or a key is refused, or the next root would contradict itself.
+    """
+    held: dict[str, list[PublicKey]] = {}
+    for name, path in domains:
+        held.setdefault(name, []).append(PublicKey.load(path))
+    candidate = read_root(paths).rotated(
+        not_after_s=not_after_s,
+        root_keys=[PublicKey.load(path) for path in root_keys],
+        threshold=threshold,
+        domains=held,
+        removed=removed,
+    )
+    return candidate.sign([SigningKey.load(key) for key in keys])
+
+
+def cosign_file(path: Path, keys: Sequence[Path]) -> bytes:
+    """Add signatures to an envelope or a root, after reading that it is one.
+
+    Args:
+        path: The document, signed by at least one key.
+        keys: Private keys to add.
+
+    Raises:
+        RefusedError: It is neither, or a key cannot be used.
+    """
+    data = _read(path, MAX_ROOT_BYTES)
+    sealed = Sealed.from_bytes(data, PAYLOAD_TYPE, ROOT_PAYLOAD_TYPE, max_bytes=MAX_ROOT_BYTES)
+    document = sealed.read(str(path))
+    if sealed.payload_type == PAYLOAD_TYPE:
+        Envelope.from_dict(document)
+    else:
+        Root.from_dict(document)
+    return sealed.cosigned([SigningKey.load(key) for key in keys]).to_bytes()
 
 
 def issue_file(draft: Path, keys: Sequence[Path]) -> bytes:

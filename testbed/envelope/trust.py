@@ -181,6 +181,44 @@ class Root:
                 "fetch its successor"
             )
 
+    def rotated(
+        self,
+        *,
+        not_after_s: int,
+        root_keys: Iterable[PublicKey] = (),
+        threshold: int | None = None,
+        domains: Mapping[str, Iterable[PublicKey]] = MappingProxyType({}),
+        removed: Iterable[str] = (),
+    ) -> Root:
+        """The next version, still unsigned.
+
+        Args:
+            not_after_s: Last second of its use, Unix time.
+            root_keys: Keys that sign roots from now on; none keeps the present ones.
+            threshold: How many of them must; None keeps the present number.
+            domains: New or changed domains with all their keys; a changed one keeps its threshold, a new one has 1.
+            removed: Domains that leave.
+
+        Raises:
+            MalformedError: The result contradicts itself, or a domain to be removed is none.
+        """
+        leaving = set(removed)
+        if unknown := leaving - self.domains.keys():
+            raise MalformedError(
+                f"root: {sorted(unknown)} are no domains of it, expected some of {sorted(self.domains)}"
+            )
+        keepers = {key.key_id: key for key in root_keys}
+        changed = {name: {key.key_id: key for key in held} for name, held in domains.items()}
+        known = dict(self.keys) | keepers
+        root = Role(frozenset(keepers) or self.root.key_ids, self.root.threshold if threshold is None else threshold)
+        roles = {name: role for name, role in self.domains.items() if name not in leaving}
+        for name, held in changed.items():
+            known |= held
+            roles[name] = Role(frozenset(held), roles[name].threshold if name in roles else 1)
+        named = {key_id for role in (root, *roles.values()) for key_id in role.key_ids}
+        keys = {key_id: key for key_id, key in known.items() if key_id in named}
+        return Root(self.federation, self.version + 1, not_after_s, keys, root, roles)
+
     def sign(self, signers: Iterable[SigningKey]) -> bytes:
         """The signed root, for `Root.first` or `Root.successor` of those who read it."""
         return seal(PAYLOAD_TYPE, self.to_dict(), signers)

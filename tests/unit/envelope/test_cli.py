@@ -165,6 +165,82 @@ def test_a_chain_of_roots_is_followed_and_a_gap_is_refused(federation: Path) -> 
     assert verify(federation, "new.json", "--root", successor(3)).stderr.startswith("refused: root-version: ")
 
 
+def test_a_key_is_replaced_by_keepers_who_never_meet(tmp_path: Path) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    command("keygen", old, "--domain", "east", "--domain", "west", "--root-keys", 3, "--threshold", 2)
+    command("keygen", new, "--domain", "east", "--domain", "north")
+    drafted = command(
+        *("rotate", "--root", old / "root.json", "--key", old / "root-1.key", "--out", old / "next.json"),
+        *("--domain", f"east={new / 'east.pub'}", "--domain", f"north={new / 'north.pub'}", "--remove", "west"),
+    )
+    assert drafted.exit_code == 0, drafted.output
+    (old / "east.key").replace(old / "former.key")
+    (new / "east.key").replace(old / "east.key")
+    sign(old, EAST, "east", "new.json")
+    sign(old, EAST, "former", "former.json")
+    assert verify(old, "new.json", "--root", old / "next.json").stderr.startswith("refused: below-threshold: ")
+    cosigned = command("cosign", old / "next.json", "--key", old / "root-3.key", "--out", old / "next.json")
+    assert cosigned.exit_code == 0, cosigned.output
+    assert verify(old, "new.json", "--root", old / "next.json").exit_code == 0
+    assert verify(old, "former.json", "--root", old / "next.json").stderr.startswith("refused: untrusted-key: ")
+    root = Root.first((old / "root.json").read_bytes()).successor((old / "next.json").read_bytes())
+    assert (root.version, sorted(root.domains), root.root.threshold) == (2, ["east", "north"], 2)
+
+
+def test_the_keepers_of_the_root_are_replaced(federation: Path, tmp_path: Path) -> None:
+    command("keygen", tmp_path / "new", "--root-keys", 2)
+    arguments = ["rotate", "--root", federation / "root.json", "--out", federation / "next.json", "--threshold", 2]
+    for name in ("root-1", "root-2"):
+        arguments += ["--root-key", tmp_path / "new" / f"{name}.pub", "--key", tmp_path / "new" / f"{name}.key"]
+    assert command(*arguments).exit_code == 0
+    both = ("--root", federation / "next.json")
+    assert verify(federation, "east.json", *both).stderr.startswith(
+        "refused: below-threshold: root 2, by the keys of root 1"
+    )
+    command("cosign", federation / "next.json", "--key", federation / "root-1.key", "--out", federation / "next.json")
+    assert verify(federation, "east.json", *both).exit_code == 0
+
+
+def test_two_holders_of_a_domain_sign_one_envelope_one_after_the_other(federation: Path) -> None:
+    command("cosign", federation / "east.json", "--key", federation / "west.key", "--out", federation / "both.json")
+    assert verify(federation, "both.json").stderr.startswith("refused: wrong-domain: ")
+    again = command("cosign", federation / "east.json", "--key", federation / "east.key")
+    assert again.stdout_bytes == (federation / "east.json").read_bytes()
+
+
+def test_what_is_neither_envelope_nor_root_is_not_cosigned(federation: Path) -> None:
+    key = SigningKey.load(federation / "east.key")
+    (federation / "other.json").write_bytes(seal("application/vnd.other+json", {"a": 1}, [key]))
+    (federation / "empty.json").write_bytes(seal(PAYLOAD_TYPE, {"a": 1}, [key]))
+    for name in ("other.json", "empty.json"):
+        result = command("cosign", federation / name, "--key", federation / "east.key")
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert result.stderr.startswith("refused: malformed: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("--remove", "north"), "['north'] are no domains of it"),
+        (("--remove", "east", "--threshold", "2"), "role.threshold"),
+        (("--domain", "north=east.pub"), "one key has two roles"),
+    ],
+)
+def test_a_root_that_would_contradict_itself_is_not_signed(
+    federation: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], named: str
+) -> None:
+    monkeypatch.chdir(federation)
+    result = command("rotate", "--root", "root.json", "--key", "root-1.key", *arguments)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert named in result.stderr
+
+
+@pytest.mark.parametrize("text", ["east", "=east.pub", "east="])
+def test_a_domain_key_without_name_or_file_is_a_wrong_command(federation: Path, text: str) -> None:
+    arguments = ("--root", federation / "root.json", "--key", federation / "root-1.key")
+    assert command("rotate", *arguments, "--domain", text).exit_code == 2
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
