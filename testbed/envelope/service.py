@@ -10,6 +10,9 @@ from testbed.calculus.service.promised import EnvelopeService, ExcessTail
 from testbed.envelope.descriptor import Envelope
 from testbed.envelope.errors import WrongRateError
 
+_LARGEST_MISS = 1 - 1e-12
+"""The calculus takes probabilities below one; a domain that promises nothing stays worthless."""
+
 
 def to_service(envelope: Envelope, path_rate_bps: int | None = None) -> EnvelopeService:
     """What a domain's envelope is worth in a bound.
@@ -46,7 +49,3 @@ def to_service(envelope: Envelope, path_rate_bps: int | None = None) -> Envelope
         if silent_s < cap_s and tail.x_min_ns < tail.x_max_ns:
             excess = ExcessTail(tail.exceedance_ppb / 1e9, tail.decay_per_s, cap_s=cap_s - silent_s)
     return EnvelopeService(rate_bps, guardrails.latency_s + silent_s, excess, min(miss, _LARGEST_MISS), envelope.domain)
-
-
-_LARGEST_MISS = 1 - 1e-12
-"""The calculus takes probabilities below one; a domain that promises nothing stays worthless."""

@@ -17,8 +17,6 @@ from testbed.calculus import (
     CompoundPoisson,
     ConstantGap,
     DelayBound,
-    EnvelopeService,
-    ExcessTail,
     GammaGap,
     MarkovOnOff,
     Metered,
@@ -29,6 +27,7 @@ from testbed.calculus import (
     delay_curve,
 )
 from testbed.envelope.descriptor import Envelope
+from testbed.envelope.service import to_service
 from testbed.report.record import BoundPart, BoundRecord, BudgetShare
 from testbed.scenario.model import OnOffArrivals, PoissonArrivals, RenewalArrivals, Tenant
 
@@ -44,21 +43,6 @@ _HOST_ASSUMPTION = (
     f"the host delays at most {HOST_RISK:.0%} of epsilon of the packets beyond its allowances, which gates police"
 )
 CURVE_EPSILONS = np.geomspace(0.5, 1e-5, 48)
-
-
-def service_of(envelope: Envelope) -> EnvelopeService:
-    """The calculus's view of a domain's promise."""
-    tail = envelope.tail
-    excess = None
-    if tail is not None and tail.exceedance_ppb > 0:
-        excess = ExcessTail(tail.multiplier, tail.decay_per_s, tail.x_min_s, envelope.guardrails.delay_cap_s)
-    return EnvelopeService(
-        rate_bps=envelope.guardrails.reserved_rate_bps,
-        latency_s=envelope.latency_s,
-        excess=excess,
-        loss_probability=envelope.loss_probability,
-        name=envelope.domain,
-    )
 
 
 def arrival_of(tenant: Tenant) -> Arrival:
@@ -94,7 +78,8 @@ def bound_tenant(tenant: Tenant, envelopes: Sequence[Envelope]) -> BoundRecord |
     if tenant.reservation is None:
         return None
     arrival = arrival_of(tenant)
-    servers = [service_of(envelope) for envelope in envelopes]
+    path_rate_bps = min(envelope.guardrails.reserved_rate_bps for envelope in envelopes)
+    servers = [to_service(envelope, path_rate_bps) for envelope in envelopes]
     epsilon = tenant.promise.epsilon if tenant.promise else 1e-3
     found = delay_bound(arrival, servers, (1.0 - HOST_RISK) * epsilon)
     curve = delay_curve(arrival, servers, (1.0 - HOST_RISK) * CURVE_EPSILONS) + ACCESS_ALLOWANCE_S

@@ -14,11 +14,11 @@ from controller.program import DomainProgram
 from testbed.calculus import TokenBucket, burst_after
 from testbed.envelope.descriptor import Envelope, Evidence
 from testbed.envelope.keys import SigningKey
+from testbed.envelope.service import to_service
 from testbed.envelope.store import verify
 from testbed.envelope.tail import Stochastic
 from testbed.envelope.trust import Trust
 from testbed.errors import TestbedError
-from testbed.management.bounds import service_of
 from testbed.management.domain import Controller, Demand, DomainAgent
 from testbed.scenario.model import Scenario, Tenant
 
@@ -134,7 +134,7 @@ class Federation:
         bucket = TokenBucket(tenant.reservation.meter_rate_bps, tenant.reservation.burst_bits)
         # A hard cap on the excess makes the burst sure; a packet that exceeds the cap is a miss of its domain.
         capped = [
-            replace(service_of(e), latency_s=e.latency_s + e.guardrails.delay_cap_s, excess=None) for e in upstream
+            replace(to_service(e), latency_s=e.latency_s + e.guardrails.delay_cap_s, excess=None) for e in upstream
         ]
         return round(burst_after(bucket, capped, refill_grain_s=0.0) + 0.5) if upstream else int(bucket.burst_bits)
 
