@@ -70,7 +70,7 @@ class Northbound:
         self._path.unlink(missing_ok=True)
 
     def answer(self, line: bytes) -> dict[str, Any]:
-        """The answer to one request; never raises."""
+        """The answer to one request, whatever a client can send."""
         identity: Any = None
         try:
             request = _request(line)

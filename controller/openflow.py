@@ -105,7 +105,7 @@ class Switch:
     def receive(self, message: Any) -> None:
         """An answer from the switch (called by the framework's event thread)."""
         if message.xid == self._awaited:
-            self._answers.put(message)
+            self._answers.put((message.xid, message))
 
     def receive_error(self, message: Any) -> None:
         """An OpenFlow error from the switch (called by the framework's event thread)."""
@@ -113,7 +113,7 @@ class Switch:
         if message.xid in self._batch:
             self._errors.append(f"{self._batch[message.xid]}: the switch answered {text}")
         elif message.xid == self._awaited:
-            self._answers.put(SwitchError(f"switch {self.bridge}: a query was answered {text}"))
+            self._answers.put((message.xid, SwitchError(f"switch {self.bridge}: a query was answered {text}")))
         else:
             self.stray_errors.append(f"switch {self.bridge}: {text}")
 
@@ -152,15 +152,15 @@ class Switch:
         self._send(request.buf)
         while True:
             try:
-                reply = self._answers.get(timeout=ANSWER_TIMEOUT_S)
+                xid, reply = self._answers.get(timeout=ANSWER_TIMEOUT_S)
             except hub.QueueEmpty:
                 raise SwitchError(
                     f"switch {self.bridge}: no answer to {type(request).__name__} within {ANSWER_TIMEOUT_S:g} s"
                 ) from None
+            if xid != self._awaited:
+                continue
             if isinstance(reply, SwitchError):
                 raise reply
-            if reply.xid != self._awaited:
-                continue
             yield reply
             if not getattr(reply, "flags", 0) & ofp.OFPMPF_REPLY_MORE:
                 return

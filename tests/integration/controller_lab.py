@@ -134,7 +134,11 @@ class Lab:
         self.send_mixed(port, [(source, destination)] * count, pause_s)
 
     def send_mixed(self, port: str, packets: Sequence[tuple[str, str]], pause_s: float = 0.0) -> None:
-        """Inject one frame for each (source, destination)."""
+        """Inject one frame for each (source, destination), once the datapath's flow cache follows the flow tables.
+
+        A barrier answers for the tables only; packets go on hitting cached decisions until they are revalidated.
+        """
+        self.run("ovs-appctl", "-t", str(self.directory / "ovs-vswitchd.ctl"), "revalidator/wait")
         with self.inside():
             link = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
         frames = [frame(*packet) for packet in packets]

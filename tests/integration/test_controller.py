@@ -239,9 +239,8 @@ def test_set_queue_on_the_userspace_datapath_reads_back_well_and_is_caught_by_th
 def test_a_hundred_tenants_each_have_their_own_class_in_both_directions(lab: Lab, controlled: Controlled) -> None:
     tenants = range(200, 300)
     controlled.client.install(program(*(rule(number, 1_000_000) for number in tenants)))
-    for number in tenants:
-        lab.send("d0i-up", address(number), SERVER, 1)
-        lab.send("d0i-dn", SERVER, address(number), 2)
+    lab.send_mixed("d0i-up", [(address(number), SERVER) for number in tenants])
+    lab.send_mixed("d0i-dn", [(SERVER, address(number)) for number in [*tenants, *tenants]])
 
     def counted() -> dict[str, list[int]]:
         found = controlled.client.counters()["tenants"].values()
