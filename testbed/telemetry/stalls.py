@@ -42,6 +42,7 @@ CAPACITY = 1 << 16
 _CLOCK_MONOTONIC, _TIMER_ABSTIME = 1, 1
 _PR_SET_TIMERSLACK = 29
 _SECOND_NS = 1_000_000_000
+_ENDING = (signal.SIGTERM, signal.SIGINT)
 _SLICE_TICKS = 25
 """Ticks between two looks at whether the child was asked to end."""
 
@@ -183,7 +184,7 @@ def _tick(state: IntArray, at_ns: IntArray, late_ns: IntArray, ticks: int) -> No
 class _Ticker(threading.Thread):
     """One core's thread and the arrays that its compiled loop fills."""
 
-    def __init__(self, core: int, ready: threading.Barrier, stop: threading.Event) -> None:
+    def __init__(self, core: int, ready: threading.Semaphore, stop: threading.Event) -> None:
         super().__init__(name=f"ticker-{core}")
         self.core = core
         self._ready, self._stop_asked = ready, stop
@@ -193,11 +194,14 @@ class _Ticker(threading.Thread):
         self._start_ns = 0
 
     def run(self) -> None:
+        # No sleep of a ticker is to be cut short.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
         os.sched_setaffinity(0, {self.core})
         ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, ctypes.c_ulong(1), 0, 0, 0)
-        self._ready.wait()
         self._start_ns = (time.monotonic_ns() // PERIOD_NS + 1) * PERIOD_NS
         self._state[0] = self._start_ns
+        _tick(self._state, self._at_ns, self._late_ns, 1)
+        self._ready.release()
         while not self._stop_asked.is_set():
             _tick(self._state, self._at_ns, self._late_ns, _SLICE_TICKS)
 
@@ -214,17 +218,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="testbed.telemetry.stalls", description="Record when cores did not run.")
     parser.add_argument("file", type=Path, help="the .npz file to write at the end")
     path = parser.parse_args(arguments).file
-    asked = {signal.SIGTERM, signal.SIGINT}
-    # Blocked here and so in every thread: no sleep of a ticker is cut short, and the signal waits for sigwait.
-    signal.pthread_sigmask(signal.SIG_BLOCK, asked)
+    asked, asking = os.pipe()
+    os.set_blocking(asking, False)
+    # Through a pipe and not by sigwait: libraries have threads of their own, and a signal may strike any of them.
+    signal.set_wakeup_fd(asking)
+    for number in _ENDING:
+        signal.signal(number, lambda *_: None)
     cores = sorted(os.sched_getaffinity(0))
-    ready, stop = threading.Barrier(len(cores) + 1), threading.Event()
+    ready, stop = threading.Semaphore(0), threading.Event()
     tickers = [_Ticker(core, ready, stop) for core in cores]
     for ticker in tickers:
         ticker.start()
-    ready.wait()
+    for _ in tickers:
+        ready.acquire()
     print(json.dumps({"ready": True, "cores": cores}), flush=True)
-    signal.sigwait(asked)
+    os.read(asked, 1)
     stop.set()
     for ticker in tickers:
         ticker.join()
