@@ -24,6 +24,8 @@ from testbed.scenario.model import Datapath
 _SCHEMA = Path("/usr/share/openvswitch/vswitch.ovsschema")
 _TIMEOUT_S = 20
 _SO_SNDBUFFORCE = 32
+_SO_RCVBUFFORCE = 33
+_BUFFERS = (socket.SO_SNDBUF, socket.SO_RCVBUF)
 _AF_PACKET_INODE_COLUMN = 8
 # Flows must outlive the quietest tenant's pauses: a flow that idles out costs its next packet an upcall.
 _MAX_IDLE_MS = 24 * 3600 * 1000
@@ -56,13 +58,13 @@ class Bridge:
 
 @dataclass(frozen=True)
 class SocketBuffers:
-    """AF_PACKET sockets of the switch after enlarging their send buffers.
+    """AF_PACKET sockets of the switch after enlarging their buffers.
 
     Attributes:
         sockets: How many there are.
         transmitting: How many of them are bound to no interface: the ones every port sends through (one, once the
             first packet has left through a system port).
-        smallest_bytes: The smallest send buffer among them, as read back.
+        smallest_bytes: The smallest buffer among them, as read back.
     """
 
     sockets: int
@@ -201,11 +203,12 @@ class OpenVSwitch:
         self.ofctl("--bundle", "add-flows", bridge, "-", lines=flows)
 
     def enlarge_buffers(self, size_bytes: int) -> SocketBuffers:
-        """Enlarge the send buffer of every AF_PACKET socket of the switch, and read it back.
+        """Enlarge both buffers of every AF_PACKET socket of the switch, and read them back.
 
         All ports of the userspace datapath send through one socket, whose buffer also holds what waits in the ports'
-        queues: once it is full, packets of any tenant are lost uncounted. The sockets are duplicated out of the
-        running switch, so no host-wide default changes. The sending socket exists from the first packet on.
+        queues: once it is full, packets of any tenant are lost uncounted. What arrives while the switch does not look
+        waits in a port's own socket, some 90 frames by default, and is lost uncounted too. The sockets are duplicated
+        out of the running switch, so no host-wide default changes. The sending one exists from the first packet on.
         """
         sizes: list[int] = []
         transmitting = 0
@@ -216,9 +219,10 @@ class OpenVSwitch:
             for descriptor in _packet_descriptors(pid):
                 with socket.socket(fileno=syscalls.duplicate_descriptor(pidfd, descriptor)) as duplicate:
                     duplicate.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, size_bytes)
-                    sizes.append(duplicate.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF))
+                    duplicate.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, size_bytes)
+                    sizes += (duplicate.getsockopt(socket.SOL_SOCKET, kind) for kind in _BUFFERS)
                     transmitting += duplicate.getsockname()[0] == ""
-        return SocketBuffers(len(sizes), transmitting, min(sizes, default=0))
+        return SocketBuffers(len(sizes) // len(_BUFFERS), transmitting, min(sizes, default=0))
 
     def counters(self) -> DatapathCounters:
         """Flow hits, misses and losses of the datapath so far.
