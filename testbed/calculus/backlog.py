@@ -18,9 +18,17 @@ from testbed.calculus.delay import smallest_rate, with_rate
 from testbed.calculus.errors import CalculusError, UnstableError, require_not_negative, require_probability
 from testbed.calculus.numeric import FloatArray, minimum
 from testbed.calculus.random_path import AnyService, RandomPath, log_backlog_prefactor
-from testbed.calculus.result import Candidate
 from testbed.calculus.service.left_over import LeftOver
 from testbed.calculus.tails import Per
+
+
+@dataclass(frozen=True, slots=True)
+class BacklogCandidate:
+    """One method that was tried: its bound in bits, infinite when it gives none, and why."""
+
+    method: str
+    backlog_bits: float
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +41,7 @@ class BacklogBound:
         per: Whether the probability counts packets (before they join) or time.
         method: The theorem that gave the smallest bound.
         assumptions: What must hold.
-        candidates: Every method tried, the best first, with its bound in bits.
+        candidates: Every method tried, the best first.
     """
 
     backlog_bits: float
@@ -41,7 +49,7 @@ class BacklogBound:
     per: Per
     method: str
     assumptions: tuple[str, ...]
-    candidates: tuple[Candidate, ...]
+    candidates: tuple[BacklogCandidate, ...]
 
 
 def backlog_bound(
@@ -81,7 +89,8 @@ def backlog_bound(
         }
     tried = sorted((bits, name) for name, (bits, _) in found.items())
     bits, name = tried[0]
-    listed = (*(Candidate(other, value) for value, other in tried), *refused)
+    useless = [BacklogCandidate(candidate.method, math.inf, candidate.note) for candidate in refused]
+    listed = (*(BacklogCandidate(other, value) for value, other in tried), *useless)
     return BacklogBound(bits, epsilon, per, name, found[name][1], listed)
 
 

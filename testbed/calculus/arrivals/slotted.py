@@ -26,7 +26,7 @@ from testbed.calculus.errors import (
     require_stable,
 )
 from testbed.calculus.numeric import FloatArray
-from testbed.calculus.tails import ExponentialTail, Per, QueueBound, TailFamily
+from testbed.calculus.tails import ExponentialTail, Per, QueueBound, SureTail, TailFamily
 
 SLOTTED = "traffic arrives in slots, whole slots at a time"
 
@@ -56,7 +56,7 @@ class Slotted(Arrival):
         require_stable(self.mean_bps, rate_bps)
         limit = self.theta_at_rate(rate_bps)
         if math.isinf(limit):
-            raise NotApplicableError("no slot brings more than the service takes away: there is no queue to bound")
+            return QueueBound(SureTail(0.0), ("no slot brings more than the service takes away",))
         extra = self.log_packet_factor(rate_bps) if per == "packet" else 0.0
 
         def member(theta: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -109,6 +109,9 @@ class IndependentIncrements(Slotted):
     def theta_scale(self) -> float:
         return 1.0 / self.increment.mean
 
+    def theta_at_rate(self, rate_bps: float) -> float:
+        return math.inf if self.peak_rate_bps <= rate_bps else super().theta_at_rate(rate_bps)
+
     def envelope_rate(self, theta: FloatArray) -> FloatArray:
         return self.flows * self.increment.log_mgf(theta) / (theta * self.slot_s)
 
@@ -136,7 +139,7 @@ class IndependentIncrements(Slotted):
         require_stable(self.mean_bps, rate_bps)
         theta = self.theta_at_rate(rate_bps)
         if math.isinf(theta):
-            raise NotApplicableError("no slot brings more than the service takes away: there is no queue to bound")
+            return QueueBound(SureTail(0.0), ("no slot brings more than the service takes away",))
         if per == "packet":
             # A bit sees its own slot size-biased, on top of what the slots before have left.
             log_k = math.log(self.increment.tilted_mean(theta) / self.increment.mean)
@@ -226,7 +229,7 @@ class SlottedOnOff(Slotted):
         require_stable(self.mean_bps, rate_bps)
         theta = self.theta_at_rate(rate_bps)
         if math.isinf(theta):
-            raise NotApplicableError("no slot brings more than the service takes away: there is no queue to bound")
+            return QueueBound(SureTail(0.0), ("no slot brings more than the service takes away",))
         log_growth = float(self.log_growth(np.asarray(theta)))
         up = theta * self.peak_bits
         log_off = math.log1p(-self.stay_off) + up

@@ -218,6 +218,8 @@ class DependentSum(_Sum):
             with np.errstate(divide="ignore", invalid="ignore"):
                 room = np.where(move < 0.0, 0.8 * (weights - least) / -move, np.inf).min(axis=-1, keepdims=True)
             weights = weights + np.minimum(room, 1.0) * move
+            if np.all(np.abs(move) <= 1e-6 * weights):
+                break
         return np.asarray(weights / weights.sum(axis=-1, keepdims=True))
 
 
