@@ -12,14 +12,14 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from controller import report, traffic_control
 from controller.errors import ControllerError, ReadBackError, SwitchError
 from controller.objects import Change, Key, PortKey, Value, compare
 from controller.openflow import Switch
-from controller.plan import plan
+from controller.plan import Plan, plan
 from controller.program import DomainProgram, ProgramError
 from controller.ryu_api import (
     DEAD_DISPATCHER,
@@ -37,6 +37,16 @@ CONNECT_TIMEOUT_S = 20.0
 _POLL_S = 0.02
 
 
+@dataclass(frozen=True)
+class _Work:
+    """Changes that make `program` (hops and ports concerned) hold what is wanted, and what was seen before them."""
+
+    program: DomainProgram
+    wanted: Plan
+    observation: traffic_control.Observation
+    changes: list[Change]
+
+
 class DomainController(Application):
     """Holds one program and makes its switches and ports follow it."""
 
@@ -47,7 +57,6 @@ class DomainController(Application):
         self.domain = domain
         self.errors: list[str] = []
         self._program = DomainProgram(domain, "userspace", 8, (), ())
-        self._programmed = False
         self._switches: dict[int, Switch] = {}
         self._unclaimed: dict[int, Any] = {}
         self._connections: Counter[int] = Counter()
@@ -119,7 +128,7 @@ class DomainController(Application):
         return {
             "domain": self.domain,
             "api": f"{WANTED} {VERSION}",
-            "programmed": self._programmed,
+            "programmed": bool(self._program.hops),
             "rules": len(self._program.rules),
             "switches": {
                 hop.bridge: {
@@ -138,48 +147,56 @@ class DomainController(Application):
 
     def _replace(self, program: DomainProgram) -> dict[str, Any]:
         previous = self._program
-        self._program, self._programmed = program, True
+        self._program = program
         try:
             self._claim_switches()
-            result = self._reconcile(previous, program)
+            work = self._work(previous, program)
+        except ControllerError:
+            self._program = previous
+            raise
+        try:
+            result = self._carry_out(work)
         except ControllerError as error:
             self._program = previous
-            try:
-                self._reconcile(program, previous)
-            except ControllerError as second:
-                failed = "the previous program could not be put back:"
-                raise type(error)([*error.problems, failed, *second.problems]) from second
+            self._put_back(program, previous, error)
             raise
         self._release_switches()
         return result
 
-    def _reconcile(self, previous: DomainProgram, program: DomainProgram) -> dict[str, Any]:
-        """Send what differs on every hop of both programs, then read all of it back."""
+    def _put_back(self, program: DomainProgram, previous: DomainProgram, cause: ControllerError) -> None:
+        try:
+            self._carry_out(self._work(program, previous))
+        except ControllerError as second:
+            failed = "the previous program could not be put back:"
+            raise type(cause)([*cause.problems, failed, *second.problems]) from second
+
+    def _work(self, previous: DomainProgram, program: DomainProgram) -> _Work:
+        """What has to change, on every hop of both programs, for `program` to be in place."""
         wanted = plan(program)
         both = _union(previous, program)
         found, observation = self._observe(both)
-        changes = compare(found, wanted.objects)
-        sent = self._apply(both, changes, observation)
-        if changes:
-            found, _ = self._observe(both)
-            left = report.differences(compare(found, wanted.objects), wanted.tenants)
-            if left:
-                raise ReadBackError(report.sentence(difference) for difference in left)
-        return report.installed(changes, wanted.tenants, sent)
+        return _Work(both, wanted, observation, compare(found, wanted.objects))
 
-    def _apply(
-        self, program: DomainProgram, changes: list[Change], observation: traffic_control.Observation
-    ) -> dict[str, int]:
-        """Queues before the flows that use them, flows gone before the queues they used."""
+    def _carry_out(self, work: _Work) -> dict[str, Any]:
+        """Send what differs, then read all of it back.
+
+        Queues come before the flows that use them, and flows go before the queues they used.
+        """
+        changes, tenants = work.changes, work.wanted.tenants
         on_ports = [change for change in changes if isinstance(change.key, PortKey)]
-        requests = traffic_control.apply([c for c in on_ports if c.expected is not None], observation)
+        requests = traffic_control.apply([c for c in on_ports if c.expected is not None], work.observation)
         messages = 0
-        for hop in program.hops:
+        for hop in work.program.hops:
             here = [change for change in changes if _bridge(change.key) == hop.bridge]
             if here:
                 messages += self._switch(hop.dpid, hop.bridge).apply(here)
-        requests += traffic_control.apply([c for c in on_ports if c.expected is None], observation)
-        return {"openflow": messages, "netlink": requests}
+        requests += traffic_control.apply([c for c in on_ports if c.expected is None], work.observation)
+        if changes:
+            found, _ = self._observe(work.program)
+            left = report.differences(compare(found, work.wanted.objects), tenants)
+            if left:
+                raise ReadBackError(report.sentence(difference) for difference in left)
+        return report.installed(changes, tenants, {"openflow": messages, "netlink": requests})
 
     def _observe(
         self, program: DomainProgram, missing: set[str] | None = None
@@ -203,6 +220,9 @@ class DomainController(Application):
         """Take over switches that connected before the program was known, refuse strangers, wait for the rest."""
         for dpid in list(self._unclaimed):
             self._admit(self._unclaimed.pop(dpid))
+        for hop in self._program.hops:
+            if hop.dpid in self._switches:
+                self._switches[hop.dpid].bridge = hop.bridge
         deadline = time.monotonic() + CONNECT_TIMEOUT_S
         missing = self._missing()
         while missing and time.monotonic() < deadline:
@@ -240,8 +260,9 @@ class DomainController(Application):
     def _restore(self) -> None:
         """Give a switch that came back what it lacks."""
         with self._lock, self._collecting_errors():
-            if not self._missing():
-                self._reconcile(self._program, self._program)
+            here = tuple(hop for hop in self._program.hops if hop.dpid in self._switches)
+            connected = replace(self._program, hops=here)
+            self._carry_out(self._work(connected, connected))
 
     @contextlib.contextmanager
     def _collecting_errors(self) -> Iterator[None]:
@@ -257,7 +278,7 @@ class DomainController(Application):
         if event.state == DEAD_DISPATCHER:
             _forget(self._switches, datapath, lambda switch: switch.datapath)
             _forget(self._unclaimed, datapath, lambda waiting: waiting)
-        elif not self._programmed:
+        elif not self._program.hops:
             self._unclaimed[datapath.id] = datapath
         elif self._admit(datapath) is not None:
             hub.spawn(self._restore)

@@ -24,7 +24,7 @@ if WANTED == "ryu":
         eventlet.wsgi.ALREADY_HANDLED = object()
     from ryu.lib import hub
 
-    hub.patch(thread=True)
+    hub.patch()
     from ryu.base.app_manager import AppManager
     from ryu.base.app_manager import RyuApp as Application
     from ryu.controller import controller, ofp_event

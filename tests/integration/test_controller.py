@@ -55,13 +55,13 @@ def test_what_the_switch_and_the_kernel_show_is_what_the_program_says(lab: Lab, 
     assert "priority=0 actions=drop" in flows
     assert len(flows.strip().splitlines()) == 3
     for port in ("d0i-up", "d0i-dn"):
-        classes = lab.tc("class", "show", "dev", port)
+        classes = lab.tc(f"class show dev {port}")
         assert re.search(r"class htb 1:11 parent 1:1 leaf 11: prio 0 rate 8Mbit ceil 8Mbit burst 5000b", classes)
         assert re.search(r"class htb 1:1 root rate 1Gbit ceil 1Gbit", classes)
-        assert "quantum 3000" in lab.tc("-d", "class", "show", "dev", port)
-        assert "qdisc pfifo_head_drop 11: parent 1:11 limit 77p" in lab.tc("qdisc", "show", "dev", port)
-    assert "match 0a010001/ffffffff at 12" in lab.tc("filter", "show", "dev", "d0i-dn")
-    assert "match 0a010001/ffffffff at 16" in lab.tc("filter", "show", "dev", "d0i-up")
+        assert "quantum 3000" in lab.tc(f"-d class show dev {port}")
+        assert "qdisc pfifo_head_drop 11: parent 1:11 limit 77p" in lab.tc(f"qdisc show dev {port}")
+    assert "match 0a010001/ffffffff at 12" in lab.tc("filter show dev d0i-dn")
+    assert "match 0a010001/ffffffff at 16" in lab.tc("filter show dev d0i-up")
     assert controlled.client.verify() == []
 
 
@@ -130,8 +130,8 @@ def test_removing_a_rule_leaves_nothing_of_it_and_everything_of_the_others(lab: 
     assert result["added"] == result["changed"] == []
     assert "meter=2" not in lab.ofctl("dump-meters", "d0i")
     assert "nw_src=10.1.0.2" not in lab.ofctl("dump-flows", "d0i")
-    assert "1:12" not in lab.tc("class", "show", "dev", "d0i-dn")
-    assert "1:12" not in lab.tc("filter", "show", "dev", "d0i-dn")
+    assert "1:12" not in lab.tc("class show dev d0i-dn")
+    assert "1:12" not in lab.tc("filter show dev d0i-dn")
     assert controlled.client.verify() == []
     assert list(controlled.client.read_back()["tenants"]) == ["tenant-1"]
 
@@ -318,7 +318,7 @@ def test_a_float_rate_is_refused_before_anything_is_sent(lab: Lab, controlled: C
     with pytest.raises(CallError, match=r"rate_bps: 5000000\.0 is not an integer") as refused:
         controlled.client.call("install", program=data)
     assert refused.value.kind == "program"
-    assert "htb" not in lab.tc("qdisc", "show", "dev", "d0i-dn")
+    assert "htb" not in lab.tc("qdisc show dev d0i-dn")
 
 
 def test_a_switch_that_refuses_a_message_fails_the_call_and_keeps_the_previous_program(
@@ -337,7 +337,7 @@ def test_a_switch_that_refuses_a_message_fails_the_call_and_keeps_the_previous_p
         )
         assert controlled.client.verify() == []
         assert controlled.client.health()["rules"] == 1
-        assert "1:12" not in lab.tc("class", "show", "dev", "d0i-dn")
+        assert "1:12" not in lab.tc("class show dev d0i-dn")
     finally:
         lab.vsctl("clear", "bridge", "d0i", "flow_tables")
 
@@ -346,19 +346,18 @@ def test_a_port_that_is_not_there_fails_the_call_and_names_the_port(controlled: 
     controlled.client.install(program(rule(1)))
     there = program(rule(1))
     elsewhere = replace(there, hops=(replace(there.hops[0], queued_ports=("d0i-nowhere",)),))
-    with pytest.raises(CallError, match="port d0i-nowhere: not found in this network namespace") as refused:
+    with pytest.raises(CallError) as refused:
         controlled.client.install(elsewhere)
     assert refused.value.kind == "kernel"
+    assert refused.value.problems == ("port d0i-nowhere: not found in this network namespace",)
     assert controlled.client.verify() == []
 
 
 def test_a_root_qdisc_of_somebody_else_is_not_taken_over(lab: Lab, controlled: Controlled) -> None:
-    lab.tc(
-        "qdisc", "add", "dev", "d0i-dn", "root", "handle", "7:", "tbf", "rate", "1mbit", "burst", "5k", "limit", "9k"
-    )
+    lab.tc("qdisc add dev d0i-dn root handle 7: tbf rate 1mbit burst 5k limit 9k")
     with pytest.raises(CallError, match="root qdisc of d0i-dn: found tbf 7: of somebody else"):
         controlled.client.install(program(rule(1)))
-    assert "tbf 7:" in lab.tc("qdisc", "show", "dev", "d0i-dn")
+    assert "tbf 7:" in lab.tc("qdisc show dev d0i-dn")
 
 
 def test_a_switch_that_comes_back_empty_gets_its_state_again(lab: Lab, controlled: Controlled) -> None:
@@ -389,7 +388,7 @@ def test_a_hop_that_leaves_the_program_is_emptied_and_let_go(lab: Lab, controlle
     controlled.client.install(program(rule(1), bridges=("d0i", "d0e")))
     controlled.client.install(program(rule(1)))
     assert lab.ofctl("dump-flows", "d0e").count("priority=") == 0
-    assert "htb" not in lab.tc("qdisc", "show", "dev", "d0e-dn")
+    assert "htb" not in lab.tc("qdisc show dev d0e-dn")
     assert controlled.client.verify() == []
 
 

@@ -101,10 +101,14 @@ def test_a_program_is_installed_on_a_switch_that_connected_before_it_was_known(w
 
 
 def test_a_switch_that_never_connects_is_named_and_nothing_is_installed(world: World) -> None:
-    with pytest.raises(SwitchError, match="switch d0i: not connected within 0 s; expected datapath id 17"):
+    with pytest.raises(SwitchError) as refused:
         world.controller.install(program())
+    assert refused.value.problems == ("switch d0i: not connected within 0 s; expected datapath id 17",)
     assert world.kernel.objects == {}
     assert world.controller.health()["rules"] == 0
+    world.connect()
+    world.controller.install(program())
+    assert world.controller.verify() == []
 
 
 def test_a_program_of_another_domain_is_refused(world: World) -> None:
@@ -218,6 +222,17 @@ def test_a_switch_that_comes_back_empty_is_given_its_state_and_one_that_did_not_
     assert len(third.modifications()) == 4
     assert world.controller.verify() == []
     assert world.controller.health()["switches"]["d0i"]["connections"] == 3
+
+
+def test_a_switch_is_restored_while_another_is_still_away(world: World) -> None:
+    ingress, egress = world.connect(), world.connect("d0e", 18)
+    world.controller.install(program(hops=(hop(), hop("d0e", 18, ingress=False))))
+    world.lose(ingress)
+    world.lose(egress)
+    egress.flows.clear()
+    returned = world.connect("d0e", 18)
+    assert len(returned.modifications()) == 3
+    assert [d["object"] for d in world.controller.verify()] == ["switch d0i"]
 
 
 def test_a_newer_connection_of_a_switch_replaces_the_older_whose_end_then_means_nothing(world: World) -> None:
