@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from testbed.audit.ledger import GENESIS, Head, LedgerError, append, head_path, verify
+from testbed.audit.ledger import GENESIS, HEAD_TYPE, Head, LedgerError, append, head_path, verify
+from testbed.envelope.dsse import seal
 from testbed.envelope.keys import SigningKey
 
 KEY = SigningKey.generate()
@@ -75,19 +77,27 @@ def test_a_log_from_elsewhere_in_its_place_is_detected(log: Path, tmp_path: Path
     assert any("the signed head" in problem for problem in verify(log, KEYS).problems)
 
 
+def test_a_line_from_another_log_of_the_same_signer_is_detected(log: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.log"
+    for number in range(5):
+        append(other, {"number": number + 1}, KEY)
+    rewrite(log, [*lines(log)[:2], lines(other)[2], *lines(log)[3:]])
+    assert any("line 3: it is entry 2 and follows" in problem for problem in verify(log, KEYS).problems)
+
+
 def test_a_log_without_its_head_is_not_intact(log: Path) -> None:
     head_path(log).unlink()
     assert any("without its signed head" in problem for problem in verify(log, KEYS).problems)
 
 
 def test_a_forged_head_is_refused(log: Path) -> None:
-    stranger = SigningKey.generate()
     rewrite(log, lines(log)[:4])
-    other = log.with_name("short.log")
-    for number in range(4):
-        append(other, {"number": number}, stranger)
-    head_path(log).write_bytes(head_path(other).read_bytes())
-    assert not verify(log, KEYS).intact
+    last = hashlib.sha256(lines(log)[-1]).hexdigest()
+    head = {"schema": 1, "entries": 4, "last": last}
+    head_path(log).write_bytes(seal(HEAD_TYPE, head, [SigningKey.generate()]))
+    assert any("expected one of 1 trusted keys" in problem for problem in verify(log, KEYS).problems)
+    head_path(log).write_bytes(seal(HEAD_TYPE, head, [KEY]))
+    assert verify(log, KEYS).intact
 
 
 def test_cutting_the_log_and_its_head_is_found_by_who_remembers(tmp_path: Path) -> None:

@@ -87,15 +87,15 @@ SERIES = [
 def test_intervals_and_band_hold_the_true_quantile(process: known.Known) -> None:
     truth, rng = process.quantile_s(0.999), np.random.default_rng(8)
     outside = below = band = 0
-    for _ in range(150):
+    for _ in range(100):
         series = process.draw(20_000, rng)
         found = quantile(series, 0.999)
         outside += (found.lower_s or 0) > truth or (found.upper_s or math.inf) < truth
         below += (found.one_sided_lower_s or 0) > truth
         curve = ccdf(series, [truth])
         band += not curve.lower[0] <= 0.001 <= curve.upper[0]
-    # 5 % nominal; three standard deviations of 150 repetitions are 5.3 points.
-    assert max(outside, below, band) <= 0.103 * 150
+    # 5 % nominal; three standard deviations of 100 repetitions are 6.5 points.
+    assert max(outside, below, band) <= 0.115 * 100
 
 
 def test_the_ccdf_decreases_from_one_within_its_band() -> None:

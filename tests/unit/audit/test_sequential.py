@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from testbed.audit import known
+from testbed.audit import known, sequential
 from testbed.audit.sequential import MEMORY, WARM_UP, Monitor
 
 EPSILON = 0.001
@@ -55,6 +55,22 @@ def test_clustered_misses_lengthen_the_blocks_that_count() -> None:
     assert alarm.block >= MEMORY * 8
 
 
+@pytest.mark.parametrize("n", [3000, 3072])
+def test_evidence_is_the_wealth_of_the_bets_with_running_blocks_at_what_is_certain(n: int) -> None:
+    missed = np.zeros(n)
+    missed[[150, 700, 1500, 2400, 2990]] = 1
+    monitor = Monitor(2.0, EPSILON)
+    monitor.observe(np.where(missed == 1, math.inf, np.random.default_rng(10).random(n)))
+    expected = 0.0
+    for length, block_weight in zip(128 * 8 ** np.arange(4), sequential._BLOCK_WEIGHTS, strict=True):
+        # The running block is counted to its end as if no further miss came.
+        blocks = np.append(missed, np.zeros(-n % length)).reshape(-1, length).mean(axis=1)
+        for bet, weight in zip(sequential._BETS / EPSILON, sequential._BET_WEIGHTS, strict=True):
+            expected += block_weight * weight * np.prod(1 + bet * (blocks - EPSILON))
+    assert monitor.memory * MEMORY < 128
+    assert monitor.evidence == pytest.approx(expected)
+
+
 def test_chunks_and_single_samples_see_the_same() -> None:
     series = known.mm1(0.3).draw(6000, np.random.default_rng(5))
     series[::40] = math.nan
@@ -72,6 +88,9 @@ def test_no_alarm_comes_before_the_memory_is_known() -> None:
     assert monitor.observe(np.full(WARM_UP - 1, math.inf)) is None
     assert monitor.samples == WARM_UP - 1
     assert monitor.evidence == 0
+    alarm = monitor.observe(np.full(5000, math.inf))
+    assert alarm is not None
+    assert alarm.sample == WARM_UP
 
 
 def test_one_outage_is_one_event_and_no_alarm() -> None:

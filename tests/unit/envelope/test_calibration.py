@@ -99,6 +99,28 @@ def test_half_the_truth_is_contradicted_and_the_truth_is_not(factor: float, foun
     assert contradicted == (20 if found else 0)
 
 
+def test_the_signed_tail_lies_above_a_truth_that_falls_in_steps() -> None:
+    sizes_s, shares = np.array([0.0, 1e-3, 2e-3, 5e-3, 9e-3]), np.array([0.5, 0.3, 0.15, 0.04, 0.01])
+    for seed in range(10):
+        y_s = np.random.default_rng(seed).choice(sizes_s, 20_000, p=shares)
+        stochastic = calibrate(y_s, rate_bps=RATE_BPS).stochastic
+        assert stochastic is not None
+        for step, beyond in zip(sizes_s[1:], np.cumsum(shares[::-1])[::-1][1:], strict=True):
+            assert stochastic.tail.exceedance(step * (1 - 1e-6)) >= beyond
+
+
+def test_the_target_says_where_the_tail_is_tightest() -> None:
+    y_s = np.random.default_rng(1).rayleigh(1e-3, 100_000)  # falls faster and faster, so that tangents differ
+
+    def quantile_ms(target: float, at: float) -> float:
+        stochastic = calibrate(y_s, rate_bps=RATE_BPS, target=target).stochastic
+        assert stochastic is not None
+        return (stochastic.tail.log_multiplier - math.log(at)) / stochastic.tail.decay_per_s * 1e3
+
+    assert quantile_ms(1e-4, at=1e-4) < quantile_ms(0.5, at=1e-4)
+    assert quantile_ms(0.5, at=0.5) < quantile_ms(1e-4, at=0.5)
+
+
 def test_without_any_exceedance_the_tail_is_level_at_the_rule_of_three_on_effective_samples() -> None:
     y_s, lag_s = excess(0.5, 1e6, 30_000, 3)
     calibration = calibrate(y_s, rate_bps=RATE_BPS, lag_s=lag_s, confidence=0.95)
@@ -107,6 +129,7 @@ def test_without_any_exceedance_the_tail_is_level_at_the_rule_of_three_on_effect
     effective = calibration.evidence.n_effective
     assert tail.x_min_ns == tail.x_max_ns == 0
     assert tail.exceedance(0.0) == tail.exceedance(1.0)
+    assert tail.multiplier * math.exp(-tail.decay_per_s * 1.0) == pytest.approx(tail.floor, rel=1e-5)
     # Three limits share the five percent: excess, loss and error.
     assert tail.exceedance(0.0) == pytest.approx(-math.log(0.05 / 3) / effective, rel=0.01)
     assert effective < 30_000 / 2

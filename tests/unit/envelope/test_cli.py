@@ -15,7 +15,7 @@ from testbed.envelope import Envelope, Role, Root, SigningKey, Validity
 from testbed.envelope.dsse import seal
 from testbed.envelope.trust import PAYLOAD_TYPE
 
-from .samples import NOW_S, envelope, guardrails
+from .samples import NOW_S, envelope, guardrails, key, root
 
 EAST = envelope()
 WEST = envelope(domain="west", guardrails=guardrails(burst_bits=10**7))
@@ -153,9 +153,9 @@ def test_a_chain_of_roots_is_followed_and_a_gap_is_refused(federation: Path) -> 
         old = next(iter(first.domains["east"].key_ids))
         del keys[old]
         domains = {**first.domains, "east": Role(frozenset({new.key_id}), 1)}
-        root = Root(first.federation, version, first.not_after_s, keys, first.root, domains)
+        candidate = Root(first.federation, version, first.not_after_s, keys, first.root, domains)
         path = federation / f"root-{version}.json"
-        path.write_bytes(seal(PAYLOAD_TYPE, root.to_dict(), [keeper]))
+        path.write_bytes(candidate.sign([keeper]))
         return path
 
     sign(federation, EAST, "new", "new.json")
@@ -183,8 +183,8 @@ def test_a_key_is_replaced_by_keepers_who_never_meet(tmp_path: Path) -> None:
     assert cosigned.exit_code == 0, cosigned.output
     assert verify(old, "new.json", "--root", old / "next.json").exit_code == 0
     assert verify(old, "former.json", "--root", old / "next.json").stderr.startswith("refused: untrusted-key: ")
-    root = Root.first((old / "root.json").read_bytes()).successor((old / "next.json").read_bytes())
-    assert (root.version, sorted(root.domains), root.root.threshold) == (2, ["east", "north"], 2)
+    after = Root.first((old / "root.json").read_bytes()).successor((old / "next.json").read_bytes())
+    assert (after.version, sorted(after.domains), after.root.threshold) == (2, ["east", "north"], 2)
 
 
 def test_the_keepers_of_the_root_are_replaced(federation: Path, tmp_path: Path) -> None:
@@ -209,9 +209,9 @@ def test_two_holders_of_a_domain_sign_one_envelope_one_after_the_other(federatio
 
 
 def test_what_is_neither_envelope_nor_root_is_not_cosigned(federation: Path) -> None:
-    key = SigningKey.load(federation / "east.key")
-    (federation / "other.json").write_bytes(seal("application/vnd.other+json", {"a": 1}, [key]))
-    (federation / "empty.json").write_bytes(seal(PAYLOAD_TYPE, {"a": 1}, [key]))
+    signer = SigningKey.load(federation / "east.key")
+    (federation / "other.json").write_bytes(seal("application/vnd.other+json", {"a": 1}, [signer]))
+    (federation / "empty.json").write_bytes(seal(PAYLOAD_TYPE, {"a": 1}, [signer]))
     for name in ("other.json", "empty.json"):
         result = command("cosign", federation / name, "--key", federation / "east.key")
         assert (result.exit_code, result.stdout) == (1, "")
@@ -260,6 +260,27 @@ def test_a_draft_that_is_no_envelope_is_not_signed(federation: Path, change: dic
 def test_without_a_place_to_write_the_signed_envelope_goes_to_standard_output(federation: Path) -> None:
     result = command("issue", federation / "draft-east.json", "--key", federation / "east.key")
     assert result.stdout_bytes == (federation / "east.json").read_bytes()
+
+
+def test_a_root_is_never_overwritten_even_when_its_keys_are_elsewhere(federation: Path) -> None:
+    before = (federation / "root.json").read_bytes()
+    for path in (*federation.glob("*.key"), *federation.glob("*.pub")):
+        path.unlink()
+    assert command("keygen", federation, "--domain", "east").exit_code == 1
+    assert (federation / "root.json").read_bytes() == before
+    assert not list(federation.glob("*.key"))
+
+
+def test_nothing_is_accepted_under_a_root_that_has_ended(tmp_path: Path) -> None:
+    (tmp_path / "root.json").write_bytes(root(not_after_s=NOW_S - 1).sign([key("r1"), key("r2")]))
+    key("east").save(tmp_path / "east.key")
+    sign(tmp_path, EAST, "east", "east.json")
+    assert verify(tmp_path, "east.json").stderr.startswith("refused: expired: root 1 of example")
+
+
+def test_a_huge_file_is_refused_unread(federation: Path) -> None:
+    huge(federation)
+    assert "16385 bytes, expected at most 16384" in verify(federation, "case.json").stderr
 
 
 def test_keys_are_never_overwritten(federation: Path) -> None:
