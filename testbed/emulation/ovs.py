@@ -199,8 +199,13 @@ class OpenVSwitch:
         return {name.strip('"'): int(number) for name, number in rows if number.lstrip("-").isdecimal()}
 
     def add_flows(self, bridge: str, flows: Sequence[str]) -> None:
-        """Install static flows in one bundle: all or none."""
+        """Install static flows in one bundle, all or none; they are in force when this returns.
+
+        A packet that came before them has left its decision in the datapath's cache, which outlives the tables it was
+        made from until it is revalidated.
+        """
         self.ofctl("--bundle", "add-flows", bridge, "-", lines=flows)
+        self.appctl("revalidator/wait")
 
     def enlarge_buffers(self, size_bytes: int) -> SocketBuffers:
         """Enlarge both buffers of every AF_PACKET socket of the switch, and read them back.
