@@ -1,0 +1,1 @@
+"""Benchmarks: one module a subject, each a generator `measure()` of `figures.Figure`."""

@@ -1,0 +1,95 @@
+"""What a benchmark says: a measured value beside its target and beside a peer measured in the same run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Goal(StrEnum):
+    """How a value is compared with its target."""
+
+    AT_MOST = "at most"
+    AT_LEAST = "at least"
+    SHOWN = "shown"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One row: what was measured, what it should be, and what a peer does in the same run.
+
+    Attributes:
+        name: What was measured, as a reader would say it.
+        value: The measured value, in `unit`.
+        unit: Unit of value, target and peer; empty for a ratio or a count.
+        goal: How `value` is compared with `target`; a figure that is only shown is always reached.
+        target: The value to reach.
+        peer: Who or what was measured beside it.
+        peer_value: The peer's value, in `unit`.
+        note: What a reader must know to trust the row (repetitions, size, seed).
+    """
+
+    name: str
+    value: float
+    unit: str = ""
+    goal: Goal = Goal.SHOWN
+    target: float | None = None
+    peer: str = ""
+    peer_value: float | None = None
+    note: str = ""
+
+    @property
+    def reached(self) -> bool:
+        """Whether the target holds; a value that is not a number reaches nothing."""
+        match self.goal:
+            case Goal.SHOWN:
+                return True
+            case Goal.AT_MOST:
+                return self.target is not None and self.value <= self.target
+            case Goal.AT_LEAST:
+                return self.target is not None and self.value >= self.target
+
+    def to_dict(self) -> dict[str, object]:
+        """The row as `--json` writes it."""
+        return {
+            "figure": self.name,
+            "value": self.value,
+            "unit": self.unit,
+            "goal": self.goal.value,
+            "target": self.target,
+            "peer": self.peer or None,
+            "peer_value": self.peer_value,
+            "reached": self.reached,
+            "note": self.note,
+        }
+
+
+def at_most(name: str, value: float, target: float, unit: str = "", **more: object) -> Figure:
+    """A figure that must not exceed its target."""
+    return Figure(name, value, unit, Goal.AT_MOST, target, **more)  # type: ignore[arg-type]
+
+
+def at_least(name: str, value: float, target: float, unit: str = "", **more: object) -> Figure:
+    """A figure that must reach its target."""
+    return Figure(name, value, unit, Goal.AT_LEAST, target, **more)  # type: ignore[arg-type]
+
+
+def seconds_per_call(call: Callable[[], object], *, repeat: int = 7, least_s: float = 0.05) -> float:
+    """The smallest mean time of one call over `repeat` batches, each long enough to be timed; the first is a warm-up.
+
+    The minimum is the time that the code needs; everything above it is the host's doing.
+    """
+    call()
+    number = 1
+    while (spent := _timed(call, number)) < least_s:
+        number = max(number * 2, int(number * least_s / max(spent, 1e-9)))
+    return min(_timed(call, number) for _ in range(repeat)) / number
+
+
+def _timed(call: Callable[[], object], number: int) -> float:
+    start = time.perf_counter()
+    for _ in range(number):
+        call()
+    return time.perf_counter() - start
