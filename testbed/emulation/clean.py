@@ -11,7 +11,7 @@ from pathlib import Path
 from testbed.emulation import journal
 from testbed.emulation.entries import State
 from testbed.emulation.journal import RUNS, Undone
-from testbed.errors import CleanupError
+from testbed.errors import CleanupError, PreflightError
 
 
 @dataclass(frozen=True)
@@ -21,56 +21,56 @@ class Cleaned:
     Attributes:
         runid: Its id, the name of its directory.
         undone: Each entry of its journal, latest change first.
+        problems: What is still there and why, a sentence each; a journal that cannot be read is one.
     """
 
     runid: str
     undone: tuple[Undone, ...]
-
-
-def dead_runs(root: Path = RUNS) -> tuple[Path, ...]:
-    """Directories of runs whose process is gone.
-
-    Raises:
-        CleanupError: A journal is damaged.
-    """
-    if not root.is_dir():
-        return ()
-    folders = sorted(path for path in root.iterdir() if path.is_dir())
-    return tuple(folder for folder in folders if (owner := journal.read(folder)[0]) is None or not owner.is_alive())
+    problems: tuple[str, ...] = ()
 
 
 def left_behind(root: Path = RUNS) -> tuple[Cleaned, ...]:
-    """What cleaning would undo now; changes nothing."""
-    return tuple(
-        Cleaned(
-            folder.name,
-            tuple(Undone(entry.describe(), entry.state()) for entry in reversed(journal.read(folder)[1])),
-        )
-        for folder in dead_runs(root)
-    )
+    """What cleaning would undo now; changes nothing.
+
+    Raises:
+        PreflightError: The journals belong to another user.
+    """
+    return _each_dead_run(root, dry_run=True)
 
 
 def clean(root: Path = RUNS) -> tuple[Cleaned, ...]:
-    """Undo everything that dead runs left.
+    """Undo everything that dead runs left; one that cannot be undone does not keep the others from it.
 
     Raises:
-        CleanupError: Something could not be undone, each named; what could be has been.
+        PreflightError: The journals belong to another user.
     """
-    if not root.is_dir():
-        return ()
-    cleaned: list[Cleaned] = []
-    problems: list[str] = []
-    with journal.locked(root):
-        for folder in dead_runs(root):
-            try:
-                cleaned.append(Cleaned(folder.name, journal.undo(folder)))
-            except CleanupError as error:
-                problems += error.problems
-    if problems:
-        raise CleanupError(problems)
-    return tuple(cleaned)
+    return _each_dead_run(root, dry_run=False)
 
 
 def present(run: Cleaned) -> tuple[str, ...]:
-    """Only what was really there."""
-    return tuple(item.what for item in run.undone if item.state is State.PRESENT)
+    """Only what was really there and could be undone."""
+    return tuple(item.what for item in run.undone if item.state is State.PRESENT and not item.problem)
+
+
+def _each_dead_run(root: Path, *, dry_run: bool) -> tuple[Cleaned, ...]:
+    if not root.is_dir():
+        return ()
+    try:
+        with journal.locked(root):
+            folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.is_symlink())
+            found = [_treat(folder, dry_run=dry_run) for folder in folders]
+    except PermissionError as error:
+        raise PreflightError(f"{root}: runs of another user may be there ({error.strerror}); run as root") from error
+    return tuple(run for run in found if run is not None)
+
+
+def _treat(folder: Path, *, dry_run: bool) -> Cleaned | None:
+    """What became of one run, None if it is still alive."""
+    try:
+        owner, _ = journal.read(folder)
+        if owner is not None and owner.is_alive():
+            return None
+        outcomes = journal.undo(folder, dry_run=dry_run)
+    except CleanupError as error:
+        return Cleaned(folder.name, (), error.problems)
+    return Cleaned(folder.name, outcomes, journal.problems_of(folder, outcomes))

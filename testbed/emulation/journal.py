@@ -1,19 +1,22 @@
 """The undo of everything a run does to the host, on disk before it is done.
 
 A journal is an append-only file of JSON lines, `<root>/<runid>/journal.jsonl`: first who runs, then one entry per
-change, each forced to disk before the change is made. Undoing walks it backwards, skips what is already gone, and
-leaves alone what turns out to belong to somebody else. The same walk ends a run that is alive and cleans up after one
-that was killed (`testbed.emulation.clean`).
+change, each forced to disk before the change is made. Undoing walks it backwards, skips what is already gone, leaves
+alone what turns out to belong to somebody else, and goes on past what cannot be undone. The same walk ends a run that
+is alive and cleans up after one that was killed (`testbed.emulation.clean`). A journal that cannot be read is not
+guessed at: nothing it may name is touched.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
+import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -26,6 +29,7 @@ from testbed.errors import CleanupError, PreflightError
 RUNS = Path("/run/tail-latency-testbed")
 MARK = "TAIL_LATENCY_TESTBED_RUN"
 _FILE = "journal.jsonl"
+_RUNID = re.compile(r"[0-9a-f]{6}")
 
 
 @dataclass(frozen=True)
@@ -59,10 +63,17 @@ class Owner:
 
 @dataclass(frozen=True)
 class Undone:
-    """What the undo of one entry came to: present means that it was there and has been undone."""
+    """What the undo of one entry came to, or would come to.
+
+    Attributes:
+        what: The change, as a message names it.
+        state: What had become of it, None if that could not be told.
+        problem: Why it could not be undone, None if it could or if there was nothing to undo.
+    """
 
     what: str
-    state: State
+    state: State | None
+    problem: str | None = None
 
 
 class Journal:
@@ -149,11 +160,19 @@ class Journal:
             CleanupError: Something could not be undone; the journal is kept for `testbed clean`.
         """
         os.close(self._descriptor)
-        return undo(self.directory)
+        outcomes = undo(self.directory)
+        problems = problems_of(self.directory, outcomes)
+        if problems:
+            raise CleanupError(problems)
+        return outcomes
 
     def _write(self, record: dict[str, Any]) -> None:
         line = json.dumps(record, separators=(",", ":")).encode() + b"\n"
-        os.write(self._descriptor, line)
+        size = os.fstat(self._descriptor).st_size
+        if os.write(self._descriptor, line) != len(line):
+            # The next entry would be glued to the half of this one, and neither could be read.
+            os.ftruncate(self._descriptor, size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.directory / _FILE))
         os.fsync(self._descriptor)
 
 
@@ -180,47 +199,82 @@ def locked(root: Path) -> Iterator[None]:
 def read(directory: Path) -> tuple[Owner | None, tuple[Entry, ...]]:
     """Owner and entries of the journal in `directory`, in the order written.
 
-    A last line that is not whole belongs to a change that was not made: it was cut off while being written. A
-    directory without even a first line belongs to a run that died before it changed anything: its owner is None.
+    A last line that is not whole belongs to a change that was not made: it was cut off while being written. A run's
+    directory that holds not even a first line, nor anything else, belongs to a run that died before it changed
+    anything: its owner is None.
 
     Raises:
-        CleanupError: A line before the last is not a journal line.
+        CleanupError: It is no journal of a run, or a line before the last is not a journal line.
     """
-    try:
-        text = (directory / _FILE).read_text()
-    except FileNotFoundError:
+    path = directory / _FILE
+    lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+    whole = [line for line in lines if line.endswith(b"\n")]
+    if not whole:
+        strangers = [item.name for item in directory.iterdir() if item.name != _FILE]
+        if strangers or not _RUNID.fullmatch(directory.name):
+            raise CleanupError(
+                f"{directory} is no run's directory: it has no journal and holds {', '.join(strangers) or 'nothing'}; "
+                "nothing in it was touched: move it elsewhere"
+            )
         return None, ()
-    lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
     try:
-        records = [json.loads(line) for line in lines]
-    except ValueError as error:
-        raise CleanupError(f"{directory / _FILE} is damaged ({error}); undo what it names by hand") from error
-    if not records:
-        return None, ()
-    head = {field.name: records[0].get(field.name) for field in fields(Owner)}
-    return Owner(**head), tuple(entries.from_dict(record) for record in records[1:])
+        records = [json.loads(line) for line in whole]
+        return _owner_in(records[0], directory.name), tuple(entries.from_dict(record) for record in records[1:])
+    except (ValueError, CleanupError) as error:
+        raise CleanupError(
+            f"{path} is damaged ({error}); nothing it names was touched: undo that by hand, then remove {directory}"
+        ) from error
 
 
-def undo(directory: Path) -> tuple[Undone, ...]:
-    """Undo all that the journal in `directory` names, latest first, and remove the directory.
+def _owner_in(record: Any, runid: str) -> Owner:
+    """The owner that a journal's first line names.
 
     Raises:
-        CleanupError: Something could not be undone, each named; the directory stays, so that undoing can be repeated.
+        ValueError: It names none, or another run's.
+    """
+    wanted = {field.name: {"str": str, "int": int}[str(field.type)] for field in fields(Owner)}
+    if not isinstance(record, dict) or record.get("kind") != "run":
+        raise ValueError(f"its first line is {record!r} and does not say who runs")
+    found = {name: record.get(name) for name in wanted}
+    wrong = [f"{name} {value!r}" for name, value in found.items() if type(value) is not wanted[name]]
+    if wrong:
+        raise ValueError(f"its first line has {', '.join(wrong)}")
+    if found["runid"] != runid:
+        raise ValueError(f"it is of run {found['runid']} and lies in the directory of {runid}")
+    return Owner(**found)  # type: ignore[arg-type]
+
+
+def undo(directory: Path, *, dry_run: bool = False) -> tuple[Undone, ...]:
+    """Undo all that the journal in `directory` names, latest first.
+
+    The directory goes with it, unless something could not be undone: then it stays, so that undoing can be repeated.
+
+    Args:
+        directory: Of one run.
+        dry_run: Only look what there is to undo.
+
+    Raises:
+        CleanupError: The journal cannot be read.
     """
     _, recorded = read(directory)
-    outcomes: list[Undone] = []
-    problems: list[str] = []
-    for entry in reversed(recorded):
-        try:
-            state = entry.state()
-            if state is State.PRESENT:
-                entry.remove()
-            outcomes.append(Undone(entry.describe(), state))
-        except CleanupError as error:
-            problems.extend(error.problems)
-        except OSError as error:
-            problems.append(f"{entry.describe()} could not be undone: {error}")
-    if problems:
-        raise CleanupError([*problems, f"the journal is kept: {directory / _FILE}; repeat with testbed clean"])
-    shutil.rmtree(directory)
-    return tuple(outcomes)
+    outcomes = tuple(_undo_entry(entry, dry_run=dry_run) for entry in reversed(recorded))
+    if not dry_run and not any(item.problem for item in outcomes):
+        shutil.rmtree(directory)
+    return outcomes
+
+
+def problems_of(directory: Path, outcomes: Sequence[Undone]) -> tuple[str, ...]:
+    """What `undo` could not undo, a sentence each, and where that is written down; empty if there is nothing."""
+    problems = [item.problem for item in outcomes if item.problem]
+    return (*problems, f"the journal is kept: {directory / _FILE}; repeat with testbed clean") if problems else ()
+
+
+def _undo_entry(entry: Entry, *, dry_run: bool) -> Undone:
+    what, state = entry.describe(), None
+    try:
+        state = entry.state()
+        if state is State.PRESENT and not dry_run:
+            entry.remove()
+    except (CleanupError, OSError) as error:
+        return Undone(what, state, f"{what} could not be undone: {error}")
+    return Undone(what, state)
