@@ -48,8 +48,9 @@ def clean(root: Path = RUNS) -> tuple[Cleaned, ...]:
 
 
 def present(run: Cleaned) -> tuple[str, ...]:
-    """Only what was really there and could be undone."""
-    return tuple(item.what for item in run.undone if item.state is State.PRESENT and not item.problem)
+    """Only what was really there and could be undone, each once: some changes have an entry before and one after."""
+    found = (item.what for item in run.undone if item.state is State.PRESENT and not item.problem)
+    return tuple(dict.fromkeys(found))
 
 
 def _each_dead_run(root: Path, *, dry_run: bool) -> tuple[Cleaned, ...]:

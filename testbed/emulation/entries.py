@@ -228,17 +228,16 @@ def to_dict(entry: Entry) -> dict[str, Any]:
     return {"kind": entry.kind, **asdict(entry)}  # type: ignore[call-overload]
 
 
-def from_dict(data: dict[str, Any]) -> Entry:
+def from_dict(data: Any) -> Entry:
     """Inverse of `to_dict`.
 
     Raises:
         CleanupError: The kind or its fields are unknown, so the record was written by something newer or broken.
     """
-    fields = dict(data)
-    kind = fields.pop("kind", None)
     try:
-        entry: Entry = KINDS[kind](**fields)
-    except (KeyError, TypeError) as error:
+        fields = dict(data)
+        entry: Entry = KINDS[fields.pop("kind")](**fields)
+    except (KeyError, TypeError, ValueError) as error:
         raise CleanupError(
             f"journal entry {data!r} is of no known form ({error}); use the version of testbed that wrote it"
         ) from error
