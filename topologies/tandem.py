@@ -138,8 +138,12 @@ class TandemTopo(Topo):  # type: ignore[misc]
             link: Class of the links.
 
         Raises:
-            ValueError: A number outside its range.
+            ValueError: A number outside its range, or no whole number.
         """
+        for name, value in (("domains", domains), ("clients", clients)):
+            # Mininet hands over what it cannot read as a number as it stands.
+            if not isinstance(value, int):
+                raise ValueError(f"{name}: found {value!r}, expected a whole number, as in --topo tandem,3")  # noqa: TRY004
         offering = {domains} if compute is None else set(compute)
         if not 1 <= domains <= MAX_DOMAINS or not 1 <= clients <= MAX_CLIENTS:
             raise ValueError(

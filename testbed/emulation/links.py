@@ -32,7 +32,8 @@ def run(command: Sequence[str], text: str = "") -> str:
         PreflightError: It is missing or failed, with its words.
     """
     try:
-        result = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+        # In a process group of its own: Ctrl-C is for us to answer, not for a tool half-way through its work.
+        result = subprocess.run(command, input=text, capture_output=True, text=True, check=False, process_group=0)
     except FileNotFoundError as error:
         raise PreflightError(f"{command[0]} is not installed; install iproute2") from error
     if result.returncode != 0:

@@ -271,7 +271,14 @@ def environment_of(directory: Path) -> dict[str, str]:
 def _call(command: Sequence[str], environment: dict[str, str], text: str = "") -> str:
     try:
         result = subprocess.run(
-            command, env={**os.environ, **environment}, input=text, capture_output=True, text=True, check=False
+            command,
+            env={**os.environ, **environment},
+            input=text,
+            capture_output=True,
+            text=True,
+            check=False,
+            # Ctrl-C is for us to answer, not for a transaction half-way through.
+            process_group=0,
         )
     except FileNotFoundError as error:
         raise PreflightError(f"{command[0]} is not installed; install openvswitch-switch") from error

@@ -1,18 +1,20 @@
 """What a meter or queue must do to probe traffic, and how far a correct one may be off: arithmetic without a network.
 
 Sizes are L2 frames without FCS. Tolerances have three sources and no free factor: a packet is forwarded whole or not at
-all; a meter refills once a millisecond; and the switch may look at a packet later than it was sent, for which
-`SWITCH_LATENESS_S` stands. HTB may also be ahead or behind by its own burst.
+all; a meter refills once a millisecond; and a switch or a timer may act later than it should, for which
+`SWITCH_LATENESS_S` stands.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from controller.program import Meter, Queue
 
 METER_GRAIN_S = 1e-3
 SWITCH_LATENESS_S = 2e-3
+_BLUNT = 0.1
+"""A rate known no better than to this part proves nothing, whatever was found."""
 
 
 @dataclass(frozen=True)
@@ -46,15 +48,17 @@ class ProbeResult:
 
 @dataclass(frozen=True)
 class Passed:
-    """What came through a meter that was offered more than it lets through.
+    """What came through a meter or a queue that was offered more than it lets through.
 
     Attributes:
         bits: Let through.
         elapsed_s: How long that took.
+        uncertainty_s: How much longer or shorter it may have been: reading a counter takes its time.
     """
 
     bits: int
     elapsed_s: float
+    uncertainty_s: float = 0.0
 
 
 def judge(domain: str, tenant: str, what: str, *, found: float, expected: float, tolerance: float) -> ProbeResult:
@@ -63,43 +67,43 @@ def judge(domain: str, tenant: str, what: str, *, found: float, expected: float,
 
 
 def meter_burst(domain: str, tenant: str, meter: Meter, *, passed: Passed, frame_bits: int) -> ProbeResult:
-    """Bucket of a meter from what it let through of an overload that found it full and left it empty."""
+    """Bucket of a meter from the least that any of several floods got through it: the one with the least refill.
+
+    A userspace meter also forgets up to a millisecond of its refill when it was idle for longer than burst / rate.
+    """
     rate = meter.rate_kbps * 1000
     return judge(
         domain,
         tenant,
         "meter burst, bits",
-        found=passed.bits - rate * passed.elapsed_s,
+        found=passed.bits,
         expected=meter.burst_kbit * 1000,
-        tolerance=2 * frame_bits + rate * (METER_GRAIN_S + SWITCH_LATENESS_S),
+        tolerance=frame_bits + rate * (passed.elapsed_s + METER_GRAIN_S + SWITCH_LATENESS_S),
     )
 
 
 def meter_rate(domain: str, tenant: str, meter: Meter, *, passed: Passed, frame_bits: int) -> ProbeResult:
     """Rate of a meter from what it let through between two moments at which an overload had left it empty."""
     rate = meter.rate_kbps * 1000
-    return judge(
-        domain,
-        tenant,
-        "meter rate, bit/s",
-        found=passed.bits / passed.elapsed_s,
-        expected=rate,
-        tolerance=2 * (frame_bits + rate * (METER_GRAIN_S + SWITCH_LATENESS_S)) / passed.elapsed_s,
-    )
+    slack_bits = 2 * (frame_bits + rate * (METER_GRAIN_S + SWITCH_LATENESS_S))
+    return _rate(domain, tenant, "meter rate, bit/s", rate_bps=rate, passed=passed, slack_bits=slack_bits)
 
 
-def queue_rate(
-    domain: str, tenant: str, port: str, queue: Queue, *, sent_bits: int, elapsed_s: float, frame_bits: int
-) -> ProbeResult:
-    """Rate of a reserved class from what it sent while it never ran empty."""
-    return judge(
-        domain,
-        tenant,
-        f"queue rate at {port}, bit/s",
-        found=sent_bits / elapsed_s,
-        expected=queue.rate_bps,
-        tolerance=(2 * frame_bits + 8 * queue.burst_bytes) / elapsed_s,
-    )
+def queue_rate(domain: str, tenant: str, port: str, queue: Queue, *, passed: Passed, frame_bits: int) -> ProbeResult:
+    """Rate of a reserved class from what it sent while it never ran empty.
+
+    Its burst makes up for a late timer, so a reading just before or after may be off by what the lateness is worth.
+    """
+    slack_bits = 2 * frame_bits + min(8 * queue.burst_bytes, queue.rate_bps * SWITCH_LATENESS_S)
+    what = f"queue rate at {port}, bit/s"
+    return _rate(domain, tenant, what, rate_bps=queue.rate_bps, passed=passed, slack_bits=slack_bits)
+
+
+def _rate(domain: str, tenant: str, what: str, *, rate_bps: int, passed: Passed, slack_bits: float) -> ProbeResult:
+    tolerance = (slack_bits + rate_bps * passed.uncertainty_s) / passed.elapsed_s
+    found = passed.bits / passed.elapsed_s
+    result = judge(domain, tenant, what, found=found, expected=rate_bps, tolerance=tolerance)
+    return result if tolerance <= _BLUNT * rate_bps else replace(result, ok=False)
 
 
 def left_over_rate(
@@ -109,21 +113,20 @@ def left_over_rate(
     *,
     link_rate_bps: int,
     reserved_bps: int,
-    sent_bits: int,
-    elapsed_s: float,
+    passed: Passed,
     frame_bits: int,
 ) -> ProbeResult:
-    """Rate of all best-effort classes together while every reserved class uses its own: the rest of the link.
+    """Rate of all best-effort classes together while every reserved class uses its own.
 
-    They borrow from the link's class, whose bucket holds a millisecond, and every class may have a packet on the way.
+    At most the rest of the link and at least what they were given: the link's class, which they borrow from, forgets
+    what a late timer leaves over, and nobody promised it to them. The rest is exceeded by a millisecond of the link,
+    which that class can hold, their own bursts, and a packet of every class on the way.
     """
-    expected = min(link_rate_bps - reserved_bps, sum(queue.ceil_bps for queue in queues.values()))
+    most = min(link_rate_bps - reserved_bps, sum(queue.ceil_bps for queue in queues.values()))
+    least = sum(queue.rate_bps for queue in queues.values())
     slack = link_rate_bps * METER_GRAIN_S + sum(8 * queue.burst_bytes for queue in queues.values())
-    return judge(
-        domain,
-        ", ".join(queues),
-        f"left-over rate at {port}, bit/s",
-        found=sent_bits / elapsed_s,
-        expected=expected,
-        tolerance=(slack + 2 * frame_bits * (len(queues) + 1)) / elapsed_s,
-    )
+    tolerance = (slack + 2 * frame_bits * (len(queues) + 1) + most * passed.uncertainty_s) / passed.elapsed_s
+    found = passed.bits / passed.elapsed_s
+    ok = least - tolerance <= found <= most + tolerance
+    what = f"left-over rate at {port}, at most, bit/s"
+    return ProbeResult(domain, ", ".join(queues), what, found, most, tolerance, ok)

@@ -1,7 +1,7 @@
 """One domain driven with traffic at its own border: every tenant's meter, every queue, and which queue packets choose.
 
-Three drives, all tenants together. Through the switches, client to server: an overload that empties every meter's full
-bucket, then one that shows its rate; classes must count exactly what the meter let through.
+Three drives, all tenants together. Through the switches, client to server: floods that full meters cut to their bucket,
+then an overload that shows their rate; classes must count exactly what the meter let through.
 Through the switches, server to client: a few frames each, counted in their classes. And straight into each egress port,
 where no meter polices: every class kept backlogged, and its bytes timed. Frames of that last drive have an address that
 no flow knows, so the next switch drops them. What is right is decided in `testbed.emulation.probe_checks`.
@@ -13,6 +13,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 
 from controller import traffic_control
 from controller.counters import ClassCounters, MeterCounters
@@ -21,34 +22,30 @@ from controller.program import DomainProgram, Meter, Queue, Rule
 from testbed.emulation import namespace, probe_checks
 from testbed.emulation.network import TandemNetwork
 from testbed.emulation.probe_checks import Passed, ProbeResult, judge
-from testbed.emulation.probe_traffic import (
-    LARGEST_FRAME_BYTES,
-    SMALLEST_FRAME_BYTES,
-    Injector,
-    Pacer,
-    Sent,
-    Stream,
-    flood,
-    frame,
-)
+from testbed.emulation.probe_effort import Effort, is_reserved, reserved_bps
+from testbed.emulation.probe_traffic import SMALLEST_FRAME_BYTES, Injector, Pacer, Sent, Stream, flood, frame
 from testbed.errors import ReservationError
 from testbed.scenario.model import Datapath
 
 _STRANGER = "10.255.255.254"
-_RATE_DRIVE_S = 0.5
-_QUEUE_DRIVE_S = 0.3
-_EMPTYING_S = 0.4
-_FRAMES_OF_A_BUCKET = 64
-_FRAMES_OF_A_RATE = 300
+_FLOODS = 3
 _UNMETERED_FRAMES = 50
 _REVERSE_FRAMES = 20
-_BUSY_PORT_PER_S = 40_000
-_OVERLOAD = 1.1
+_LEAD_S = 0.03
 _LOOK_EVERY_S = 0.005
 _QUIET_LOOKS = 3
 _SETTLED_WITHIN_S = 10.0
 
 Classes = Mapping[str, Mapping[int, ClassCounters]]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The classes of a port as they were at some moment between two readings of CLOCK_MONOTONIC."""
+
+    classes: Classes
+    earliest_s: float
+    latest_s: float
 
 
 class DomainProbe:
@@ -57,7 +54,7 @@ class DomainProbe:
     Args:
         network: The network; the calling thread is inside its fabric.
         index: Position of the domain, from 0.
-        program: What its controller installed. Its meters are full: nothing has crossed them for burst / rate.
+        program: What its controller installed.
         stretch: Factor on the length of the timed drives.
     """
 
@@ -65,7 +62,7 @@ class DomainProbe:
         self._network = network
         self._position = index + 1
         self._program = program
-        self._stretch = stretch
+        self._effort = Effort(program, len(network.layout.skeletons) - self._position, stretch)
         self._ports = [port for hop in program.hops for port in hop.queued_ports]
         self._entry = network.layout.border(index).upstream
         self._results: list[ProbeResult] = []
@@ -85,61 +82,69 @@ class DomainProbe:
     # Client to server, through the meters.
 
     def _drive_forward(self) -> None:
-        """Empty every full bucket, then keep it empty: what passes is first the bucket, and then the rate alone."""
         metered = [(rule, rule.meter) for rule in self._program.rules if rule.meter is not None]
         start, met_start = self._settled(), self._met()
         with Injector(self._entry, bypass=True) as entry:
-            emptied, met_emptied = self._overload(entry, _EMPTYING_S, unmetered=0)
-            timed, met_timed = self._overload(entry, self._duration_s, unmetered=_UNMETERED_FRAMES)
-        end = self._settled()
-        for rule, meter in metered:
-            number, bits = rule.number, 8 * _meter_frame_bytes(meter)
-            bucket = Passed(bits * _let_through(met_start, met_emptied, number), emptied[number].elapsed_s)
-            # From the last packet of one overload to the last of the next one: the bucket is empty at both ends.
-            rate = Passed(
-                bits * _let_through(met_emptied, met_timed, number), timed[number].last_s - emptied[number].last_s
-            )
-            self._results.append(
-                probe_checks.meter_burst(self._program.domain, rule.tenant, meter, passed=bucket, frame_bits=bits)
-            )
-            self._results.append(
-                probe_checks.meter_rate(self._program.domain, rule.tenant, meter, passed=rate, frame_bits=bits)
-            )
-            arrived = met_timed[number].in_packets - met_start[number].in_packets
-            sent = emptied[number].packets + timed[number].packets
-            self._exactly(rule.tenant, "frames that reached the meter", arrived, sent)
-        entered = {number: sent.packets for number, sent in timed.items()}
-        entered |= {rule.number: _let_through(met_start, met_timed, rule.number) for rule, _ in metered}
+            self._flood_meters(entry, metered)
+            met_flooded = self._met()
+            sent = self._overload_meters(entry)
+        end, met_end = self._settled(), self._met()
+        for rule, _ in metered:
+            arrived = met_end[rule.number].in_packets - met_flooded[rule.number].in_packets
+            self._exactly(rule.tenant, "frames that reached the meter", arrived, sent[rule.number].packets)
+        entered = {number: part.packets for number, part in sent.items()}
+        entered |= {rule.number: _let_through(met_start, met_end, rule.number) for rule, _ in metered}
         self._check_classes(start, end, entered, [_ports_to_server(self._program, r) for r in self._program.rules])
 
-    @property
-    def _duration_s(self) -> float:
-        return _RATE_DRIVE_S * self._stretch
+    def _flood_meters(self, entry: Injector, metered: Sequence[tuple[Rule, Meter]]) -> None:
+        """Offer every full meter, one after the other, more than its bucket at once; the least that passes counts."""
+        least: dict[int, Passed] = {}
+        before = self._met()
+        for _ in range(_FLOODS):
+            # Left alone this long, every bucket is full again.
+            time.sleep(max((m.burst_kbit / m.rate_kbps for _, m in metered), default=0) + probe_checks.METER_GRAIN_S)
+            elapsed_s = {}
+            for rule, meter in metered:
+                size, count = self._effort.flood(meter)
+                elapsed_s[rule.number] = flood(entry, frame(*_forward(rule), size), count).elapsed_s
+                time.sleep(count / self._effort.frames_per_s)
+            self._settled()
+            after = self._met()
+            for rule, meter in metered:
+                bits = 8 * self._effort.flood(meter)[0] * _let_through(before, after, rule.number)
+                passed = Passed(bits, elapsed_s[rule.number])
+                least[rule.number] = min(least.get(rule.number, passed), passed, key=lambda item: item.bits)
+            before = after
+        for rule, meter in metered:
+            bits, passed = 8 * self._effort.flood(meter)[0], least[rule.number]
+            self._results.append(
+                probe_checks.meter_burst(self._program.domain, rule.tenant, meter, passed=passed, frame_bits=bits)
+            )
 
-    def _overload(
-        self, entry: Injector, duration_s: float, *, unmetered: int
-    ) -> tuple[dict[int, Sent], Mapping[int, MeterCounters]]:
-        """Offer every meter enough to empty its bucket within the emptying time; counters once all have arrived."""
+    def _overload_meters(self, entry: Injector) -> dict[int, Sent]:
+        """Keep every meter empty and time what passes, as it comes to the classes behind; unmetered: a few frames."""
+        rules, effort = self._program.rules, self._effort
         streams = []
-        for rule in self._program.rules:
-            if rule.meter is None:
-                size, per_s = SMALLEST_FRAME_BYTES, unmetered / duration_s
-            else:
-                size = _meter_frame_bytes(rule.meter)
-                rate, bucket = rule.meter.rate_kbps * 1000, rule.meter.burst_kbit * 1000
-                per_s = (1.5 * rate + 1.3 * bucket / _EMPTYING_S) / (8 * size)
-            streams.append(Stream(entry, frame(rule.number, rule.client, rule.server, size), per_s))
+        for rule in rules:
+            size, per_s = SMALLEST_FRAME_BYTES, _UNMETERED_FRAMES / (effort.emptying_s + effort.rate_drive_s)
+            if rule.meter is not None:
+                size, per_s = effort.overload(rule.meter)
+            streams.append(Stream(entry, frame(*_forward(rule), size), per_s))
+        ports = [_ports_to_server(self._program, rule)[0] for rule in rules]
         pacer = Pacer(streams)
-        pacer.run(time.monotonic() + duration_s)
-        sent = {rule.number: part for rule, part in zip(self._program.rules, pacer.sent(), strict=True)}
-        return sent, self._met_when_still()
-
-    def _met_when_still(self) -> Mapping[int, MeterCounters]:
-        """Meter counters once no frame is on its way to a meter any more."""
-        previous: Mapping[int, MeterCounters] | None = None
-        while (found := self._met()) != previous:
-            previous = found
-        return found
+        now = time.monotonic()
+        pacer.run(now + effort.emptying_s)
+        first = {port: _read(port) for port in set(ports)}
+        pacer.run(now + effort.emptying_s + effort.rate_drive_s)
+        last = {port: _read(port) for port in set(ports)}
+        for rule, port in zip(rules, ports, strict=True):
+            if rule.meter is not None:
+                bits = 8 * effort.overload(rule.meter)[0]
+                arrived = _arrived(first[port].classes, last[port].classes, port, rule.queue.minor)
+                passed = _between(first[port], last[port], bits * arrived)
+                who = (self._program.domain, rule.tenant, rule.meter)
+                self._results.append(probe_checks.meter_rate(*who, passed=passed, frame_bits=bits))
+        return {rule.number: sent for rule, sent in zip(rules, pacer.sent(), strict=True)}
 
     # Server to client.
 
@@ -163,17 +168,16 @@ class DomainProbe:
     def _drive_ports(self) -> None:
         """Keep every class of every port backlogged and time its bytes: busy ports alone, the others together."""
         before = self._settled()
-        per_port_s = sum(_OVERLOAD * rate / (8 * _queue_frame_bytes(rate)) for rate in self._offered_bps().values())
-        together = max(1, int(_BUSY_PORT_PER_S / per_port_s))
-        for start in range(0, len(self._ports), together):
-            self._drive_some_ports(self._ports[start : start + together])
+        for ports in self._effort.ports_together(self._ports):
+            self._drive_some_ports(ports)
+            self._settled()
         after = self._settled()
         for port in self._ports:
             found = _arrived(before, after, port, UNCLASSIFIED_MINOR)
             self._exactly("(all)", f"own packets in the default class at {port}", found, 0)
 
     def _drive_some_ports(self, ports: Sequence[str]) -> None:
-        offered = self._offered_bps()
+        busy_bps = self._effort.busy_bps()
         with ExitStack() as stack:
             streams = []
             for port in ports:
@@ -183,70 +187,48 @@ class DomainProbe:
                     if self._network.datapath is Datapath.KERNEL:
                         chosen = 0x1_0000 | rule.queue.minor
                         injector = stack.enter_context(Injector(port, bypass=False, priority=chosen))
-                    rate = offered[rule.number]
-                    size = _queue_frame_bytes(rate)
+                    size, per_s = self._effort.busy(busy_bps[rule.number])
                     ends = (_STRANGER, rule.client) if self._leads_to_client(port) else (rule.client, _STRANGER)
-                    per_s = _OVERLOAD * rate / (8 * size)
+                    # Spends the burst of a class that was idle, and leaves it with a backlog.
                     head = int(0.02 * per_s + rule.queue.burst_bytes / size) + 2
                     streams.append(Stream(injector, frame(rule.number, *ends, size), per_s, head))
             pacer = Pacer(streams)
             now = time.monotonic()
-            pacer.run(now + 0.03)
-            first, first_s = traffic_control.counters(ports), time.monotonic()
-            pacer.run(now + 0.03 + _QUEUE_DRIVE_S * self._stretch)
-            last, last_s = traffic_control.counters(ports), time.monotonic()
+            pacer.run(now + _LEAD_S)
+            first = {port: _read(port) for port in ports}
+            pacer.run(now + _LEAD_S + self._effort.queue_drive_s)
+            last = {port: _read(port) for port in ports}
         for port in ports:
-            self._check_rates(port, first, last, last_s - first_s)
+            self._check_rates(port, first[port], last[port])
 
-    def _check_rates(self, port: str, first: Classes, last: Classes, elapsed_s: float) -> None:
-        offered = self._offered_bps()
+    def _check_rates(self, port: str, first: Reading, last: Reading) -> None:
+        busy_bps = self._effort.busy_bps()
         left_over: dict[str, Queue] = {}
-        left_over_bits, largest = 0, 0
+        left_over_bits, largest_bits = 0, 0
         for rule in self._program.rules:
             queue = rule.queue
-            size = _queue_frame_bytes(offered[rule.number])
-            sent_bits = 8 * (last[port][queue.minor].sent_bytes - first[port][queue.minor].sent_bytes)
-            if _is_reserved(queue):
-                result = probe_checks.queue_rate(
-                    self._program.domain,
-                    rule.tenant,
-                    port,
-                    queue,
-                    sent_bits=sent_bits,
-                    elapsed_s=elapsed_s,
-                    frame_bits=8 * size,
-                )
-                self._results.append(result)
+            frame_bits = 8 * self._effort.busy(busy_bps[rule.number])[0]
+            before, after = (reading.classes[port][queue.minor].sent_bytes for reading in (first, last))
+            sent_bits = 8 * (after - before)
+            if is_reserved(queue):
+                passed = _between(first, last, sent_bits)
+                who = (self._program.domain, rule.tenant, port, queue)
+                self._results.append(probe_checks.queue_rate(*who, passed=passed, frame_bits=frame_bits))
             else:
                 left_over[rule.tenant] = queue
                 left_over_bits += sent_bits
-                largest = max(largest, size)
+                largest_bits = max(largest_bits, frame_bits)
         if left_over:
             result = probe_checks.left_over_rate(
                 self._program.domain,
                 left_over,
                 port,
                 link_rate_bps=self._program.link_rate_bps,
-                reserved_bps=self._reserved_bps(),
-                sent_bits=left_over_bits,
-                elapsed_s=elapsed_s,
-                frame_bits=8 * largest,
+                reserved_bps=reserved_bps(self._program.rules),
+                passed=_between(first, last, left_over_bits),
+                frame_bits=largest_bits,
             )
             self._results.append(result)
-
-    def _offered_bps(self) -> dict[int, float]:
-        """What keeps each class busy: its own rate, or for best effort an even share of what is left, and more."""
-        rest = [rule for rule in self._program.rules if not _is_reserved(rule.queue)]
-        left = self._program.link_rate_bps - self._reserved_bps()
-        return {
-            rule.number: float(rule.queue.rate_bps)
-            if _is_reserved(rule.queue)
-            else max(rule.queue.rate_bps, min(rule.queue.ceil_bps, 1.3 * left / len(rest)))
-            for rule in self._program.rules
-        }
-
-    def _reserved_bps(self) -> int:
-        return sum(rule.queue.rate_bps for rule in self._program.rules if _is_reserved(rule.queue))
 
     def _leads_to_client(self, port: str) -> bool:
         return any(port == hop.towards_client or port in dict(hop.client_ports).values() for hop in self._program.hops)
@@ -269,21 +251,45 @@ class DomainProbe:
             self._exactly("(all)", f"packets in the default class at {port}", found, 0)
 
     def _settled(self) -> Classes:
-        """Counters once nothing is under way: queues empty and nothing moving over several looks."""
+        """Counters once nothing is under way: queues empty and nothing moving over several looks.
+
+        Raises:
+            ReservationError: Packets wait where none belongs, or something does not come to rest.
+        """
         deadline = time.monotonic() + _SETTLED_WITHIN_S
         previous, quiet = None, 0
         while quiet < _QUIET_LOOKS:
-            if time.monotonic() > deadline:
-                raise ReservationError(
-                    f"{self._program.domain}: queues still move {_SETTLED_WITHIN_S:g} s after the probe's last packet; "
-                    "stop whatever else sends into this network"
-                )
             time.sleep(_LOOK_EVERY_S)
             found = (traffic_control.counters(self._ports), self._met())
-            busy = any(c.backlog_packets for classes in found[0].values() for c in classes.values())
-            quiet = quiet + 1 if found == previous and not busy else 0
+            waiting = {
+                (port, minor): counters.backlog_packets
+                for port, classes in found[0].items()
+                for minor, counters in classes.items()
+                if counters.backlog_packets
+            }
+            self._require_classified(waiting)
+            if time.monotonic() > deadline:
+                where = ", ".join(
+                    f"{count} packets in 1:{minor:x} at {port}" for (port, minor), count in waiting.items()
+                )
+                raise ReservationError(
+                    f"probe of {self._program.domain}: queues still move {_SETTLED_WITHIN_S:g} s after the last packet "
+                    f"({where or 'none holds any'}); stop whatever else sends into this network"
+                )
+            quiet = quiet + 1 if found == previous and not waiting else 0
             previous = found
         return found[0]
+
+    def _require_classified(self, waiting: Mapping[tuple[str, int], int]) -> None:
+        """Not left to be counted in the end: the default class is so slow that there would be no end."""
+        stray = [
+            f"probe of {self._program.domain}, (all): {count} packets wait in the default class at {port}, expected 0; "
+            "what chooses the class there (filters on the userspace datapath, set_queue on the kernel's) does nothing"
+            for (port, minor), count in waiting.items()
+            if minor == UNCLASSIFIED_MINOR
+        ]
+        if stray:
+            raise ReservationError(stray)
 
     def _met(self) -> dict[int, MeterCounters]:
         """Counters of the ingress hop's meters, by rule number."""
@@ -314,6 +320,17 @@ def _let_through(before: Mapping[int, MeterCounters], after: Mapping[int, MeterC
     return (last.in_packets - last.dropped_packets) - (first.in_packets - first.dropped_packets)
 
 
+def _read(port: str) -> Reading:
+    earliest_s = time.monotonic()
+    return Reading(traffic_control.counters([port]), earliest_s, time.monotonic())
+
+
+def _between(first: Reading, last: Reading, bits: int) -> Passed:
+    """What passed between two readings, with how long that was and how sure that is."""
+    shortest_s, longest_s = last.earliest_s - first.latest_s, last.latest_s - first.earliest_s
+    return Passed(bits, (shortest_s + longest_s) / 2, (longest_s - shortest_s) / 2)
+
+
 def _arrived(before: Classes, after: Classes, port: str, minor: int) -> int:
     """Packets that came to a class between two readings, whatever became of them."""
     first, last = before[port][minor], after[port][minor]
@@ -322,22 +339,8 @@ def _arrived(before: Classes, after: Classes, port: str, minor: int) -> int:
     )
 
 
-def _is_reserved(queue: Queue) -> bool:
-    return queue.rate_bps == queue.ceil_bps
-
-
-def _frame_bytes(bits: float) -> int:
-    """The frame size nearest to `bits` that a probe can send."""
-    return max(SMALLEST_FRAME_BYTES, min(LARGEST_FRAME_BYTES, int(bits / 8)))
-
-
-def _meter_frame_bytes(meter: Meter) -> int:
-    """Small enough to resolve the bucket, large enough that few frames fill it."""
-    return _frame_bytes(meter.burst_kbit * 1000 / _FRAMES_OF_A_BUCKET)
-
-
-def _queue_frame_bytes(rate_bps: float) -> int:
-    return _frame_bytes(rate_bps * _QUEUE_DRIVE_S / _FRAMES_OF_A_RATE)
+def _forward(rule: Rule) -> tuple[int, str, str]:
+    return rule.number, rule.client, rule.server
 
 
 def _ports_to_server(program: DomainProgram, rule: Rule) -> tuple[str, str]:

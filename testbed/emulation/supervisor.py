@@ -14,6 +14,7 @@ import select
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -91,7 +92,14 @@ class Child:
                 f"{self.name} (pid {self.pid}) is still running after {timeout_s:g} s; it last said:\n{self.tail()}"
             ) from error
         self.ending = True
+        self.hang_up()
         return status
+
+    def hang_up(self) -> None:
+        """Close our end of its standard input; what it has not read by now was meant for nobody."""
+        if self.process.stdin is not None:
+            with suppress(BrokenPipeError):
+                self.process.stdin.close()
 
 
 @dataclass(frozen=True)
@@ -197,6 +205,7 @@ class Supervisor:
         self.children.pop(child.name, None)
         if child.process.poll() is None:
             processes.end(child.pid, child.start_ticks, grace_s=grace_s)
+        child.hang_up()
         return child.process.wait()
 
     def end_all(self, *, grace_s: float = 3.0) -> None:
@@ -222,6 +231,7 @@ class Supervisor:
             if child.process.poll() is None:
                 child.process.kill()
             child.process.wait()
+            child.hang_up()
         self.children.clear()
 
     def _spawn(

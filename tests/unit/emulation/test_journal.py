@@ -307,7 +307,5 @@ def test_a_place_that_cannot_be_written_is_refused_with_a_remedy(root: Path, mon
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr(Path, "mkdir", refuse)
-    with pytest.raises(
-        PreflightError, match=r"cannot write the run's journal under .*\(Permission denied\); run as root"
-    ):
+    with pytest.raises(PreflightError, match=r"cannot write the run's journal .*\(Permission denied\); run as root"):
         Journal.create(root)

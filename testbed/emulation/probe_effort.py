@@ -1,0 +1,116 @@
+"""How long and with which frames a domain is probed: enough to resolve every rate, never more than a switch can take.
+
+A userspace switch takes at most 32 packets a port on each of its rounds, and a round grows with the number of ports; so
+the frames offered per second have one budget for all tenants together. What a meter lets through crosses every domain
+behind it as well, at the cost of the same processor, so that many domains behind make the budget smaller. The more
+tenants share it, the larger their frames and the longer the drives. Sending and judging happen elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from controller.program import DomainProgram, Meter, Queue, Rule
+from testbed.emulation.probe_checks import METER_GRAIN_S, SWITCH_LATENESS_S
+from testbed.emulation.probe_traffic import LARGEST_FRAME_BYTES, SMALLEST_FRAME_BYTES
+
+_FRAMES_PER_S = 15_000
+_DOMAINS_AT_EASE = 3
+FRAMES_OF_A_BUCKET = 64
+_TENANTS_AT_EASE = 16
+_OVERLOAD = 1.1
+
+
+@dataclass(frozen=True)
+class Effort:
+    """Durations and sizes for one domain.
+
+    Attributes:
+        program: What is probed.
+        domains_behind: How many domains the probe's frames go on to cross.
+        stretch: Factor on all durations, for another try on a host that stalled.
+    """
+
+    program: DomainProgram
+    domains_behind: int = 0
+    stretch: float = 1.0
+
+    @property
+    def _crowd(self) -> float:
+        return self.stretch * max(1.0, len(self.program.rules) / _TENANTS_AT_EASE)
+
+    @property
+    def frames_per_s(self) -> float:
+        """The budget of what is sent through the meters."""
+        return _FRAMES_PER_S * min(1.0, _DOMAINS_AT_EASE / (1 + self.domains_behind))
+
+    @property
+    def emptying_s(self) -> float:
+        """How long an overload may take to empty every full bucket."""
+        return 0.2 * self._crowd
+
+    @property
+    def rate_drive_s(self) -> float:
+        """How long empty meters are watched."""
+        return 0.5 * self._crowd
+
+    @property
+    def queue_drive_s(self) -> float:
+        """How long backlogged classes are watched."""
+        return 0.3 * self._crowd
+
+    def flood(self, meter: Meter) -> tuple[int, int]:
+        """Frame size in bytes and number of frames that show a full bucket, and also one that is far too large."""
+        size = _frame_bytes(meter.burst_kbit * 1000 / FRAMES_OF_A_BUCKET)
+        late = meter.rate_kbps * 1000 * 3 * (METER_GRAIN_S + SWITCH_LATENESS_S)
+        return size, int((1.2 * meter.burst_kbit * 1000 + late) / (8 * size)) + 10
+
+    def overload(self, meter: Meter) -> tuple[int, float]:
+        """Frame size in bytes and frames per second that empty a full bucket in time and keep it empty."""
+        rate, bucket = meter.rate_kbps * 1000, meter.burst_kbit * 1000
+        offered = 1.5 * rate + 1.3 * bucket / self.emptying_s
+        size = _frame_bytes(max(offered / self._share_of(self.frames_per_s), bucket / FRAMES_OF_A_BUCKET))
+        return size, offered / (8 * size)
+
+    def busy_bps(self) -> dict[int, float]:
+        """What keeps each class busy, by rule number: its own rate, or an even and ample share of what is left over."""
+        rest = [rule for rule in self.program.rules if not is_reserved(rule.queue)]
+        left = self.program.link_rate_bps - reserved_bps(self.program.rules)
+        return {
+            rule.number: float(rule.queue.rate_bps)
+            if is_reserved(rule.queue)
+            else max(rule.queue.rate_bps, min(rule.queue.ceil_bps, 1.3 * left / len(rest)))
+            for rule in self.program.rules
+        }
+
+    def busy(self, rate_bps: float) -> tuple[int, float]:
+        """Frame size in bytes and frames per second that keep a class of this rate backlogged."""
+        offered = _OVERLOAD * rate_bps
+        size = _frame_bytes(offered / self._share_of(_FRAMES_PER_S))
+        return size, offered / (8 * size)
+
+    def ports_together(self, ports: Sequence[str]) -> list[Sequence[str]]:
+        """The ports in groups whose frames together stay within the budget."""
+        per_port = sum(self.busy(rate)[1] for rate in self.busy_bps().values())
+        together = max(1, int(4 * _FRAMES_PER_S / per_port))
+        return [ports[start : start + together] for start in range(0, len(ports), together)]
+
+    def _share_of(self, frames_per_s: float) -> float:
+        """Frames per second for each tenant; at least as many as resolve a rate to a percent."""
+        return max(frames_per_s / max(4, len(self.program.rules)), 100 / self.queue_drive_s)
+
+
+def is_reserved(queue: Queue) -> bool:
+    """Whether the class has its rate for itself and no more."""
+    return queue.rate_bps == queue.ceil_bps
+
+
+def reserved_bps(rules: Sequence[Rule]) -> int:
+    """Sum of the reserved rates."""
+    return sum(rule.queue.rate_bps for rule in rules if is_reserved(rule.queue))
+
+
+def _frame_bytes(bits: float) -> int:
+    """The frame size nearest to `bits` that a probe can send."""
+    return max(SMALLEST_FRAME_BYTES, min(LARGEST_FRAME_BYTES, int(bits / 8)))

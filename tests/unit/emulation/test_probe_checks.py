@@ -1,0 +1,99 @@
+"""What counts as right for a meter or a queue, and that the wrong ones of the field lie outside it."""
+
+from __future__ import annotations
+
+import pytest
+
+from controller.program import Meter, Queue
+from testbed.emulation import probe_checks
+from testbed.emulation.probe_checks import Passed
+
+METER = Meter(meter_id=1, rate_kbps=4_000, burst_kbit=160)
+QUEUE = Queue(0x11, rate_bps=5_000_000, ceil_bps=5_000_000, burst_bytes=4_000, quantum_bytes=1_514, limit_packets=100)
+FRAME_BITS = 2_500
+
+
+@pytest.mark.parametrize(
+    ("bits", "right"),
+    [
+        (160_000, True),
+        (160_000 - 4_000, True),
+        (160_000 + FRAME_BITS + 8_000, True),
+        (4_000_000, False),
+        (128_000, False),
+        (192_000, False),
+        (0, False),
+    ],
+    ids=[
+        "a full bucket",
+        "a refill of a millisecond forgotten while idle",
+        "two milliseconds of refill and a packet more",
+        "a meter without BURST, whose bucket is a second of rate",
+        "a fifth too small",
+        "a fifth too large",
+        "nothing passes",
+    ],
+)
+def test_a_bucket_is_judged_by_what_a_flood_gets_through(bits: int, right: bool) -> None:
+    passed = Passed(bits, elapsed_s=1e-3)
+    assert probe_checks.meter_burst("d", "t", METER, passed=passed, frame_bits=FRAME_BITS).ok is right
+
+
+@pytest.mark.parametrize(("factor", "right"), [(1.0, True), (0.99, True), (0.8, False), (1.2, False), (2.0, False)])
+def test_a_meters_rate_a_fifth_off_is_wrong(factor: float, right: bool) -> None:
+    passed = Passed(round(4_000_000 * 0.5 * factor), elapsed_s=0.5)
+    assert probe_checks.meter_rate("d", "t", METER, passed=passed, frame_bits=FRAME_BITS).ok is right
+
+
+@pytest.mark.parametrize(("factor", "right"), [(1.0, True), (0.99, True), (0.8, False), (1.2, False), (8.0, False)])
+def test_a_queues_rate_a_fifth_off_is_wrong(factor: float, right: bool) -> None:
+    passed = Passed(round(5_000_000 * 0.3 * factor), elapsed_s=0.3)
+    assert probe_checks.queue_rate("d", "t", "p", QUEUE, passed=passed, frame_bits=FRAME_BITS).ok is right
+
+
+@pytest.mark.parametrize(
+    ("uncertainty_s", "factor", "right"),
+    [(0.0, 1.04, False), (0.01, 1.04, True), (0.06, 1.0, False), (0.06, 1.2, False)],
+    ids=["read at once", "read slowly", "so slowly that it proves nothing", "so slowly that anything would pass"],
+)
+def test_a_counter_that_took_long_to_read_widens_what_counts_as_right_and_not_for_ever(
+    uncertainty_s: float, factor: float, right: bool
+) -> None:
+    passed = Passed(round(5_000_000 * 0.3 * factor), 0.3, uncertainty_s)
+    assert probe_checks.queue_rate("d", "t", "p", QUEUE, passed=passed, frame_bits=FRAME_BITS).ok is right
+    metered = Passed(round(4_000_000 * 0.3 * factor), 0.3, uncertainty_s)
+    assert probe_checks.meter_rate("d", "t", METER, passed=metered, frame_bits=FRAME_BITS).ok is right
+
+
+@pytest.mark.parametrize(
+    ("rate_bps", "right"),
+    [(30e6, True), (20e6, True), (1e6, True), (0.5e6, False), (35e6, False), (40e6, False)],
+    ids=[
+        "all that is left",
+        "part of it",
+        "its own rate",
+        "less than its own",
+        "some of the reserved",
+        "the whole link",
+    ],
+)
+def test_best_effort_gets_at_least_its_own_and_at_most_what_is_left(rate_bps: float, right: bool) -> None:
+    queue = Queue(
+        0x12, rate_bps=1_000_000, ceil_bps=40_000_000, burst_bytes=3_000, quantum_bytes=1_514, limit_packets=9
+    )
+    result = probe_checks.left_over_rate(
+        "d",
+        {"bulk": queue},
+        "p",
+        link_rate_bps=40_000_000,
+        reserved_bps=10_000_000,
+        passed=Passed(round(rate_bps * 0.3), elapsed_s=0.3),
+        frame_bits=FRAME_BITS,
+    )
+    assert result.ok is right
+
+
+def test_a_result_names_what_was_found_and_what_was_expected() -> None:
+    result = probe_checks.judge("west", "steady", "packets in its class at p", found=3, expected=5, tolerance=0)
+    assert not result.ok
+    assert str(result) == "west, steady: packets in its class at p found 3, expected 5 +- 0"
