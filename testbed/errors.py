@@ -46,3 +46,7 @@ class FidelityError(TestbedError):
 
 class CleanupError(TestbedError):
     """Something a run made that could not be undone."""
+
+
+class InterruptedRunError(TestbedError):
+    """A run that the user ended before it had measured anything."""

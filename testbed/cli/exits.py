@@ -8,6 +8,7 @@ from testbed.errors import (
     CleanupError,
     EnvelopeError,
     FidelityError,
+    InterruptedRunError,
     PreflightError,
     ReservationError,
     ScenarioError,
@@ -33,6 +34,7 @@ _BY_ERROR: dict[type[TestbedError], Exit] = {
     ReservationError: Exit.INVALID,
     FidelityError: Exit.INVALID,
     CleanupError: Exit.FAIL,
+    InterruptedRunError: Exit.INTERRUPTED,
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -37,6 +38,8 @@ class _Interrupt:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
+        # Not print: the signal may have come in the middle of one.
+        os.write(2, b"\nending early with what there is; once more breaks off\n")
 
     def __call__(self) -> bool:
         return self.asked
@@ -77,7 +80,9 @@ def run(
 ) -> None:
     """Run a scenario on a real network: promise, enforce, replay, measure, judge.
 
-    Exit codes: 0 PASS, 1 FAIL or a broken bound, 2 cannot run, 3 INVALID, 4 UNDETERMINED.
+    Ctrl-C ends it early: with what is measured by then, marked partial, or with nothing left behind.
+
+    Exit codes: 0 PASS, 1 FAIL or a broken bound, 2 cannot run, 3 INVALID, 4 UNDETERMINED, 130 interrupted.
     """
     scenario = load(file)
     options = Options(
@@ -97,6 +102,8 @@ def run(
     else:
         print_summary(record)
         typer.echo(f"report: {folder / REPORT_NAME}")
+    if record.partial:
+        raise typer.Exit(Exit.INTERRUPTED)
     if any(tenant.bound_broken for tenant in record.tenants):
         raise typer.Exit(Exit.FAIL)
     raise typer.Exit(exit_of_verdict(record.verdict))

@@ -1,12 +1,13 @@
 """The whole run, in order: build, offer, reserve, calibrate, probe, measure, judge, write, leave nothing behind.
 
-Each step is a function of another module; here is only their order, and what happens when the user interrupts. The run
-folder is written whatever the verdict, also for a run that was cut short.
+Each step is a function of another module; here is only their order, and what happens when the user interrupts: with
+something measured the run is judged as it is and marked partial, else there is nothing to show and no folder stays.
 """
 
 from __future__ import annotations
 
 import datetime as dt
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -18,7 +19,7 @@ from controller.client import ControllerClient
 from testbed.emulation.layout import controller_port
 from testbed.emulation.network import TandemNetwork
 from testbed.emulation.probe import probe
-from testbed.errors import PreflightError
+from testbed.errors import InterruptedRunError, PreflightError
 from testbed.management.bounds import bound_tenant
 from testbed.management.domain import HOST_ALLOWANCE_CAP_S
 from testbed.management.federation import Federation, found
@@ -66,15 +67,16 @@ def run(scenario: Scenario, options: Options, progress: Progress) -> Path:
         PreflightError: This host cannot run it; nothing was changed.
         ReservationError: A domain refused, or what it installed is not what it promised.
         FidelityError: The run could not be measured at all.
+        InterruptedRunError: The user ended it before anything was measured.
     """
     require_root()
     datapath = choose_datapath(scenario.datapath)
     require_room(options.out, scenario, options.seeds)
-    steps = _Steps(progress)
-    with ExitStack() as stack:
+    steps = _Steps(progress, options.stop)
+    with ExitStack() as outer, ExitStack() as stack:
         with steps.step("building the network"):
             network = stack.enter_context(TandemNetwork(scenario, datapath))
-            folder = _new_folder(options.out, scenario.name, network.journal.runid)
+            folder = outer.enter_context(_new_folder(options.out, scenario.name, network.journal.runid))
             controllers = {
                 domain.name: stack.enter_context(_controller(network, index, domain.name))
                 for index, domain in enumerate(scenario.domains)
@@ -87,6 +89,7 @@ def run(scenario: Scenario, options: Options, progress: Progress) -> Path:
         stage = Stage(network, controllers, folder)
         with steps.step("calibrating") as step:
             _calibrate(stage, federation, step, options.stop)
+            steps.require_wanted()
         with steps.step("probing"):
             probes = probe(network, {name: agent.program for name, agent in federation.agents.items()})
             network.enlarge_buffers()
@@ -106,6 +109,7 @@ def run(scenario: Scenario, options: Options, progress: Progress) -> Path:
             "probes": tuple(ProbeRecord(**asdict(result)) for result in probes),
             "installed": installed,
             "timings_s": steps.timings_s,
+            "partial": record.partial or len(measured) < options.seeds,
         }
     )
     write_record(folder, record)
@@ -118,21 +122,31 @@ def run(scenario: Scenario, options: Options, progress: Progress) -> Path:
 
 
 class _Steps:
-    """Announces steps and remembers how long each took."""
+    """Announces steps, remembers how long each took, and starts none that the user no longer wants."""
 
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self, progress: Progress, stop: Callable[[], bool]) -> None:
         self._progress = progress
+        self._stop = stop
+        self.measured = False
         self.timings_s: dict[str, float] = {}
+
+    def require_wanted(self) -> None:
+        """Go on unless the user wants to stop and nothing is lost by it."""
+        if self._stop() and not self.measured:
+            raise InterruptedRunError("interrupted before anything was measured; nothing is left behind")
 
     @contextmanager
     def step(self, name: str) -> Iterator[Step]:
+        self.require_wanted()
         began = time.monotonic()
         with self._progress.step(name) as step:
             yield step
         self.timings_s[name] = time.monotonic() - began
 
 
-def _new_folder(out: Path, name: str, runid: str) -> Path:
+@contextmanager
+def _new_folder(out: Path, name: str, runid: str) -> Iterator[Path]:
+    """A folder for the run, taken away again if the user ends it before anything was measured."""
     stamp = dt.datetime.now(dt.UTC).strftime("%Y%m%dT%H%M%SZ")
     folder = out / f"{stamp}-{name}-{runid}"
     try:
@@ -141,7 +155,11 @@ def _new_folder(out: Path, name: str, runid: str) -> Path:
         raise PreflightError(
             f"{folder}: cannot be made ({error.strerror}); choose another folder with --out"
         ) from error
-    return folder
+    try:
+        yield folder
+    except InterruptedRunError:
+        shutil.rmtree(folder)
+        raise
 
 
 def _controller(network: TandemNetwork, index: int, domain: str) -> ControllerClient:
@@ -164,6 +182,8 @@ def _federation(network: TandemNetwork, controllers: Mapping[str, ControllerClie
 def _calibrate(stage: Stage, federation: Federation, step: Step, stop: Callable[[], bool]) -> None:
     scenario = stage.network.scenario
     warm_up = stage.play(0, seed=scenario.seed, duration_s=scenario.warmup_s, conforming=True, step=step, stop=stop)
+    if not warm_up.complete:
+        return
     for name, allowance_s in calibrate(scenario, federation, warm_up, stage.shapers()).items():
         federation.agents[name].host_allowance_s = allowance_s
     federation.collect_offers()
@@ -187,6 +207,7 @@ def _measure(stage: Stage, federation: Federation, options: Options, steps: _Ste
             )
             drift = (*drift, *federation.drift())
             gates = gates_of(scenario, window, shapers, latencies, drift)
+        steps.measured = True
         yield Measured(window, gates, shapers, latencies)
-        if not window.complete:
+        if options.stop():
             return
