@@ -1,0 +1,68 @@
+"""The smoke scenario's network with its reservations installed and not yet probed, for tests that then tamper with it.
+
+As a program it is a neighbour on the same host: it builds that network, says so, obeys the words on its standard input
+(`probe`), and stands there until it is killed.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+from controller.client import ControllerClient
+from controller.program import DomainProgram
+from testbed.emulation.network import TandemNetwork
+from testbed.emulation.probe import probe
+from testbed.management.federation import Federation
+from testbed.run.pipeline import _controller, _federation
+from testbed.scenario.loader import load
+from testbed.scenario.model import Datapath
+from tests.integration.conftest import ROOT
+
+SMOKE = ROOT / "topologies" / "smoke.yaml"
+
+
+@dataclass(frozen=True)
+class Reserved:
+    """A network in which every domain has installed what it signed; the calling thread is inside its fabric."""
+
+    network: TandemNetwork
+    controllers: dict[str, ControllerClient]
+    federation: Federation
+
+    @property
+    def programs(self) -> dict[str, DomainProgram]:
+        """What each domain's controller installed."""
+        return {name: agent.program for name, agent in self.federation.agents.items()}
+
+
+@contextmanager
+def reserved() -> Iterator[Reserved]:
+    """Build it, and leave nothing behind."""
+    scenario = load(SMOKE)
+    with ExitStack() as stack:
+        network = stack.enter_context(TandemNetwork(scenario, Datapath.USERSPACE))
+        controllers = {
+            domain.name: stack.enter_context(_controller(network, index, domain.name))
+            for index, domain in enumerate(scenario.domains)
+        }
+        federation = _federation(network, controllers)
+        federation.collect_offers()
+        federation.reserve()
+        yield Reserved(network, controllers, federation)
+
+
+def _neighbour() -> None:
+    with reserved() as made:
+        print(json.dumps({"runid": made.network.journal.runid, "drift": made.federation.drift()}), flush=True)
+        for line in sys.stdin:
+            assert line == "probe\n", line
+            results = probe(made.network, made.programs)
+            print(json.dumps({"probed": len(results), "drift": made.federation.drift()}), flush=True)
+
+
+if __name__ == "__main__":
+    _neighbour()
