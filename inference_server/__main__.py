@@ -1,0 +1,113 @@
+"""`python -m inference_server`: one server as a process, from its command line to a signal.
+
+It prints one line of JSON when it is ready; SIGTERM or SIGINT drain it. Exit code 0 after a drain, 2 where it could not
+begin, with one line that says why.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import signal
+import sys
+from pathlib import Path
+
+from inference_server.errors import ModelError
+from inference_server.server import InferenceServer, Settings
+
+
+async def serve(settings: Settings) -> None:
+    """Serve until a signal.
+
+    Raises:
+        ModelError: A model cannot be loaded.
+        OSError: The address cannot be used.
+        ValueError: Settings that contradict themselves.
+    """
+    ended = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, ended.set)
+    async with InferenceServer(settings) as server:
+        host = settings.listen.rpartition(":")[0]
+        ready = {
+            "ready": True,
+            "listen": f"{host}:{server.port}",
+            "models": sorted(server.service.models),
+            "device": str(server.device),
+        }
+        print(json.dumps(ready), flush=True)
+        await ended.wait()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse, serve, and say why where that is impossible."""
+    settings = _settings(arguments)
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    try:
+        asyncio.run(serve(settings))
+    except (ModelError, OSError, ValueError) as error:
+        print(f"inference_server: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _settings(arguments: list[str] | None) -> Settings:
+    parser = argparse.ArgumentParser(prog="python -m inference_server", description="Serve PyTorch models over gRPC.")
+    default = Settings()
+    parser.add_argument("--listen", default=default.listen, type=_address, help="HOST:PORT; port 0 picks one")
+    parser.add_argument("--models", type=lambda text: text.split(","), help="NAME,...: serve only these")
+    parser.add_argument("--repository", type=Path, help="folder of your own models, see docs/inference.md")
+    parser.add_argument(
+        "--share", action="append", default=[], type=_share, metavar="TENANT=FRACTION", help="guarantee; repeatable"
+    )
+    parser.add_argument("--queue-limit", type=int, default=default.queue_limit, help="most waiting for each tenant")
+    parser.add_argument("--workers", type=_count, default=default.workers, help="threads that compute")
+    parser.add_argument("--threads", type=_count, default=default.threads, help="CPU threads in each computation")
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="default: CUDA where there is one")
+    parser.add_argument("--max-message-bytes", type=_count, default=default.message_bytes, help="largest request")
+    parser.add_argument("--max-rows", type=_count, default=default.max_rows, help="most rows of a request")
+    parser.add_argument("--drain-s", type=float, default=default.drain_s, help="how long the end waits for requests")
+    options = parser.parse_args(arguments)
+    return Settings(
+        listen=options.listen,
+        models=options.models,
+        folder=options.repository,
+        shares=dict(options.share),
+        queue_limit=options.queue_limit,
+        workers=options.workers,
+        threads=options.threads,
+        device=options.device,
+        message_bytes=options.max_message_bytes,
+        max_rows=options.max_rows,
+        drain_s=options.drain_s,
+    )
+
+
+def _address(text: str) -> str:
+    host, separator, port = text.rpartition(":")
+    if not host or not separator or not port.isdecimal() or int(port) > 65535:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected HOST:PORT")
+    return text
+
+
+def _share(text: str) -> tuple[str, float]:
+    tenant, separator, fraction = text.partition("=")
+    try:
+        value = float(fraction)
+    except ValueError:
+        value = -1.0
+    if not tenant or not separator or not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected TENANT=FRACTION with a fraction above 0, at most 1")
+    return tenant, value
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number of at least 1")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

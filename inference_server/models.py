@@ -1,0 +1,130 @@
+"""A loaded model: what it takes and gives, what a request costs, and the computation itself, on CPU or CUDA.
+
+Requests arrive here as checked numpy arrays and leave as numpy arrays; protocol and queues are elsewhere. Where models
+come from is `repository`'s business.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from inference_server.errors import InvalidRequestError, ModelError
+from inference_server.tensors import DTYPES, Array, TensorSpec
+
+_COST_REPEATS = 7
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a request is expected to take of one worker, as shares of the server are charged for it.
+
+    Attributes:
+        call_s: For any request.
+        row_s: For each row more.
+    """
+
+    call_s: float
+    row_s: float
+
+    def of(self, rows: int) -> float:
+        """Seconds for a request of this many rows."""
+        return self.call_s + rows * self.row_s
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Model:
+    """A model that can compute.
+
+    Attributes:
+        name: Its name in requests.
+        version: Its only version.
+        platform: What made it.
+        inputs: What it takes, in the order of its arguments.
+        outputs: What it gives, in the order of its results.
+        network: The network, on its device and in evaluation mode.
+        device: Where it computes.
+        max_rows: Largest first dimension of a request, where that dimension is free.
+    """
+
+    name: str
+    version: str
+    platform: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    network: nn.Module
+    device: torch.device
+    max_rows: int
+
+    @property
+    def batched(self) -> bool:
+        """Whether the first dimension of the first input is free."""
+        return self.inputs[0].shape[:1] == (-1,)
+
+    def rows(self, inputs: Mapping[str, Array]) -> int:
+        """Rows of a request, 1 where the model takes only one size.
+
+        Raises:
+            InvalidRequestError: More rows than the server accepts.
+        """
+        rows = inputs[self.inputs[0].name].shape[0] if self.batched else 1
+        if rows > self.max_rows:
+            raise InvalidRequestError(
+                f"model {self.name!r}: found {rows} rows, expected at most {self.max_rows}; split the request"
+            )
+        return int(rows)
+
+    def compute(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Outputs by name; returns when they are there, on CUDA too."""
+        with torch.inference_mode():
+            arguments = [torch.tensor(inputs[spec.name], device=self.device) for spec in self.inputs]
+            results = self.network(*arguments)
+            tensors: Sequence[torch.Tensor] = [results] if isinstance(results, torch.Tensor) else results
+            return {spec.name: result.cpu().numpy() for spec, result in zip(self.outputs, tensors, strict=True)}
+
+    def examples(self, rows: int) -> dict[str, Array]:
+        """Inputs of zeros, free dimensions as large as `rows`."""
+        return {
+            spec.name: np.zeros([rows if size == -1 else size for size in spec.shape], DTYPES[spec.datatype])
+            for spec in self.inputs
+        }
+
+    def verify(self) -> None:
+        """Compute once and compare with what the model says of its outputs.
+
+        Raises:
+            ModelError: It cannot compute, or gives something else.
+        """
+        try:
+            results = self.compute(self.examples(2))
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise ModelError(f"model {self.name!r}: cannot compute its declared inputs: {error}") from error
+        for spec in self.outputs:
+            found = results[spec.name]
+            if found.dtype != DTYPES[spec.datatype] or not spec.accepts(found.shape):
+                raise ModelError(
+                    f"model {self.name!r}: found output {found.dtype} {list(found.shape)}, expected {spec}"
+                )
+
+    def measure_cost(self) -> Cost:
+        """Time one row and the most rows; the fastest of several runs each, because a host only ever adds time."""
+        single = self._fastest_s(1)
+        if not self.batched or self.max_rows == 1:
+            return Cost(single, 0.0)
+        row_s = max(0.0, self._fastest_s(self.max_rows) - single) / (self.max_rows - 1)
+        return Cost(max(0.0, single - row_s), row_s)
+
+    def _fastest_s(self, rows: int) -> float:
+        inputs = self.examples(rows)
+        self.compute(inputs)
+        taken = []
+        for _ in range(_COST_REPEATS):
+            begin = time.perf_counter()
+            self.compute(inputs)
+            taken.append(time.perf_counter() - begin)
+        return min(taken)

@@ -1,0 +1,57 @@
+"""The names both ends of the wire use: methods, parameters of a request and of its answer, and the server's clock.
+
+The messages themselves are the Open Inference Protocol's (`open_inference.proto`); what is ours travels in the
+parameters that the protocol leaves to servers, so that any client may ignore it. Nothing here needs PyTorch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Self
+
+from inference_server.generated.open_inference_pb2 import InferParameter, ModelInferResponse
+
+SERVICE = "inference.GRPCInferenceService"
+
+TENANT = "tenant"
+"""Request parameter (text), or call metadata of the same name, that says whose share of the server is to be used."""
+
+PADDING = "padding"
+"""Request parameter (text) that is ignored: it makes a request as large on the wire as its sender wants it. Servers of
+this protocol let parameters they do not know pass, while most refuse an input tensor that their model does not have."""
+
+
+def method(name: str) -> str:
+    """Path of a call, as HTTP/2 and a channel's `unary_unary` name it."""
+    return f"/{SERVICE}/{name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Stamps:
+    """Moments of one request within the server, CLOCK_MONOTONIC ns, as parameters of the answer.
+
+    Attributes:
+        received_ns: The complete message was handed to the server.
+        queued_ns: It had been checked and was queued in its tenant's share.
+        started_ns: A worker took it up.
+        finished_ns: The result was there.
+    """
+
+    received_ns: int
+    queued_ns: int
+    started_ns: int
+    finished_ns: int
+
+    def write(self, parameters: Mapping[str, InferParameter]) -> None:
+        """Put the stamps into the parameters of an answer (a protobuf map makes the entries it is asked for)."""
+        for field in fields(self):
+            parameters[field.name].int64_param = getattr(self, field.name)
+
+    @classmethod
+    def read(cls, response: ModelInferResponse) -> Self | None:
+        """The stamps of an answer, None where its server does not give them."""
+        names = [field.name for field in fields(cls)]
+        if any(name not in response.parameters for name in names):
+            return None
+        return cls(*(response.parameters[name].int64_param for name in names))
