@@ -205,7 +205,7 @@ def _measure(stage: Stage, federation: Federation, options: Options, steps: _Ste
                 step=step,
                 stop=options.stop,
             )
-            if not window.complete and not all(match.samples.sequence.size for match in window.matches.values()):
+            if not window.complete and not all(len(match.samples) for match in window.matches.values()):
                 # Cut off before every tenant had sent a packet: there is nothing in it to judge.
                 steps.require_wanted()
                 return
