@@ -9,13 +9,14 @@ import typer
 from rich.console import Console
 
 import testbed
-from testbed.cli import envelope
+from testbed.cli import audit, envelope
 from testbed.cli.bound import bound
 from testbed.cli.clean import clean
 from testbed.cli.doctor import doctor
 from testbed.cli.exits import Exit, exit_of_error
 from testbed.cli.report import report
 from testbed.cli.run import run
+from testbed.cli.simulate import simulate
 from testbed.cli.validate import validate
 from testbed.errors import TestbedError
 
@@ -46,8 +47,9 @@ def _options(
     """
 
 
-for verb in (validate, run, bound, report, doctor, clean):
+for verb in (validate, run, simulate, bound, report, doctor, clean):
     app.command()(verb)
+app.add_typer(audit.app, name="audit")
 app.add_typer(envelope.app, name="envelope")
 
 

@@ -21,13 +21,24 @@ DECLARED_HOST_ALLOWANCE_S = 3e-3
 """What a domain grants its host before it has calibrated."""
 
 
-def on_paper(scenario: Scenario, *, clock: Callable[[], float] = time.time) -> Federation:
-    """A federation whose domains can offer and nothing else."""
+def on_paper(
+    scenario: Scenario,
+    *,
+    clock: Callable[[], float] = time.time,
+    host_allowance_s: float = DECLARED_HOST_ALLOWANCE_S,
+) -> Federation:
+    """A federation whose domains can offer and nothing else.
+
+    Args:
+        scenario: Domains and tenants.
+        clock: Unix time in seconds.
+        host_allowance_s: What each domain grants its host; nothing where no host emulates it.
+    """
     addresses = {tenant.name: ("0.0.0.0", "0.0.0.0") for tenant in scenario.tenants}  # noqa: S104 - no socket is bound
     seats: dict[str, tuple[Controller, DomainProgram]] = {
         d.name: (_Nobody(), DomainProgram(d.name, "none", d.link_rate_bps, (), ())) for d in scenario.domains
     }
-    return found(scenario, addresses, seats, host_allowance_s=DECLARED_HOST_ALLOWANCE_S, clock=clock)
+    return found(scenario, addresses, seats, host_allowance_s=host_allowance_s, clock=clock)
 
 
 def bounds_on_paper(scenario: Scenario) -> dict[str, BoundRecord]:

@@ -171,7 +171,12 @@ class ProbeRecord(_Part):
 
 
 class RunRecord(_Part):
-    """The whole of `run.json`."""
+    """The whole of `run.json`.
+
+    Attributes:
+        packets: Packets that a simulation sent, all windows together.
+        packet_hops_per_s: Packets through one domain each that it simulated per second of computing.
+    """
 
     schema_version: int = SCHEMA_VERSION
     run_id: str
@@ -193,6 +198,8 @@ class RunRecord(_Part):
     windows: tuple[WindowRecord, ...] = ()
     installed: dict[str, Any] = {}
     timings_s: dict[str, float] = {}
+    packets: int | None = None
+    packet_hops_per_s: float | None = None
 
 
 def write_record(folder: Path, record: RunRecord) -> Path:

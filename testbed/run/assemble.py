@@ -94,7 +94,7 @@ def assemble(
         verdict=run_verdict(tenants),
         scenario=to_dict(scenario),
         public_keys={name: agent.public_key.raw.hex() for name, agent in federation.agents.items()},
-        envelopes=_envelope_records(federation),
+        envelopes=envelope_records(federation),
         gates=gates,
         tenants=tenants,
         windows=tuple(windows),
@@ -120,7 +120,8 @@ def _window_record(item: Measured, files: dict[str, str]) -> WindowRecord:
     )
 
 
-def _envelope_records(federation: Federation) -> tuple[EnvelopeRecord, ...]:
+def envelope_records(federation: Federation) -> tuple[EnvelopeRecord, ...]:
+    """Every envelope in force, as a run's record keeps it."""
     return tuple(
         EnvelopeRecord(
             domain=domain,

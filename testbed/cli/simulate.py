@@ -1,0 +1,80 @@
+"""`testbed simulate`: the scenario packet by packet in this computer's memory, the bound beside the result."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from testbed.cli.exits import Exit, exit_of_verdict
+from testbed.cli.watching import Interrupt, shown
+from testbed.report.html import REPORT_NAME
+from testbed.report.record import RECORD_NAME, read_record
+from testbed.report.terminal import print_summary
+from testbed.scenario.loader import load
+from testbed.simulation.impairment import Excess, Exponential
+from testbed.simulation.network import Choices
+from testbed.simulation.pipeline import RECORDED_PACKETS, Options, simulate_scenario
+from testbed.simulation.system import Scheduler
+
+
+def simulate(  # noqa: PLR0917 - options of a command line
+    file: Annotated[Path, typer.Argument(help="Scenario file.")],
+    packets: Annotated[
+        int | None, typer.Option(min=1, help="Packets in each window, about; else the scenario's duration decides.")
+    ] = None,
+    replications: Annotated[int, typer.Option(min=1, help="Independent windows to pool.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Processes; they change nothing but the time it takes.")] = 1,
+    scheduler: Annotated[
+        Scheduler, typer.Option(help="Of every domain; reserved and isolated are what the bounds hold for.")
+    ] = Scheduler.RESERVED,
+    meters: Annotated[bool, typer.Option(help="Police tenants with a reservation.")] = True,
+    correlation: Annotated[
+        float | None,
+        typer.Option(min=0.0, max=1.0, help="How strongly correlated tenants burst together; else as in a run."),
+    ] = None,
+    excess_ms: Annotated[float, typer.Option(min=0.0, help="Mean of a random excess latency in every domain.")] = 0.0,
+    excess_share: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of packets that have it.")] = 1.0,
+    loss: Annotated[float, typer.Option(min=0.0, max=1.0, help="Probability that a domain loses a packet.")] = 0.0,
+    record_packets: Annotated[
+        int, typer.Option(min=1, help="Packets to record one by one, all windows together; others are counted.")
+    ] = RECORDED_PACKETS,
+    out: Annotated[Path, typer.Option(help="Folder that receives the simulation's folder.")] = Path("runs"),
+    resume: Annotated[
+        Path | None, typer.Option(help="Folder of an interrupted simulation: simulate only what is missing.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the record instead of a table.")] = False,
+) -> None:
+    """Simulate a scenario packet by packet; leaves the same folder as a run, for `report` and the audit.
+
+    Exit codes: 0 PASS, 1 FAIL or a broken bound, 2 cannot be simulated, 4 UNDETERMINED, 130 interrupted.
+    """
+    scenario = load(file)
+    excess = Excess(excess_share, Exponential(excess_ms / 1e3)) if excess_ms > 0 else None
+    options = Options(
+        out=out,
+        packets=packets,
+        replications=replications,
+        recorded_packets=record_packets,
+        workers=workers,
+        choices=Choices(scheduler, meters, correlation, excess, loss),
+        command=("testbed", "simulate", *sys.argv[2:]),
+        resume=resume,
+        stop=Interrupt(),
+    )
+    with shown() as progress:
+        folder = simulate_scenario(scenario, options, progress)
+    record = read_record(folder)
+    if as_json:
+        typer.echo((folder / RECORD_NAME).read_text(encoding="utf-8"))
+    else:
+        print_summary(record)
+        typer.echo(f"{record.packets:,} packets, {(record.packet_hops_per_s or 0) / 1e6:.0f} million packet-hops/s")
+        typer.echo(f"report: {folder / REPORT_NAME}")
+    if record.partial:
+        raise typer.Exit(Exit.INTERRUPTED)
+    if any(tenant.bound_broken for tenant in record.tenants):
+        raise typer.Exit(Exit.FAIL)
+    raise typer.Exit(exit_of_verdict(record.verdict))

@@ -1,0 +1,94 @@
+"""From the tallies of all windows to one row of the verdict table, where not every packet was recorded.
+
+Where every packet was, `testbed.run.judge` sees the packets themselves and decides as for a run; here the same
+questions are put to counts.
+"""
+
+from __future__ import annotations
+
+import math
+
+from testbed.audit.compliance import lower_limit, upper_limit
+from testbed.report.record import BoundRecord, ConformanceRecord, TenantRecord, Verdict
+from testbed.scenario.model import Promise, Tenant
+from testbed.simulation.estimate import design_effect, quantile
+from testbed.simulation.tally import METER, QUEUE, Tally
+
+
+def judge_tally(
+    tenant: Tenant, index: int, tally: Tally, bound: BoundRecord | None, recorded: TenantRecord
+) -> TenantRecord:
+    """Judge one tenant by its counts.
+
+    Args:
+        tenant: What it was promised.
+        index: Its place in the tally.
+        tally: All windows together.
+        bound: Its analytical bound, None where nothing is promised.
+        recorded: The row of the recorded packets alone, which keeps what only packets can say: delays per domain.
+    """
+    n, lost = int(tally.n[index]), int(tally.lost[index].sum())
+    misses = lost + int(tally.late[index]) if tenant.promise else 0
+    effect = design_effect(tally, index)
+    median, p99, p999 = (quantile(tally, index, level, effect) for level in (0.5, 0.99, 0.999))
+    dropped = int(tally.lost[index, METER])
+    verdict, reason, upper = _verdict(tenant, n, misses, effect, dropped)
+    lower_s = p999.one_sided_lower_s
+    contract = recorded.conformance
+    return recorded.model_copy(
+        update={
+            "n": n,
+            "misses": misses,
+            "lost": lost,
+            "p50_s": median.estimate_s,
+            "p99_s": p99.estimate_s,
+            "p999_s": p999.estimate_s,
+            "p999_interval_s": (p999.lower_s, p999.upper_s),
+            "p999_lower_s": lower_s,
+            "network_p999_s": p999.estimate_s,
+            "ideal_p999_s": None,
+            "bound_broken": bool(verdict != "EXCUSED" and bound and lower_s is not None and bound.bound_s < lower_s),
+            "verdict": verdict,
+            "reason": reason,
+            "n_effective": None if effect is None else n / effect,
+            "design_effect": effect,
+            "miss_rate_upper": upper,
+            "samples_needed": None,
+            "seconds_needed": None,
+            "conformance": contract
+            and ConformanceRecord(
+                offered=n,
+                nonconforming=dropped,
+                meter_dropped=dropped,
+                queue_dropped=int(tally.lost[index, QUEUE]),
+                delivered=n - lost,
+            ),
+        }
+    )
+
+
+def _verdict(
+    tenant: Tenant, n: int, misses: int, effect: float | None, dropped: int
+) -> tuple[Verdict, str, float | None]:
+    if tenant.promise is None:
+        return "NONE", "", None
+    if dropped:
+        return "EXCUSED", f"the tenant broke its own contract: its meters dropped {dropped:,} of {n:,} packets", None
+    if effect is None:
+        return "UNDETERMINED", f"of {n:,} packets too few are slow to tell how misses cluster; simulate more", None
+    return _counted(tenant.promise, n, misses, effect)
+
+
+def _counted(promise: Promise, n: int, misses: int, effect: float) -> tuple[Verdict, str, float]:
+    upper = upper_limit(math.ceil(misses / effect), n / effect, promise.confidence)
+    lower = lower_limit(math.floor(misses / effect), n / effect, promise.confidence)
+    worth = (
+        f"{misses:,} of {n:,} packets missed {promise.deadline_s * 1e3:g} ms, worth {misses / effect:.3g} of "
+        f"{n / effect:,.0f} independent ones"
+    )
+    said = f"with {promise.confidence:.0%} confidence, {promise.epsilon:g} was promised"
+    if upper <= promise.epsilon:
+        return "PASS", f"{worth}: the miss rate is at most {upper:.3g} {said}", upper
+    if lower > promise.epsilon:
+        return "FAIL", f"{worth}: the miss rate is at least {lower:.3g} {said}", upper
+    return "UNDETERMINED", f"{worth}: the miss rate may lie anywhere from {lower:.3g} to {upper:.3g}; {said}", upper

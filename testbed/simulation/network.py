@@ -1,0 +1,173 @@
+"""The system that a scenario describes: what `testbed run` installs, as the simulator's objects, and its bounds.
+
+Domains offer signed envelopes as they do for a run, but grant nothing to a host, because there is none; meters, bursts
+and queue limits are read from them. Schedulers that the data plane does not install are for comparison and promise
+nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from testbed.envelope.descriptor import Envelope
+from testbed.management.bounds import bound_tenant
+from testbed.management.domain import QUEUED_HOPS
+from testbed.management.federation import Federation
+from testbed.management.paper import on_paper
+from testbed.management.sizing import DRAIN_BPS, ClassDemand, best_effort_class, design_classes
+from testbed.report.record import BoundRecord
+from testbed.scenario.model import Domain, Scenario, Tenant
+from testbed.simulation.clock import to_ps
+from testbed.simulation.impairment import Excess
+from testbed.simulation.link import Reserved
+from testbed.simulation.meter import Policy
+from testbed.simulation.system import Hop, Scheduler, Source, System
+from testbed.traffic.arrivals import mean_bps
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What a simulation may do differently from a run.
+
+    Attributes:
+        scheduler: Of every domain.
+        metered: Whether tenants with a reservation are policed.
+        strength: How strongly correlated tenants follow their group; None: they share one path, as in a run.
+        excess: Random excess latency of every domain.
+        loss: Probability that a domain loses a packet at random.
+    """
+
+    scheduler: Scheduler = Scheduler.RESERVED
+    metered: bool = True
+    strength: float | None = None
+    excess: Excess | None = None
+    loss: float = 0.0
+
+
+@dataclass(frozen=True)
+class Network:
+    """A scenario ready to be simulated.
+
+    Attributes:
+        scenario: It.
+        choices: How it is simulated.
+        system: What is simulated.
+        federation: The domains, which have offered.
+        bounds: Bound of every tenant with a reservation, by name; empty where the scheduler promises nothing.
+    """
+
+    scenario: Scenario
+    choices: Choices
+    system: System
+    federation: Federation
+    bounds: Mapping[str, BoundRecord]
+
+    @property
+    def latencies_s(self) -> Mapping[str, tuple[float, ...]]:
+        """Promised latency of each domain of a tenant's path, by tenant; empty where nothing is promised."""
+        return {tenant.name: tuple(e.latency_s for e in self.envelopes(tenant)) for tenant in self.scenario.tenants}
+
+    def envelopes(self, tenant: Tenant) -> list[Envelope]:
+        """What the domains promise a tenant, in path order."""
+        return self.federation.envelopes(tenant) if promises(self.choices.scheduler) else []
+
+
+def promises(scheduler: Scheduler) -> bool:
+    """Whether the envelopes of a scenario hold for a scheduler."""
+    return scheduler in {Scheduler.RESERVED, Scheduler.ISOLATED}
+
+
+def network(scenario: Scenario, choices: Choices) -> Network:
+    """Make a scenario ready.
+
+    Raises:
+        ReservationError: A domain cannot carry what the scenario reserves.
+        ScenarioError: A trace that cannot be read.
+    """
+    federation = on_paper(scenario, host_allowance_s=0.0)
+    federation.collect_offers()
+    bounds = {}
+    if promises(choices.scheduler) and choices.excess is None and choices.loss == 0:
+        found_bounds = {tenant.name: bound_tenant(tenant, federation.envelopes(tenant)) for tenant in scenario.tenants}
+        bounds = {name: bound for name, bound in found_bounds.items() if bound is not None}
+    system = System(
+        sources=tuple(_source(scenario, number, choices) for number in range(1, len(scenario.tenants) + 1)),
+        hops=tuple(_hop(scenario, domain, federation, choices) for domain in scenario.domains),
+    )
+    return Network(scenario, choices, system, federation, bounds)
+
+
+def packets_per_s(scenario: Scenario) -> float:
+    """Packets that all tenants together send a second, on average."""
+    return sum(_packets_per_s(tenant) for tenant in scenario.tenants)
+
+
+def _packets_per_s(tenant: Tenant) -> float:
+    breach = tenant.misbehaviour
+    offered_bps = None if breach is None else breach.offered_bps
+    return (offered_bps or mean_bps(tenant.arrivals)) / tenant.arrivals.size_bits
+
+
+def _source(scenario: Scenario, number: int, choices: Choices) -> Source:
+    tenant = scenario.tenants[number - 1]
+    correlated = tenant.misbehaviour is not None and tenant.misbehaviour.kind == "correlated"
+    return Source(
+        name=tenant.name,
+        number=number,
+        arrivals=tenant.arrivals,
+        packets_per_s=_packets_per_s(tenant),
+        hops=len(scenario.path(tenant)),
+        deadline_ps=None if tenant.promise is None else to_ps(tenant.promise.deadline_s),
+        misbehaviour=tenant.misbehaviour,
+        strength=choices.strength if correlated else None,
+    )
+
+
+def _hop(scenario: Scenario, domain: Domain, federation: Federation, choices: Choices) -> Hop:
+    crossing = [tenant for tenant in scenario.tenants if domain in scenario.path(tenant)]
+    promised = {tenant: signed.envelope for tenant, signed in federation.offers[domain.name].items()}
+    demands = [
+        ClassDemand(tenant.name, tenant.reservation.rate_bps, tenant.arrivals.size_bits)
+        for tenant in crossing
+        if tenant.reservation is not None
+    ]
+    shaped = design_classes(demands)
+
+    def reserved(tenant: Tenant) -> Reserved:
+        if tenant.name not in promised:
+            queue = best_effort_class(1, domain.link_rate_bps, tenant.arrivals.size_bits)
+            return Reserved(None, 8.0 * queue.burst_bytes, queue.limit_packets)
+        guardrails = promised[tenant.name].guardrails
+        queued_bits = guardrails.delay_cap_ns * guardrails.reserved_rate_bps // (QUEUED_HOPS * 10**9)
+        return Reserved(
+            rate_bps=float(guardrails.reserved_rate_bps),
+            burst_bits=8.0 * shaped[tenant.name].burst_bytes,
+            limit_packets=-(-queued_bits // guardrails.largest_packet_bits),
+        )
+
+    def policy(tenant: Tenant) -> Policy | None:
+        if not choices.metered or tenant.name not in promised:
+            return None
+        guardrails = promised[tenant.name].guardrails
+        return Policy(1000.0 * (guardrails.meter_rate_bps // 1000), 1000.0 * -(-guardrails.burst_bits // 1000))
+
+    return Hop(
+        name=domain.name,
+        scheduler=choices.scheduler,
+        link_bps=float(domain.link_rate_bps),
+        drain_bps=max(DRAIN_BPS, float(domain.link_rate_bps)),
+        delay_ps=to_ps(domain.link_delay_s),
+        classes=tuple(reserved(tenant) for tenant in scenario.tenants),
+        meters=tuple(policy(tenant) for tenant in scenario.tenants),
+        ranks=tuple(0 if tenant.reservation else 1 for tenant in scenario.tenants),
+        weights=tuple(_weight(scenario, tenant) for tenant in scenario.tenants),
+        excess=choices.excess,
+        loss=choices.loss,
+    )
+
+
+def _weight(scenario: Scenario, tenant: Tenant) -> float:
+    """Reserved rates are shares; best effort counts as much as a hundredth of the narrowest link."""
+    narrowest_bps = min(domain.link_rate_bps for domain in scenario.path(tenant))
+    return float(tenant.reservation.rate_bps) if tenant.reservation else narrowest_bps / 100

@@ -1,0 +1,192 @@
+"""The hidden state of bursty sources, drawn piece by piece: on periods, and rates that follow a Markov chain.
+
+The pieces are those that `testbed.traffic.modulation` draws for a whole window from the same seed. Here is also what it
+has not: on-off paths that are correlated to a chosen strength with a common one.
+
+A two-state Markov chain with rates a (to on) and b (to off) may be read as one that is drawn afresh, on with
+probability a/(a+b), at the points of a Poisson process of rate a+b: from off it then goes on at rate (a+b) a/(a+b) = a,
+and from on it goes off at rate b. So let a tenant follow each redraw of a common process with probability s, and have
+redraws of its own at rate (1-s)(a+b). Whatever s, its own law is exactly the declared one; s = 0 makes tenants
+independent, s = 1 makes them the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from testbed.scenario.model import MmppArrivals
+from testbed.simulation.clock import PS_PER_S
+from testbed.simulation.wave import TimeArray
+from testbed.traffic.modulation import stationary
+
+_BLOCK = 512
+
+
+class Pieces(NamedTuple):
+    """Consecutive stretches of time in which a source produces.
+
+    Attributes:
+        start_ps: Their starts, in order, int64[n].
+        end_ps: Their ends, each at most the next start, int64[n].
+        rate: What is produced per picosecond, float64[n]; 1 while an on-off source is on.
+        known_ps: There is no further piece that begins before this.
+    """
+
+    start_ps: TimeArray
+    end_ps: TimeArray
+    rate: npt.NDArray[np.float64]
+    known_ps: int
+
+
+class Path(Protocol):
+    """A hidden state."""
+
+    def more(self) -> Pieces:
+        """The next pieces."""
+
+
+class OnOffPath:
+    """A stationary two-state Markov path.
+
+    Args:
+        mean_on_s: Mean on period.
+        mean_off_s: Mean off period.
+        rng: Draws what `testbed.traffic.modulation.on_off_path` draws.
+    """
+
+    def __init__(self, mean_on_s: float, mean_off_s: float, rng: np.random.Generator) -> None:
+        self._starts_on = rng.random() < mean_on_s / (mean_on_s + mean_off_s)
+        means_s = (mean_on_s, mean_off_s) if self._starts_on else (mean_off_s, mean_on_s)
+        self._means_ps = np.array(means_s) * PS_PER_S
+        self._rng = rng
+        self._edge_ps = 0
+
+    def more(self) -> Pieces:
+        """The next on periods."""
+        drawn = self._rng.standard_exponential(2 * _BLOCK).reshape(-1, 2) * self._means_ps
+        edges = self._edge_ps + np.rint(np.concatenate(([0.0], np.cumsum(drawn)))).astype(np.int64)
+        self._edge_ps = int(edges[-1])
+        first = 0 if self._starts_on else 1
+        return Pieces(edges[first:-1:2], edges[first + 1 :: 2], np.ones(_BLOCK), self._edge_ps)
+
+
+class CorrelatedPath:
+    """A two-state Markov path that follows a common one to some strength.
+
+    Args:
+        mean_on_s: Mean on period.
+        mean_off_s: Mean off period.
+        strength: Probability of following a redraw of the common process, 0 to 1.
+        common: Draws the common redraws; everyone who follows them gives a generator in the same state.
+        own: Draws this tenant's choices and own redraws.
+    """
+
+    def __init__(
+        self,
+        mean_on_s: float,
+        mean_off_s: float,
+        strength: float,
+        common: np.random.Generator,
+        own: np.random.Generator,
+    ) -> None:
+        self._rate_per_ps = (1 / mean_on_s + 1 / mean_off_s) / PS_PER_S
+        self._share = mean_on_s / (mean_on_s + mean_off_s)
+        self._strength = strength
+        self._common, self._choice = common.spawn(2), own.spawn(2)
+        self._own_ps, self._common_ps = 0, 0
+        self._on = self._initial(common, own)
+        self._since_ps = 0
+        self._ahead: tuple[TimeArray, npt.NDArray[np.bool_]] = (np.empty(0, np.int64), np.empty(0, np.bool_))
+
+    def more(self) -> Pieces:
+        """The next on periods, after a number of redraws."""
+        common_ps, common_on = self._redraws(self._common, self._rate_per_ps, "_common_ps")
+        follows = self._choice[0].random(common_ps.size) < self._strength
+        times, states = [self._ahead[0], common_ps[follows]], [self._ahead[1], common_on[follows]]
+        while self._strength < 1 and self._own_ps < self._common_ps:
+            own_ps, own_on = self._redraws([self._choice[1]] * 2, (1 - self._strength) * self._rate_per_ps, "_own_ps")
+            times.append(own_ps)
+            states.append(own_on)
+        all_ps, all_on = np.concatenate(times), np.concatenate(states)
+        order = np.argsort(all_ps, kind="stable")
+        all_ps, all_on = all_ps[order], all_on[order]
+        now = int(np.searchsorted(all_ps, self._common_ps))
+        self._ahead = (all_ps[now:], all_on[now:])
+        return self._periods(all_ps[:now], all_on[:now])
+
+    def _initial(self, common: np.random.Generator, own: np.random.Generator) -> bool:
+        """The state at time 0 of a chain that has run forever: whatever it was last redrawn to."""
+        # Ages of the last common redraws, newest first: the first one that was followed counts.
+        age, followed = 0.0, False
+        common_on = False
+        while self._strength > 0 and not followed:
+            age += common.standard_exponential()
+            common_on = bool(common.random() < self._share)
+            followed = bool(own.random() < self._strength)
+        own_age = own.standard_exponential() / (1 - self._strength) if self._strength < 1 else np.inf
+        own_on = bool(own.random() < self._share)
+        return common_on if followed and age < own_age else own_on
+
+    def _redraws(
+        self, rngs: list[np.random.Generator], rate_per_ps: float, clock: str
+    ) -> tuple[TimeArray, npt.NDArray[np.bool_]]:
+        gaps = rngs[0].standard_exponential(_BLOCK) / rate_per_ps
+        times_ps = getattr(self, clock) + np.rint(np.cumsum(gaps)).astype(np.int64)
+        setattr(self, clock, int(times_ps[-1]))
+        return times_ps, rngs[1].random(_BLOCK) < self._share
+
+    def _periods(self, times_ps: TimeArray, on: npt.NDArray[np.bool_]) -> Pieces:
+        """From redraws to on periods that are over, and the beginning of the one that is not."""
+        states = np.concatenate(([self._on], on))
+        edges = np.concatenate(([self._since_ps], times_ps, [self._common_ps]))
+        start, end = edges[:-1][states], edges[1:][states]
+        self._on, self._since_ps = bool(states[-1]), self._common_ps
+        return Pieces(start, end, np.ones(start.size), self._common_ps)
+
+
+class RatePath:
+    """A stationary rate that follows a Markov chain, as `testbed.traffic.modulation.rate_path` draws it.
+
+    Args:
+        arrivals: Rates and transitions.
+        rng: Draws the chain.
+
+    Raises:
+        ScenarioError: The rates do not describe such a chain.
+    """
+
+    def __init__(self, arrivals: MmppArrivals, rng: np.random.Generator) -> None:
+        share = stationary(arrivals.switch_per_s)
+        leave_per_s = np.array(arrivals.switch_per_s, dtype=np.float64)
+        np.fill_diagonal(leave_per_s, 0.0)
+        self._exit_per_ps = leave_per_s.sum(axis=1) / PS_PER_S
+        self._rate_per_ps = np.array(arrivals.rates_per_s) / PS_PER_S
+        self._edge_ps = 0
+        self._alone = share.size == 1
+        if not self._alone:
+            self._jumps = np.cumsum(leave_per_s, axis=1) / leave_per_s.sum(axis=1)[:, None]
+            self._stays, moves = rng.spawn(2)
+            self._states = self._walk(share, moves)
+
+    def more(self) -> Pieces:
+        """The next sojourns."""
+        if self._alone:
+            start, self._edge_ps = self._edge_ps, self._edge_ps + PS_PER_S
+            return Pieces(np.array([start]), np.array([self._edge_ps]), self._rate_per_ps, self._edge_ps)
+        states = np.fromiter(self._states, np.int64, _BLOCK)
+        stays = self._stays.standard_exponential(_BLOCK) / self._exit_per_ps[states]
+        edges = self._edge_ps + np.rint(np.concatenate(([0.0], np.cumsum(stays)))).astype(np.int64)
+        self._edge_ps = int(edges[-1])
+        return Pieces(edges[:-1], edges[1:], self._rate_per_ps[states], self._edge_ps)
+
+    def _walk(self, share: npt.NDArray[np.float64], moves: np.random.Generator) -> Iterator[int]:
+        last = share.size - 1
+        state = min(int(np.searchsorted(np.cumsum(share), moves.random(), side="right")), last)
+        while True:
+            for chance in moves.random(_BLOCK).tolist():
+                yield state
+                state = min(int(np.searchsorted(self._jumps[state], chance, side="right")), last)

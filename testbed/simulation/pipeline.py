@@ -1,0 +1,192 @@
+"""A whole simulation, in order: offer, plan, simulate every window, judge, and leave the folder that a run leaves."""
+
+from __future__ import annotations
+
+import datetime as dt
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import testbed
+from testbed.errors import PreflightError, ScenarioError
+from testbed.report.html import write_report
+from testbed.report.junit import write_junit
+from testbed.report.record import RunRecord, TenantRecord, WindowRecord, write_record
+from testbed.run.assemble import envelope_records
+from testbed.run.judge import judge_tenant, run_verdict
+from testbed.run.progress import Progress
+from testbed.scenario.dictionary import to_dict
+from testbed.scenario.model import Scenario, Tenant
+from testbed.simulation import crossing
+from testbed.simulation.crossing import Crossing
+from testbed.simulation.judge import judge_tally
+from testbed.simulation.network import Choices, Network, network, packets_per_s, promises
+from testbed.simulation.tally import merge
+from testbed.simulation.window import Plan
+from testbed.simulation.windows import Finished, Task, perform, samples_path, tally_of
+from testbed.simulation.workers import carry_out
+from testbed.telemetry import host
+
+RECORDED_PACKETS = 1_000_000
+JUNIT_NAME = "junit.xml"
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a scenario is to be simulated.
+
+    Attributes:
+        out: Folder that receives the folder of the simulation.
+        packets: Packets to send in each window, about; None: as many as the scenario's duration holds.
+        replications: Windows, each an independent sample.
+        recorded_packets: Packets of all windows together to record one by one, about; all others are counted.
+        workers: Processes.
+        choices: What is done differently from a run.
+        command: What to type to repeat it.
+        resume: Folder of an interrupted simulation to go on with.
+        stop: Asked now and then whether to end early, with what there is.
+    """
+
+    out: Path
+    packets: int | None = None
+    replications: int = 1
+    recorded_packets: int = RECORDED_PACKETS
+    workers: int = 1
+    choices: Choices = field(default_factory=Choices)
+    command: tuple[str, ...] = ()
+    resume: Path | None = None
+    stop: Callable[[], bool] = lambda: False
+
+
+def simulate_scenario(scenario: Scenario, options: Options, progress: Progress) -> Path:
+    """Simulate a scenario and write its folder.
+
+    Returns:
+        The folder; its record holds the verdict.
+
+    Raises:
+        ScenarioError: A trace that cannot be read, or a window too long for the simulator's clock.
+        ReservationError: A domain cannot carry what the scenario reserves.
+        PreflightError: The folder cannot be made, or nothing was simulated before the interruption.
+    """
+    began = time.monotonic()
+    ready = network(scenario, options.choices)
+    folder = _folder(options, scenario.name)
+    tasks = _tasks(ready, options, folder)
+    with progress.step("simulating") as step:
+        done = list(carry_out(perform, tasks, workers=options.workers, advance=step.advance, stop=options.stop))
+    done = sorted((one for one in done if one.packets), key=lambda one: one.window)
+    if not done:
+        raise PreflightError(f"{folder}: interrupted before the first packet; start again")
+    with progress.step("judging"):
+        record = _record(ready, options, folder, done, time.monotonic() - began)
+        write_record(folder, record)
+        write_junit(record, folder / JUNIT_NAME)
+        write_report(folder)
+    return folder
+
+
+def _folder(options: Options, name: str) -> Path:
+    stamp = dt.datetime.now(dt.UTC).strftime("%Y%m%dT%H%M%SZ")
+    folder = options.resume or options.out / f"{stamp}-{name}-{secrets.token_hex(3)}"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=options.resume is not None)
+    except OSError as error:
+        raise PreflightError(
+            f"{folder}: cannot be made ({error.strerror}); choose another folder with --out"
+        ) from error
+    return folder
+
+
+def _tasks(ready: Network, options: Options, folder: Path) -> list[Task]:
+    scenario = ready.scenario
+    rate_per_s = packets_per_s(scenario)
+    duration_s = scenario.duration_s if options.packets is None else options.packets / rate_per_s
+    if not duration_s > 0:
+        raise ScenarioError(f"packets: found {options.packets}, expected at least 1; ask for more")
+    recorded_s = options.recorded_packets / options.replications / rate_per_s
+    crossings = tuple(_crossing(ready, tenant) for tenant in scenario.tenants)
+    return [
+        Task(
+            system=ready.system,
+            plan=Plan(scenario.seed + window - 1, window, duration_s, min(recorded_s, duration_s)),
+            crossings=crossings,
+            folder=folder / f"window-{window}",
+        )
+        for window in range(1, options.replications + 1)
+    ]
+
+
+def _crossing(ready: Network, tenant: Tenant) -> Crossing:
+    names = tuple(domain.name for domain in ready.scenario.path(tenant))
+    number = ready.scenario.tenants.index(tenant) + 1
+    latencies_s = tuple(envelope.latency_s for envelope in ready.envelopes(tenant))
+    narrowest = ready.system.hops[0].classes[number - 1]
+    return Crossing(
+        tenant=tenant.name,
+        number=number,
+        domains=names,
+        latencies_s=latencies_s,
+        rate_bps=narrowest.rate_bps if latencies_s else None,
+        burst_bits=narrowest.burst_bits,
+    )
+
+
+def _record(ready: Network, options: Options, folder: Path, done: Sequence[Finished], spent_s: float) -> RunRecord:
+    scenario = ready.scenario
+    serving_s = sum(one.serving_s for one in done)
+    partial = len(done) < options.replications or not all(one.complete for one in done)
+    windows = tuple(_window(scenario, one) for one in done)
+    tenants = tuple(_judge(ready, folder, done, index) for index in range(len(scenario.tenants)))
+    return RunRecord(
+        run_id=folder.name.rsplit("-", 1)[-1],
+        name=scenario.name,
+        kind="simulation",
+        created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        testbed_version=testbed.__version__,
+        command=options.command,
+        datapath=f"simulated, scheduler {options.choices.scheduler}",
+        partial=partial,
+        verdict=run_verdict(tenants),
+        scenario=to_dict(scenario),
+        host=host.fingerprint(),
+        public_keys={name: agent.public_key.raw.hex() for name, agent in ready.federation.agents.items()},
+        envelopes=envelope_records(ready.federation) if promises(options.choices.scheduler) else (),
+        tenants=tenants,
+        windows=windows,
+        timings_s={
+            "drawing arrivals": sum(one.generating_s for one in done),
+            "serving": serving_s,
+            "everything, elapsed": spent_s,
+        },
+        packets=sum(one.packets for one in done),
+        packet_hops_per_s=sum(one.packet_hops for one in done) / serving_s,
+    )
+
+
+def _window(scenario: Scenario, one: Finished) -> WindowRecord:
+    return WindowRecord(
+        index=one.window,
+        seed=one.seed,
+        duration_s=one.duration_s,
+        valid=True,
+        samples={tenant.name: f"window-{one.window}/{tenant.name}.parquet" for tenant in scenario.tenants},
+    )
+
+
+def _judge(ready: Network, folder: Path, done: Sequence[Finished], index: int) -> TenantRecord:
+    tenant = ready.scenario.tenants[index]
+    bound = ready.bounds.get(tenant.name)
+    folders = [folder / f"window-{one.window}" for one in done]
+    tallies = [tally_of(path) for path in folders]
+    seen = [
+        crossing.observed(samples_path(path, tenant.name), tally, one.duration_s)
+        for path, tally, one in zip(folders, tallies, done, strict=True)
+    ]
+    recorded = judge_tenant(tenant, seen, bound, valid=True)
+    whole = merge(tallies)
+    if recorded.n == whole.n[index]:
+        return recorded
+    return judge_tally(tenant, index, whole, bound, recorded)

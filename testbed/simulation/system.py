@@ -1,0 +1,142 @@
+"""What is simulated, as data: sources, the domains they cross, and how each domain treats them.
+
+A system is more than a scenario says (schedulers other than reservations, impairments, compute stages, correlation) and
+can be built by hand; `testbed.simulation.network` builds the one that a scenario describes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from testbed.errors import ScenarioError
+from testbed.scenario.model import Misbehaviour
+from testbed.simulation.compute import Compute
+from testbed.simulation.impairment import Excess
+from testbed.simulation.link import Reserved
+from testbed.simulation.meter import Policy
+from testbed.traffic.arrivals import Process
+
+
+class Scheduler(StrEnum):
+    """How a domain's egress port chooses.
+
+    RESERVED is what the data plane installs: an HTB class per tenant on a port that drains at a finite rate. ISOLATED
+    is the same on a port that is never busy: buckets that do not know each other, best effort at what they leave.
+    """
+
+    RESERVED = "reserved"
+    ISOLATED = "isolated"
+    FIFO = "fifo"
+    PRIORITY = "priority"
+    WEIGHTED = "weighted"
+
+
+@dataclass(frozen=True)
+class Source:
+    """One tenant.
+
+    Attributes:
+        name: Its name.
+        number: Its number, which its random streams follow.
+        arrivals: The process it declares.
+        packets_per_s: Packets it sends a second on average, to choose the size of chunks.
+        hops: Domains it crosses, counted from the first.
+        deadline_ps: A packet later than this is late; None where there is none.
+        misbehaviour: How it departs from the declared process.
+        strength: How strongly it follows its group, see `testbed.simulation.streams.stream`.
+    """
+
+    name: str
+    number: int
+    arrivals: Process
+    packets_per_s: float
+    hops: int
+    deadline_ps: int | None = None
+    misbehaviour: Misbehaviour | None = None
+    strength: float | None = None
+
+
+@dataclass(frozen=True)
+class Hop:
+    """One domain: meters, one egress port, the link behind it.
+
+    Attributes:
+        name: Of the domain.
+        scheduler: Of the port.
+        link_bps: Rate of the link, and of the root class that best effort borrows from.
+        drain_bps: Rate at which a port of reservations drains; a software switch's is its processor's.
+        delay_ps: Propagation delay of the link.
+        classes: Reservation of each source, for RESERVED and ISOLATED.
+        meters: Policy of each source; empty for none.
+        ranks: Rank of each source, for PRIORITY.
+        weights: Weight of each source, for WEIGHTED.
+        limit_packets: Packets that may wait in each queue of FIFO, PRIORITY and WEIGHTED; None for any number.
+        excess: Random excess latency behind the port.
+        loss: Probability that the domain loses a packet at random.
+        compute: Stage that serves the requests of sources whose last domain this is.
+    """
+
+    name: str
+    scheduler: Scheduler
+    link_bps: float
+    drain_bps: float | None = None
+    delay_ps: int = 0
+    classes: tuple[Reserved, ...] = ()
+    meters: tuple[Policy | None, ...] = ()
+    ranks: tuple[int, ...] = ()
+    weights: tuple[float, ...] = ()
+    limit_packets: int | None = None
+    excess: Excess | None = None
+    loss: float = 0.0
+    compute: Compute | None = None
+
+
+@dataclass(frozen=True)
+class System:
+    """Everything that decides a simulation, apart from its length and seed.
+
+    Attributes:
+        sources: Tenants.
+        hops: Domains in the order crossed.
+
+    Raises:
+        ScenarioError: Sources or hops that do not fit together.
+    """
+
+    sources: tuple[Source, ...]
+    hops: tuple[Hop, ...]
+
+    def __post_init__(self) -> None:
+        k = len(self.sources)
+        needs = {
+            Scheduler.RESERVED: "classes",
+            Scheduler.ISOLATED: "classes",
+            Scheduler.PRIORITY: "ranks",
+            Scheduler.WEIGHTED: "weights",
+        }
+        for hop in self.hops:
+            wanted = needs.get(hop.scheduler)
+            if wanted is not None and len(getattr(hop, wanted)) != k:
+                raise ScenarioError(
+                    f"domain {hop.name}: found {len(getattr(hop, wanted))} {wanted} for scheduler {hop.scheduler}, "
+                    f"expected one for each of {k} sources; add them"
+                )
+        if len({hop.scheduler is Scheduler.ISOLATED for hop in self.hops}) > 1:
+            raise ScenarioError(
+                "schedulers: found isolated and shared ports on one path, expected one kind; choose reserved for all"
+            )
+        wrong = [source.name for source in self.sources if not 1 <= source.hops <= len(self.hops)]
+        if wrong:
+            raise ScenarioError(
+                f"sources {', '.join(wrong)}: found paths of no or too many domains, expected 1 to {len(self.hops)}"
+            )
+
+    def companies(self) -> tuple[tuple[int, ...], ...]:
+        """Sources that share anything, by index; each company can be simulated on its own."""
+        everyone = tuple(range(len(self.sources)))
+        if self.hops[0].scheduler is not Scheduler.ISOLATED:
+            return (everyone,)
+        reserved = [k for k in everyone if self.hops[0].classes[k].rate_bps is not None]
+        rest = tuple(k for k in everyone if k not in reserved)
+        return (*((k,) for k in reserved), *((rest,) if rest else ()))

@@ -1,0 +1,231 @@
+"""What is remembered of a packet: one count in a histogram. Tallies of chunks, windows and machines add up.
+
+Latencies fall into bins whose width is 1/512 of an octave's start (0.2 %) from 1.024 ns on, and into exact order
+statistics where the histogram would be least sure: the smallest, the largest, and the `EXTREMES` largest of each
+tenant. A second, coarse histogram per `BATCHES` equal parts of the window says how strongly slow packets cling together
+(`testbed.simulation.estimate`). A tally is some 300 kB a tenant whatever the number of packets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+from testbed.simulation.clock import NEVER
+from testbed.simulation.wave import TimeArray, Wave
+from testbed.traffic.schedules import load_arrays, save_arrays
+
+IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float64]
+
+BATCHES = 32
+EXTREMES = 1024
+
+_FINE_BITS, _COARSE_BITS = 9, 3
+_FIRST_OCTAVE, _OCTAVES = 10, 53
+FIRST_BIN = (1023 + _FIRST_OCTAVE) << _FINE_BITS
+FINE_BINS = _OCTAVES << _FINE_BITS
+COARSE_BINS = (_OCTAVES << _COARSE_BITS) + 1
+"""The last coarse bin counts packets that never arrived."""
+
+_ARRAYS = ("fine", "coarse", "top", "top_count", "n", "lost", "late", "smallest_ps", "sum_ps")
+
+RANDOM, METER, QUEUE = 0, 1, 2
+"""What lost a packet."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tally:
+    """Counts of K tenants; mutable arrays, so that a chunk costs no allocation.
+
+    Attributes:
+        deadline_ps: Deadline of each tenant, int64[K]; a packet above it is late.
+        fine: Delivered packets by latency, int64[K, FINE_BINS].
+        coarse: All packets by part of the window and latency, int64[B, K, COARSE_BINS].
+        top: Largest latencies, unordered, int64[K, 2 EXTREMES], of which `top_count` are filled.
+        top_count: int64[K].
+        n: Packets, lost ones included, int64[K].
+        lost: Packets that never arrived, by what lost them (`RANDOM`, `METER`, `QUEUE`), int64[K, 3].
+        late: Delivered packets above the deadline, int64[K].
+        smallest_ps: Smallest latency, int64[K].
+        sum_ps: Sum of latencies, float64[K].
+    """
+
+    deadline_ps: TimeArray
+    fine: IntArray
+    coarse: IntArray
+    top: TimeArray
+    top_count: IntArray
+    n: IntArray
+    lost: IntArray
+    late: IntArray
+    smallest_ps: TimeArray
+    sum_ps: FloatArray
+    _floor: TimeArray = field(repr=False)
+
+    @classmethod
+    def of(cls, deadlines_ps: Sequence[int | None]) -> Tally:
+        """An empty tally.
+
+        Args:
+            deadlines_ps: Deadline of each tenant, None where there is none.
+        """
+        k = len(deadlines_ps)
+        return cls(
+            deadline_ps=np.array([NEVER if one is None else one for one in deadlines_ps], dtype=np.int64),
+            fine=np.zeros((k, FINE_BINS), np.int64),
+            coarse=np.zeros((BATCHES, k, COARSE_BINS), np.int64),
+            top=np.zeros((k, 2 * EXTREMES), np.int64),
+            top_count=np.zeros(k, np.int64),
+            n=np.zeros(k, np.int64),
+            lost=np.zeros((k, 3), np.int64),
+            late=np.zeros(k, np.int64),
+            smallest_ps=np.full(k, NEVER, np.int64),
+            sum_ps=np.zeros(k),
+            _floor=np.full(k, -1, np.int64),
+        )
+
+    @property
+    def largest_ps(self) -> TimeArray:
+        """Largest latency of each tenant, -1 where nothing was delivered."""
+        filled = np.arange(self.top.shape[1]) < self.top_count[:, None]
+        return np.asarray(np.max(self.top, axis=1, initial=-1, where=filled))
+
+    def deliver(self, wave: Wave, batch_ps: int) -> None:
+        """Count packets that arrived at `wave.time_ps`.
+
+        Args:
+            wave: The packets.
+            batch_ps: Length of one part of the window.
+        """
+        _deliver(
+            wave.time_ps,
+            wave.born_ps,
+            wave.tenant,
+            batch_ps,
+            self.deadline_ps,
+            self.fine,
+            self.coarse,
+            self.top,
+            self.top_count,
+            self._floor,
+            self.n,
+            self.late,
+            self.smallest_ps,
+            self.sum_ps,
+        )
+
+    def lose(self, wave: Wave, batch_ps: int, cause: int) -> None:
+        """Count packets that will not arrive, and what lost them."""
+        if len(wave):
+            np.add.at(self.n, wave.tenant, 1)
+            np.add.at(self.lost, (wave.tenant, cause), 1)
+            part = np.minimum(wave.born_ps // batch_ps, BATCHES - 1)
+            np.add.at(self.coarse, (part, wave.tenant, COARSE_BINS - 1), 1)
+
+    def save(self, path: Path) -> None:
+        """Write the counts to an `.npz` file, all at once or not at all."""
+        save_arrays(path, {name: getattr(self, name) for name in ("deadline_ps", *_ARRAYS)})
+
+    @classmethod
+    def load(cls, path: Path) -> Tally:
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: The file is no tally.
+            OSError: The file cannot be read.
+        """
+        arrays: Mapping[str, npt.NDArray[np.int64]] = load_arrays(path, ("deadline_ps", *_ARRAYS))
+        return cls(**arrays, _floor=np.full(arrays["n"].size, -1, np.int64))
+
+
+def merge(tallies: Sequence[Tally]) -> Tally:
+    """The tally of several windows of the same tenants; parts of windows stay apart, [B windows, K, COARSE_BINS]."""
+    first = tallies[0]
+    tenants = range(first.n.size)
+    tops = [np.concatenate([one.top[k, : one.top_count[k]] for one in tallies]) for k in tenants]
+    largest = [np.sort(top)[::-1][: 2 * EXTREMES] for top in tops]
+    top = np.zeros((len(tops), 2 * EXTREMES), np.int64)
+    for k, values in enumerate(largest):
+        top[k, : values.size] = values
+    return Tally(
+        deadline_ps=first.deadline_ps,
+        fine=np.sum([one.fine for one in tallies], axis=0),
+        coarse=np.concatenate([one.coarse for one in tallies]),
+        top=top,
+        top_count=np.array([values.size for values in largest], dtype=np.int64),
+        n=np.sum([one.n for one in tallies], axis=0),
+        lost=np.sum([one.lost for one in tallies], axis=0),
+        late=np.sum([one.late for one in tallies], axis=0),
+        smallest_ps=np.min([one.smallest_ps for one in tallies], axis=0),
+        sum_ps=np.sum([one.sum_ps for one in tallies], axis=0),
+        _floor=np.full(len(tops), -1, np.int64),
+    )
+
+
+def fine_edges_ps() -> FloatArray:
+    """Lower edges of the fine bins and the upper edge of the last one, float64[FINE_BINS + 1]."""
+    return _edges(_FINE_BITS, FINE_BINS + 1)
+
+
+def coarse_edges_ps() -> FloatArray:
+    """Lower edges of the coarse bins; that of the last one, which counts lost packets, is the end of the others."""
+    return _edges(_COARSE_BITS, COARSE_BINS)
+
+
+def _edges(bits: int, number: int) -> FloatArray:
+    index = np.arange(number)
+    part = (index & ((1 << bits) - 1)) / (1 << bits)
+    edges = np.ldexp(1.0 + part, _FIRST_OCTAVE + (index >> bits))
+    edges[0] = 0.0
+    return edges
+
+
+@numba.njit(cache=True)
+def _deliver(  # noqa: PLR0917 - compiled functions take no keywords
+    time: TimeArray,
+    born: TimeArray,
+    tenant: npt.NDArray[np.int32],
+    batch: int,
+    deadline: TimeArray,
+    fine: IntArray,
+    coarse: IntArray,
+    top: TimeArray,
+    top_count: IntArray,
+    floor: TimeArray,
+    n: IntArray,
+    late: IntArray,
+    smallest: TimeArray,
+    sum_ps: FloatArray,
+) -> None:
+    last = coarse.shape[0] - 1
+    size = top.shape[1]
+    part, part_end = 0, -1
+    for i in range(time.size):
+        k = tenant[i]
+        latency = time[i] - born[i]
+        # The leading bits of a float are its octave and the place in it.
+        where = max(0, (np.float64(latency).view(np.int64) >> 43) - FIRST_BIN)
+        fine[k, where] += 1
+        if not part_end - batch <= born[i] < part_end:
+            part = min(born[i] // batch, last)
+            part_end = (part + 1) * batch
+        coarse[part, k, where >> 6] += 1
+        n[k] += 1
+        sum_ps[k] += latency
+        if latency > deadline[k]:
+            late[k] += 1
+        smallest[k] = min(smallest[k], latency)
+        if latency > floor[k]:
+            if top_count[k] == size:
+                kept = np.sort(top[k])
+                floor[k] = kept[size // 2 - 1]
+                top[k, : size // 2] = kept[size // 2 :]
+                top_count[k] = size // 2
+            top[k, top_count[k]] = latency
+            top_count[k] += 1
