@@ -87,14 +87,6 @@ class DatapathCounters:
     lost: int
 
 
-@dataclass(frozen=True)
-class Usage:
-    """What the switch has cost so far."""
-
-    cpu_s: float
-    resident_bytes: int
-
-
 class OpenVSwitch:
     """One ovsdb-server and one ovs-vswitchd; made by `start`, ended by the supervisor.
 
@@ -242,22 +234,10 @@ class OpenVSwitch:
         hits, misses, lost = (sum(int(row[column]) for row in found) for column in range(3))
         return DatapathCounters(hits, misses, lost)
 
-    def coverage(self) -> dict[str, int]:
-        """Totals of the daemon's internal event counters that are not zero (upcalls, drops, revalidations)."""
-        text = self.appctl("coverage/show")
-        return {name: int(total) for name, total in re.findall(r"^(\w+) .*total: (\d+)$", text, re.MULTILINE)}
-
     def log_errors(self) -> tuple[str, ...]:
         """Lines of warning or worse that the daemon has logged."""
         log = (self.directory / "ovs-vswitchd.log").read_text(errors="replace")
         return tuple(line for line in log.splitlines() if re.search(r"\|(WARN|ERR|EMER)\|", line))
-
-    def usage(self) -> Usage:
-        """CPU time and resident memory of the daemon, all threads."""
-        stat = Path(f"/proc/{self.daemon.pid}/stat").read_text()
-        fields = stat[stat.rindex(")") + 2 :].split()
-        ticks, pages = int(fields[11]) + int(fields[12]), int(fields[21])
-        return Usage(ticks / os.sysconf("SC_CLK_TCK"), pages * os.sysconf("SC_PAGE_SIZE"))
 
     def _call(self, command: Sequence[str], text: str = "") -> str:
         return _call(command, environment_of(self.directory), text)

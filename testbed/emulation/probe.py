@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
@@ -29,7 +29,9 @@ _TCP_TIMEOUT_S = 10.0
 _FIRST_TCP_PORT = 20_000
 
 
-def probe(network: TandemNetwork, programs: Mapping[str, DomainProgram]) -> tuple[ProbeResult, ...]:
+def probe(
+    network: TandemNetwork, programs: Mapping[str, DomainProgram], *, before_each: Callable[[], None] = lambda: None
+) -> tuple[ProbeResult, ...]:
     """Probe every domain's meters and queues and every tenant's path.
 
     A host that stalls can make a right meter or queue look slow, never a wrong one right for long: a domain of which
@@ -39,13 +41,16 @@ def probe(network: TandemNetwork, programs: Mapping[str, DomainProgram]) -> tupl
     Args:
         network: The network; the calling thread is inside its fabric.
         programs: What each domain's controller installed, by domain.
+        before_each: Called before each domain and before the paths; what it raises ends the probe.
 
     Raises:
         ReservationError: Something does not act as installed; each such thing is named with what was found.
     """
     results: list[ProbeResult] = []
     for index in reversed(range(len(network.layout.skeletons))):
+        before_each()
         results += _domain(network, index, programs[network.layout.skeletons[index].domain])
+    before_each()
     with ThreadPoolExecutor(_ECHOES_AT_ONCE) as pool:
         results += pool.map(lambda path: _tcp(network, path, _message_bytes(path, programs)), network.layout.paths)
     failed = [f"probe of {result}" for result in results if not result.ok]

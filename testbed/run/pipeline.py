@@ -91,7 +91,8 @@ def run(scenario: Scenario, options: Options, progress: Progress) -> Path:
             _calibrate(stage, federation, step, options.stop)
             steps.require_wanted()
         with steps.step("probing"):
-            probes = probe(network, {name: agent.program for name, agent in federation.agents.items()})
+            programs = {name: agent.program for name, agent in federation.agents.items()}
+            probes = probe(network, programs, before_each=steps.require_wanted)
             network.enlarge_buffers()
         envelopes = {tenant.name: federation.envelopes(tenant) for tenant in scenario.tenants}
         bounds = {t.name: b for t in scenario.tenants if (b := bound_tenant(t, envelopes[t.name])) is not None}
