@@ -8,7 +8,7 @@ The three differ only in the key that orders the heads of the queues, and the li
 * reserved: the instant from which the class's token bucket lets the head go, as HTB does with rate = ceil: at tokens
   >= 0, charged when the packet really starts, tokens never above the burst. A class that waits for the link longer
   than its burst lasts therefore loses rate, as it does in the kernel. Best effort borrows: it goes when no reserved
-  class may and the root's bucket, which every packet is charged to and which does not police reserved classes, owes nothing.
+  class may and the root's bucket owes nothing; every packet is charged to it, but reserved classes do not obey it.
 
 Among reserved classes that may go at the same time the kernel takes turns with deficits, this link takes the one that
 has been allowed to for longest. Keys sit in a tournament tree, so a decision costs log2 of the number of classes. A
