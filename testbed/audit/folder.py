@@ -1,9 +1,10 @@
 """Audits a run from its folder alone: every promise, every domain's envelope, whose the tail is, and why.
 
 It reads what `testbed run` left (`run.json` and the samples beside it), replays each tenant's packets through ideal
-servers with the latencies that the signed envelopes declare, and asks the statistics. Whether the host could be trusted
-was settled by the run's gates: of an invalid run nothing is said about tenants or domains. Tables from elsewhere are
-`testbed.audit.table`'s.
+servers with the rate and the latencies that the signed envelopes promise, and asks the statistics. Promised, not
+installed: a domain that installed less would otherwise be measured against its own neglect. Whether the host could be
+trusted was settled by the run's gates: of an invalid run nothing is said about tenants or domains. Tables from
+elsewhere are `testbed.audit.table`'s.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ from testbed.envelope.descriptor import Envelope
 from testbed.report.record import RunRecord, TenantRecord, read_record
 from testbed.telemetry.lag import fifo, replay
 from testbed.telemetry.samples import Replay, TenantSamples, read
+
+CONFIDENCE = 0.95
+"""Of every limit, unless something else is asked for or promised."""
 
 _INVALID = "The host could not keep up, so nothing that follows says anything about the promise."
 _WORST_FIRST = ("INVALID", "FAIL", "UNDETERMINED", "PASS")
@@ -50,6 +54,16 @@ class TenantAudit:
     contracts: tuple[ContractFinding, ...]
     counterfactuals: tuple[Counterfactual, ...]
 
+    def sentences(self) -> tuple[str, ...]:
+        """One sentence for each finding, the most important first."""
+        return (
+            *((_INVALID,) if self.verdict == "INVALID" else ()),
+            *self.audit.sentences(),
+            *((f"By cause: {say_blame(self.causes)}",) if self.causes else ()),
+            *(finding.reason for finding in self.contracts),
+            *map(str, self.counterfactuals),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class RunAudit:
@@ -59,13 +73,11 @@ class RunAudit:
         run_id: Of the run.
         valid: Whether every fidelity gate held.
         tenants: One entry each.
-        evidence: What the contracts rest on, in the order in which they were judged together; for signed statements.
     """
 
     run_id: str
     valid: bool
     tenants: tuple[TenantAudit, ...]
-    evidence: tuple[DomainEvidence, ...]
 
     @property
     def verdict(self) -> str:
@@ -84,8 +96,15 @@ class RunAudit:
 
 
 @dataclass(frozen=True, slots=True)
-class _Crossing:
-    """One tenant's packets over all windows, in order of intended sending, windows one after the other."""
+class Crossing:
+    """One tenant's packets over all windows, in order of intended sending, windows one after the other.
+
+    Attributes:
+        samples: Each window as measured.
+        replays: Each window in ideal servers as promised; none where the tenant holds no envelopes.
+        latency_s: Latencies in seconds, NaN: lost; float64 [n].
+        runs: Window of each packet, int64 [n].
+    """
 
     samples: tuple[TenantSamples, ...]
     replays: tuple[Replay, ...]
@@ -93,41 +112,85 @@ class _Crossing:
     runs: IntArray
 
 
-def audit_run(folder: Path, confidence: float = 0.95) -> RunAudit:
-    """Audit a run folder.
+@dataclass(frozen=True, slots=True)
+class RunEvidence:
+    """What a folder holds, replayed: everything that findings rest on.
 
-    Args:
-        folder: What `testbed run` left.
-        confidence: Of every limit, and family-wise of all envelopes together.
+    Attributes:
+        record: The run's record.
+        crossings: Packets by tenant.
+        contracts: What each domain did with each tenant's packets, all of them judged together.
+    """
+
+    record: RunRecord
+    crossings: Mapping[str, Crossing]
+    contracts: tuple[DomainEvidence, ...]
+
+    @property
+    def valid(self) -> bool:
+        """Whether every fidelity gate held."""
+        return bool(self.record.windows) and all(window.valid for window in self.record.windows)
+
+
+def read_evidence(folder: Path) -> RunEvidence:
+    """Read a run folder and replay it.
 
     Raises:
         TestbedError: No such folder, or one that this version cannot read.
     """
     record = read_record(folder)
-    valid = bool(record.windows) and all(window.valid for window in record.windows)
     envelopes = _envelopes(record)
     crossings = {tenant.name: _crossing(folder, record, tenant.name, envelopes) for tenant in record.tenants}
-    evidence = [
+    contracts = [
         item
         for tenant in record.tenants
         for item in _evidence(record, tenant, crossings[tenant.name], envelopes.get(tenant.name, {}))
     ]
-    findings = judge_contracts(evidence, confidence) if valid and evidence else ()
+    return RunEvidence(record, crossings, tuple(contracts))
+
+
+def audit_run(folder: Path, confidence: float = CONFIDENCE) -> RunAudit:
+    """Audit a run folder; see `audit_evidence`.
+
+    Raises:
+        TestbedError: No such folder, or one that this version cannot read.
+    """
+    return audit_evidence(read_evidence(folder), confidence)
+
+
+def audit_evidence(evidence: RunEvidence, confidence: float = CONFIDENCE) -> RunAudit:
+    """Judge what a folder holds.
+
+    Args:
+        evidence: Of the run.
+        confidence: Of every limit, and family-wise of all envelopes together; a promise that states its own confidence
+            is judged at that.
+    """
+    record, valid = evidence.record, evidence.valid
+    findings = judge_contracts(evidence.contracts, confidence) if valid and evidence.contracts else ()
+    judged = list(zip(evidence.contracts, findings, strict=True)) if findings else []
     return RunAudit(
         run_id=record.run_id,
         valid=valid,
         tenants=tuple(
             _audit_tenant(
                 tenant,
-                crossings[tenant.name],
-                [(e, f) for e, f in zip(evidence, findings, strict=bool(findings)) if f.tenant == tenant.name],
-                confidence,
+                evidence.crossings[tenant.name],
+                [(item, finding) for item, finding in judged if finding.tenant == tenant.name],
+                promised_confidence(record, tenant.name, confidence),
                 valid=valid,
             )
             for tenant in record.tenants
         ),
-        evidence=tuple(evidence) if valid else (),
     )
+
+
+def promised_confidence(record: RunRecord, tenant: str, otherwise: float = CONFIDENCE) -> float:
+    """The confidence at which a tenant's promise is to be judged, where its scenario states one."""
+    for described in record.scenario.get("tenants", ()):
+        if described.get("name") == tenant and described.get("promise"):
+            return float(described["promise"].get("confidence", otherwise))
+    return otherwise
 
 
 def _envelopes(record: RunRecord) -> dict[str, dict[str, Envelope]]:
@@ -141,7 +204,7 @@ def _envelopes(record: RunRecord) -> dict[str, dict[str, Envelope]]:
 
 def _crossing(
     folder: Path, record: RunRecord, tenant: str, envelopes: Mapping[str, Mapping[str, Envelope]]
-) -> _Crossing:
+) -> Crossing:
     promised = envelopes.get(tenant, {})
     windows, replays = [], []
     for window in record.windows:
@@ -149,8 +212,9 @@ def _crossing(
         windows.append(samples)
         if stored is not None and all(domain in promised for domain in samples.domains):
             latencies = [promised[domain].latency_s for domain in samples.domains]
-            replays.append(replay(samples, stored.rate_bps, latencies))
-    return _Crossing(
+            rate_bps = min(promised[domain].guardrails.reserved_rate_bps for domain in samples.domains)
+            replays.append(replay(samples, rate_bps, latencies))
+    return Crossing(
         samples=tuple(windows),
         replays=tuple(replays),
         latency_s=np.concatenate([samples.latency_s for samples in windows]),
@@ -159,7 +223,7 @@ def _crossing(
 
 
 def _evidence(
-    record: RunRecord, tenant: TenantRecord, crossing: _Crossing, envelopes: Mapping[str, Envelope]
+    record: RunRecord, tenant: TenantRecord, crossing: Crossing, envelopes: Mapping[str, Envelope]
 ) -> list[DomainEvidence]:
     """What each domain did with the packets that entered it; nothing where no ideal server was replayed."""
     if not crossing.replays:
@@ -184,7 +248,7 @@ def _evidence(
 
 def _audit_tenant(
     tenant: TenantRecord,
-    crossing: _Crossing,
+    crossing: Crossing,
     judged: Sequence[tuple[DomainEvidence, ContractFinding]],
     confidence: float,
     *,
@@ -223,7 +287,7 @@ def _verdict(tenant: TenantRecord, audit: Audit, *, valid: bool) -> str:
     return str(audit.compliance.verdict)
 
 
-def _causes(crossing: _Crossing, confidence: float) -> Attribution:
+def _causes(crossing: Crossing, confidence: float) -> Attribution:
     """Blame by cause: each domain's own service, the tenant's own burst, the host that sent late, the rest."""
     domains = crossing.samples[0].domains
     delays = np.concatenate([samples.domain_s for samples in crossing.samples])
@@ -245,7 +309,7 @@ def _own_waits(samples: TenantSamples, rate_bps: float) -> FloatArray:
     return waits
 
 
-def _had_kept(crossing: _Crossing, envelope: Envelope) -> Counterfactual:
+def _had_kept(crossing: Crossing, envelope: Envelope) -> Counterfactual:
     d = crossing.samples[0].domains.index(envelope.domain)
     excess = np.concatenate([replayed.excess_s[:, d] for replayed in crossing.replays])
     return counterfactual(envelope.domain, crossing.latency_s, excess, envelope.tail)
@@ -272,11 +336,5 @@ def _tenant_dict(tenant: TenantAudit) -> dict[str, Any]:
             {"domain": found.domain, "level": found.level, "measured_s": found.measured_s, "kept_s": found.kept_s}
             for found in tenant.counterfactuals
         ],
-        "findings": [
-            *([_INVALID] if tenant.verdict == "INVALID" else []),
-            *tenant.audit.sentences(),
-            *([f"By cause: {say_blame(tenant.causes)}"] if tenant.causes else []),
-            *(finding.reason for finding in tenant.contracts),
-            *map(str, tenant.counterfactuals),
-        ],
+        "findings": list(tenant.sentences()),
     }

@@ -28,6 +28,21 @@ LEVELS = (0.99, 0.999, 0.9999)
 
 SCHEMA_VERSION = 1
 
+ANSWERED = (
+    "verdict",
+    "n",
+    "n_effective",
+    "design_effect",
+    "extremal_index",
+    "misses",
+    "miss_rate_upper",
+    "quantiles",
+    "blame",
+)
+"""What programs may rely on in the JSON form; it never changes its meaning without a new schema version."""
+
+_INTERVAL = ("estimate_s", "lower_s", "upper_s")
+
 
 @dataclass(frozen=True, slots=True)
 class Promise:
@@ -62,6 +77,15 @@ class Audit:
     tail: tuple[TailModel, ...]
     attribution: Attribution | None
     no_attribution: str | None
+
+    def answer(self) -> dict[str, Any]:
+        """The part of `to_dict` that programs may rely on, under the same names."""
+        whole = self.to_dict()
+        return {name: whole[name] for name in ANSWERED} | {
+            "quantiles": {
+                level: {name: found[name] for name in _INTERVAL} for level, found in whole["quantiles"].items()
+            }
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form; null where the data cannot say, and for a latency that is infinite."""

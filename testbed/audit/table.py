@@ -2,12 +2,15 @@
 
 Columns: `latency_s` (seconds; empty: never answered) and optionally `time_s` (intended sending; rows are sorted by it),
 `run` (independent runs), `tenant` (each judged on its own) and `domain_<name>_s` (seconds spent in each domain). Other
-columns are ignored. The statistics are `testbed.audit.record`'s.
+columns are ignored. Only an empty cell means that there is no value: a NaN is what a division by zero leaves, so it is
+refused, like a negative time or a word. The statistics are `testbed.audit.record`'s.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import csv
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,7 @@ from testbed.audit.compliance import Verdict
 from testbed.audit.record import LEVELS, Audit, Promise, audit_series
 from testbed.errors import TestbedError
 
+_NUMBER = re.compile(r"\s*([+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?inf(inity)?|[+-]?nan)?\s*", re.IGNORECASE)
 _WORST_FIRST = (Verdict.FAIL, Verdict.UNDETERMINED, Verdict.PASS)
 
 
@@ -70,14 +74,19 @@ class TableAudit:
         compliance = self.worst[1].compliance
         return compliance.verdict if compliance else None
 
+    def answer(self) -> dict[str, Any]:
+        """As `to_dict`, of each audit only what programs may rely on."""
+        return self._document(Audit.answer)
+
     def to_dict(self) -> dict[str, Any]:
         """JSON form: the tenant with the worst verdict, and every tenant under `tenants` where the table names them."""
+        return self._document(Audit.to_dict)
+
+    def _document(self, form: Callable[[Audit], dict[str, Any]]) -> dict[str, Any]:
         name, audit = self.worst
-        document = audit.to_dict()
-        if name is not None:
-            document["tenant"] = name
-            document["tenants"] = {str(tenant): found.to_dict() for tenant, found in self.tenants}
-        return document
+        if name is None:
+            return form(audit)
+        return form(audit) | {"tenant": name, "tenants": {str(tenant): form(found) for tenant, found in self.tenants}}
 
 
 def audit_table(
@@ -146,6 +155,10 @@ def _read(path: Path) -> pa.Table:
         raise TableError(
             f"{path}: not a readable table ({error}); expected CSV with a header line, or Parquet"
         ) from error
+    table = table.rename_columns([name.strip() for name in table.column_names])
+    doubled = sorted(name for name in set(table.column_names) if table.column_names.count(name) > 1)
+    if doubled:
+        raise TableError(f"{path}: found column {doubled[0]} more than once, expected it once; rename the others")
     if "latency_s" not in table.column_names:
         raise TableError(
             f"{path}: found columns {', '.join(table.column_names) or 'none'}, expected latency_s; rename the column "
@@ -158,15 +171,37 @@ def _read(path: Path) -> pa.Table:
 
 def _read_csv(path: Path) -> pa.Table:
     with path.open("rb") as file:
-        names = [name.strip().strip('"') for name in file.readline().decode("utf-8-sig", "replace").split(",")]
+        names = [name.strip('"\r\n') for name in file.readline().decode("utf-8-sig", "replace").split(",")]
     # A type guessed from the first rows would refuse a first fraction after a million whole numbers.
-    types = {name: pa.float64() for name in names if _is_number(name)} | dict.fromkeys(("run", "tenant"), pa.string())
-    # Where latency_s is the only column, an empty line is a request that was never answered, not a blank to skip.
-    return pa_csv.read_csv(
-        path,
-        parse_options=pa_csv.ParseOptions(ignore_empty_lines=len(names) > 1),
-        convert_options=pa_csv.ConvertOptions(column_types=types),
-    )
+    types = {name: pa.float64() for name in names if _is_number(name.strip())}
+    types |= {name: pa.string() for name in names if name.strip() in {"run", "tenant"}}
+    try:
+        return pa_csv.read_csv(
+            path,
+            # Where latency_s is the only column, an empty line is a request never answered, not a blank to skip.
+            parse_options=pa_csv.ParseOptions(ignore_empty_lines=len(names) > 1),
+            convert_options=pa_csv.ConvertOptions(column_types=types, null_values=[""], strings_can_be_null=True),
+        )
+    except pa.ArrowInvalid:
+        # The fast reader does not say in which row; looking again is only worth it now.
+        problem = _first_bad_row(path)
+        if problem is None:
+            raise
+        raise TableError(problem) from None
+
+
+def _first_bad_row(path: Path) -> str | None:
+    """What is wrong with the first row that no table of latencies can have, in one sentence; None if nothing is."""
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+        rows = csv.reader(file)
+        names = [name.strip() for name in next(rows, [])]
+        for number, cells in enumerate((row for row in rows if row or len(names) == 1), start=1):
+            if len(cells) != len(names) and cells:
+                return f"{path}: row {number} has {len(cells)} cells, expected {len(names)} as the header has"
+            for name, cell in zip(names, cells, strict=False):
+                if _is_number(name) and not _NUMBER.fullmatch(cell):
+                    return f"{path}: row {number} has {name} {cell!r:.40}, expected a number of seconds, or nothing"
+    return None
 
 
 def _is_domain(name: str) -> bool:
@@ -178,28 +213,38 @@ def _is_number(name: str) -> bool:
 
 
 def _numbers(path: Path, table: pa.Table, name: str) -> FloatArray:
+    """A column of seconds, NaN where a cell is empty."""
     column = table[name]
     if pa.types.is_null(column.type):
         return np.full(table.num_rows, np.nan)
     if not (pa.types.is_floating(column.type) or pa.types.is_integer(column.type)):
         raise TableError(f"{path}: column {name} holds {column.type}, expected numbers in seconds, or empty")
-    return np.asarray(pc.cast(column, pa.float64()).to_numpy(), dtype=np.float64)
+    values = np.asarray(pc.cast(column, pa.float64()).to_numpy(), dtype=np.float64)
+    undefined = np.isnan(values) & column.is_valid().to_numpy()
+    if undefined.any():
+        raise TableError(
+            f"{path}: row {int(undefined.argmax()) + 1} has {name} NaN, expected a number of seconds, or nothing for a "
+            f"request that was never answered; {np.count_nonzero(undefined)} of {values.size} rows have it"
+        )
+    return values
 
 
 def _check(path: Path, latency: FloatArray, time: FloatArray | None, domains: dict[str, FloatArray]) -> None:
     problems = []
-    if (negative := np.flatnonzero(latency < 0)).size:
-        problems.append(
-            f"{path}: row {negative[0] + 1} has latency_s {latency[negative[0]]:g}, expected at least 0; "
-            f"{negative.size} rows are negative, correct their clocks"
-        )
+    for name, values in {"latency_s": latency, **{f"domain_{name}_s": part for name, part in domains.items()}}.items():
+        negative = np.flatnonzero(values < 0)
+        if negative.size:
+            problems.append(
+                f"{path}: row {negative[0] + 1} has {name} {values[negative[0]]:g}, expected at least 0; "
+                f"{negative.size} of {values.size} rows are negative, correct their clocks"
+            )
     if time is not None and not np.isfinite(time).all():
         row = int(np.flatnonzero(~np.isfinite(time))[0]) + 1
         problems.append(f"{path}: row {row} has no time_s, expected when the request was meant to be sent")
     if len(domains) >= MAX_PARTS:
         problems.append(f"{path}: found {len(domains)} domains, expected at most {MAX_PARTS - 1}; merge some")
     if problems:
-        raise TableError(problems)
+        raise TableError(problems[0])
 
 
 def _labelled(table: pa.Table, name: str) -> tuple[list[str], npt.NDArray[np.int64]] | None:

@@ -1,0 +1,243 @@
+"""`testbed audit`: promises judged from latencies, findings signed, logs of findings checked and computed again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from testbed.audit import ledger
+from testbed.audit.findings import Outcome, recompute, run_statements, table_statements
+from testbed.audit.folder import audit_evidence, read_evidence
+from testbed.audit.record import Promise
+from testbed.audit.table import audit_table
+from testbed.cli.exits import Exit, exit_of_verdict
+from testbed.envelope.errors import RefusedError
+from testbed.envelope.keys import PublicKey, SigningKey
+from testbed.report.audit_terminal import print_run_audit, print_table_audit
+from testbed.scenario.units import TIME, UnitError, parse
+
+if TYPE_CHECKING:
+    import click
+
+LOG_NAME = "findings.log"
+
+
+class _JudgeByDefault(TyperGroup):
+    """`testbed audit FILE` is `testbed audit judge FILE`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
+            args = ["judge", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=_JudgeByDefault,
+    no_args_is_help=True,
+    help="Judge promises from latencies: testbed audit RUN|FILE [OPTIONS] is short for testbed audit judge.",
+)
+
+
+def _seconds(text: str) -> float:
+    """A deadline: a quantity with its unit, or a bare number of seconds."""
+    try:
+        value = Fraction(text) if _is_number(text) else parse(text, TIME)
+    except UnitError as error:
+        raise typer.BadParameter(f"{text!r}: {error.remedy}") from error
+    if value <= 0:
+        raise typer.BadParameter(f"{text!r}: expected more than 0 s")
+    return float(value)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        return False
+    return True
+
+
+def _share(text: str) -> float:
+    if _is_number(text) and 0 < Fraction(text) < 1:
+        return float(Fraction(text))
+    raise typer.BadParameter(f"{text!r}: expected a share between 0 and 1, such as 0.001")
+
+
+def _head(text: str) -> ledger.Head:
+    entries, _, last = text.partition(":")
+    if not (entries.isdecimal() and len(last) == len(ledger.GENESIS) and set(last) <= set("0123456789abcdef")):
+        raise typer.BadParameter(f"{text!r}: expected ENTRIES:SHA256 as `testbed audit verify` prints it")
+    return ledger.Head(int(entries), last)
+
+
+_Json = Annotated[bool, typer.Option("--json", help="Answer with JSON.")]
+_Log = Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="Log of findings.")]
+_Keys = Annotated[
+    list[Path], typer.Option("--key", exists=True, dir_okay=False, help="Public key of the auditor; repeat for more.")
+]
+
+
+@app.command()
+def judge(
+    source: Annotated[Path, typer.Argument(metavar="RUN|FILE", help="Folder of a run, or a CSV or Parquet file.")],
+    *,
+    deadline: Annotated[
+        float | None,
+        typer.Option(parser=_seconds, metavar="TIME", help="Promised latency of a FILE: 80ms, or 0.08 in seconds."),
+    ] = None,
+    epsilon: Annotated[
+        float | None,
+        typer.Option(parser=_share, metavar="SHARE", help="Promised largest share of misses; default: 0.001."),
+    ] = None,
+    as_json: _Json = False,
+    full: Annotated[bool, typer.Option("--full", help="With --json: everything that is known of a FILE.")] = False,
+    sign: Annotated[
+        Path | None,
+        typer.Option(metavar="KEY", exists=True, dir_okay=False, help="Sign the findings and append them to the log."),
+    ] = None,
+    log: Annotated[
+        Path | None,
+        typer.Option(dir_okay=False, help=f"With --sign: the log; default: {LOG_NAME} in RUN, or beside FILE."),
+    ] = None,
+) -> None:
+    """Judge promises from latencies, with limits that know how misses cling together.
+
+    A FILE has a column latency_s (seconds; empty: never answered) and may have time_s, run, tenant and domain_NAME_s.
+    A RUN brings its promises along. Exit codes: 0 PASS, 1 FAIL, 2 the command or the file is wrong, 3 the run is
+    INVALID, 4 UNDETERMINED; without a promise 0.
+    """
+    key = _signing_key(sign)
+    if source.is_dir():
+        if deadline is not None or epsilon is not None:
+            raise typer.BadParameter("a run has promises of its own; --deadline and --epsilon are for a FILE")
+        evidence = read_evidence(source)
+        run = audit_evidence(evidence)
+        if as_json:
+            typer.echo(json.dumps(run.to_dict(), indent=1, allow_nan=False))
+        else:
+            print_run_audit(run)
+        _append(log or source / LOG_NAME, run_statements(evidence), key)
+        raise typer.Exit(exit_of_verdict(run.verdict))
+    promise = _promise(deadline, epsilon)
+    table = audit_table(source, promise)
+    if as_json:
+        typer.echo(json.dumps(table.to_dict() if full else table.answer(), indent=1, allow_nan=False))
+    else:
+        print_table_audit(source.name, table)
+    if key is not None and promise is None:
+        raise typer.BadParameter("without --deadline there is no finding to sign")
+    if promise is not None:
+        _append(log or source.with_name(LOG_NAME), table_statements(source, promise), key)
+    raise typer.Exit(exit_of_verdict(table.verdict or "NONE"))
+
+
+@app.command()
+def verify(
+    log: _Log,
+    key: _Keys,
+    *,
+    head: Annotated[
+        ledger.Head | None,
+        typer.Option(
+            parser=_head, metavar="ENTRIES:SHA256", help="A head seen earlier; the log must still contain it."
+        ),
+    ] = None,
+    as_json: _Json = False,
+) -> None:
+    """Detect edits, deletions, reordering and truncation of a log of findings.
+
+    Remember the head that is printed: whoever cuts the log and restores an old head can only be found out by it.
+    Exit codes: 0 the log is intact, 1 it is not.
+    """
+    found = ledger.verify(log, _public_keys(key), head)
+    if as_json:
+        typer.echo(
+            json.dumps(
+                {
+                    "intact": found.intact,
+                    "entries": found.head.entries,
+                    "last": found.head.last,
+                    "unsealed": found.unsealed,
+                    "problems": list(found.problems),
+                    "findings": list(found.findings),
+                },
+                indent=1,
+            )
+        )
+    else:
+        typer.echo(f"{'intact' if found.intact else 'NOT INTACT'}: {found.head.entries} findings")
+        typer.echo(f"head: {found.head.entries}:{found.head.last}")
+        if found.unsealed:
+            typer.echo(f"the last {found.unsealed} are signed and chained, and not yet named by the head")
+    for problem in found.problems:
+        typer.echo(f"testbed: {log}: {problem}", err=True)
+    raise typer.Exit(Exit.PASS if found.intact else Exit.FAIL)
+
+
+@app.command(name="recompute")
+def recompute_(
+    log: _Log,
+    source: Annotated[Path, typer.Argument(metavar="RUN|FILE", exists=True, help="The evidence.")],
+    key: _Keys,
+    *,
+    as_json: _Json = False,
+) -> None:
+    """Compute the findings of a log again from the evidence and compare them byte for byte.
+
+    Findings that rest on other evidence are named and left out. Exit codes: 0 all that rest on this evidence are the
+    same, 1 one differs, none rests on it, or the log is not intact.
+    """
+    found = ledger.verify(log, _public_keys(key))
+    for problem in found.problems:
+        typer.echo(f"testbed: {log}: {problem}", err=True)
+    again = recompute(found.findings, read_evidence(source) if source.is_dir() else source)
+    if as_json:
+        lines = [{"line": item.line, "about": item.about, "outcome": str(item.outcome)} for item in again]
+        typer.echo(json.dumps({"intact": found.intact, "findings": lines}, indent=1))
+    else:
+        for item in again:
+            typer.echo(f"{item.outcome:<9} line {item.line}: {item.about}")
+    outcomes = {item.outcome for item in again}
+    if Outcome.SAME not in outcomes and Outcome.DIFFERS not in outcomes:
+        typer.echo(f"testbed: no finding of {log} rests on {source} as it is", err=True)
+    agreed = found.intact and Outcome.SAME in outcomes and Outcome.DIFFERS not in outcomes
+    raise typer.Exit(Exit.PASS if agreed else Exit.FAIL)
+
+
+def _promise(deadline_s: float | None, epsilon: float | None) -> Promise | None:
+    if deadline_s is None and epsilon is not None:
+        raise typer.BadParameter("--epsilon is a share of requests that miss a --deadline; name that too")
+    return None if deadline_s is None else Promise(deadline_s, 0.001 if epsilon is None else epsilon)
+
+
+def _append(log: Path, statements: Iterable[Any], key: SigningKey | None) -> None:
+    if key is None:
+        return
+    head = None
+    for statement in statements:
+        head = ledger.append(log, statement, key)
+    if head is None:
+        typer.echo("nothing to sign: no promise could be judged", err=True)
+    else:
+        typer.echo(f"signed: {log}, head {head.entries}:{head.last}", err=True)
+
+
+def _signing_key(path: Path | None) -> SigningKey | None:
+    try:
+        return None if path is None else SigningKey.load(path)
+    except RefusedError as error:
+        raise typer.BadParameter(str(error), param_hint="--sign") from error
+
+
+def _public_keys(paths: Sequence[Path]) -> dict[str, PublicKey]:
+    try:
+        keys = [PublicKey.load(path) for path in paths]
+    except RefusedError as error:
+        raise typer.BadParameter(str(error), param_hint="--key") from error
+    return {key.key_id: key for key in keys}
