@@ -113,7 +113,7 @@ class InferenceServer:
         except BaseException:
             await self._server.stop(None)
             raise
-        self.workers = Workers(self._scheduler, settings.workers)
+        self.workers = Workers(self._scheduler, settings.workers, settings.threads)
         # What is loaded stays: the collector need not look at PyTorch's modules again, in the middle of a request.
         gc.collect()
         gc.freeze()

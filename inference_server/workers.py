@@ -13,6 +13,8 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
+
 from inference_server.errors import ExpiredError, FailedError
 from inference_server.models import Model
 from inference_server.protocol import Stamps
@@ -78,7 +80,8 @@ class Workers:
         computed: Requests computed so far.
     """
 
-    def __init__(self, scheduler: Scheduler[Job], count: int) -> None:
+    def __init__(self, scheduler: Scheduler[Job], count: int, threads: int) -> None:
+        self._cpu_threads = threads
         self.computed = 0
         self._lock = threading.Lock()
         self._scheduler = scheduler
@@ -92,6 +95,7 @@ class Workers:
             thread.join()
 
     def _run(self) -> None:
+        torch.set_num_threads(self._cpu_threads)  # a setting of the thread that computes
         while (job := self._scheduler.take()) is not None:
             started_ns = time.monotonic_ns()
             try:

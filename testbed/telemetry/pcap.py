@@ -123,9 +123,41 @@ class PcapFile:
 
 
 @dataclass(frozen=True)
+class Records:
+    """The complete records of a file, whatever they hold; arrays of shape [n], in the order they were captured.
+
+    Attributes:
+        path: The file.
+        data: All its bytes.
+        frame_at: Where in `data` each frame begins.
+        time_ns: Capture stamp, CLOCK_REALTIME.
+        kept_bytes: How much of each frame is in the file.
+        wire_bytes: Length of each frame on the wire, without FCS.
+        truncated: Whether the file ends inside a record.
+    """
+
+    path: Path
+    data: ByteArray
+    frame_at: IntArray
+    time_ns: IntArray
+    kept_bytes: IntArray
+    wire_bytes: IntArray
+    truncated: bool
+
+
+@dataclass(frozen=True)
 class _Format:
     order: str
     ns_per_fraction: int
+
+
+@dataclass(frozen=True)
+class _Scanned:
+    data: ByteArray
+    layout: _Format
+    offsets: IntArray
+    matches: npt.NDArray[np.bool_]
+    truncated: bool
 
 
 def read(path: Path) -> PcapFile:
@@ -136,6 +168,34 @@ def read(path: Path) -> PcapFile:
     Raises:
         FidelityError: Not such a file, or a record that cannot be one.
     """
+    found = _scanned(path)
+    chosen = found.offsets[found.matches]
+    records = _records(found.data, chosen, _record_dtype(found.layout.order))
+    return PcapFile(_table(records, found.layout.ns_per_fraction), found.offsets.size - chosen.size, found.truncated)
+
+
+def read_records(path: Path) -> Records:
+    """Reads such a file without looking into its frames.
+
+    Raises:
+        FidelityError: Not such a file, or a record that cannot be one.
+    """
+    found = _scanned(path)
+    word = f"{found.layout.order}u4"
+    header = np.dtype([("second", word), ("fraction", word), ("kept", word), ("length", word)])
+    headers = _records(found.data, found.offsets, header)
+    return Records(
+        path=path,
+        data=found.data,
+        frame_at=found.offsets + _RECORD_HEADER_BYTES,
+        time_ns=_time_ns(headers, found.layout.ns_per_fraction),
+        kept_bytes=headers["kept"].astype(np.int64),
+        wire_bytes=headers["length"].astype(np.int64),
+        truncated=found.truncated,
+    )
+
+
+def _scanned(path: Path) -> _Scanned:
     data = np.fromfile(path, dtype=np.uint8)
     layout = _format(path, data)
     offsets, matches, end, sane = _scan(data, layout.order == ">")
@@ -144,9 +204,7 @@ def read(path: Path) -> PcapFile:
             f"{path}: the record at byte {end} claims more than {_LARGEST_RECORD_BYTES} bytes; "
             "the file is damaged, so the run must be repeated"
         )
-    chosen = offsets[matches]
-    records = _records(data, chosen, _record_dtype(layout.order))
-    return PcapFile(_table(records, layout.ns_per_fraction), offsets.size - chosen.size, bool(end < data.size))
+    return _Scanned(data, layout, offsets, matches, bool(end < data.size))
 
 
 def _format(path: Path, data: ByteArray) -> _Format:
@@ -172,11 +230,15 @@ def _records(data: ByteArray, offsets: IntArray, dtype: np.dtype[np.void]) -> np
     return windows[offsets].view(dtype).reshape(-1)
 
 
+def _time_ns(records: npt.NDArray[np.void], ns_per_fraction: int) -> IntArray:
+    seconds, fraction = records["second"].astype(np.int64), records["fraction"].astype(np.int64)
+    return np.asarray(seconds * 1_000_000_000 + fraction * ns_per_fraction)
+
+
 def _table(records: npt.NDArray[np.void], ns_per_fraction: int) -> PacketTable:
     frame, header = records["frame"], records["frame"]["header"]
-    seconds, fraction = records["second"].astype(np.int64), records["fraction"].astype(np.int64)
     return PacketTable(
-        time_ns=seconds * 1_000_000_000 + fraction * ns_per_fraction,
+        time_ns=_time_ns(records, ns_per_fraction),
         size_bits=(records["length"] * 8).astype(np.int32),
         source=frame["source"].astype(np.uint32),
         destination=frame["destination"].astype(np.uint32),

@@ -31,6 +31,7 @@ from testbed.traffic.schedules import Schedule
 from testbed.traffic.traces import Requests, read_requests
 
 FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
 
 Seed = int | np.random.SeedSequence
 Process = Arrivals | MmppArrivals
@@ -159,20 +160,36 @@ def mean_bps(arrivals: Process) -> float:
 
 
 def replay(requests: Requests, *, seed: Seed | np.random.Generator, duration_s: float) -> Schedule:
-    """Repeat a trace endlessly, from a random point of it, as the packets of one window.
+    """Repeat a trace endlessly, from a random point of it, as the packets of one window, see `replay_order`."""
+    return requests.packets(*replay_order(requests.time_s, requests.period_s, seed=seed, duration_s=duration_s))
+
+
+def replay_order(
+    time_s: FloatArray, period_s: float, *, seed: Seed | np.random.Generator, duration_s: float
+) -> tuple[IntArray, FloatArray]:
+    """Repeat a trace endlessly, from a random point of it.
 
     A window then has the trace's statistics wherever it opens, seeds are different samples of it, and a window may
     be longer than the trace.
+
+    Args:
+        time_s: Arrival times of the trace, from 0 to less than `period_s`, float64[n].
+        period_s: Length of the trace when it is repeated.
+        seed: Decides the point.
+        duration_s: Length of the window.
+
+    Returns:
+        Which row of the trace arrives, int64[m], and when, non-decreasing, float64[m].
     """
     rng = np.random.default_rng(seed)
-    offset_s = rng.random() * requests.period_s
-    start = int(np.searchsorted(requests.time_s, offset_s))
-    once_s = np.concatenate((requests.time_s[start:], requests.time_s[:start] + requests.period_s)) - offset_s
-    rounds = math.ceil(duration_s / requests.period_s)
-    order = np.tile(np.roll(np.arange(requests.time_s.size), -start), rounds)
-    times_s = (once_s + np.arange(rounds)[:, None] * requests.period_s).ravel()
-    order, times_s = order[times_s < duration_s], times_s[times_s < duration_s]
-    return requests.packets(order, times_s)
+    offset_s = rng.random() * period_s
+    start = int(np.searchsorted(time_s, offset_s))
+    once_s = np.concatenate((time_s[start:], time_s[:start] + period_s)) - offset_s
+    rounds = math.ceil(duration_s / period_s)
+    order = np.tile(np.roll(np.arange(time_s.size), -start), rounds)
+    times_s = (once_s + np.arange(rounds)[:, None] * period_s).ravel()
+    within = times_s < duration_s
+    return order[within], times_s[within]
 
 
 def _conforming(arrivals: Process, rng: np.random.Generator, duration_s: float) -> Schedule:

@@ -34,7 +34,7 @@ _LOOK_UP_S = 0.1
 _IP_MTU_DISCOVER, _IP_PMTUDISC_DO = 10, 2
 
 
-class _Stop:
+class Stop:
     """Whether somebody asked this process to end."""
 
     def __init__(self) -> None:
@@ -108,7 +108,7 @@ class Window:
             np.full(len(schedule), NOT_ATTEMPTED, dtype=np.int32),
         )
 
-    def send(self, udp: socket.socket, start_ns: int, stop: _Stop) -> SendRecord:
+    def send(self, udp: socket.socket, start_ns: int, stop: Stop) -> SendRecord:
         """Send the packets, the window starting at `start_ns` (CLOCK_MONOTONIC); once."""
         due_ns = self.due_ns + start_ns
         start_realtime_ns = start_ns + self.spec.clock_offset_ns
@@ -138,7 +138,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="testbed.traffic.sender", description="Send one tenant's schedule over UDP.")
     parser.add_argument("spec", type=Path, help="JSON file with the fields of SenderSpec")
     options = parser.parse_args(arguments)
-    stop = _Stop()
+    stop = Stop()
     try:
         spec = SenderSpec.load(options.spec)
         schedule = Schedule.load(Path(spec.schedule))
@@ -150,7 +150,7 @@ def main(arguments: list[str] | None = None) -> int:
     with udp:
         realtime = become_punctual(spec.priority)
         print(json.dumps({"ready": True, "tenant": spec.tenant, "packets": len(schedule)}), flush=True)
-        start_ns = _read_start(stop)
+        start_ns = read_start(stop)
         if start_ns is None:
             print("sender: found no start on standard input, expected a line start_monotonic_ns", file=sys.stderr)
             return 2
@@ -161,7 +161,8 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _read_start(stop: _Stop) -> int | None:
+def read_start(stop: Stop) -> int | None:
+    """The start of the window from standard input (CLOCK_MONOTONIC ns); None where there is none or nobody wants it."""
     while not select.select([sys.stdin], [], [], _LOOK_UP_S)[0]:
         if stop.requested:
             return None

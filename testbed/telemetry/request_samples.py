@@ -1,0 +1,217 @@
+"""One tenant's requests of one measured window: every moment of each one that was seen, and the parts they add up to.
+
+The counterpart of `testbed.telemetry.samples` for requests: the currency between emulation, audit and report, stored as
+Parquet. It holds what happened and judges nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from testbed.errors import FidelityError
+from testbed.traffic.request_records import NOT_ATTEMPTED, OK
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
+
+SCHEMA_VERSION = 1
+_METADATA_KEY = b"testbed-requests"
+_SERVER = ("received", "queued", "started", "finished")
+_BACK = ("server", "client")
+
+
+@dataclass(frozen=True)
+class RequestSamples:
+    """Requests in the order of their intended sending; n requests over D domains.
+
+    Times are seconds from the window's start, NaN where it was not seen; all float64.
+
+    Attributes:
+        tenant: Name.
+        number: Tenant number, 1-based.
+        domains: Names of the D domains of its path, in the order crossed.
+        window_start_ns: CLOCK_REALTIME of the window's start.
+        deadline_s: How long after its intended time an answer was worth anything.
+        images: Images in each request.
+        intended_s: Intended send times, [n].
+        sent_s: When each was handed to gRPC, [n].
+        first_s: When its first byte was seen at border 0, [n].
+        out_s: When its last byte was seen at border 0 (entry of the first domain) .. D (compute host), [n, D + 1].
+        server_s: The server's stamps: received, queued, started, finished, [n, 4].
+        back_s: When the last byte of its answer left the compute host and reached the client, [n, 2].
+        received_s: When the client had the answer, [n].
+        status: See `testbed.traffic.request_records.RequestRecord`, int16 [n].
+        request_bytes: Size of the message, int64 [n].
+        response_bytes: Size of the answer's message, int64 [n].
+        out_bits: L2 bits that carried the request at border 0, [n].
+        back_bits: L2 bits that carried its answer from the compute host, [n].
+        correct: Images classified rightly, -1 without an answer, int32 [n].
+    """
+
+    tenant: str
+    number: int
+    domains: tuple[str, ...]
+    window_start_ns: int
+    deadline_s: float
+    images: int
+    intended_s: FloatArray
+    sent_s: FloatArray
+    first_s: FloatArray
+    out_s: FloatArray
+    server_s: FloatArray
+    back_s: FloatArray
+    received_s: FloatArray
+    status: npt.NDArray[np.int16]
+    request_bytes: IntArray
+    response_bytes: IntArray
+    out_bits: FloatArray
+    back_bits: FloatArray
+    correct: npt.NDArray[np.int32]
+
+    def __post_init__(self) -> None:
+        n = self.intended_s.size
+        wide = {"out_s": (n, len(self.domains) + 1), "server_s": (n, 4), "back_s": (n, 2)}
+        wanted = dict.fromkeys(_PLAIN, (n,)) | wide
+        wrong = {name: found for name, shape in wanted.items() if (found := getattr(self, name).shape) != shape}
+        if wrong:
+            raise ValueError(f"requests of {self.tenant}: shapes {wrong}, expected { ({k: wanted[k] for k in wrong}) }")
+
+    def __len__(self) -> int:
+        return self.intended_s.size
+
+    @property
+    def latency_s(self) -> FloatArray:
+        """Answer minus intended sending, NaN without an answer; [n]."""
+        return np.where(self.status == OK, self.received_s - self.intended_s, np.nan)
+
+    @property
+    def missed(self) -> BoolArray:
+        """Requests that were due and had no answer by their deadline, for whatever reason; [n]."""
+        return (self.status != NOT_ATTEMPTED) & ~(self.latency_s <= self.deadline_s)
+
+    @property
+    def client_wait_s(self) -> FloatArray:
+        """From the intended time until the whole request had entered the first domain; [n].
+
+        The sender's lateness, gRPC, and whatever the client's TCP held back.
+        """
+        return self.out_s[:, 0] - self.intended_s
+
+    @property
+    def domain_s(self) -> FloatArray:
+        """Time spent in each domain on the way out, its outgoing link included; [n, D]."""
+        return np.diff(self.out_s, axis=1)
+
+    @property
+    def queue_s(self) -> FloatArray:
+        """Wait in the server, from the complete message to a worker; [n]."""
+        return self.server_s[:, 2] - self.server_s[:, 0]
+
+    @property
+    def compute_s(self) -> FloatArray:
+        """Computation; [n]."""
+        return self.server_s[:, 3] - self.server_s[:, 2]
+
+    @property
+    def network_back_s(self) -> FloatArray:
+        """The answer's way from the compute host to the client, all domains; [n]."""
+        return self.back_s[:, 1] - self.back_s[:, 0]
+
+    @property
+    def network_out_s(self) -> FloatArray:
+        """From the intended time until the whole request was at the compute host; [n].
+
+        Compared with an ideal queue fed the requests at their intended times: what TCP holds back at the client waits
+        for the same rate as what waits in the first domain's queue, only elsewhere.
+        """
+        return self.out_s[:, -1] - self.intended_s
+
+    @property
+    def residual_s(self) -> FloatArray:
+        """What no part accounts for: the hosts' own stacks, at three places; [n].
+
+        The request's way from the server's interface to the server, the answer's from the worker to the interface, and
+        from the client's interface to the sender. The parts and this add up to the latency exactly.
+        """
+        parts = self.client_wait_s + self.domain_s.sum(axis=1) + self.queue_s + self.compute_s + self.network_back_s
+        return self.latency_s - parts
+
+    def parts_s(self) -> dict[str, FloatArray]:
+        """All parts by name, in the order of a request's life, the residual last; each [n]."""
+        return {
+            "client wait": self.client_wait_s,
+            **{name: self.domain_s[:, d] for d, name in enumerate(self.domains)},
+            "server queue": self.queue_s,
+            "compute": self.compute_s,
+            "network back": self.network_back_s,
+            "residual": self.residual_s,
+        }
+
+
+_PLAIN = (
+    "intended_s", "sent_s", "first_s", "received_s", "status", "request_bytes", "response_bytes", "out_bits",
+    "back_bits", "correct",
+)  # fmt: skip
+
+
+def write(path: Path, samples: RequestSamples) -> None:
+    """Writes one tenant's window as Parquet, the schema's version and the scalars in the file's metadata."""
+    columns: dict[str, npt.NDArray[np.generic]] = {name: getattr(samples, name) for name in _PLAIN}
+    columns |= {f"border_{k}_s": samples.out_s[:, k] for k in range(len(samples.domains) + 1)}
+    columns |= {f"server_{name}_s": samples.server_s[:, k] for k, name in enumerate(_SERVER)}
+    columns |= {f"back_{name}_s": samples.back_s[:, k] for k, name in enumerate(_BACK)}
+    columns["latency_s"] = samples.latency_s
+    metadata: dict[str, object] = {
+        "schema_version": SCHEMA_VERSION,
+        "tenant": samples.tenant,
+        "number": samples.number,
+        "domains": samples.domains,
+        "window_start_ns": samples.window_start_ns,
+        "deadline_s": samples.deadline_s,
+        "images": samples.images,
+    }
+    table = pa.table({name: np.ascontiguousarray(column) for name, column in columns.items()})
+    pq.write_table(table.replace_schema_metadata({_METADATA_KEY: json.dumps(metadata)}), path, compression="zstd")
+
+
+def read(path: Path) -> RequestSamples:
+    """Reads what `write` wrote.
+
+    Raises:
+        FidelityError: Not a file of requests, or one of a newer schema.
+    """
+    try:
+        table = pq.read_table(path)
+    except pa.ArrowInvalid as error:
+        raise FidelityError(f"{path}: not a Parquet file ({error})") from error
+    stored = (table.schema.metadata or {}).get(_METADATA_KEY)
+    if stored is None:
+        raise FidelityError(f"{path}: found a Parquet file without requests, expected one with this testbed's metadata")
+    metadata = json.loads(stored)
+    if metadata["schema_version"] > SCHEMA_VERSION:
+        raise FidelityError(
+            f"{path}: found schema version {metadata['schema_version']}, "
+            f"expected at most {SCHEMA_VERSION}; read it with the version that wrote it"
+        )
+    column = {name: table[name].to_numpy() for name in table.column_names}
+    domains = tuple(metadata["domains"])
+    return RequestSamples(
+        tenant=metadata["tenant"],
+        number=metadata["number"],
+        domains=domains,
+        window_start_ns=metadata["window_start_ns"],
+        deadline_s=metadata["deadline_s"],
+        images=metadata["images"],
+        out_s=np.stack([column[f"border_{k}_s"] for k in range(len(domains) + 1)], axis=1),
+        server_s=np.stack([column[f"server_{name}_s"] for name in _SERVER], axis=1),
+        back_s=np.stack([column[f"back_{name}_s"] for name in _BACK], axis=1),
+        **{name: column[name] for name in _PLAIN},
+    )

@@ -1,0 +1,237 @@
+"""Finds a tenant's requests in the captures of its path and splits each one's latency into parts that add up.
+
+A full capture at the client's own interface gives both byte streams of the connection, hence the frames of every
+request and answer (`testbed.telemetry.http2`); every other capture only has to hold headers, because a byte is known by
+its stream offset (`testbed.telemetry.tcp`). A request has passed a border when all bytes of its frames have been seen
+there. Captures, sender and server share one host and its clocks; stamps are shifted by the run's one offset.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from testbed.errors import FidelityError
+from testbed.telemetry import http2, tcp
+from testbed.telemetry.http2 import Frames
+from testbed.telemetry.pcap import Records
+from testbed.telemetry.request_samples import RequestSamples
+from testbed.telemetry.tcp import NEVER_NS, Flow, Segments
+from testbed.traffic.request_records import RequestRecord
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class RequestCaptures:
+    """What was captured of one tenant's connection; each capture sees what arrives at its place.
+
+    Attributes:
+        sent: What the client sent, whole packets: captured on its own interface (outgoing), or on the far end of its
+            link.
+        received: What the client received, whole packets, on its own interface.
+        out: Border 0 (entry of the first domain) .. D (compute host), packets towards the server; headers will do.
+        back: Where answers leave the compute host, packets towards the client; headers will do.
+    """
+
+    sent: Records
+    received: Records
+    out: Sequence[Records]
+    back: Records
+
+
+@dataclass(frozen=True)
+class Framing:
+    """What a tenant's messages cost on the wire in one direction, counted from captured packets; never fitted.
+
+    Attributes:
+        payload_bits: Message bits of the requests (or answers) found.
+        call_bits: L2 bits that carried their frames, packets' headers included.
+        other_bits: L2 bits of everything else on the connection: acknowledgements and HTTP/2's own frames.
+        largest_ratio: Largest ratio of carrying bits to message bits of a single request.
+    """
+
+    payload_bits: int
+    call_bits: float
+    other_bits: float
+    largest_ratio: float
+
+    @property
+    def factor(self) -> float:
+        """Wire bits for each message bit, everything included; NaN without payload."""
+        return (self.call_bits + self.other_bits) / self.payload_bits if self.payload_bits else float("nan")
+
+
+@dataclass(frozen=True)
+class RequestMatch:
+    """A tenant's requests, found.
+
+    Attributes:
+        samples: Request by request.
+        out: Framing towards the server.
+        back: Framing towards the client.
+        reordered: Requests whose last byte left the client before that of an earlier-sent one: HTTP/2 interleaved them.
+        retransmitted_bits: L2 bits beyond border 0 that carried bytes seen there before.
+    """
+
+    samples: RequestSamples
+    out: Framing
+    back: Framing
+    reordered: int
+    retransmitted_bits: float
+
+
+class _Connection(NamedTuple):
+    flow: Flow
+    sent: Segments
+    received: Segments
+    requests: Frames
+    answers: Frames
+    request: IntArray
+    answer: IntArray
+
+
+def match_requests(
+    name: str, record: RequestRecord, captures: RequestCaptures, *, domains: Sequence[str], server_port: int
+) -> RequestMatch:
+    """Find one tenant's window in its captures.
+
+    Args:
+        name: The tenant.
+        record: What its sender recorded.
+        captures: What was captured.
+        domains: Names of the D domains of its path.
+        server_port: The server's TCP port.
+
+    Raises:
+        FidelityError: The captures hold no such connection, or not all of its bytes at the client.
+    """
+    if len(captures.out) != len(domains) + 1:
+        raise ValueError(f"{len(domains)} domains have {len(domains) + 1} borders, found {len(captures.out)} captures")
+    found = _connection(name, captures, server_port)
+    n, zero_ns = len(record.schedule), record.start_realtime_ns
+    places = [_at(records, found.flow, found.sent.base, server_port) for records in captures.out]
+    leaving = _at(captures.back, found.flow.reverse, found.received.base, server_port)
+    first_ns = _per_request(found.requests, found.request, n, places[0], last=False)
+    out_ns = np.stack([_per_request(found.requests, found.request, n, place) for place in places], axis=1)
+    back_ns = np.stack(
+        [_per_request(found.answers, found.answer, n, place) for place in (leaving, found.received)], axis=1
+    )
+    samples = RequestSamples(
+        tenant=name,
+        number=record.tenant,
+        domains=tuple(domains),
+        window_start_ns=zero_ns,
+        deadline_s=record.deadline_s,
+        images=record.images,
+        intended_s=record.schedule.time_s,
+        sent_s=record.sent_s,
+        first_s=_seconds(first_ns, zero_ns),
+        out_s=_seconds(out_ns, zero_ns),
+        server_s=record.server_s,
+        back_s=_seconds(back_ns, zero_ns),
+        received_s=record.received_s,
+        status=record.status,
+        request_bytes=record.request_bytes,
+        response_bytes=record.response_bytes,
+        out_bits=_wire_bits(found.requests, found.request, n, places[0]),
+        back_bits=_wire_bits(found.answers, found.answer, n, leaving),
+        correct=record.correct,
+    )
+    end_ns = zero_ns + int(1e9 * (record.schedule.time_s.max(initial=0.0) + record.deadline_s + 1.0))
+    entered, left = places[0].within(zero_ns, end_ns), leaving.within(zero_ns, end_ns)
+    return RequestMatch(
+        samples=samples,
+        out=_framing(samples.out_bits, record.request_bytes, entered),
+        back=_framing(samples.back_bits, record.response_bytes, left),
+        reordered=_overtaken(samples),
+        retransmitted_bits=_repeated_bits(entered),
+    )
+
+
+def _connection(name: str, captures: RequestCaptures, server_port: int) -> _Connection:
+    """The connection that carried the tenant's requests; a client that connected more than once has one that did."""
+    sent_by, received_by = (tcp.flows(r, server_port=server_port) for r in (captures.sent, captures.received))
+    best: _Connection | None = None
+    for flow, packets in sent_by.items():
+        if flow.destination_port != server_port or flow.reverse not in received_by:
+            continue
+        sent = tcp.segments(captures.sent, packets)
+        received = tcp.segments(captures.received, received_by[flow.reverse])
+        bytes_sent = sent.stream(captures.sent.data)
+        requests, answers = http2.walk(bytes_sent), http2.walk(received.stream(captures.received.data))
+        ids, numbers = http2.request_of_stream(bytes_sent, requests)
+        if best is None or numbers.size > np.unique(best.request[best.request >= 0]).size:
+            request, answer = http2.owners(requests, ids, numbers), http2.owners(answers, ids, numbers)
+            best = _Connection(flow, sent, received, requests, answers, request, answer)
+    if best is None:
+        raise FidelityError(
+            f"tenant {name}: found no connection to TCP port {server_port} in {captures.sent.path} and "
+            f"{captures.received.path}, expected one in both directions; is the capture's filter that of UDP tenants?"
+        )
+    return best
+
+
+def _at(records: Records, flow: Flow, base: int, server_port: int) -> Segments:
+    """The flow at another place; no packets where nothing of it was seen."""
+    packets = tcp.flows(records, server_port=server_port).get(flow, np.empty(0, dtype=np.intp))
+    return tcp.segments(records, packets, base=base)
+
+
+def _per_request(frames: Frames, owner: IntArray, n: int, place: Segments, *, last: bool = True) -> IntArray:
+    """When the last (or the first) byte of each request's frames was seen at a place, CLOCK_REALTIME; [n]."""
+    ours = _ours(owner, n)
+    start = frames.start[ours]
+    seen = place.seen_ns(start, frames.end[ours] if last else start + 1)
+    if last:
+        moments = np.full(n, np.iinfo(np.int64).min)
+        np.maximum.at(moments, owner[ours], seen)
+        return np.where(moments == np.iinfo(np.int64).min, NEVER_NS, moments)
+    moments = np.full(n, NEVER_NS)
+    np.minimum.at(moments, owner[ours], seen)
+    return moments
+
+
+def _wire_bits(frames: Frames, owner: IntArray, n: int, place: Segments) -> FloatArray:
+    ours = _ours(owner, n)
+    bits = np.zeros(n)
+    np.add.at(bits, owner[ours], place.wire_bits(frames.start[ours], frames.end[ours]))
+    return bits
+
+
+def _ours(owner: IntArray, n: int) -> npt.NDArray[np.intp]:
+    return np.flatnonzero((owner >= 0) & (owner < n))
+
+
+def _framing(bits: FloatArray, message_bytes: IntArray, packets: Segments) -> Framing:
+    carried = (bits > 0) & (message_bytes > 0)
+    payload = 8 * message_bytes[carried]
+    call_bits = float(bits[carried].sum())
+    return Framing(
+        payload_bits=int(payload.sum()),
+        call_bits=call_bits,
+        other_bits=max(0.0, float(packets.size_bits.sum()) - call_bits),
+        largest_ratio=float((bits[carried] / payload).max(initial=0.0)),
+    )
+
+
+def _overtaken(samples: RequestSamples) -> int:
+    done = samples.out_s[:, 0][np.isfinite(samples.out_s[:, 0])]
+    return int(np.count_nonzero(done < np.maximum.accumulate(done))) if done.size else 0
+
+
+def _repeated_bits(packets: Segments) -> float:
+    """Bits of packets whose bytes all had been seen before."""
+    filled = packets.payload_bytes > 0
+    end = packets.end[filled]
+    furthest = np.concatenate(([-1], np.maximum.accumulate(end)[:-1])) if end.size else end
+    return float(packets.size_bits[filled][end <= furthest].sum())
+
+
+def _seconds(moments_ns: IntArray, zero_ns: int) -> FloatArray:
+    return np.where(moments_ns == NEVER_NS, np.nan, (moments_ns - zero_ns) / 1e9)

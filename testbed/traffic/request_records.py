@@ -1,0 +1,236 @@
+"""What a sender of requests is told and what it hands back, as files, so that either end can be another program.
+
+`RequestSpec` is one JSON object, `RequestRecord` one `.npz`. A record holds what both ends of the path saw; what
+happened between them is the captures' to tell.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Self
+
+import grpc
+import numpy as np
+import numpy.typing as npt
+
+from testbed.traffic.request_schedules import RequestSchedule
+from testbed.traffic.schedules import load_arrays, save_arrays
+
+FloatArray = npt.NDArray[np.float64]
+BoolArray = npt.NDArray[np.bool_]
+
+OK = 0
+SKIPPED = -1
+"""Status of a request that was due while as many as allowed were in flight: never sent, and a miss."""
+OVERDUE = -2
+"""Status of a request whose deadline had passed before this host came to send it: never sent, and a miss."""
+NOT_ATTEMPTED = -3
+"""Status of the requests that were still to come when a sender was ended."""
+
+_NAMES = {SKIPPED: "SKIPPED", OVERDUE: "OVERDUE", NOT_ATTEMPTED: "NOT_ATTEMPTED"} | {
+    code.value[0]: code.name for code in grpc.StatusCode
+}
+_QUANTILES = {"p50": 0.5, "p99": 0.99, "p999": 0.999, "max": 1.0}
+
+
+@dataclass(frozen=True, slots=True)
+class RequestSpec:
+    """One request tenant's sender in one window.
+
+    Attributes:
+        tenant: Tenant number.
+        name: Tenant name, by which the server finds its share.
+        target: `HOST:PORT` of the server.
+        model: Name of the model.
+        images: Images in each request.
+        schedule: File of `RequestSchedule.save`.
+        result: Where the `RequestRecord` goes.
+        clock_offset_ns: CLOCK_REALTIME minus CLOCK_MONOTONIC, the same for all senders and servers of a run.
+        deadline_s: How long after its intended time an answer is worth anything.
+        in_flight: Most requests that may be unanswered; those due beyond it are skipped.
+        ready_s: How long the server may take to be ready, and to answer a probe.
+        priority: SCHED_FIFO priority, used where the host permits it; None for the normal scheduler.
+        spin_ns: How long before a request is due the sender stops sleeping and watches the clock instead.
+    """
+
+    tenant: int
+    name: str
+    target: str
+    model: str
+    images: int
+    schedule: str
+    result: str
+    clock_offset_ns: int
+    deadline_s: float
+    in_flight: int = 10_000
+    ready_s: float = 30.0
+    priority: int | None = 1
+    spin_ns: int = 0
+
+    def save(self, path: Path) -> None:
+        """Write the specification as JSON."""
+        path.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read a specification.
+
+        Raises:
+            ValueError: No JSON object, an unknown or missing key, or a value of the wrong type or range.
+            OSError: The file cannot be read.
+        """
+        data: Any = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(data, dict):
+            raise ValueError(f"{path}: found {type(data).__name__}, expected an object")  # noqa: TRY004 - a bad file
+        known = {field.name for field in fields(cls)}
+        if unknown := sorted(set(data) - known):
+            raise ValueError(f"{path}: unknown keys {unknown}, expected {sorted(known)}")
+        try:
+            spec = cls(**data)
+        except TypeError as error:
+            raise ValueError(f"{path}: {error}") from error
+        spec._check(path)
+        return spec
+
+    def _check(self, path: Path) -> None:
+        for name in ("tenant", "images", "clock_offset_ns", "in_flight", "spin_ns"):
+            if type(getattr(self, name)) is not int:
+                raise ValueError(f"{path}: {name} is {getattr(self, name)!r}, expected a whole number")
+        for name in ("name", "target", "model", "schedule", "result"):
+            if type(getattr(self, name)) is not str:
+                raise ValueError(f"{path}: {name} is {getattr(self, name)!r}, expected text")
+        for name in ("deadline_s", "ready_s"):
+            value = getattr(self, name)
+            if type(value) not in {int, float} or not value > 0:
+                raise ValueError(f"{path}: {name} is {value!r}, expected a number above 0")
+        if self.images < 1 or self.in_flight < 1:
+            raise ValueError(f"{path}: found {self.images} images and {self.in_flight} in flight, expected at least 1")
+        if self.priority is not None and type(self.priority) is not int:
+            raise ValueError(f"{path}: priority is {self.priority!r}, expected a whole number or null")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RequestRecord:
+    """What became of a schedule's requests; numbers of requests are positions in these arrays, each of shape [n].
+
+    Times are seconds from the start of the window; NaN where it did not happen or nobody told.
+
+    Attributes:
+        tenant: Tenant number.
+        images: Images in each request.
+        deadline_s: How long after its intended time an answer was worth anything.
+        start_monotonic_ns: Start of the window, CLOCK_MONOTONIC.
+        start_realtime_ns: The same instant, CLOCK_REALTIME.
+        schedule: The requests as intended.
+        sent_s: When each was handed to gRPC, float64.
+        received_s: When its answer or its failure came back, float64.
+        server_s: The server's stamps: received, queued, started, finished; float64[n, 4].
+        status: gRPC's status code (0 is OK), `SKIPPED`, `OVERDUE` or `NOT_ATTEMPTED`, int16.
+        request_bytes: Size of the message, 0 where it was not sent, int64.
+        response_bytes: Size of the answer's message, 0 where there was none, int64.
+        correct: Images classified rightly, -1 without an answer, int32.
+    """
+
+    tenant: int
+    images: int
+    deadline_s: float
+    start_monotonic_ns: int
+    start_realtime_ns: int
+    schedule: RequestSchedule
+    sent_s: FloatArray
+    received_s: FloatArray
+    server_s: FloatArray
+    status: npt.NDArray[np.int16]
+    request_bytes: npt.NDArray[np.int64]
+    response_bytes: npt.NDArray[np.int64]
+    correct: npt.NDArray[np.int32]
+
+    @property
+    def attempted(self) -> BoolArray:
+        """Requests that were due before the sender ended: the ones a verdict is about."""
+        return self.status != NOT_ATTEMPTED
+
+    @property
+    def answered(self) -> BoolArray:
+        """Requests with an answer."""
+        return self.status == OK
+
+    @property
+    def latency_s(self) -> FloatArray:
+        """Answer minus intended sending, NaN without an answer."""
+        return np.where(self.answered, self.received_s - self.schedule.time_s, np.nan)
+
+    @property
+    def missed(self) -> BoolArray:
+        """Requests without an answer by their deadline, for whatever reason."""
+        return self.attempted & ~(self.latency_s <= self.deadline_s)
+
+    @property
+    def lateness_s(self) -> FloatArray:
+        """How much later than intended each request was handed to gRPC; NaN where it was not."""
+        return np.asarray(self.sent_s - self.schedule.time_s)
+
+    @property
+    def accuracy(self) -> float:
+        """Share of answered images that were classified rightly, NaN without answers."""
+        judged = self.correct[self.answered & (self.correct >= 0)]
+        return float(judged.sum() / (judged.size * self.images)) if judged.size else float("nan")
+
+    def summary(self) -> dict[str, Any]:
+        """Counts and upper quantiles, JSON-ready."""
+        codes, counts = np.unique(self.status, return_counts=True)
+        accuracy = self.accuracy
+        return {
+            "tenant": self.tenant,
+            "requests": len(self.schedule),
+            "status": {_NAMES.get(int(c), str(c)): int(k) for c, k in zip(codes, counts, strict=True)},
+            "missed": int(self.missed.sum()),
+            "accuracy": None if np.isnan(accuracy) else accuracy,
+            "latency_s": _upper(self.latency_s),
+            "lateness_s": _upper(self.lateness_s),
+        }
+
+    def save(self, path: Path) -> None:
+        """Write the record to an `.npz` file that only its owner can read, all at once or not at all."""
+        window = (self.tenant, self.images, self.start_monotonic_ns, self.start_realtime_ns)
+        arrays = {name: getattr(self, name) for name in _COLUMNS}
+        arrays |= {
+            "window": np.array(window, dtype=np.int64),
+            "deadline_s": np.array(self.deadline_s),
+            "time_s": self.schedule.time_s,
+            "message_bytes": self.schedule.message_bytes,
+            "first_image": self.schedule.first_image,
+        }
+        save_arrays(path, arrays)
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read a record written by `save`.
+
+        Raises:
+            ValueError: The file is no record of requests.
+            OSError: The file cannot be read.
+        """
+        arrays = load_arrays(path, ("window", "deadline_s", *_COLUMNS))
+        tenant, images, monotonic_ns, realtime_ns = (int(value) for value in arrays["window"])
+        return cls(
+            tenant,
+            images,
+            float(arrays["deadline_s"]),
+            monotonic_ns,
+            realtime_ns,
+            RequestSchedule.load(path),
+            *(arrays[name] for name in _COLUMNS),
+        )
+
+
+_COLUMNS = ("sent_s", "received_s", "server_s", "status", "request_bytes", "response_bytes", "correct")
+
+
+def _upper(values: FloatArray) -> dict[str, float | None]:
+    known = values[np.isfinite(values)]
+    return {
+        name: float(np.quantile(known, q, method="higher")) if known.size else None for name, q in _QUANTILES.items()
+    }

@@ -1,0 +1,160 @@
+"""The requests a tenant will send in one window, decided before it opens: when, how large, and which images.
+
+Times come from the same arrival processes as packets (`testbed.traffic.arrivals`), one arrival a request. Sizes are
+those of the message, before gRPC, HTTP/2 and TCP add theirs: what the model's input takes, a distribution, or a trace's
+tokens. Nothing is sent here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from testbed.errors import ScenarioError
+from testbed.scenario.model import TraceArrivals
+from testbed.traffic.arrivals import Process, Seed, replay_order, schedule
+from testbed.traffic.request_wire import MOST_REQUESTS, RequestMaker
+from testbed.traffic.schedules import load_arrays, save_arrays
+from testbed.traffic.traces import read_trace
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSize:
+    """Requests are as large as the model's input makes them."""
+
+
+@dataclass(frozen=True, slots=True)
+class DrawnSize:
+    """Requests of independent sizes; one size means that all are padded to it.
+
+    Attributes:
+        size_bits: Possible sizes of the message.
+        weights: How often each occurs, relative to the others; equally often when empty.
+    """
+
+    size_bits: tuple[int, ...]
+    weights: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.size_bits or any(bits <= 0 or bits % 8 for bits in self.size_bits):
+            raise ScenarioError(f"request sizes: found {self.size_bits} bits, expected whole bytes above 0")
+        if self.weights and (len(self.weights) != len(self.size_bits) or not min(self.weights) > 0):
+            raise ScenarioError(f"request sizes: found weights {self.weights}, expected one above 0 for each size")
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSize:
+    """A trace's context tokens, each as so many bits of message (the trace's `bits_per_token`)."""
+
+
+RequestSize: TypeAlias = ModelSize | DrawnSize | TokenSize
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RequestSchedule:
+    """Requests of one tenant in one window; a request's number is its position.
+
+    Attributes:
+        time_s: Intended send times from the start of the window, non-decreasing, float64[n].
+        message_bytes: Size of each message, int64[n].
+        first_image: Position of its first image, int64[n].
+    """
+
+    time_s: FloatArray
+    message_bytes: IntArray
+    first_image: IntArray
+
+    def __post_init__(self) -> None:
+        n = self.time_s.shape
+        if len(n) != 1 or self.message_bytes.shape != n or self.first_image.shape != n:
+            raise ValueError("request schedule: expected times, sizes and images of one length")
+        if self.time_s.size >= MOST_REQUESTS:
+            raise ValueError(f"request schedule: found {self.time_s.size} requests, expected less than {MOST_REQUESTS}")
+        if self.time_s.size and (self.time_s[0] < 0 or np.any(np.diff(self.time_s) < 0)):
+            raise ValueError("request schedule: send times must not be negative nor decrease")
+
+    def __len__(self) -> int:
+        return int(self.time_s.size)
+
+    def rate_bps(self, duration_s: float) -> float:
+        """Mean rate of message bits offered over a window of the given length."""
+        return 8.0 * float(self.message_bytes.sum()) / duration_s
+
+    def save(self, path: Path) -> None:
+        """Write the schedule to an `.npz` file that only its owner can read, all at once or not at all."""
+        arrays = {"time_s": self.time_s, "message_bytes": self.message_bytes, "first_image": self.first_image}
+        save_arrays(path, arrays)
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read a schedule written by `save`.
+
+        Raises:
+            ValueError: The file is no request schedule.
+            OSError: The file cannot be read.
+        """
+        arrays = load_arrays(path, ("time_s", "message_bytes", "first_image"))
+        return cls(
+            arrays["time_s"].astype(np.float64),
+            arrays["message_bytes"].astype(np.int64),
+            arrays["first_image"].astype(np.int64),
+        )
+
+
+def request_schedule(
+    arrivals: Process, size: RequestSize, maker: RequestMaker, *, seed: Seed, duration_s: float
+) -> RequestSchedule:
+    """Draw the requests of one tenant in the window [0, duration_s).
+
+    Args:
+        arrivals: The declared process; its `size_bits` counts only where it decides when something arrives (the fluid
+            of an on-off source is cut into requests of that size).
+        size: How large requests are.
+        maker: Makes the messages; decides how small one can be, and how many images there are.
+        seed: Seed of this tenant in this window, see `testbed.traffic.arrivals.tenant_seed`.
+        duration_s: Length of the window.
+
+    Raises:
+        ScenarioError: A trace that cannot be read, token sizes without a trace of tokens, or arrivals that contradict
+            themselves.
+    """
+    root = seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
+    times_seed, sizes_seed, images_seed = root.spawn(3)
+    if isinstance(arrivals, TraceArrivals):
+        time_s, tokens = _replayed(arrivals, times_seed, duration_s)
+    else:
+        time_s, tokens = schedule(arrivals, seed=times_seed, duration_s=duration_s).time_s, None
+    n = time_s.size
+    match size:
+        case ModelSize():
+            wanted = np.zeros(n, dtype=np.int64)
+        case DrawnSize(size_bits=bits, weights=weights):
+            share = np.array(weights or (1.0,) * len(bits))
+            wanted = np.random.default_rng(sizes_seed).choice(np.array(bits) // 8, size=n, p=share / share.sum())
+        case TokenSize():
+            if tokens is None or not isinstance(arrivals, TraceArrivals) or arrivals.bits_per_token < 1:
+                raise ScenarioError(
+                    f"request sizes by tokens: found {type(arrivals).__name__}, expected the trace of a format that "
+                    "counts tokens, and bits for each token; choose such a trace, or sizes of another kind"
+                )
+            wanted = -(-tokens * arrivals.bits_per_token // 8)
+    images = np.random.default_rng(images_seed).integers(len(maker.digits), size=n)
+    return RequestSchedule(time_s, maker.message_bytes(wanted), images)
+
+
+def _replayed(arrivals: TraceArrivals, seed: Seed, duration_s: float) -> tuple[FloatArray, IntArray | None]:
+    """Times and context tokens of a trace's requests in the window; no tokens where the trace is one of packets."""
+    trace = read_trace(arrivals.path, arrivals.format)
+    if not arrivals.speed_up > 0:
+        raise ScenarioError(f"trace {trace.path}: found speed-up {arrivals.speed_up}, expected more than 0")
+    order, time_s = replay_order(
+        trace.time_s / arrivals.speed_up, trace.period_s / arrivals.speed_up, seed=seed, duration_s=duration_s
+    )
+    return time_s, None if trace.format == "packets" else trace.request[order]
