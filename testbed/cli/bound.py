@@ -11,22 +11,46 @@ from rich.console import Console
 from rich.table import Table
 
 from testbed.management.paper import bounds_on_paper
+from testbed.report.bound_plot import BoundCurve, save_bounds
 from testbed.report.record import BoundRecord
 from testbed.report.terminal import milliseconds
 from testbed.scenario.loader import load
 from testbed.scenario.model import Scenario
 
+_PICTURES = {".svg", ".png", ".pdf"}
+
 
 def bound(
     file: Annotated[Path, typer.Argument(help="Scenario file.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    plot: Annotated[bool, typer.Option("--plot", help="Draw every tenant's bound as a CCDF.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Where --plot writes: .svg, .png or .pdf.", show_default="SCENARIO-bound.svg"),
+    ] = None,
 ) -> None:
-    """Show every tenant's p99.9 bound, its method and its budget per domain."""
+    """Show every tenant's bound at its promised percentile, its method and its budget per domain."""
     scenario = load(file)
+    picture = out or Path(f"{scenario.name}-bound.svg")
+    if picture.suffix not in _PICTURES:
+        raise typer.BadParameter(
+            f"{picture} ends in {picture.suffix!r}; expected .svg, .png or .pdf", param_hint="--out"
+        )
     bounds = bounds_on_paper(scenario)
     if as_json:
         typer.echo(json.dumps({"tenants": [_row(scenario, name, found) for name, found in bounds.items()]}, indent=1))
-        return
+    else:
+        _print(scenario, bounds)
+    if plot:
+        curves = [
+            BoundCurve(name, found, _epsilon(scenario, name), _deadline(scenario, name))
+            for name, found in bounds.items()
+        ]
+        save_bounds(curves, f"{scenario.name}: bounds before any run", picture)
+        typer.echo(f"picture: {picture}", err=True)
+
+
+def _print(scenario: Scenario, bounds: dict[str, BoundRecord]) -> None:
     console = Console()
     table = Table(title=f"{scenario.name}: bounds (ms)", title_justify="left", header_style="bold")
     for heading in ("tenant", "ε", "bound", "method", "made of"):
@@ -43,6 +67,11 @@ def bound(
 def _epsilon(scenario: Scenario, name: str) -> float:
     promise = next(tenant.promise for tenant in scenario.tenants if tenant.name == name)
     return promise.epsilon if promise else 1e-3
+
+
+def _deadline(scenario: Scenario, name: str) -> float | None:
+    promise = next(tenant.promise for tenant in scenario.tenants if tenant.name == name)
+    return promise.deadline_s if promise else None
 
 
 def _row(scenario: Scenario, name: str, found: BoundRecord) -> dict[str, object]:

@@ -29,8 +29,8 @@ MEASURED = "#0072b2"
 IDEAL = "#7f7f7f"
 BOUND = "#d55e00"
 DEADLINE = "#000000"
-_DOMAIN_COLOURS = ("#56b4e9", "#009e73", "#e69f00", "#cc79a7", "#f0e442", "#0072b2", "#d55e00", "#999999")
-_STYLE: Any = {
+DOMAIN_COLOURS = ("#56b4e9", "#009e73", "#e69f00", "#cc79a7", "#f0e442", "#0072b2", "#d55e00", "#999999")
+STYLE: Any = {
     "font.size": 9.0,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -60,7 +60,7 @@ def ccdf_plot(tenant: TenantRecord, series: Series) -> str:
     Returns:
         An `<svg>` element.
     """
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 3.9), layout="constrained")
         axes: Axes = figure.add_subplot()
         floor = 1.0 / max(series.latency_s.size, 10) / 2.0
@@ -100,7 +100,7 @@ def ccdf_plot(tenant: TenantRecord, series: Series) -> str:
         axes.set_ylabel("P(latency > x)")
         figure.legend(loc="outside upper center", ncols=4, fontsize=8)
         axes.grid(visible=True, which="major", axis="both", alpha=0.25, lw=0.5)
-        return _svg(figure, f"Latency distribution of tenant {tenant.name}")
+        return svg(figure, f"Latency distribution of tenant {tenant.name}")
 
 
 def stack_plot(tenant: TenantRecord, domains: Sequence[DomainDelay]) -> str:
@@ -109,7 +109,7 @@ def stack_plot(tenant: TenantRecord, domains: Sequence[DomainDelay]) -> str:
     Returns:
         An `<svg>` element.
     """
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 2.1), layout="constrained")
         axes: Axes = figure.add_subplot()
         rows = ("slowest 0.1 %", "all packets")
@@ -117,7 +117,7 @@ def stack_plot(tenant: TenantRecord, domains: Sequence[DomainDelay]) -> str:
         for row, delays in enumerate(values):
             left = 0.0
             for index, (domain, delay) in enumerate(zip(domains, delays, strict=True)):
-                colour = _DOMAIN_COLOURS[index % len(_DOMAIN_COLOURS)]
+                colour = DOMAIN_COLOURS[index % len(DOMAIN_COLOURS)]
                 label = domain.domain if row == 0 else None
                 axes.barh(row, delay * 1e3, left=left, color=colour, label=label, height=0.6)
                 left += delay * 1e3
@@ -126,13 +126,14 @@ def stack_plot(tenant: TenantRecord, domains: Sequence[DomainDelay]) -> str:
         axes.margins(x=0.12)
         axes.set_xlabel("mean delay per domain, ms")
         figure.legend(loc="outside upper center", ncols=min(len(domains), 4), fontsize=8)
-        return _svg(figure, f"Delay per domain of tenant {tenant.name}")
+        return svg(figure, f"Delay per domain of tenant {tenant.name}")
 
 
-def _svg(figure: Figure, title: str) -> str:
+def svg(figure: Figure, title: str) -> str:
+    """A figure as an `<svg>` element that names itself; the same figure gives the same bytes."""
     buffer = io.StringIO()
     # A fixed salt and no date: the same record gives the same bytes.
     with mpl.rc_context({"svg.hashsalt": title}):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Title": title})
-    svg = buffer.getvalue()
-    return re.sub(r"^.*?(?=<svg)", "", svg, count=1, flags=re.DOTALL)
+    drawn = buffer.getvalue()
+    return re.sub(r"^.*?(?=<svg)", "", drawn, count=1, flags=re.DOTALL)
