@@ -34,7 +34,7 @@ from testbed.calculus.service.compute import (
 )
 from testbed.calculus.service.htb import HtbClass, htb_latency, htb_service
 from testbed.calculus.service.left_over import LeftOver, gps_share, left_over, priority_share
-from testbed.calculus.service.promised import EnvelopeService, ExcessTail, RateLatency, packetised
+from testbed.calculus.service.promised import EnvelopeService, ExcessTail, RateLatency, concatenated, packetised
 
 __all__ = [
     "Amount",
@@ -91,6 +91,7 @@ __all__ = [
     "budget_for_risk",
     "burst_after",
     "cheapest_reservation",
+    "concatenated",
     "delay_bound",
     "delay_bounds",
     "delay_curve",

@@ -15,7 +15,7 @@ import numpy as np
 from testbed.calculus.arrivals.base import Arrival
 from testbed.calculus.candidates import attempt, queue_bounds
 from testbed.calculus.delay import smallest_rate, with_rate
-from testbed.calculus.errors import CalculusError, UnstableError, require_not_negative, require_probability
+from testbed.calculus.errors import CalculusError, UnstableError, require_not_negative, require_per, require_probability
 from testbed.calculus.numeric import FloatArray, minimum
 from testbed.calculus.random_path import AnyService, RandomPath, log_backlog_prefactor
 from testbed.calculus.service.left_over import LeftOver
@@ -73,6 +73,7 @@ def backlog_bound(
         CalculusError: Parameters that describe no system.
     """
     require_probability("epsilon", epsilon)
+    require_per(per)
     if any(isinstance(server, LeftOver) for server in servers):
         path = RandomPath.of(arrival, servers)
 
@@ -99,6 +100,7 @@ def backlog_violation(
 ) -> float:
     """The smallest bound on the probability that the backlog exceeds backlog_bits; arguments as `backlog_bound`."""
     require_not_negative("backlog", backlog_bits)
+    require_per(per)
     if any(isinstance(server, LeftOver) for server in servers):
         path = RandomPath.of(arrival, servers)
 

@@ -117,6 +117,7 @@ def promised(
 ) -> tuple[list[Answer], list[Candidate]]:
     """Candidates on a path of promises: each queue theorem with the split of the risk over the domains."""
     path = PromisedPath.of(servers)
+    path.require_countable(per)
     left = risk_left(path, epsilon)
     baseline = _hop_by_hop(arrival, servers)
     if method == "hop-by-hop" and baseline is not None:
@@ -130,7 +131,13 @@ def promised(
             answers.append(_independent_answer(f"{name}+independent", arrival, path, queue, left))
     if baseline is not None and method == "best":
         answers.append(baseline)
-    return [answer for answer in answers if method in {"best", answer.method}], refused
+    asked = [answer for answer in answers if method in {"best", answer.method}]
+    if not asked:
+        raise NotApplicableError(
+            f"method {method!r} needs independent_domains=True, a domain with an excess, and a queue bound that is one "
+            "exponential"
+        )
+    return asked, refused
 
 
 def risk_left(path: PromisedPath, epsilon: float) -> float:
@@ -155,7 +162,7 @@ def _union_answer(name: str, arrival: Arrival, path: PromisedPath, queue: QueueB
             rate_bps=path.rate_bps,
             parts=tuple(_allocated_parts(path, allocation)),
             assumptions=(*queue.assumptions, *((FIFO, PROMISE, UNION) if several else ())),
-            exact=queue.exact and not several,
+            exact=queue.exact and not several and delay > 0.0 and path.latency_s == 0.0,
         )
 
     return Answer(name, delay, detail)

@@ -15,7 +15,13 @@ import numpy as np
 
 from testbed.calculus import candidates
 from testbed.calculus.arrivals.base import Arrival
-from testbed.calculus.errors import CalculusError, UnstableError, require_not_negative, require_probability
+from testbed.calculus.errors import (
+    CalculusError,
+    UnstableError,
+    require_not_negative,
+    require_per,
+    require_probability,
+)
 from testbed.calculus.numeric import FloatArray
 from testbed.calculus.random_path import AnyService, RandomPath, convolved_delay, convolved_log_violation
 from testbed.calculus.result import Candidate, DelayBound
@@ -52,6 +58,7 @@ def delay_bound(
         CalculusError: Parameters that describe no system, or losses that exceed epsilon.
     """
     require_probability("epsilon", epsilon)
+    require_per(per)
     if _all_promised(servers):
         answers, refused = candidates.promised(
             arrival, servers, epsilon, per, method, independent_domains=independent_domains
@@ -94,11 +101,13 @@ def delay_curve(
     Returns:
         Delays in seconds, shape of epsilons; infinite where the losses alone exceed epsilon.
     """
+    require_per(per)
     epsilons = np.asarray(epsilons, dtype=np.float64)
     if not _all_promised(servers):
         path = _convolvable(arrival, servers, method)
         return _elementwise(lambda epsilon: convolved_delay(path, epsilon, per)[0], epsilons)
     promised = PromisedPath.of(servers)
+    promised.require_countable(per)
     left = epsilons - promised.loss
     usable = np.where(left > 0.0, left, 0.5)
     found, _ = candidates.queue_bounds(arrival, promised.rate_bps, per, method)
@@ -122,11 +131,13 @@ def violation_curve(
         per: Count packets or time.
         method: A theorem's name, or best.
     """
+    require_per(per)
     delays_s = np.asarray(delays_s, dtype=np.float64)
     if not _all_promised(servers):
         path = _convolvable(arrival, servers, method)
         return _elementwise(lambda delay: math.exp(convolved_log_violation(path, delay, per)), delays_s)
     promised = PromisedPath.of(servers)
+    promised.require_countable(per)
     found, _ = candidates.queue_bounds(arrival, promised.rate_bps, per, method)
     logs = [log_violation(promised, queue.tail, delays_s) for queue in found.values()]
     return np.asarray(np.minimum(1.0, np.exp(np.minimum.reduce(logs)) + promised.loss))

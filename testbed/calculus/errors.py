@@ -40,6 +40,12 @@ def require_probability(what: str, value: float) -> None:
         raise CalculusError(f"{what} is {value!r}; expected a probability strictly between 0 and 1")
 
 
+def require_per(per: str) -> None:
+    """Raise `CalculusError` unless what is counted is packets or time."""
+    if per not in {"packet", "time"}:
+        raise CalculusError(f"per is {per!r}; expected packet or time")
+
+
 def require_stable(mean_bps: float, rate_bps: float) -> None:
     """Raise `UnstableError` unless the mean rate lies below the service rate."""
     if not mean_bps < rate_bps:

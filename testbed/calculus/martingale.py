@@ -69,12 +69,6 @@ class MarkovFactor:
         return math.log(float(rate @ np.exp(self.log_h)) / float(rate.sum()))
 
     @property
-    def packet_rate(self) -> float:
-        """Packets per second of one flow; for a fluid its bits per second."""
-        rate = float(self.stationary @ self.packets_per_s)
-        return rate if rate > 0.0 else self.mean_bps
-
-    @property
     def _bps(self) -> FloatArray:
         return self.fluid_bps + self.packets_per_s * self.packet_bits
 
@@ -87,10 +81,18 @@ def log_prefactor_time(factors: Sequence[MarkovFactor], rate_bps: float) -> floa
 
 def log_prefactor_packet(factors: Sequence[MarkovFactor], rate_bps: float, observer: int) -> float:
     """Ln K of the bound as packets of one flow of class `observer` see it, themselves excluded."""
+    return _log_prefactor_seen(factors, rate_bps, observer, factors[observer].log_packet_mean_h)
+
+
+def log_prefactor_bit(factors: Sequence[MarkovFactor], rate_bps: float, observer: int) -> float:
+    """The same as bits of that flow see it: packets counted by their size."""
+    return _log_prefactor_seen(factors, rate_bps, observer, factors[observer].log_bit_mean_h)
+
+
+def _log_prefactor_seen(factors: Sequence[MarkovFactor], rate_bps: float, observer: int, log_seen_h: float) -> float:
     own = factors[observer]
     start = math.fsum(factor.copies * (factor.log_mean_h + factor.phase_log_mgf) for factor in factors)
-    seen = own.log_packet_mean_h - own.log_mean_h - own.phase_log_mgf
-    return start + seen - log_crossing(factors, rate_bps)
+    return start + log_seen_h - own.log_mean_h - own.phase_log_mgf - log_crossing(factors, rate_bps)
 
 
 def log_crossing(factors: Sequence[MarkovFactor], rate_bps: float) -> float:

@@ -27,6 +27,9 @@ from testbed.calculus.tails import Per
 
 AnyService: TypeAlias = RateLatency | EnvelopeService | LeftOver
 
+_THETAS = 24
+"""Steps of a search for theta: a bound over several servers is flat around its best theta and costs a matrix a step."""
+
 INDEPENDENT_SERVERS = "the cross traffic of each server is independent of the tenant and of the other servers"
 
 
@@ -103,13 +106,11 @@ class RandomPath:
 
     def service_rates(self, theta: FloatArray) -> FloatArray:
         """R_i(theta), shape (..., servers)."""
-        return np.stack(
-            [
-                s.service_rate(theta) if isinstance(s, LeftOver) else np.full_like(theta, s.rate_bps)
-                for s in self.servers
-            ],
-            axis=-1,
-        )
+        rates = [
+            s.service_rate(theta) if isinstance(s, LeftOver) else np.full_like(theta, s.rate_bps)
+            for s in self._distinct
+        ]
+        return np.stack(rates, axis=-1)[..., self._kind]
 
     def service_bursts(self, theta: FloatArray, *, first_slot: bool = False) -> FloatArray:
         """sigma_i(theta), shape (..., servers); negative values only with `first_slot`."""
@@ -117,9 +118,23 @@ class RandomPath:
             np.zeros_like(theta)
             if isinstance(server, RateLatency)
             else (server.first_slot_burst(theta) if first_slot else server.service_burst(theta))
-            for server in self.servers
+            for server in self._distinct
         ]
-        return np.stack(bursts, axis=-1)
+        return np.stack(bursts, axis=-1)[..., self._kind]
+
+    @cached_property
+    def _distinct(self) -> tuple[RateLatency | LeftOver, ...]:
+        """Servers that differ: equal ones are evaluated once."""
+        distinct: list[RateLatency | LeftOver] = []
+        for server in self.servers:
+            if server not in distinct:
+                distinct.append(server)
+        return tuple(distinct)
+
+    @cached_property
+    def _kind(self) -> IntArray:
+        """Which of the distinct servers each one is, shape (servers,)."""
+        return np.array([self._distinct.index(server) for server in self.servers])
 
     @cached_property
     def theta_limit(self) -> float:
@@ -196,7 +211,7 @@ def convolved_delay(path: RandomPath, epsilon: float, per: Per) -> tuple[float, 
         with np.errstate(invalid="ignore"):
             return np.where(np.isfinite(slots), slots * path.step(theta), np.inf)
 
-    theta = minimum(smooth, 0.0, path.search_limit)[None]
+    theta = minimum(smooth, 0.0, path.search_limit, _THETAS)[None]
     slots = path.tandem(theta, per).slots_for(log_epsilon)[0]
     if path.slot_s is not None:
         return float(slots[0]) * path.slot_s + path.latency_s, float(theta[0])

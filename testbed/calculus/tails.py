@@ -24,7 +24,7 @@ class SureTail:
     limit_s: float
 
     def log_probability(self, delay_s: FloatArray | float) -> FloatArray:
-        """Logarithm of of the bound on P(W > delay_s): 0 below the limit, minus infinity from it on."""
+        """Logarithm of the bound on P(W > delay_s): 0 below the limit, minus infinity from it on."""
         return np.where(np.asarray(delay_s) >= self.limit_s, -np.inf, 0.0)
 
     def delay(self, epsilon: FloatArray | float) -> FloatArray:
@@ -40,7 +40,7 @@ class ExponentialTail:
     decay_per_s: float
 
     def log_probability(self, delay_s: FloatArray | float) -> FloatArray:
-        """Logarithm of of the bound on P(W > delay_s), at most 0."""
+        """Logarithm of the bound on P(W > delay_s), at most 0."""
         return np.minimum(0.0, self.log_prefactor - self.decay_per_s * np.asarray(delay_s, dtype=np.float64))
 
     def delay(self, epsilon: FloatArray | float) -> FloatArray:
@@ -66,7 +66,7 @@ class TailFamily:
         return ExponentialTail(float(log_prefactor), float(decay))
 
     def log_probability(self, delay_s: FloatArray | float) -> FloatArray:
-        """Logarithm of of the best member's bound on P(W > delay_s), at most 0."""
+        """Logarithm of the best member's bound on P(W > delay_s), at most 0."""
         delay = np.asarray(delay_s, dtype=np.float64)
 
         def value(theta: FloatArray) -> FloatArray:
@@ -78,14 +78,18 @@ class TailFamily:
 
     def delay(self, epsilon: FloatArray | float) -> FloatArray:
         """The delay that the best member gives for epsilon."""
+        log_prefactor, decay = self.member(self.theta(epsilon))
+        return np.maximum(0.0, (log_prefactor - np.log(epsilon)) / decay)
+
+    def theta(self, epsilon: FloatArray | float) -> FloatArray:
+        """The theta of that member, shape of epsilon."""
         log_epsilon = np.log(np.asarray(epsilon, dtype=np.float64))
 
         def value(theta: FloatArray) -> FloatArray:
             log_prefactor, decay = self.member(theta)
             return (log_prefactor - log_epsilon[..., None]) / decay
 
-        theta = minimum(value, np.zeros_like(log_epsilon), np.full_like(log_epsilon, self.theta_limit))
-        return np.maximum(0.0, value(theta[..., None])[..., 0])
+        return minimum(value, np.zeros_like(log_epsilon), np.full_like(log_epsilon, self.theta_limit))
 
 
 Tail: TypeAlias = SureTail | ExponentialTail | TailFamily

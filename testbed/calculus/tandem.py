@@ -14,20 +14,22 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from testbed.calculus import waterfill
-from testbed.calculus.errors import CalculusError
+from testbed.calculus.errors import CalculusError, NotApplicableError
 from testbed.calculus.numeric import FloatArray, minimum
 from testbed.calculus.service.promised import EnvelopeService, RateLatency
-from testbed.calculus.tails import ExponentialTail, SureTail, Tail, TailFamily
+from testbed.calculus.tails import ExponentialTail, Per, SureTail, Tail, TailFamily
 
 PromisedService: TypeAlias = RateLatency | EnvelopeService
 
 _ALL_SUBSETS_UP_TO = 6
+_THETAS = 40
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,13 @@ class PromisedPath:
             cap=np.array([excess.cap_s for _, excess in excesses]),
         )
 
+    def require_countable(self, per: Per) -> None:
+        """Raise `NotApplicableError` when time is to be counted and a domain has promised something about packets."""
+        if per == "time" and (self.uncertain or self.loss > 0.0):
+            raise NotApplicableError(
+                "an excess tail and a loss probability count packets, and say nothing about time; ask per packet"
+            )
+
     @property
     def latency_s(self) -> float:
         """Sum of the latencies."""
@@ -91,7 +100,7 @@ class PromisedPath:
         """Sum of the loss probabilities."""
         return math.fsum(self.losses)
 
-    @property
+    @cached_property
     def resting(self) -> NDArray[np.bool_]:
         """Which domains may be charged their cap at no risk: boolean, shape (choices, parts)."""
         capped = np.flatnonzero(np.isfinite(self.cap))
@@ -158,13 +167,11 @@ def _family_theta(path: PromisedPath, family: TailFamily, epsilon: FloatArray) -
 
     def total(theta: FloatArray) -> FloatArray:
         log_prefactor, decay = family.member(theta)
-        if not len(path.decay):
-            return (log_prefactor - np.log(epsilon)[..., None]) / decay
         usable = np.isfinite(log_prefactor)
         parts = choices(path, np.where(usable, log_prefactor, 0.0), decay)
         return np.where(usable, _best(waterfill.for_risk(*parts, epsilon[..., None]))[1], np.inf)
 
-    return minimum(total, np.zeros_like(epsilon), np.full_like(epsilon, family.theta_limit))
+    return minimum(total, np.zeros_like(epsilon), np.full_like(epsilon, family.theta_limit), _THETAS)
 
 
 def spend_risk(path: PromisedPath, tail: Tail, epsilon: FloatArray | float) -> Allocation:
@@ -176,6 +183,8 @@ def spend_risk(path: PromisedPath, tail: Tail, epsilon: FloatArray | float) -> A
         epsilon: Probability, any shape.
     """
     epsilon = np.asarray(epsilon, dtype=np.float64)
+    if not path.uncertain:
+        return _spend_on_queue(tail, epsilon)
     if isinstance(tail, TailFamily):
         log_prefactor, decay = tail.member(_family_theta(path, tail, epsilon))
     elif isinstance(tail, ExponentialTail):
@@ -195,8 +204,23 @@ def spend_risk(path: PromisedPath, tail: Tail, epsilon: FloatArray | float) -> A
     return Allocation(delay[..., 0], log_risk[..., 0], delay[..., 1:], log_risk[..., 1:], price)
 
 
+def _spend_on_queue(tail: Tail, epsilon: FloatArray) -> Allocation:
+    """All of the risk for the tenant's own queue: nothing else on the path is uncertain."""
+    nothing = np.zeros((*epsilon.shape, 0))
+    if isinstance(tail, SureTail):
+        never = np.full(epsilon.shape, -np.inf)
+        return Allocation(tail.delay(epsilon), never, nothing, nothing, never)
+    if isinstance(tail, TailFamily):
+        log_prefactor, decay = tail.member(tail.theta(epsilon))
+    else:
+        log_prefactor, decay = np.asarray(tail.log_prefactor), np.asarray(tail.decay_per_s)
+    queue = np.maximum(0.0, (log_prefactor - np.log(epsilon)) / decay)
+    log_risk = log_prefactor - decay * queue
+    return Allocation(queue, log_risk, nothing, nothing, log_risk + np.log(decay))
+
+
 def log_violation(path: PromisedPath, tail: Tail, delay_s: FloatArray | float) -> FloatArray:
-    """Logarithm of of the smallest bound on P(W > delay_s), losses not included; 0 where nothing smaller than 1 holds.
+    """Logarithm of the smallest bound on P(W > delay_s), losses not included; 0 where nothing smaller than 1 holds.
 
     Args:
         path: The promises.
@@ -204,6 +228,8 @@ def log_violation(path: PromisedPath, tail: Tail, delay_s: FloatArray | float) -
         delay_s: End-to-end delay, latencies included; any shape.
     """
     spare = np.asarray(delay_s, dtype=np.float64) - path.latency_s
+    if not path.uncertain:
+        return np.where(spare < 0.0, 0.0, tail.log_probability(spare))
     if isinstance(tail, SureTail):
         return _log_violation_at(path, np.asarray(-np.inf), np.asarray(1.0), spare, tail.limit_s)
     if isinstance(tail, ExponentialTail):

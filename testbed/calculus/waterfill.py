@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from testbed.calculus.numeric import FloatArray
+from testbed.calculus.numeric import FloatArray, pick, reorder
 
 _LARGEST_EXPONENT = 700.0
 _NO_RISK = -1e200
@@ -48,16 +48,16 @@ def for_risk(log_m: FloatArray, decay: FloatArray, floor: FloatArray, epsilon: F
     level = log_m + np.log(decay)
     marginal = level - decay * floor
     order = np.argsort(marginal, axis=-1)
-    sorted_marginal = np.exp(np.minimum(np.take_along_axis(marginal, order, -1), _LARGEST_EXPONENT))
-    width = 1.0 / np.take_along_axis(decay, order, -1)
-    below = np.cumsum(sorted_marginal * width, axis=-1) - sorted_marginal * width
+    ordered = reorder(marginal, order)
+    width = 1.0 / reorder(decay, order)
+    risk = np.exp(np.minimum(ordered, _LARGEST_EXPONENT)) * width
+    below = np.cumsum(risk, axis=-1) - risk
     active = np.cumsum(width[..., ::-1], axis=-1)[..., ::-1]
-    reached = np.sum(below + sorted_marginal * active <= epsilon[..., None], axis=-1)
+    reached = np.sum(below + risk / width * active <= epsilon[..., None], axis=-1)
     at_floor = reached == log_m.shape[-1]
-    index = np.minimum(reached, log_m.shape[-1] - 1)[..., None]
-    spare = epsilon - np.take_along_axis(below, index, -1)[..., 0]
-    log_price = np.log(spare / np.take_along_axis(active, index, -1)[..., 0])
-    log_price = np.where(at_floor, np.take_along_axis(marginal, order, -1)[..., -1], log_price)
+    index = np.minimum(reached, log_m.shape[-1] - 1)
+    spare = np.broadcast_to(epsilon, index.shape) - pick(below, index)
+    log_price = np.where(at_floor, ordered[..., -1], np.log(spare / pick(active, index)))
     return Split(_delays(level, log_price, decay, floor), log_price)
 
 
@@ -76,16 +76,14 @@ def for_delay(log_m: FloatArray, decay: FloatArray, floor: FloatArray, total_s: 
     level = log_m + np.log(decay)
     marginal = level - decay * floor
     order = np.argsort(-marginal, axis=-1)
-    high = np.maximum(np.take_along_axis(marginal, order, -1), _NO_RISK)
-    width = 1.0 / np.take_along_axis(decay, order, -1)
+    high = np.maximum(reorder(marginal, order), _NO_RISK)
+    width = 1.0 / reorder(decay, order)
     active = np.cumsum(width, axis=-1)
     weighted = np.cumsum(high * width, axis=-1)
     # Delay spent beyond the floors when mu falls to the marginal of part k: every part before k is active.
     knots = weighted - high * active
-    index = np.maximum(np.sum(knots <= spare[..., None], axis=-1) - 1, 0)[..., None]
-    log_price = (np.take_along_axis(weighted, index, -1)[..., 0] - spare) / np.take_along_axis(active, index, -1)[
-        ..., 0
-    ]
+    index = np.maximum(np.sum(knots <= spare[..., None], axis=-1) - 1, 0)
+    log_price = (pick(weighted, index) - spare) / pick(active, index)
     delay = np.where(spare[..., None] >= 0.0, _delays(level, log_price, decay, floor), np.nan)
     return Split(delay, log_price)
 
@@ -97,5 +95,5 @@ def _delays(level: FloatArray, log_price: FloatArray, decay: FloatArray, floor: 
 
 
 def log_risk(log_m: FloatArray, decay: FloatArray, delay_s: FloatArray) -> FloatArray:
-    """Logarithm of of the sum of the parts' probabilities at the given delays, shape (...)."""
+    """Logarithm of the sum of the parts' probabilities at the given delays, shape (...)."""
     return np.asarray(np.logaddexp.reduce(log_m - decay * delay_s, axis=-1))

@@ -35,6 +35,11 @@ class Arrival(ABC):
         """Long-run rate; for a contract, the largest it allows."""
 
     @property
+    def under_contract(self) -> bool:
+        """Whether `mean_bps` is only what a contract allows, and the flow may send less."""
+        return False
+
+    @property
     def peak_rate_bps(self) -> float:
         """The rate that no instant exceeds; infinite when whole packets arrive at once."""
         return math.inf
@@ -78,7 +83,7 @@ class Arrival(ABC):
         raise NotApplicableError(f"a {type(self).__name__} is not modulated by a Markov chain")
 
     def log_packet_factor(self, rate_bps: float) -> float:
-        """Logarithm of of how much more often packets see a backlog than time does, at a constant-rate server.
+        """Logarithm of how much more often packets see a backlog than time does, at a constant-rate server.
 
         Rate conservation for a FIFO queue drained at R: E[r 1{Q > q}] = R P_time(Q > q), hence R/mean for bits, and
         for packets weighted by size (docs/calculus.md, "Packets see bursts").
@@ -121,7 +126,7 @@ class Arrival(ABC):
         require_stable(self.mean_bps, rate_bps)
         limit = self.theta_at_rate(rate_bps)
         if math.isinf(limit):
-            return self.no_queue(rate_bps)
+            return self.no_queue(rate_bps, per)
         extra = self.log_packet_factor(rate_bps) if per == "packet" else 0.0
 
         def member(theta: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -135,10 +140,19 @@ class Arrival(ABC):
         views = self.packet_view if per == "packet" else ()
         return QueueBound(TailFamily(member, limit), (STATIONARY, LIGHT_TAIL, *views))
 
-    def no_queue(self, rate_bps: float) -> QueueBound:
-        """The bound of a flow whose envelope never exceeds the service rate: only its burst can wait."""
-        with np.errstate(over="ignore", invalid="ignore"):
-            burst = float(self.envelope_burst(np.asarray(1e6 * self.theta_scale)))
-        if not math.isfinite(burst):
-            raise NotApplicableError("the envelope has no finite burst although its rate stays below the service rate")
-        return QueueBound(SureTail(burst / rate_bps), (STATIONARY,))
+    def sure_burst_bits(self, per: Per) -> float:
+        """The most bits by which the flow can surely be ahead of its largest sustained rate.
+
+        Args:
+            per: For time, or as a packet of this flow finds it, itself excluded.
+
+        Raises:
+            NotApplicableError: Nothing is sure.
+        """
+        del per
+        raise NotApplicableError(f"a {type(self).__name__} has no sure burst although its rate stays below the service")
+
+    def no_queue(self, rate_bps: float, per: Per) -> QueueBound:
+        """The bound of a flow whose sustained rate never exceeds the service rate: only its burst can wait."""
+        assumption = "the flow's sustained rate never exceeds the service rate"
+        return QueueBound(SureTail(self.sure_burst_bits(per) / rate_bps), (assumption,))

@@ -56,6 +56,10 @@ class TokenBucket(Arrival):
         return self.rate_bps
 
     @property
+    def under_contract(self) -> bool:
+        return True
+
+    @property
     def peak_rate_bps(self) -> float:
         return math.inf if self.peak_bps is None else self.peak_bps
 
@@ -72,6 +76,21 @@ class TokenBucket(Arrival):
 
     def envelope_burst(self, theta: FloatArray) -> FloatArray:
         return np.full_like(theta, self.burst_bits)
+
+    def log_packet_factor(self, rate_bps: float) -> float:
+        del rate_bps  # The contract holds whatever else is known of the path, so each packet has the bound of time.
+        return 0.0
+
+    def log_seen_factor(self) -> float:
+        return 0.0
+
+    @property
+    def packet_view(self) -> tuple[str, ...]:
+        return ()
+
+    def sure_burst_bits(self, per: Per) -> float:
+        del per
+        return self.burst_bits
 
     def backlog_bits(self, rate_bps: float) -> float:
         """The largest backlog at a constant-rate server: the vertical distance between the two curves.

@@ -15,6 +15,8 @@ from testbed.calculus.errors import CalculusError
 from testbed.calculus.numeric import FloatArray
 
 _REVERSIBLE_WITHIN = 1e-10
+_ROUNDING_SHOWS_BELOW = 1e-6
+_SWEEPS = 6
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,19 @@ def perron(matrix: FloatArray) -> FloatArray:
     values, vectors = np.linalg.eig(matrix)
     largest = np.argmax(values.real, axis=-1)
     vector = np.abs(np.take_along_axis(vectors.real, largest[..., None, None], axis=-1)[..., 0])
-    return np.asarray(vector / vector.max(axis=-1, keepdims=True))
+    vector = vector / vector.max(axis=-1, keepdims=True)
+    small = vector < _ROUNDING_SHOWS_BELOW
+    if not small.any():
+        return np.asarray(vector)
+    # Small entries carry the rounding of the large ones. Their own equations, which subtract nothing, restore the
+    # digits, and a bound divides by them: an entry that is noise could make it too small.
+    own = np.diagonal(matrix, axis1=-2, axis2=-1)
+    others = matrix * (1.0 - np.eye(matrix.shape[-1]))
+    room = np.take_along_axis(values.real, largest[..., None], axis=-1) - own
+    for _ in range(_SWEEPS * matrix.shape[-1]):
+        swept = (others @ vector[..., None])[..., 0] / np.where(small, room, 1.0)
+        vector = np.where(small, swept, vector)
+    return np.asarray(vector)
 
 
 def _diagonals(values: FloatArray) -> FloatArray:

@@ -73,14 +73,15 @@ class BoundedBurstiness(_EnvelopeOnly):
 
 @dataclass(frozen=True)
 class RandomPhaseBuckets(_EnvelopeOnly):
-    """Independent flows, each in a token bucket, stationary: sigma is `n ln cosh(theta b)/theta` (Massoulie & Busson).
+    """Independent stationary flows, each in a token bucket: sigma is `n ln cosh(theta b)/theta` (Massoulie & Busson).
 
-    A deviation from the mean of at most b in both directions, with mean zero, has a moment generating function of at
-    most cosh(theta b); many flows then burst far less than n b.
+    With V the tokens that are missing from a bucket, stationary and within [0, b], what arrives beyond the token rate
+    is at most V at the end less V at the start: mean zero and at most b either way, so its moment generating function
+    is at most cosh(theta b). Many flows then burst far less than n b.
 
     Attributes:
         slot_s: Length of a slot.
-        rate_bps: Token rate of one flow, which is also its mean.
+        rate_bps: Token rate of one flow, also taken for its mean.
         burst_bits: Burst of one flow.
         flows: How many independent flows.
     """

@@ -1,9 +1,9 @@
 """A flow known by a trace only: bounds from the first part of it, checked on the rest.
 
-No model is fitted. Packets are taken in blocks long enough that blocks are uncorrelated; then the wait is the maximum
-of a random walk over blocks plus what happens inside the latest one, and Kingman's argument needs two expectations that
-the trace estimates. Both are replaced by upper confidence limits. What the trace cannot support is refused: a tail that
-is not light, correlations that outlast the blocks, and bounds that the second part of the trace contradicts.
+No model is fitted. Packets are taken in blocks long enough that blocks are uncorrelated; then the wait is the largest,
+over blocks, of a random walk plus what the last packets of one more block add, and a union bound over blocks needs two
+expectations that the trace estimates. Both are replaced by upper confidence limits. What the trace cannot support is
+refused: a tail that is not light, correlations that outlast the blocks, and bounds that its second part contradicts.
 """
 
 from __future__ import annotations
@@ -20,17 +20,18 @@ from testbed.calculus.arrivals.base import Arrival, QueueMethod
 from testbed.calculus.arrivals.light_tail import TailTest, generalised_pareto_test
 from testbed.calculus.errors import CalculusError, NotApplicableError, require_probability, require_stable
 from testbed.calculus.numeric import FloatArray, largest_below
-from testbed.calculus.tails import ExponentialTail, Per, QueueBound, SureTail
+from testbed.calculus.tails import ExponentialTail, Per, QueueBound, SureTail, TailFamily
 
 _FEWEST_BLOCKS = 200
 _VALIDATION_LOADS = (0.5, 0.7, 0.9)
 _VALIDATION_EPSILONS = (0.1, 0.03, 0.01)
 _MARGIN = 2  # blocks are this much longer than where correlation can no longer be seen
+_THETAS = 24
 _TAIL_SIGNIFICANCE = 1e-3
 _VALIDATION_SIGNIFICANCE = 1e-4
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FittedFlow(Arrival):
     """A flow that repeats the statistics of a trace; made by `fit_trace`.
 
@@ -38,7 +39,7 @@ class FittedFlow(Arrival):
         gaps_s: Gap before each packet of the fitting part, shape (packets,).
         bits: Size of each packet, shape (packets,).
         block: Packets in a block.
-        confidence: One-sided confidence of each limit.
+        confidence: One-sided confidence of all limits together.
         tail: The tail test that the fit passed.
     """
 
@@ -65,65 +66,78 @@ class FittedFlow(Arrival):
         raise NotApplicableError("a fitted flow has no envelope; its bound is about its own packets at one server")
 
     def queue_methods(self) -> Mapping[str, QueueMethod]:
-        return {"kingman": self.kingman}
+        return {"kingman": self.kingman} if self.block == 1 else {"blocks": self.blocks}
 
     def kingman(self, rate_bps: float, per: Per) -> QueueBound:
-        """Kingman's inequality over blocks: `P(W >= w) <= E e^{theta V} e^{-theta R w}` while `E e^{theta X} <= 1`.
+        """Kingman's inequality when packets are uncorrelated: `P(W >= w) <= e^{-theta R w}` while E e^{theta X} <= 1.
 
-        X is what a block adds to the backlog and V the largest sum over its last packets; both expectations are upper
-        confidence limits over blocks.
+        X is what a packet and the gap behind it add to the backlog; the expectation is an upper confidence limit.
 
         Raises:
-            NotApplicableError: The bound is asked per time.
+            NotApplicableError: The bound is asked per time, or the trace is too short for the rate.
             UnstableError: The mean rate reaches rate_bps.
         """
-        if per != "packet":
-            raise NotApplicableError("a fitted flow's bound is about its packets; per time nothing is known")
-        require_stable(self.mean_bps, rate_bps)
-        steps = self._steps(rate_bps)
-        whole = steps.sum(axis=1)
-        latest = np.maximum(np.cumsum(steps[:, ::-1], axis=1).max(axis=1), 0.0)
+        steps = self._steps(rate_bps, per)
         if steps.max() <= 0.0:
             return QueueBound(SureTail(0.0), self._assumptions)
-        if self._mean_limit(whole) >= 0.0:
+        theta = self._theta_limit(steps.sum(axis=1), rate_bps, 1.0 - self.confidence)
+        return QueueBound(ExponentialTail(0.0, theta * rate_bps), self._assumptions)
+
+    def blocks(self, rate_bps: float, per: Per) -> QueueBound:
+        """`P(W >= w) <= E e^{theta V}/(1 - E e^{theta X}) e^{-theta R w}` for every theta with E e^{theta X} < 1.
+
+        X is what a block adds to the backlog and V the largest sum over its last packets. The wait is the largest sum
+        of whole blocks and one V before them: one term a block (docs/calculus.md, "Fitted flows"). Both expectations
+        are upper confidence limits over blocks, at a few thetas that share the confidence.
+
+        Raises:
+            NotApplicableError: The bound is asked per time, or the trace is too short for the rate.
+            UnstableError: The mean rate reaches rate_bps.
+        """
+        steps = self._steps(rate_bps, per)
+        if steps.max() <= 0.0:
+            return QueueBound(SureTail(0.0), self._assumptions)
+        whole = steps.sum(axis=1)
+        latest = np.maximum(np.cumsum(steps[:, ::-1], axis=1).max(axis=1), 0.0)
+        risk = (1.0 - self.confidence) / (2 * _THETAS)
+        limit = self._theta_limit(whole, rate_bps, risk)
+        thetas = limit * np.arange(1, _THETAS + 1) / (_THETAS + 1)
+        log_k = np.array([_log_limit(x * latest, risk) - _log1mexp(_log_limit(x * whole, risk)) for x in thetas])
+
+        def member(theta: FloatArray) -> tuple[FloatArray, FloatArray]:
+            nearest = np.clip(np.rint(theta / thetas[0]).astype(np.int64) - 1, 0, _THETAS - 1)
+            return log_k[nearest], thetas[nearest] * rate_bps
+
+        return QueueBound(TailFamily(member, limit), self._assumptions)
+
+    def _theta_limit(self, whole: FloatArray, rate_bps: float, risk: float) -> float:
+        """The largest theta at which the limit of E exp(theta X) is at most 1."""
+        if _mean_limit(whole, risk) >= 0.0:
             raise NotApplicableError(
                 f"the trace is too short to be sure, at {self.confidence:.3g} confidence, that {rate_bps:g} bit/s "
                 f"keep up with a mean of {self.mean_bps:g} bit/s; use a longer trace or a higher rate"
             )
-        theta = largest_below(lambda x: self._log_limit(x * whole), 0.0, self.theta_scale)
+        theta = largest_below(lambda x: _log_limit(x * whole, risk), 0.0, self.theta_scale)
         if math.isinf(theta):
             raise NotApplicableError("no block of the trace adds to the backlog at this rate; the trace is too short")
-        log_k = self._log_limit(theta * latest)
-        return QueueBound(ExponentialTail(log_k, theta * rate_bps), self._assumptions)
+        return theta
 
     @property
     def _assumptions(self) -> tuple[str, ...]:
         return (
             "the flow goes on as in the trace (stationary), with the light tail that its test did not refute",
             f"blocks of {self.block} packets are independent",
-            f"each expectation is an upper limit of {self.confidence:.3g} confidence",
+            f"expectations are upper limits, all together of {self.confidence:.3g} confidence",
         )
 
-    def _steps(self, rate_bps: float) -> FloatArray:
+    def _steps(self, rate_bps: float, per: Per) -> FloatArray:
         """What each packet adds to the next one's backlog, shape (blocks, block)."""
+        if per != "packet":
+            raise NotApplicableError("a fitted flow's bound is about its packets; per time nothing is known")
+        require_stable(self.mean_bps, rate_bps)
         steps = self.bits[:-1] - rate_bps * self.gaps_s[1:]
         count = len(steps) // self.block
         return np.asarray(steps[: count * self.block].reshape(count, self.block))
-
-    def _mean_limit(self, values: FloatArray) -> float:
-        """The upper confidence limit of a mean over blocks, corrected for skewness (Johnson 1978)."""
-        count, z = len(values), float(norm.ppf(self.confidence))
-        centred = values - values.mean()
-        variance = float(centred @ centred) / (count - 1)
-        if variance == 0.0:
-            return float(values.mean())
-        skew = max(0.0, float((centred**3).mean()) / variance)
-        return float(values.mean()) + z * math.sqrt(variance / count) + skew * (1.0 + 2.0 * z * z) / (6.0 * count)
-
-    def _log_limit(self, exponents: FloatArray) -> float:
-        """Ln of the upper confidence limit of E exp(exponent), from one exponent a block."""
-        top = float(exponents.max())
-        return top + math.log(self._mean_limit(np.exp(exponents - top)))
 
 
 def fit_trace(
@@ -135,7 +149,7 @@ def fit_trace(
         times_s: Arrival times, increasing, shape (packets,).
         bits: Packet sizes, shape (packets,).
         fit_fraction: Which part of the packets to fit to.
-        confidence: One-sided confidence of each limit.
+        confidence: One-sided confidence of all limits together.
 
     Raises:
         CalculusError: The trace is malformed or too short, its tail is not light by `generalised_pareto_test`, its
@@ -166,7 +180,7 @@ def _fit(gaps: FloatArray, bits: FloatArray, confidence: float) -> FittedFlow:
         count = len(steps) // block
         sums = steps[: count * block].reshape(count, block).sum(axis=1)
         if _uncorrelated(sums):
-            tail = generalised_pareto_test(np.maximum(sums, sums.min()), upper_fraction=max(0.1, 21 / count))
+            tail = generalised_pareto_test(sums, upper_fraction=max(0.1, 21 / count))
             sizes = generalised_pareto_test(bits)
             for what, test in (("bursts", tail), ("packet sizes", sizes)):
                 if test.p_value < _TAIL_SIGNIFICANCE:
@@ -179,6 +193,28 @@ def _fit(gaps: FloatArray, bits: FloatArray, confidence: float) -> FittedFlow:
     raise CalculusError(
         f"the trace is correlated over more than {block // 2} packets, too long for its {len(gaps)}; use a longer trace"
     )
+
+
+def _mean_limit(values: FloatArray, risk: float) -> float:
+    """The upper confidence limit of a mean over blocks, corrected for skewness (Johnson 1978)."""
+    count, z = len(values), float(norm.isf(risk))
+    centred = values - values.mean()
+    variance = float(centred @ centred) / (count - 1)
+    if variance == 0.0:
+        return float(values.mean())
+    skew = max(0.0, float((centred**3).mean()) / variance)
+    return float(values.mean()) + z * math.sqrt(variance / count) + skew * (1.0 + 2.0 * z * z) / (6.0 * count)
+
+
+def _log_limit(exponents: FloatArray, risk: float) -> float:
+    """Ln of the upper confidence limit of E exp(exponent), from one exponent a block."""
+    top = float(exponents.max())
+    return top + math.log(_mean_limit(np.exp(exponents - top), risk))
+
+
+def _log1mexp(log_p: float) -> float:
+    """Ln (1 - exp(log_p)), minus infinity from 0 on."""
+    return math.log(-math.expm1(log_p)) if log_p < 0.0 else -math.inf
 
 
 def _uncorrelated(values: FloatArray) -> bool:
@@ -196,7 +232,8 @@ def _validate(flow: FittedFlow, gaps: FloatArray, bits: FloatArray) -> None:
     for load in _VALIDATION_LOADS:
         rate = flow.mean_bps / load
         try:
-            tail = flow.kingman(rate, "packet").tail
+            (bound,) = flow.queue_methods().values()
+            tail = bound(rate, "packet").tail
         except NotApplicableError:
             continue  # a load at which the fit promises nothing
         backlog = lindley_backlog(gaps, bits, rate)

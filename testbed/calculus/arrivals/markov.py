@@ -15,13 +15,13 @@ from functools import cached_property
 import numpy as np
 
 from testbed.calculus.amounts import Amount, as_amount
-from testbed.calculus.arrivals.base import LIGHT_TAIL, SIZE_INDEPENDENT, STATIONARY, Arrival, QueueMethod
+from testbed.calculus.arrivals.base import LIGHT_TAIL, STATIONARY, Arrival, QueueMethod
 from testbed.calculus.arrivals.chain import Chain, perron
 from testbed.calculus.arrivals.onoff import log_phase_mgf, phase_burst
 from testbed.calculus.errors import CalculusError, require_not_negative, require_positive, require_stable
 from testbed.calculus.martingale import MarkovFactor, log_prefactor_packet, log_prefactor_time
 from testbed.calculus.numeric import FloatArray
-from testbed.calculus.tails import ExponentialTail, Per, QueueBound, SureTail
+from testbed.calculus.tails import ExponentialTail, Per, QueueBound
 
 MARKOV = "the modulating chain is Markov with the given rates and stationary"
 
@@ -62,7 +62,7 @@ class MarkovModulated(Arrival):
         require_stable(self.mean_bps, rate_bps)
         theta = self.theta_at_rate(rate_bps)
         if math.isinf(theta):
-            return self.no_queue(rate_bps)
+            return self.no_queue(rate_bps, per)
         factors = [self.factor(theta)]
         packets = per == "packet"
         log_k = log_prefactor_packet(factors, rate_bps, 0) if packets else log_prefactor_time(factors, rate_bps)
@@ -130,8 +130,8 @@ class MarkovFluid(MarkovModulated):
     def log_seen_factor(self) -> float:
         return math.log(max(self.rates_bps) / self.mean_bps)
 
-    def no_queue(self, rate_bps: float) -> QueueBound:
-        return QueueBound(SureTail(self.largest_packet_bits / rate_bps), ("no state exceeds the service rate",))
+    def sure_burst_bits(self, per: Per) -> float:
+        return 0.0 if per == "packet" else self.largest_packet_bits
 
     def factor(self, theta: float) -> MarkovFactor:
         none = np.zeros(len(self.rates_bps))
@@ -210,10 +210,6 @@ class MarkovPoisson(MarkovModulated):
     def theta_scale(self) -> float:
         return 1.0 / max(amount.mean for amount in self._sending)
 
-    @property
-    def packet_view(self) -> tuple[str, ...]:
-        return (SIZE_INDEPENDENT,)
-
     def tilt(self, theta: FloatArray) -> FloatArray:
         logs = np.stack([amount.log_mgf(theta) for amount in self.amounts], axis=-1)
         with np.errstate(over="ignore", invalid="ignore"):
@@ -223,10 +219,9 @@ class MarkovPoisson(MarkovModulated):
 
     def log_packet_factor(self, rate_bps: float) -> float:
         if len(set(self._sending)) == 1:
-            return super().log_packet_factor(rate_bps)
-        # Sizes depend on the state, hence on the backlog: the size-weighted identity bounds packets of the smallest
-        # size only with the ratio of mean to smallest size (docs/calculus.md, "Packets see bursts").
-        raise CalculusError("packet sizes depend on the state; per packet use martingale")
+            return min(super().log_packet_factor(rate_bps), self.log_seen_factor())
+        # Sizes depend on the state, hence on the backlog: rate conservation weights packets by size and says nothing.
+        return self.log_seen_factor()
 
     def log_seen_factor(self) -> float:
         return math.log(max(self.packets_per_s) / float(self.chain.stationary @ self._intensity))

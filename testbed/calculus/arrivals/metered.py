@@ -42,6 +42,10 @@ class Metered(Arrival):
         return min(self.flow.mean_bps, self.bucket.mean_bps)
 
     @property
+    def under_contract(self) -> bool:
+        return True
+
+    @property
     def peak_rate_bps(self) -> float:
         return min(self.flow.peak_rate_bps, self.bucket.peak_rate_bps)
 
@@ -64,6 +68,10 @@ class Metered(Arrival):
         own = self.flow.envelope_rate(theta) <= self.bucket.envelope_rate(theta)
         return np.where(own, self.flow.envelope_burst(theta), self.bucket.envelope_burst(theta))
 
+    def sure_burst_bits(self, per: Per) -> float:
+        sustained = float(self.flow.envelope_rate(np.asarray(1e6 * self.theta_scale)))
+        return (self.flow if sustained <= self.bucket.rate_bps else self.bucket).sure_burst_bits(per)
+
     def log_packet_factor(self, rate_bps: float) -> float:
         return self.flow.log_packet_factor(rate_bps) - math.log(self.passed_fraction)
 
@@ -84,6 +92,7 @@ class Metered(Arrival):
             lost = -math.log(self.passed_fraction) if per == "packet" else 0.0
             note = "late packets are counted among all packets sent, those dropped by the meter included"
             assumptions = (*found.assumptions, *((note,) if per == "packet" and self.passed_fraction == 1.0 else ()))
-            return QueueBound(more_likely(found.tail, lost), assumptions)
+            sojourn = None if found.sojourn is None else more_likely(found.sojourn, lost)
+            return QueueBound(more_likely(found.tail, lost), assumptions, sojourn=sojourn)
 
         return bound

@@ -21,7 +21,7 @@ from testbed.calculus.arrivals.base import STATIONARY, Arrival, QueueMethod
 from testbed.calculus.errors import CalculusError, require_positive, require_stable
 from testbed.calculus.martingale import MarkovFactor
 from testbed.calculus.numeric import FloatArray
-from testbed.calculus.tails import ExponentialTail, Per, QueueBound, SureTail
+from testbed.calculus.tails import ExponentialTail, Per, QueueBound
 
 MARKOV_ON_OFF = "on and off times are exponential and independent"
 INDEPENDENT_FLOWS = "the aggregated flows are independent"
@@ -175,9 +175,9 @@ class MarkovOnOff(Arrival):
     def queue_methods(self) -> Mapping[str, QueueMethod]:
         return {"martingale": self.martingale, "chernoff": self.chernoff}
 
-    def no_queue(self, rate_bps: float) -> QueueBound:
-        others = 0.0 if self.packet_bits is None else (self.flows - 1) * self.packet_bits
-        return QueueBound(SureTail(others / rate_bps), ("the flows together never exceed the service rate",))
+    def sure_burst_bits(self, per: Per) -> float:
+        ahead = self.flows - 1 if per == "packet" else self.flows
+        return ahead * self.largest_packet_bits
 
     def martingale(self, rate_bps: float, per: Per) -> QueueBound:
         """The exponential martingale's bound; for a single flow it is the distribution itself.
@@ -191,7 +191,7 @@ class MarkovOnOff(Arrival):
         require_stable(self.mean_bps, rate_bps)
         share = rate_bps / self.flows
         if share >= self.peak_bps:
-            return self.no_queue(rate_bps)
+            return self.no_queue(rate_bps, per)
         theta = self.theta_at_rate(rate_bps)
         log_k = float(
             log_martingale_prefactor(

@@ -222,6 +222,9 @@ class Renewal(Arrival):
         first = np.log(-np.expm1(self.gap.log_laplace(s)) / (s * self.gap.mean_s))
         return np.maximum(first - self.gap.log_residual(s), 0.0) / theta
 
+    def sure_burst_bits(self, per: Per) -> float:
+        return 0.0 if per == "packet" else self.amount.largest
+
     def queue_methods(self) -> Mapping[str, QueueMethod]:
         return {"kingman": self.kingman, "chernoff": self.chernoff}
 

@@ -5,27 +5,37 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 
 from testbed.calculus.arrivals.base import LIGHT_TAIL, STATIONARY, Arrival, QueueMethod
 from testbed.calculus.arrivals.onoff import INDEPENDENT_FLOWS
-from testbed.calculus.arrivals.poisson import CompoundPoisson
 from testbed.calculus.arrivals.slotted import Slotted
 from testbed.calculus.errors import CalculusError, NotApplicableError, require_stable
-from testbed.calculus.martingale import log_prefactor_packet, log_prefactor_time
+from testbed.calculus.martingale import log_prefactor_bit, log_prefactor_packet, log_prefactor_time
 from testbed.calculus.numeric import FloatArray
 from testbed.calculus.tails import ExponentialTail, Per, QueueBound, later
 
 _NEWTON_STEPS = 12
 
+COUNTED_BY_BITS = "packets are counted by their bits"
+
+
+def _smallest(flow: Arrival, rate_bps: float) -> float:
+    """The smallest known factor by which a flow's packets see more of a server shared with independent flows."""
+    factors = [flow.log_packet_factor(rate_bps)]
+    with suppress(NotApplicableError):
+        factors.append(flow.log_seen_factor())
+    return min(factors)
+
 
 class _Sum(Arrival):
     """What aggregates of several flows share.
 
-    A probability per packet counts the packets (bits) of all flows, or of one, the observer. One flow's packets see a
-    backlog at most min(peak, R)/mean times as often as time does, all flows' together exactly R/mean.
+    A probability per packet counts the packets of one flow, the observer, or the bits of all flows: packets of several
+    sizes have no common count that a backlog would not bias.
     """
 
     @property
@@ -64,16 +74,18 @@ class _Sum(Arrival):
     def theta_scale(self) -> float:
         return 1.0 / math.fsum(1.0 / flow.theta_scale for flow in self.members)
 
-    def log_seen_factor(self) -> float:
-        if self.watched is not None:
-            return self.members[self.watched].log_seen_factor()
-        return max(flow.log_seen_factor() for flow in self.members)
+    @property
+    def under_contract(self) -> bool:
+        return any(flow.under_contract for flow in self.members)
 
-    def log_packet_factor(self, rate_bps: float) -> float:
-        if self.watched is None:
-            return super().log_packet_factor(rate_bps)
-        flow = self.members[self.watched]
-        return math.log(min(flow.peak_rate_bps, rate_bps) / flow.mean_bps)
+    @property
+    def packet_view(self) -> tuple[str, ...]:
+        return (COUNTED_BY_BITS,) if self.watched is None else self.members[self.watched].packet_view
+
+    def sure_burst_bits(self, per: Per) -> float:
+        return math.fsum(
+            flow.sure_burst_bits(per if index == self.watched else "time") for index, flow in enumerate(self.members)
+        )
 
 
 @dataclass(frozen=True)
@@ -82,7 +94,7 @@ class IndependentSum(_Sum):
 
     Attributes:
         flows: The flows.
-        observer: Index of the flow whose packets are counted; None counts all packets.
+        observer: Index of the flow whose packets are counted; None counts the bits of all.
     """
 
     flows: tuple[Arrival, ...]
@@ -110,9 +122,16 @@ class IndependentSum(_Sum):
         return np.asarray(sum(flow.envelope_burst(theta) for flow in self.flows))
 
     def log_packet_factor(self, rate_bps: float) -> float:
-        if self.observer is not None and isinstance(self.flows[self.observer], CompoundPoisson):
-            return 0.0  # Poisson arrivals see time averages of everything independent of their future.
-        return super().log_packet_factor(rate_bps)
+        if self.observer is not None:
+            return _smallest(self.flows[self.observer], rate_bps)
+        each = max(_smallest(flow, rate_bps) for flow in self.flows)
+        # All bits together see a backlog exactly R/mean times as often as time does.
+        return each if self.under_contract else min(each, super().log_packet_factor(rate_bps))
+
+    def log_seen_factor(self) -> float:
+        if self.observer is not None:
+            return self.flows[self.observer].log_seen_factor()
+        return max(flow.log_seen_factor() for flow in self.flows)
 
     def queue_methods(self) -> Mapping[str, QueueMethod]:
         return {"martingale": self.martingale, "chernoff": self.chernoff}
@@ -138,10 +157,11 @@ class IndependentSum(_Sum):
         elif self.observer is not None:
             log_k = log_prefactor_packet(factors, rate_bps, self.observer)
         else:
-            shares = np.array([factor.copies * factor.packet_rate for factor in factors])
-            logs = [log_prefactor_packet(factors, rate_bps, index) for index in range(len(factors))]
+            shares = np.array([factor.copies * factor.mean_bps for factor in factors])
+            logs = [log_prefactor_bit(factors, rate_bps, index) for index in range(len(factors))]
             log_k = float(np.logaddexp.reduce(np.log(shares / shares.sum()) + logs))
-        assumptions = (STATIONARY, LIGHT_TAIL, INDEPENDENT_FLOWS, "each flow is Markov modulated")
+        views = (COUNTED_BY_BITS,) if per == "packet" and self.observer is None else ()
+        assumptions = (STATIONARY, LIGHT_TAIL, INDEPENDENT_FLOWS, "each flow is Markov modulated", *views)
         return QueueBound(ExponentialTail(log_k, theta * rate_bps), assumptions)
 
 
@@ -154,7 +174,7 @@ class DependentSum(_Sum):
 
     Attributes:
         flows: The flows.
-        observer: Index of the flow whose packets are counted; None counts all packets.
+        observer: Index of the flow whose bits are counted; None counts the bits of all.
     """
 
     flows: tuple[Arrival, ...]
@@ -191,6 +211,28 @@ class DependentSum(_Sum):
         self, theta: FloatArray, weights: FloatArray, of: Callable[[Arrival, FloatArray], FloatArray]
     ) -> FloatArray:
         return np.asarray(sum(of(flow, theta / weights[..., i]) for i, flow in enumerate(self.flows)))
+
+    @property
+    def packet_view(self) -> tuple[str, ...]:
+        return (COUNTED_BY_BITS,)
+
+    def _counted(self) -> tuple[Arrival, ...]:
+        counted = self.flows if self.observer is None else (self.flows[self.observer],)
+        if any(flow.under_contract for flow in counted):
+            raise NotApplicableError("how often packets under a contract see a dependent flow is unknown; ask per time")
+        return counted
+
+    def log_packet_factor(self, rate_bps: float) -> float:
+        # Rate conservation holds path by path, so no dependence can break it.
+        counted = self._counted()
+        peak = math.fsum(flow.peak_rate_bps for flow in counted)
+        return math.log(min(peak, rate_bps) / math.fsum(flow.mean_bps for flow in counted))
+
+    def log_seen_factor(self) -> float:
+        counted = self._counted()
+        if any(flow.largest_packet_bits > 0.0 for flow in counted):
+            raise NotApplicableError("a dependent flow can time its bursts to whole packets; ask per time")
+        return max(flow.log_seen_factor() for flow in counted)
 
     def weights(self, theta: FloatArray) -> FloatArray:
         """The reciprocal exponents 1/p_i, shape (..., flows), each row adding up to 1.
@@ -265,10 +307,22 @@ class Copies(Arrival):
     def envelope_burst(self, theta: FloatArray) -> FloatArray:
         return self.count * self.flow.envelope_burst(self.count * theta)
 
+    @property
+    def under_contract(self) -> bool:
+        return self.flow.under_contract
+
+    def sure_burst_bits(self, per: Per) -> float:
+        ahead = self.flow.largest_packet_bits * (self.count - 1) if per == "packet" else 0.0
+        return self.count * self.flow.sure_burst_bits(per) + ahead
+
     def log_packet_factor(self, rate_bps: float) -> float:
-        return self.flow.log_packet_factor(rate_bps / self.count)
+        if self.under_contract:
+            raise NotApplicableError("how often copies under a contract see each other is unknown; ask per time")
+        return super().log_packet_factor(rate_bps)
 
     def log_seen_factor(self) -> float:
+        if self.largest_packet_bits > 0.0:
+            raise NotApplicableError("copies of a packet wait for each other; ask per time")
         return self.flow.log_seen_factor()
 
     def queue_methods(self) -> Mapping[str, QueueMethod]:
@@ -278,6 +332,8 @@ class Copies(Arrival):
         def bound(rate_bps: float, per: Per) -> QueueBound:
             # n flows as one at rate R wait as one of them at R/n; of n packets sent together, n - 1 may go first.
             found = method(rate_bps / self.count, per)
+            if per == "time":
+                return found
             largest = self.flow.largest_packet_bits
             if math.isfinite(largest):
                 return QueueBound(later(found.tail, (self.count - 1) * largest / rate_bps), found.assumptions)

@@ -31,6 +31,10 @@ class ComputeStage(Protocol):
     def latency_s(self) -> float:
         """T_c: the longest a request's departure lags the start of its service in an ideal queue at mu."""
 
+    @property
+    def overtaking_work(self) -> float:
+        """The most work that can start after a request and finish before it; 0 when requests leave in order."""
+
 
 @dataclass(frozen=True, slots=True)
 class Workers:
@@ -60,39 +64,48 @@ class Workers:
         return (self.count - 1) / self.count * self.most_work_s + self.most_work_s
 
     @property
-    def reorders(self) -> bool:
-        """Several workers finish requests out of order."""
-        return self.count > 1
+    def overtaking_work(self) -> float:
+        """What the other workers can do while one is busy with the longest request."""
+        return (self.count - 1) * self.most_work_s
 
 
 @dataclass(frozen=True, slots=True)
 class Batches:
-    """One server that takes up to B requests (or units of work, such as tokens) at a time.
+    """Workers that each take up to B requests (or units of work, such as tokens) at a time.
 
     Attributes:
         largest: B.
         full_batch_s: s(B), the service time of a full batch; the time per request must not grow with the batch.
         longest_wait_s: How long a batch may wait to fill.
+        workers: How many workers take batches, an idle one the next.
     """
 
     largest: float
     full_batch_s: float
     longest_wait_s: float = 0.0
+    workers: int = 1
 
     def __post_init__(self) -> None:
         require_positive("largest batch", self.largest)
         require_positive("service time of a full batch", self.full_batch_s)
         require_not_negative("longest wait of a batch", self.longest_wait_s)
+        if self.workers < 1:
+            raise CalculusError(f"a compute stage has {self.workers} workers; expected at least 1")
 
     @property
     def work_per_s(self) -> float:
-        """B/s(B)."""
-        return self.largest / self.full_batch_s
+        """B/s(B) of each worker."""
+        return self.workers * self.largest / self.full_batch_s
 
     @property
     def latency_s(self) -> float:
         """`s(B) + max(s(B), delta)`: a request can just miss a batch, and then wait for it or for the timer."""
         return self.full_batch_s + max(self.full_batch_s, self.longest_wait_s)
+
+    @property
+    def overtaking_work(self) -> float:
+        """A batch of every other worker: smaller batches take longer for each request."""
+        return (self.workers - 1) * self.largest
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +139,11 @@ class SharedStage:
     def latency_s(self) -> float:
         """One largest foreign batch of each other tenant more."""
         return self.stage.latency_s + math.fsum(self.foreign_batch_s) / self.workers
+
+    @property
+    def overtaking_work(self) -> float:
+        """That of the stage."""
+        return self.stage.overtaking_work
 
 
 @dataclass(frozen=True)
@@ -163,6 +181,8 @@ class RequestPath:
         down: Services on the way back.
         stage_excess: Tail of what the stage lags beyond its latency, or None.
         stage_loss: Probability that the stage drops, rejects or fails a request.
+        resequenced: Whether answers are put back in order before they are sent; if not, those that overtake are
+            charged to the way back.
     """
 
     requests: RequestClass
@@ -171,6 +191,7 @@ class RequestPath:
     down: Sequence[EnvelopeService]
     stage_excess: ExcessTail | None = None
     stage_loss: float = 0.0
+    resequenced: bool = False
 
     def __post_init__(self) -> None:
         if not self.up and not self.down:
@@ -197,10 +218,15 @@ class RequestPath:
         counts once in each direction. The largest request is charged, not the request itself: with its own size the
         bound fails (docs/calculus.md, "Compute stage").
         """
+        down = _in_virtual_time(self.down, max(self.requests.down_bits))
+        if down and not self.resequenced:
+            slowest = min(service.rate_bps for service in self.down)
+            extra = overtaking_latency(self.stage, self.requests, slowest)
+            down[0] = replace(down[0], latency_s=down[0].latency_s + extra)
         return (
             *_in_virtual_time(self.up, max(self.requests.up_bits)),
             EnvelopeService(1.0, self.stage.latency_s, self.stage_excess, self.stage_loss, "compute"),
-            *_in_virtual_time(self.down, max(self.requests.down_bits)),
+            *down,
         )
 
 
@@ -217,18 +243,19 @@ def _in_virtual_time(services: Sequence[EnvelopeService], request_bits: float) -
     ]
 
 
-def overtaking_latency(stage: Workers, requests: RequestClass, rate_bps: float) -> float:
-    """Extra latency of the network stage behind workers that finish out of order, without resequencing.
+def overtaking_latency(stage: ComputeStage, requests: RequestClass, rate_bps: float) -> float:
+    """Extra latency of the network behind a stage that finishes requests out of order, without resequencing.
 
-    Requests that start after one and finish before it keep the other c - 1 workers busy for at most its service time,
-    so they carry at most (c - 1) w times the largest ratio of bits to work.
+    Answers that overtake a request carry at most the stage's overtaking work times the largest ratio of bits to work.
 
     Raises:
         CalculusError: A kind of request sends bits back without doing work, so that any number can overtake.
     """
-    if not stage.reorders:
+    if stage.overtaking_work == 0.0:
         return 0.0
     if any(bits > 0.0 and work <= 0.0 for bits, work in zip(requests.down_bits, requests.work, strict=True)):
         raise CalculusError("requests without work can overtake in any number; resequence behind the workers")
-    ratio = max(bits / work for bits, work in zip(requests.down_bits, requests.work, strict=True) if work > 0.0)
-    return (stage.count - 1) * stage.most_work_s * ratio / rate_bps
+    ratio = max(
+        (bits / work for bits, work in zip(requests.down_bits, requests.work, strict=True) if work > 0.0), default=0.0
+    )
+    return stage.overtaking_work * ratio / rate_bps

@@ -105,6 +105,21 @@ class EnvelopeService:
         return self.latency_s + (0.0 if self.excess is None else self.excess.cap_s)
 
 
+def concatenated(*services: RateLatency) -> RateLatency:
+    """Servers in tandem as one: the smallest rate, and all latencies (min-plus convolution of the service curves).
+
+    Raises:
+        CalculusError: There is no service.
+    """
+    if not services:
+        raise CalculusError("a concatenation has 0 services; expected at least 1")
+    return RateLatency(
+        min(service.rate_bps for service in services),
+        math.fsum(service.latency_s for service in services),
+        " + ".join(service.name for service in services if service.name),
+    )
+
+
 def packetised(service: RateLatency, packet_bits: float) -> RateLatency:
     """The service of a hop that stores a packet of up to `packet_bits` and then sends it: one transmission more.
 

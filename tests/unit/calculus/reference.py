@@ -9,7 +9,7 @@ from numba import njit
 
 
 class Trace(NamedTuple):
-    """Packets in order of arrival; `counted` marks those whose delay is judged."""
+    """Packets in order of arrival; `counted` is how much the delay of each counts when a bound is judged."""
 
     times: np.ndarray
     bits: np.ndarray
@@ -19,7 +19,7 @@ class Trace(NamedTuple):
     def of(cls, times, bits, counted=None):
         times = np.asarray(times, dtype=np.float64)
         bits = np.broadcast_to(np.asarray(bits, dtype=np.float64), times.shape)
-        counted = np.ones(len(times), dtype=np.bool_) if counted is None else counted
+        counted = np.ones(len(times)) if counted is None else counted
         return cls(times, np.ascontiguousarray(bits), counted)
 
 
@@ -106,6 +106,22 @@ def waits(times, bits, rate):
             backlog = max(0.0, backlog + bits[n - 1] - rate * (times[n] - times[n - 1]))
         result[n] = backlog / rate
     return result
+
+
+@njit(cache=True)
+def time_above(times, bits, rate, level, batches):
+    """Time with a backlog above a level, and time, in each batch of packets: shape (2, batches)."""
+    table = np.zeros((2, batches))
+    backlog = 0.0
+    count = len(times)
+    for n in range(count - 1):
+        backlog += bits[n]
+        span = times[n + 1] - times[n]
+        batch = n * batches // count
+        table[0, batch] += min(span, max(0.0, backlog - level) / rate)
+        table[1, batch] += span
+        backlog = max(0.0, backlog - rate * span)
+    return table
 
 
 @njit(cache=True)

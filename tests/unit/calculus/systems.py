@@ -111,9 +111,9 @@ def judge(system: System, scale: float = 1.0) -> Verdict:
 
 def by_batch(late: np.ndarray, counted: np.ndarray | None = None) -> np.ndarray:
     """Fractions late in consecutive batches, each weighted as its share of the counted packets."""
-    counted = np.ones(len(late), dtype=np.bool_) if counted is None else counted
+    counted = np.ones(len(late)) if counted is None else counted
     edges = np.linspace(0, len(late), BATCHES + 1).astype(np.int64)
-    misses = np.add.reduceat((late & counted).astype(np.float64), edges[:-1])
+    misses = np.add.reduceat(late * counted, edges[:-1])
     return misses / (counted.sum() / BATCHES)
 
 
@@ -254,26 +254,35 @@ def _mmpp(rng):
 
 
 def _independent_sum(rng):
-    makers = [_on_off, _poisson, _markov_fluid]
-    parts = [makers[int(rng.integers(3))](np.random.default_rng(int(rng.integers(1 << 30)))) for _ in range(2)]
+    makers = [_on_off, _poisson, _markov_fluid, _bucket]
+    parts = [
+        makers[int(rng.integers(len(makers)))](np.random.default_rng(int(rng.integers(1 << 30)))) for _ in range(2)
+    ]
     # Both flows in the same units and at comparable rates, else the smaller one is invisible.
-    observer = int(rng.integers(2))
-    first, second = (_rescaled(flow, trace) for flow, trace in parts)
+    observer = None if rng.random() < 0.4 else int(rng.integers(2))
+    unequal = float(rng.choice([1.0, 4.0]))
+    first, second = _rescaled(*parts[0]), _rescaled(*parts[1], unequal)
 
     def trace(count, r):
         both = []
-        for index, (flow, make) in enumerate((first, second)):
+        for index, (_, make) in enumerate((first, second)):
             made = make(count // 2, r)
-            both.append(Trace(made.times, made.bits, np.full(len(made.times), index == observer)))
-            del flow
+            counted = made.bits if observer is None else np.full(len(made.times), float(index == observer))
+            both.append(Trace(made.times, made.bits, counted))
         return ref.merge(*both)
 
     return IndependentSum((first[0], second[0]), observer), trace
 
 
-def _rescaled(flow, trace):
-    """The same flow in units in which its largest or mean packet is 1 bit and its mean rate 1 bit/s."""
-    size = flow.amount.mean if isinstance(flow, CompoundPoisson) else flow.packet_bits
+def _rescaled(flow, trace, packet=1.0):
+    """The same flow in units in which its mean packet is `packet` bits and its mean rate 1 bit/s."""
+    match flow:
+        case CompoundPoisson():
+            size = flow.amount.mean / packet
+        case TokenBucket():
+            size = flow.burst_bits / 8.0 / packet
+        case _:
+            size = flow.packet_bits / packet
     second = size / flow.mean_bps
 
     def scaled(count, r):
@@ -294,11 +303,15 @@ def _rescaled(flow, trace):
         case MarkovOnOff():
             unit = size / second
             return (
-                MarkovOnOff(flow.peak_bps / unit, flow.mean_on_s / second, flow.mean_off_s / second, flow.flows, 1.0),
+                MarkovOnOff(
+                    flow.peak_bps / unit, flow.mean_on_s / second, flow.mean_off_s / second, flow.flows, packet
+                ),
                 scaled,
             )
+        case TokenBucket():
+            return TokenBucket(1.0, flow.burst_bits / size), scaled
     rates = tuple(rate / size * second for rate in flow.rates_bps)
-    return MarkovFluid(rates, _as_tuple(np.array(flow.generator) * second), 1.0), scaled
+    return MarkovFluid(rates, _as_tuple(np.array(flow.generator) * second), packet), scaled
 
 
 def _copies(rng):
@@ -379,6 +392,8 @@ def _packet_system(kind, rng, packets) -> System:
     epsilon = float(rng.choice([1e-2, 3e-3]))
     made = trace(packets, np.random.default_rng(int(rng.integers(1 << 30))))
     servers = int(rng.integers(1, 9)) if rng.random() < 0.5 else 0
+    if servers == 0 and rng.random() < 0.4:
+        return _virtual_wait_system(kind, flow, made, load, epsilon)
     if servers == 0:
         path = [RateLatency(rate, 0.0)]
         delays = ref.waits(made.times, made.bits, rate)
@@ -394,6 +409,20 @@ def _packet_system(kind, rng, packets) -> System:
         f"arrival: {flow}\nload: {load:.4f}\nservers: {path}",
         exact=exact,
     )
+
+
+def _virtual_wait_system(kind, flow, made: Trace, load: float, epsilon: float) -> System:
+    """The wait that a bit of no size would have, at every instant and not only where packets come."""
+    rate = flow.mean_bps / load
+    path = [RateLatency(rate, 0.0)]
+
+    def late(bound):
+        above, total = ref.time_above(made.times, made.bits, rate, bound * rate * (1.0 + 1e-9), BATCHES)
+        return above / total.mean()
+
+    scenario = f"arrival: {flow}\nload: {load:.4f}\nper: time"
+    exact = delay_bound(flow, path, epsilon, "time").exact
+    return System(kind, flow, path, epsilon, late, scenario, "time", exact)
 
 
 def _promised_path(rng, made: Trace, rate: float, servers: int):
@@ -412,20 +441,21 @@ def _promised_path(rng, made: Trace, rate: float, servers: int):
         )
         total += departures - arrivals
         arrivals = departures
-        path.append(EnvelopeService(own_rate, latency, _envelope_of(lag[made.counted]), name=f"d{index}"))
+        path.append(EnvelopeService(own_rate, latency, _envelope_of(lag, made.counted), name=f"d{index}"))
     return path, total
 
 
-def _envelope_of(lags) -> ExcessTail | None:
+def _envelope_of(lags, counted) -> ExcessTail | None:
     """An exponential above the empirical tail everywhere, through its one-in-a-hundred and its far end."""
-    ordered = np.sort(lags)[::-1]
-    positive = ordered[ordered > 0.0]
-    if len(positive) == 0:
+    order = np.argsort(lags)[::-1]
+    ordered, tail = lags[order], np.cumsum(counted[order]) / counted.sum()
+    positive = (ordered > 0.0) & (tail > 0.0)
+    if not positive.any():
         return None
-    tail = np.arange(1, len(positive) + 1) / len(lags)
-    near, far = ordered[len(ordered) // 100], ordered[len(ordered) // 10_000]
-    decay = min(math.log(100.0) / max(far - near, 1e-3 * positive[0]), 300.0 / positive[0])
-    prefactor = float(np.exp((np.log(tail) + decay * positive).max()))
+    near, far = ordered[np.searchsorted(tail, 1e-2)], ordered[np.searchsorted(tail, 1e-4)]
+    ordered, tail = ordered[positive], tail[positive]
+    decay = min(math.log(100.0) / max(far - near, 1e-3 * ordered[0]), 300.0 / ordered[0])
+    prefactor = float(np.exp((np.log(tail) + decay * ordered).max()))
     return ExcessTail(max(prefactor, 1e-12) * (1.0 + 1e-9), decay)
 
 

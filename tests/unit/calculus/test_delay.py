@@ -18,6 +18,7 @@ from testbed.calculus import (
     Renewal,
     TokenBucket,
     UnstableError,
+    backlog_bound,
     burst_after,
     delay_bound,
     delay_curve,
@@ -168,6 +169,26 @@ def test_epsilon_must_be_a_probability(epsilon):
 def test_an_unknown_method_is_answered_with_the_known_ones():
     with pytest.raises(CalculusError, match="expected best or one of martingale, chernoff"):
         delay_bound(BURSTY, SERVER, 1e-3, method="magic")
+
+
+def test_a_method_for_independent_domains_is_refused_where_nothing_says_they_are():
+    with pytest.raises(CalculusError, match="needs independent_domains=True"):
+        delay_bound(BURSTY, DOMAINS, 1e-3, method="martingale+independent")
+    named = delay_bound(BURSTY, DOMAINS, 1e-3, method="martingale+independent", independent_domains=True)
+    assert named.delay_s < delay_bound(BURSTY, DOMAINS, 1e-3).delay_s
+
+
+def test_what_is_counted_must_be_packets_or_time():
+    for question in (delay_bound, delay_curve, backlog_bound):
+        with pytest.raises(CalculusError, match="per is 'bits'; expected packet or time"):
+            question(BURSTY, SERVER, 1e-3, "bits")
+
+
+def test_a_bound_with_a_latency_or_of_zero_is_no_quantile():
+    smooth = CompoundPoisson(0.5, exponential(1.0))
+    assert delay_bound(smooth, [RateLatency(1.0, 0.0)], 0.1).exact
+    assert not delay_bound(smooth, [RateLatency(1.0, 0.1)], 0.1).exact
+    assert not delay_bound(smooth, [RateLatency(1.0, 0.0)], 0.6).exact
 
 
 def test_the_sojourn_of_an_m_m_1_queue_is_exact():
