@@ -88,7 +88,7 @@ def _from_folder(name: str, folder: Path, device: torch.device, max_rows: int) -
             # An exported program has no evaluation mode: what it does was fixed when it was exported.
             network, platform = torch.export.load(exported).module(), "pytorch_export"
         elif script.exists():
-            network, platform = torch.jit.load(script, map_location="cpu").eval(), "pytorch_torchscript"
+            network, platform = torch.jit.load(script, map_location="cpu").eval(), "pytorch_torchscript"  # type: ignore[no-untyped-call]
         else:
             raise ModelError(f"model {name!r}: found neither {exported} nor {script}, expected one of them")
     except (RuntimeError, ValueError) as error:

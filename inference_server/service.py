@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import grpc
@@ -61,9 +61,9 @@ class InferenceService:
         self.models = {model.name: model for model in models}
         self.accepting = True
 
-    def handler(self) -> grpc.GenericRpcHandler[Any, Any]:
+    def handler(self) -> grpc.GenericRpcHandler:
         """The service, to be added to a server."""
-        calls = {
+        calls: dict[str, tuple[Callable[..., Any], type[Any]]] = {
             "ServerLive": (self._live, ServerLiveRequest),
             "ServerReady": (self._ready, ServerReadyRequest),
             "ModelReady": (self._model_ready, ModelReadyRequest),

@@ -70,7 +70,7 @@ def train(name: str, data: Split, *, epochs: int = EPOCHS) -> nn.Module:
     loss = nn.CrossEntropyLoss()
     network.train()
     for _ in range(epochs):
-        for batch in torch.randperm(data.labels.numel()).split(_BATCH):
+        for batch in torch.split(torch.randperm(data.labels.numel()), _BATCH):
             optimiser.zero_grad()
             loss(network(_shifted(data.pixels[batch])), data.labels[batch]).backward()
             optimiser.step()

@@ -52,7 +52,7 @@ class Frames:
     @property
     def carries_call(self) -> npt.NDArray[np.bool_]:
         """Whether the frame carries a part of a call, rather than managing the connection; [n]."""
-        return (self.kind == DATA) | (self.kind == HEADERS) | (self.kind == CONTINUATION)
+        return np.asarray((self.kind == DATA) | (self.kind == HEADERS) | (self.kind == CONTINUATION))
 
 
 def walk(stream: ByteArray) -> Frames:
@@ -121,12 +121,12 @@ def _head(stream: ByteArray, frames: Frames, data: npt.NDArray[np.intp], at: int
 
 
 @numba.njit(cache=True)
-def _walk(stream: ByteArray, first: int) -> tuple[IntArray, IntArray, npt.NDArray[np.uint8], IntArray, int]:
+def _walk(stream: ByteArray, first: int) -> tuple[IntArray, IntArray, npt.NDArray[np.uint8], IntArray, np.int64]:
     """Each frame's place depends on the one before, which only a loop can follow."""
     room = stream.size // 9 + 1
     start, length = np.empty(room, np.int64), np.empty(room, np.int64)
     kind, owner = np.empty(room, np.uint8), np.empty(room, np.int64)
-    at, count, lost_at = first, 0, -1
+    at, count, lost_at = np.int64(first), 0, np.int64(-1)
     while at + 9 <= stream.size:
         size = (np.int64(stream[at]) << 16) | (np.int64(stream[at + 1]) << 8) | np.int64(stream[at + 2])
         sort = stream[at + 3]

@@ -95,7 +95,7 @@ class RequestSamples:
     @property
     def missed(self) -> BoolArray:
         """Requests that were due and had no answer by their deadline, for whatever reason; [n]."""
-        return (self.status != NOT_ATTEMPTED) & ~(self.latency_s <= self.deadline_s)
+        return np.asarray((self.status != NOT_ATTEMPTED) & ~(self.latency_s <= self.deadline_s))
 
     @property
     def client_wait_s(self) -> FloatArray:
@@ -142,7 +142,7 @@ class RequestSamples:
         from the client's interface to the sender. The parts and this add up to the latency exactly.
         """
         parts = self.client_wait_s + self.domain_s.sum(axis=1) + self.queue_s + self.compute_s + self.network_back_s
-        return self.latency_s - parts
+        return np.asarray(self.latency_s - parts)
 
     def parts_s(self) -> dict[str, FloatArray]:
         """All parts by name, in the order of a request's life, the residual last; each [n]."""

@@ -6,7 +6,7 @@ cut, repeated or swapped on the way. What the bytes mean is `testbed.telemetry.h
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Self
 
 import numba
@@ -77,8 +77,7 @@ class Segments:
     def within(self, start_ns: int, end_ns: int) -> Self:
         """The packets captured in [start_ns, end_ns)."""
         chosen = (self.time_ns >= start_ns) & (self.time_ns < end_ns)
-        arrays = (getattr(self, name)[chosen] for name in _ARRAYS)
-        return type(self)(*arrays, base=self.base)
+        return replace(self, **{name: getattr(self, name)[chosen] for name in _ARRAYS})
 
     def seen_ns(self, start: IntArray, end: IntArray) -> IntArray:
         """When all bytes of each range had been seen here, each byte for the first time; [m].

@@ -150,12 +150,12 @@ class RequestRecord:
     @property
     def attempted(self) -> BoolArray:
         """Requests that were due before the sender ended: the ones a verdict is about."""
-        return self.status != NOT_ATTEMPTED
+        return np.asarray(self.status != NOT_ATTEMPTED)
 
     @property
     def answered(self) -> BoolArray:
         """Requests with an answer."""
-        return self.status == OK
+        return np.asarray(self.status == OK)
 
     @property
     def latency_s(self) -> FloatArray:

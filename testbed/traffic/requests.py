@@ -84,7 +84,9 @@ def check(channel: grpc.Channel, spec: RequestSpec, maker: RequestMaker, largest
         request_serializer=ModelMetadataRequest.SerializeToString,
         response_deserializer=ModelMetadataResponse.FromString,
     )
-    probe = channel.unary_unary(method("ModelInfer"), response_deserializer=ModelInferResponse.FromString)
+    probe: Callable[..., ModelInferResponse] = channel.unary_unary(
+        method("ModelInfer"), response_deserializer=ModelInferResponse.FromString
+    )
     try:
         found = metadata(ModelMetadataRequest(name=spec.model), timeout=spec.ready_s)
         takes = [(tensor.name, tensor.datatype, list(tensor.shape)[1:]) for tensor in found.inputs]
@@ -162,7 +164,7 @@ class Calls:
 
     def run(self, channel: grpc.Channel, start_ns: int, stop: Stop) -> None:
         """Begin every call when it is due, the window starting at `start_ns` (CLOCK_MONOTONIC), then await the last."""
-        infer = channel.unary_unary(method("ModelInfer"))
+        infer: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(method("ModelInfer"))
         due_ns = (start_ns + np.rint(self.schedule.time_s * 1e9).astype(np.int64)).tolist()
         sizes, images = self.schedule.message_bytes.tolist(), self.schedule.first_image.tolist()
         deadline_ns = int(self.spec.deadline_s * 1e9)
