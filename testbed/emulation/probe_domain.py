@@ -167,11 +167,10 @@ class DomainProbe:
 
     def _drive_ports(self) -> None:
         """Keep every class of every port backlogged and time its bytes: busy ports alone, the others together."""
-        before = self._settled()
+        before = after = self._settled()
         for ports in self._effort.ports_together(self._ports):
             self._drive_some_ports(ports)
-            self._settled()
-        after = self._settled()
+            after = self._settled()
         for port in self._ports:
             found = _arrived(before, after, port, UNCLASSIFIED_MINOR)
             self._exactly("(all)", f"own packets in the default class at {port}", found, 0)
