@@ -53,18 +53,25 @@ class Framing:
         payload_bits: Message bits of the requests (or answers) found.
         call_bits: L2 bits that carried their frames, packets' headers included.
         other_bits: L2 bits of everything else on the connection: acknowledgements and HTTP/2's own frames.
-        largest_ratio: Largest ratio of carrying bits to message bits of a single request.
+        bits_per_bit: L2 bits for each payload bit of the fullest packet: what one more message bit costs at length.
+        bits_per_request: What to add for a request, so that no captured request is underrated and everything else on
+            the connection is paid for by the requests in equal parts.
     """
 
     payload_bits: int
     call_bits: float
     other_bits: float
-    largest_ratio: float
+    bits_per_bit: float
+    bits_per_request: float
 
     @property
     def factor(self) -> float:
         """Wire bits for each message bit, everything included; NaN without payload."""
         return (self.call_bits + self.other_bits) / self.payload_bits if self.payload_bits else float("nan")
+
+    def wire_bits(self, message_bits: npt.ArrayLike) -> FloatArray:
+        """What messages of these sizes cost on the wire: at least what was captured, for every single request."""
+        return np.asarray(self.bits_per_request + self.bits_per_bit * np.asarray(message_bits, dtype=np.float64))
 
 
 @dataclass(frozen=True)
@@ -212,12 +219,13 @@ def _framing(bits: FloatArray, message_bytes: IntArray, packets: Segments) -> Fr
     carried = (bits > 0) & (message_bytes > 0)
     payload = 8 * message_bytes[carried]
     call_bits = float(bits[carried].sum())
-    return Framing(
-        payload_bits=int(payload.sum()),
-        call_bits=call_bits,
-        other_bits=max(0.0, float(packets.size_bits.sum()) - call_bits),
-        largest_ratio=float((bits[carried] / payload).max(initial=0.0)),
-    )
+    other_bits = max(0.0, float(packets.size_bits.sum()) - call_bits)
+    filled = packets.payload_bytes > 0
+    ratio = float((packets.size_bits[filled] / (8 * packets.payload_bytes[filled])).min(initial=np.inf))
+    slope = ratio if np.isfinite(ratio) else 1.0
+    own = float((bits[carried] - slope * payload).max(initial=0.0))
+    shared = other_bits / payload.size if payload.size else 0.0
+    return Framing(int(payload.sum()), call_bits, other_bits, slope, own + shared)
 
 
 def _overtaken(samples: RequestSamples) -> int:

@@ -129,7 +129,8 @@ def test_the_framing_is_what_the_captured_bits_say(tmp_path: Path) -> None:
     assert found.out.call_bits == pytest.approx(first + second)
     assert found.out.other_bits == pytest.approx(0.0), "the opening and the probe lie before the window"
     assert found.out.factor == pytest.approx((first + second) / 3200)
-    assert found.out.largest_ratio == pytest.approx(first / 1600)
+    assert found.out.bits_per_bit == pytest.approx((66 + 49 + 9 + 205) / (49 + 9 + 205))
+    assert found.out.wire_bits(1600) == pytest.approx(max(first, second))
     assert found.back.payload_bits == 2 * 8 * 100
 
 

@@ -1,0 +1,104 @@
+"""What is captured, calibrated and declared of a request tenant becomes a bound that holds for its requests."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from testbed.calculus import EnvelopeService, NotApplicableError, RequestPath, delay_bound
+from testbed.management.requests import (
+    ComputeReservation,
+    metered_arrival,
+    request_arrival,
+    request_class,
+    request_path,
+    traced_arrival,
+)
+from testbed.scenario.model import MmppArrivals, OnOffArrivals, PoissonArrivals, RenewalArrivals
+from testbed.telemetry.requests import Framing
+from testbed.traffic.arrivals import Process
+
+OUT = Framing(64_000_000, 67_000_000.0, 500_000.0, 1514 / 1448, 1000.0)
+BACK = Framing(2_400_000, 3_400_000.0, 600_000.0, 1.2, 500.0)
+RATE = 10e6
+DOMAINS = [EnvelopeService(RATE, 1e-3, name=name) for name in ("a", "b", "c")]
+COMPUTE = ComputeReservation(workers=1, share=0.5, most_work_s=2e-3, foreign_work_s=(1e-3,))
+
+
+def path(message_bits: tuple[int, ...] = (64_000,), weights: tuple[float, ...] = ()) -> RequestPath:
+    return request_path(
+        request_class(message_bits, 2_400, OUT, BACK, most_work_s=2e-3, weights=weights), DOMAINS, COMPUTE, DOMAINS
+    )
+
+
+def simulated_waits(gaps_s: np.ndarray, sizes_s: np.ndarray) -> np.ndarray:
+    """Lindley's recursion, written as a running maximum."""
+    walk = np.concatenate(([0.0], np.cumsum(sizes_s[:-1] - gaps_s[1:])))
+    return walk - np.minimum.accumulate(walk)
+
+
+def test_a_request_costs_on_the_wire_what_was_captured() -> None:
+    kinds = path((64_000, 8_000)).requests
+    assert kinds.up_bits == pytest.approx((1000 + 64_000 * 1514 / 1448, 1000 + 8_000 * 1514 / 1448))
+    assert kinds.down_bits == pytest.approx((500 + 1.2 * 2400,) * 2)
+    assert kinds.work == (2e-3, 2e-3)
+
+
+def test_a_request_counts_for_as_long_as_it_keeps_its_busiest_stage_busy() -> None:
+    assert path((64_000,)).virtual_sizes_s == pytest.approx([(1000 + 64_000 * 1514 / 1448) / RATE])
+    assert path((8_000,)).virtual_sizes_s == pytest.approx([2e-3 / 0.5]), "half a worker is slower than the line here"
+
+
+def test_a_poisson_tenants_bound_is_its_wait_and_what_the_stages_add() -> None:
+    whole = path()
+    size_s = float(whole.virtual_sizes_s[0])
+    arrivals = PoissonArrivals(0.7 / size_s, 64_000)
+    found = delay_bound(request_arrival(arrivals, whole), whole.services, 1e-3).delay_s
+    rng = np.random.default_rng(1)
+    wait_s = simulated_waits(rng.exponential(size_s / 0.7, 10**6), np.full(10**6, size_s))
+    fixed_s = 6 * 1e-3 + size_s + (2e-3 + 1e-3) + (500 + 1.2 * 2400) / RATE
+    assert 1.0 <= found / (np.quantile(wait_s, 0.999) + fixed_s) < 1.1
+
+
+def test_of_varying_sizes_the_largest_is_charged() -> None:
+    whole = path((64_000, 32_000), (1.0, 9.0))
+    total_s = sum(service.latency_s for service in whole.services)
+    largest_s = float(OUT.wire_bits(64_000)) / RATE
+    assert total_s == pytest.approx(6e-3 + largest_s + 3e-3 + float(BACK.wire_bits(2400)) / RATE)
+
+
+@pytest.mark.parametrize(
+    ("arrivals", "kind"),
+    [
+        (RenewalArrivals(100.0, "deterministic", 0.0, 64_000), "Renewal"),
+        (RenewalArrivals(100.0, "gamma", 1.5, 64_000), "Renewal"),
+        (MmppArrivals((50.0, 150.0), ((0.0, 1.0), (1.0, 0.0)), 64_000), "MarkovPoisson"),
+        (OnOffArrivals(12e6, 0.1, 0.1, 64_000), "MarkovOnOff"),
+    ],
+)
+def test_every_arrival_process_of_equal_requests_has_its_model(arrivals: Process, kind: str) -> None:
+    whole = path()
+    model = request_arrival(arrivals, whole)
+    assert type(model).__name__ == kind
+    rate_per_s = 12e6 / 64_000 / 2 if isinstance(arrivals, OnOffArrivals) else 100.0
+    assert model.mean_bps == pytest.approx(rate_per_s * float(whole.virtual_sizes_s[0]))
+    assert np.isfinite(delay_bound(model, whole.services, 1e-3).delay_s)
+
+
+def test_bursts_of_varying_requests_have_no_model_but_their_meter_bounds_them() -> None:
+    whole = path((64_000, 32_000))
+    with pytest.raises(NotApplicableError, match="bound them by what their meter lets pass"):
+        request_arrival(OnOffArrivals(12e6, 0.1, 0.1, 64_000), whole)
+    bucket = metered_arrival(0.8 * RATE, 400_000, whole)
+    worst = max(whole.virtual_sizes_s / np.array(whole.requests.up_bits))
+    assert (bucket.rate_bps, bucket.burst_bits) == pytest.approx((0.8 * RATE * worst, 400_000 * worst))
+    assert np.isfinite(delay_bound(bucket, whole.services, 1e-3).delay_s)
+
+
+def test_a_trace_of_requests_is_bounded_by_a_fit_that_its_other_half_does_not_contradict() -> None:
+    rng = np.random.default_rng(3)
+    bits = rng.choice([16_000.0, 64_000.0], 20_000)
+    time_s = np.cumsum(rng.exponential(0.008, 20_000))
+    whole = path((16_000, 64_000))
+    flow = traced_arrival(time_s, bits, whole, OUT)
+    assert np.isfinite(delay_bound(flow, whole.services, 1e-2).delay_s)
