@@ -17,6 +17,7 @@ from testbed.cli.exits import Exit, exit_of_error
 from testbed.cli.report import report
 from testbed.cli.run import run
 from testbed.cli.simulate import simulate
+from testbed.cli.sweep import sweep
 from testbed.cli.validate import validate
 from testbed.errors import TestbedError
 
@@ -47,7 +48,7 @@ def _options(
     """
 
 
-for verb in (validate, run, simulate, bound, report, doctor, clean):
+for verb in (validate, run, simulate, sweep, bound, report, doctor, clean):
     app.command()(verb)
 app.add_typer(audit.app, name="audit")
 app.add_typer(envelope.app, name="envelope")

@@ -147,10 +147,9 @@ def _send_or_drop(  # noqa: PLR0917 - compiled functions take no keywords
         start = max(time[i], free)
         free = start + np.int64(size[i] * bit_ps + 0.5)
         out[i] = free + delay
-        if start > time[i]:
-            last = first + number
-            ring[last if last < ring.size else last - ring.size] = start
-            number += 1
+        last = first + number
+        ring[last if last < ring.size else last - ring.size] = start
+        number += 1
     ends[0], ends[1] = first, number
     return free
 
@@ -189,9 +188,8 @@ def _shape_or_drop(  # noqa: PLR0917 - compiled functions take no keywords
         start = max(time[i], due)
         due = max(due, start - depth) + np.int64(size[i] * bit_ps + 0.5)
         out[i] = start + delay
-        if start > time[i]:
-            last = first + number
-            ring[last if last < ring.size else last - ring.size] = start
-            number += 1
+        last = first + number
+        ring[last if last < ring.size else last - ring.size] = start
+        number += 1
     ends[0], ends[1] = first, number
     return due

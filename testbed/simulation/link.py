@@ -10,9 +10,10 @@ The three differ only in the key that orders the heads of the queues, and the li
   than its burst lasts therefore loses rate, as it does in the kernel. Best effort borrows: it goes when no reserved
   class may and the root's bucket owes nothing; every packet is charged to it, but reserved classes do not obey it.
 
-Among reserved classes that may go at the same time the kernel takes turns with deficits, this link takes the one that
-has been allowed to for longest. Keys sit in a tournament tree, so a decision costs log2 of the number of classes. A
-decision taken at t needs every arrival up to t; what cannot be decided yet waits for the next wave.
+Among reserved classes that may go at the same time the kernel takes turns, as many bytes a turn as its quantum says;
+this link takes turns packet by packet: it takes the class whose head has been allowed to go for longest. Keys sit in a
+tournament tree, so a decision costs log2 of the number of classes. A decision taken at t needs every arrival up to t;
+what cannot be decided yet waits for the next wave.
 """
 
 from __future__ import annotations
@@ -332,7 +333,7 @@ def _serve(  # noqa: C901, PLR0912, PLR0915, PLR0917 - one loop; calls inside it
             root = max(root, start - root_depth) + np.int64(size[i] * root_bit_ps + 0.5)
             if k != borrower:
                 mark[k] = max(mark[k], start - depth[k]) + np.int64(size[i] * bit_ps[k] + 0.5)
-                key[k] = max(time[i_next], mark[k]) if i_next >= 0 else NEVER
+                key[k] = max(start, mark[k]) if i_next >= 0 else NEVER
                 _replay(key, tree, k)
     scalars[_FREE], scalars[_ADMITTED], scalars[_VIRTUAL], scalars[_ROOT] = free, admitted, virtual, root
     return served, dropped

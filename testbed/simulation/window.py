@@ -71,8 +71,8 @@ class Outcome:
         duration_s: As planned, or how far an interrupted window came.
         packets: Packets sent.
         packet_hops: Packets that entered a domain, summed over domains.
-        generating_s: Seconds spent on drawing and merging arrivals.
-        serving_s: Seconds spent on everything else.
+        generating_s: Processor seconds spent on drawing and merging arrivals.
+        serving_s: Processor seconds spent on everything else.
     """
 
     tally: Tally
@@ -153,9 +153,9 @@ class _Tandem:
         """Send everything that is sent before `time_ps`, and carry it as far as it can be known."""
         while self._now_ps < time_ps:
             self._now_ps = min(self._now_ps + self.chunk_ps, time_ps)
-            began = time.perf_counter()
+            began = time.process_time()
             wave = self._draw()
-            self.generating_s += time.perf_counter() - began
+            self.generating_s += time.process_time() - began
             self._carry(wave, self._now_ps)
 
     def finish(self) -> Passage:
@@ -184,7 +184,7 @@ class _Tandem:
         return Wave(merged.time_ps, merged.born_ps, number, merged.size_bits, merged.tenant, merged.ends)
 
     def _carry(self, wave: Wave, horizon_ps: int) -> None:
-        began = time.perf_counter()
+        began = time.process_time()
         self._recorder.enter(wave)
         for d, domain in enumerate(self._hops, start=1):
             self.packet_hops += len(wave)
@@ -198,7 +198,7 @@ class _Tandem:
                 wave = wave.where(~leaving)
             else:
                 self._recorder.see(d, wave)
-        self.serving_s += time.perf_counter() - began
+        self.serving_s += time.process_time() - began
 
     def _arrive(self, wave: Wave, border: int) -> None:
         self._recorder.see(border, wave)

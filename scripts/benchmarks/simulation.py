@@ -1,0 +1,277 @@
+"""The packet simulator: exactness against SimPy and ns-3, textbook queues, speed per core, a billion packets in memory.
+
+Speeds count packets through one domain each, arrivals made beforehand, everything on one core; what a window costs as a
+whole, arrivals and counting included, is shown. ns-3 is compiled from `tandem_ns3.cc`, linked with Debian's
+`libns3-dev`; its links count 2 bytes of PPP header per packet, so the simulator is given 2 bytes more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+from scipy import stats
+from scipy.optimize import brentq
+
+from benchmarks.figures import Figure, at_least, at_most
+from testbed.audit.quantile import quantiles
+from testbed.scenario.model import OnOffArrivals, PoissonArrivals
+from testbed.simulation.clock import PS_PER_S
+from testbed.simulation.fifo import Bucket, FifoLink, Passed
+from testbed.simulation.link import Reserved, priority_link, reserved_link, weighted_link
+from testbed.simulation.meter import Meter, Policy
+from testbed.simulation.system import Hop, Scheduler, Source, System
+from testbed.simulation.tally import Tally
+from testbed.simulation.wave import Wave
+from testbed.simulation.window import CHUNK_PACKETS, Plan, Server, simulate
+from tests.unit.simulation import references
+from tests.unit.simulation.references import wave_of
+
+LINK_BPS = 10_000_000
+HOPS = 3
+LOAD = 0.8
+BITS = 8000
+NS = 1000
+
+_NS3_SOURCE = Path(__file__).with_name("tandem_ns3.cc")
+_PPP_BYTES = 2
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--packets", type=float, default=1e9, help="packets of the run whose memory is measured")
+    parser.add_argument("--peer-packets", type=int, default=100_000, help="packets given to SimPy and ns-3")
+    parser.add_argument("--only", default="", help="measure only the groups whose names contain this")
+
+
+def measure(options: argparse.Namespace) -> Iterator[Figure]:
+    groups: dict[str, Callable[[argparse.Namespace], Iterator[Figure]]] = {
+        "exactness": _exactness,
+        "queues": _queues,
+        "speed": _speed,
+        "arrivals": _arrivals,
+        "memory": _memory,
+    }
+    for name, group in groups.items():
+        if options.only in name:
+            yield from group(options)
+
+
+def _exactness(options: argparse.Namespace) -> Iterator[Figure]:
+    n = options.peer_packets
+    wave = _packets(n, 1, sizes=(640, 4000, 12_000))
+    rates = (10_000_000, 8_000_000, 7_000_000)
+    out = _through([FifoLink(rate, 2 * 10**9) for rate in rates], wave)
+    simpy = references.simpy_tandem(
+        (wave.time_ps / PS_PER_S).tolist(), wave.size_bits.tolist(), [(rate, 2e-3) for rate in rates]
+    )
+    furthest = np.abs(out.time_ps - np.array(simpy) * PS_PER_S).max() / NS
+    note = f"{n:,} packets of 80, 500 and 1,500 bytes, three links"
+    yield at_most("departures from a FIFO tandem, largest difference from SimPy", furthest, 1.0, "ns", note=note)
+    departures, _ = _ns3(wave, rates, 2 * 10**9)
+    longer = Wave(wave.time_ps, wave.born_ps, wave.number, wave.size_bits + 8 * _PPP_BYTES, wave.tenant, wave.ends)
+    out = _through([FifoLink(rate, 2 * 10**9) for rate in rates], longer)
+    furthest = np.abs(out.time_ps - departures).max() / NS
+    yield at_most("the same, largest difference from ns-3", furthest, 1.0, "ns", note=note)
+    yield at_most("packets that leave a reserved port at another picosecond than in the plain model", _differing(), 0)
+
+
+def _differing() -> int:
+    """Packets of 64 reserved tenants, two of them best effort, whose departure differs from the reference's."""
+    wave = references.bursty(1, 20_000, 64, 550)
+    rates = [None, None, *([Fraction(150_000)] * 62)]
+    classes = [references.Class(rate, Fraction(24_000), 50) for rate in rates]
+    expected, dropped = references.reserved(
+        references.packets_of(wave), LINK_BPS, classes, references.Class(Fraction(LINK_BPS), Fraction(24_000))
+    )
+    port = reserved_link(LINK_BPS, [Reserved(rate and float(rate), 24_000, 50) for rate in rates])
+    passed = references.push_in_pieces(port, wave, 50)
+    found = dict(zip(passed.on.number.tolist(), passed.on.time_ps.tolist(), strict=True))
+    wrong = sum(found.get(number) != round(at * PS_PER_S) for number, at in expected.items())
+    return wrong + len(set(dropped) ^ set(passed.lost.number.tolist()))
+
+
+def _queues(_: argparse.Namespace) -> Iterator[Figure]:
+    n, load, service_s = 4_000_000, 0.7, BITS / LINK_BPS
+    rng = np.random.default_rng(5)
+    steady = np.ones(n)
+
+    def sojourn(gaps: np.ndarray, works: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        wave = wave_of(np.rint(np.cumsum(gaps) * service_s / load * PS_PER_S), np.rint(works[0] * BITS))
+        out = wave
+        for work in works:
+            sized = np.rint(work * BITS).astype(np.int32)
+            out = FifoLink(LINK_BPS).push(Wave(out.time_ps, out.born_ps, out.number, sized, out.tenant, out.ends), 0).on
+        return (out.time_ps - wave.time_ps)[n // 20 :] / PS_PER_S, wave.size_bits[n // 20 :] / LINK_BPS
+
+    def md1(level: float) -> float:
+        def beyond(t: float) -> float:
+            k = np.arange(math.floor(t) + 1)
+            x = load * (k - t)
+            return 1 - (1 - load) * math.fsum(math.exp(-v) * v**i / math.factorial(i) for i, v in enumerate(x))
+
+        return brentq(lambda t: beyond(t) - (1 - level), 0.0, 20.0) * service_s
+
+    sigma = brentq(lambda s: s - math.exp(-(1 - s) / load), 1e-9, 1 - 1e-9)
+    random = rng.standard_exponential
+    cases = {
+        "M/M/1": (sojourn(random(n), [random(n)])[0], lambda p: -math.log(1 - p) * service_s / (1 - load)),
+        "M/D/1": (np.maximum(0, np.subtract(*sojourn(random(n), [steady]))), md1),
+        "D/M/1": (sojourn(steady, [random(n)])[0], lambda p: -math.log(1 - p) * service_s / (1 - sigma)),
+        "Jackson tandem of 3": (
+            sojourn(random(n), [random(n) for _ in range(3)])[0],
+            lambda p: stats.gamma.ppf(p, 3, scale=service_s / (1 - load)),
+        ),
+    }
+    outside = []
+    for name, (delay_s, exact_s) in cases.items():
+        for found in quantiles(delay_s, (0.5, 0.99, 0.999)):
+            exact = exact_s(found.level)
+            if found.lower_s is None or found.upper_s is None or not found.lower_s <= exact <= found.upper_s:
+                outside.append(f"{name} p{100 * found.level:g}")
+            if found.level == 0.999:
+                yield Figure(
+                    f"{name} at load {load}, p99.9",
+                    (found.estimate_s or math.nan) * 1e3,
+                    "ms",
+                    peer="exact",
+                    peer_value=exact * 1e3,
+                    note=f"95 % limits {(found.lower_s or 0) * 1e3:.3f} .. {(found.upper_s or 0) * 1e3:.3f}",
+                )
+    note = f"{n:,} packets each; outside: {', '.join(outside) or 'none'}"
+    yield at_most("textbook quantiles of 12 outside their own 95 % limits", len(outside), 1, note=note)
+
+
+def _speed(options: argparse.Namespace) -> Iterator[Figure]:
+    wave = _packets(CHUNK_PACKETS, 1)
+    fifo = _hops_per_s(lambda: [FifoLink(LINK_BPS) for _ in range(HOPS)], wave)
+    peers = _packets(options.peer_packets, 1)
+    began = time.perf_counter()
+    references.simpy_tandem((peers.time_ps / PS_PER_S).tolist(), peers.size_bits.tolist(), [(LINK_BPS, 0.0)] * HOPS)
+    simpy = HOPS * len(peers) / (time.perf_counter() - began)
+    ns3 = HOPS * len(peers) / _ns3(peers, [LINK_BPS] * HOPS, 0)[1]
+    per_s = "packet-hops/s"
+    yield at_least("FIFO tandem", fifo, 100e6, per_s)
+    yield at_least("FIFO tandem, times SimPy", fifo / simpy, 1000, peer="SimPy, hops/s", peer_value=simpy)
+    yield at_least("FIFO tandem, times ns-3", fifo / ns3, 50, peer="ns-3, hops/s", peer_value=ns3)
+    buckets = _hops_per_s(lambda: [Bucket(LINK_BPS, 12_000) for _ in range(HOPS)], wave)
+    yield at_least("reserved, independent buckets", buckets, 100e6, per_s)
+    for tenants, target in ((4, 20e6), (64, 8e6)):
+        shared = _packets(CHUNK_PACKETS, tenants)
+        rate = _hops_per_s(lambda k=tenants: [_reserved(k) for _ in range(HOPS)], shared)
+        yield at_least(f"reserved, a shared root link, {tenants} tenants", rate, target, per_s)
+    four = _packets(CHUNK_PACKETS, 4)
+    rate = _hops_per_s(lambda: [priority_link(LINK_BPS, range(4)) for _ in range(HOPS)], four)
+    yield at_least("priority, 4 ranks", rate, 20e6, per_s)
+    policies = [Policy(LINK_BPS / 5, 12_000)] * 4
+    rate = _hops_per_s(
+        lambda: [server for _ in range(HOPS) for server in (Meter(policies), FifoLink(LINK_BPS))], four, 2
+    )
+    yield at_least("policed FIFO, 4 tenants", rate, 20e6, per_s)
+    rate = _hops_per_s(lambda: [weighted_link(LINK_BPS, [4, 2, 1, 1]) for _ in range(HOPS)], four)
+    yield Figure("weighted, 4 tenants", rate, per_s)
+    tally = Tally.of([PS_PER_S])
+    out = FifoLink(LINK_BPS).push(wave, 0).on
+    yield Figure("counting a delivered packet", len(wave) / _seconds(lambda: tally.deliver(out, 2**40)), "packets/s")
+
+
+def _arrivals(_: argparse.Namespace) -> Iterator[Figure]:
+    models = {
+        "Poisson": PoissonArrivals(LOAD * LINK_BPS / BITS, BITS),
+        "on-off": OnOffArrivals(2 * LINK_BPS, 5e-3, 7.5e-3, BITS),
+    }
+    for name, model in models.items():
+        for tenants in (1, 16):
+            outcome = simulate(_system(model, tenants), Plan(1, 1, 4000.0 / tenants))
+            rate = outcome.packets / outcome.generating_s
+            yield Figure(f"drawing arrivals, {name}, {tenants} tenants", rate, "packets/s")
+
+
+def _memory(options: argparse.Namespace) -> Iterator[Figure]:
+    command = [sys.executable, "-m", "benchmarks.simulation", str(options.packets)]
+    run = subprocess.run(command, check=True, capture_output=True, text=True)
+    found = json.loads(run.stdout)
+    note = (
+        f"{found['packets']:,} packets through {HOPS} domains in {found['seconds']:.0f} s, arrivals and counts included"
+    )
+    yield at_most("memory of a window", found["peak_gib"], 2.0, "GiB", note=note)
+    yield Figure("the same, whole window", found["packet_hops"] / found["seconds"], "packet-hops/s", note=note)
+
+
+def _billion(packets: float) -> None:
+    """Simulate in this process, which does nothing else, and print what it took."""
+    model = PoissonArrivals(LOAD * LINK_BPS / BITS, BITS)
+    began = time.perf_counter()
+    outcome = simulate(_system(model, 1), Plan(1, 1, packets / model.rate_per_s, 1.0))
+    found = {
+        "packets": outcome.packets,
+        "packet_hops": outcome.packet_hops,
+        "seconds": time.perf_counter() - began,
+        "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+    }
+    print(json.dumps(found))
+
+
+def _system(model: PoissonArrivals | OnOffArrivals, tenants: int) -> System:
+    per_s = model.rate_per_s if isinstance(model, PoissonArrivals) else LOAD * LINK_BPS / BITS
+    sources = tuple(Source(f"tenant-{k}", k, model, per_s, HOPS, PS_PER_S) for k in range(1, tenants + 1))
+    link_bps = float(LINK_BPS * tenants)
+    return System(sources, tuple(Hop(f"domain-{d}", Scheduler.FIFO, link_bps) for d in range(HOPS)))
+
+
+def _packets(n: int, tenants: int, sizes: Sequence[int] = (BITS,)) -> Wave:
+    rng = np.random.default_rng(2)
+    bits = rng.choice(sizes, n)
+    times = np.cumsum(rng.standard_exponential(n) * np.mean(sizes) / LINK_BPS / LOAD * PS_PER_S)
+    return wave_of(np.rint(times), bits, rng.integers(0, tenants, n))
+
+
+def _reserved(tenants: int) -> Server:
+    return reserved_link(LINK_BPS, [Reserved(LINK_BPS / tenants, 24_000.0)] * tenants)
+
+
+def _through(servers: Sequence[Server], wave: Wave) -> Wave:
+    for server in servers:
+        wave = Passed(*server.push(wave, 2**61)).on
+    return wave
+
+
+def _hops_per_s(build: Callable[[], Sequence[Server]], wave: Wave, servers_a_hop: int = 1) -> float:
+    """Packets through one domain each per second, the fastest of many passes; servers are new at each pass."""
+    hops = len(build()) // servers_a_hop
+    return hops * len(wave) / _seconds(lambda: _through(build(), wave))
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    call()
+    best = math.inf
+    for _ in range(60):
+        began = time.perf_counter()
+        call()
+        best = min(best, time.perf_counter() - began)
+    return best
+
+
+def _ns3(wave: Wave, rates: Sequence[int], delay_ps: int) -> tuple[np.ndarray, float]:
+    """Departure times in ns-3, and the seconds that its simulation took."""
+    with tempfile.TemporaryDirectory() as folder:
+        program, arrivals, departures = (Path(folder, name) for name in ("tandem", "arrivals", "departures"))
+        libraries = ["-lns3-point-to-point", "-lns3-network", "-lns3-core"]
+        subprocess.run(["g++", "-O2", "-std=c++17", "-o", str(program), str(_NS3_SOURCE), *libraries], check=True)
+        np.stack([wave.time_ps, wave.size_bits // 8], axis=1).astype(np.int64).tofile(arrivals)
+        command = [str(program), str(arrivals), str(departures), str(delay_ps), *map(str, rates)]
+        run = subprocess.run(command, check=True, capture_output=True, text=True)
+        return np.fromfile(departures, np.int64), float(run.stdout)
+
+
+if __name__ == "__main__":
+    _billion(float(sys.argv[1]))

@@ -1,0 +1,138 @@
+"""Streams are the schedules of a run, read in pieces; correlation keeps every tenant's own law."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from testbed.errors import ScenarioError
+from testbed.scenario.model import (
+    Misbehaviour,
+    MmppArrivals,
+    OnOffArrivals,
+    PoissonArrivals,
+    RenewalArrivals,
+    TraceArrivals,
+)
+from testbed.simulation.clock import PS_PER_S
+from testbed.simulation.streams import Stream, stream
+from testbed.traffic.arrivals import Process, group_seed, schedule, tenant_seed
+from testbed.traffic.modulation import on_off_path
+from tests.unit.simulation.systems import BURSTY, SMOOTH
+
+DURATION_S = 20.0
+NS = 1000
+
+PROCESSES: dict[str, Process] = {
+    "Poisson": SMOOTH,
+    "constant gaps": RenewalArrivals(700.0, "deterministic", 0.0, 800),
+    "Gamma gaps": RenewalArrivals(700.0, "gamma", 1.5, 800),
+    "hyperexponential gaps": RenewalArrivals(700.0, "hyperexponential", 2.5, 800),
+    "on-off": BURSTY,
+    "MMPP": MmppArrivals((0.0, 5000.0, 300.0), ((0, 10.0, 1.0), (20.0, 0, 5.0), (3.0, 1.0, 0)), 800),
+    "MMPP of one state": MmppArrivals((500.0,), ((0.0,),), 800),
+}
+
+
+def read(source: Stream, duration_s: float, pieces: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    ends = np.rint(np.linspace(0, duration_s, pieces + 1)[1:] * PS_PER_S).astype(np.int64)
+    parts = [source.until(int(end)) for end in ends]
+    return tuple(np.concatenate(columns) for columns in zip(*parts, strict=True))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("pieces", [1, 97])
+@pytest.mark.parametrize("name", PROCESSES)
+def test_a_stream_is_the_schedule_that_senders_follow(name: str, pieces: int) -> None:
+    arrivals = PROCESSES[name]
+    expected = schedule(arrivals, seed=tenant_seed(9, 2, 1), duration_s=DURATION_S)
+    times, sizes, ends = read(stream(arrivals, tenant_seed(9, 2, 1)), DURATION_S, pieces)
+    assert times.size == len(expected) > 1000
+    assert np.abs(times - expected.time_s * PS_PER_S).max() < NS
+    assert np.array_equal(sizes, expected.size_bits)
+    assert ends.all()
+
+
+@pytest.mark.parametrize("pieces", [1, 31])
+def test_a_trace_is_repeated_as_for_senders(tmp_path: Path, pieces: int) -> None:
+    rng = np.random.default_rng(4)
+    rows = zip(np.cumsum(rng.exponential(0.01, 300)), rng.integers(70, 1500, 300), strict=True)
+    path = tmp_path / "trace.csv"
+    path.write_text("time_s,size_bytes\n" + "".join(f"{time:.6f},{size}\n" for time, size in rows))
+    arrivals = TraceArrivals(path, "packets", 2.0, 0, 12_112)
+    expected = schedule(arrivals, seed=tenant_seed(9, 2, 1), duration_s=DURATION_S)
+    times, sizes, ends = read(stream(arrivals, tenant_seed(9, 2, 1)), DURATION_S, pieces)
+    assert np.abs(times - expected.time_s * PS_PER_S).max() < NS
+    assert np.array_equal(sizes, expected.size_bits)
+    assert np.array_equal(ends, expected.last_of_request)
+
+
+@pytest.mark.parametrize("name", ["Poisson", "on-off"])
+def test_a_flood_is_the_schedule_that_senders_follow(name: str) -> None:
+    breach = Misbehaviour("flood", offered_bps=17e6)
+    expected = schedule(PROCESSES[name], seed=tenant_seed(9, 2, 1), duration_s=2.0, misbehaviour=breach)
+    times, *_ = read(stream(PROCESSES[name], tenant_seed(9, 2, 1), misbehaviour=breach), 2.0, 13)
+    assert np.abs(times - expected.time_s * PS_PER_S).max() < NS
+
+
+def test_a_group_without_a_strength_shares_the_path_that_senders_share() -> None:
+    breach, group = Misbehaviour("correlated", group="g"), group_seed(9, "g", 1)
+    path = on_off_path(BURSTY.mean_on_s, BURSTY.mean_off_s, rng=np.random.default_rng(group), duration_s=DURATION_S)
+    expected = schedule(
+        BURSTY, seed=tenant_seed(9, 2, 1), duration_s=DURATION_S, misbehaviour=breach, modulators={"g": path}
+    )
+    times, *_ = read(stream(BURSTY, tenant_seed(9, 2, 1), misbehaviour=breach, group=group), DURATION_S, 13)
+    assert np.abs(times - expected.time_s * PS_PER_S).max() < NS
+
+
+def correlated(number: int, strength: float) -> Stream:
+    breach = Misbehaviour("correlated", group="g")
+    return stream(
+        BURSTY, tenant_seed(9, number, 1), misbehaviour=breach, group=group_seed(9, "g", 1), strength=strength
+    )
+
+
+def counts(number: int, strength: float, window_s: float, duration_s: float = 400.0) -> np.ndarray:
+    times = correlated(number, strength).until(round(duration_s * PS_PER_S)).time_ps
+    return np.bincount(times // round(window_s * PS_PER_S), minlength=round(duration_s / window_s))
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.4, 1.0])
+def test_correlation_leaves_each_tenants_own_law_alone(strength: float) -> None:
+    independent = stream(BURSTY, tenant_seed(10, 1, 1)).until(400 * PS_PER_S).time_ps
+    expected = np.bincount(independent // (PS_PER_S // 20), minlength=8000)
+    found = counts(2, strength, 0.05)
+    # Mean and variance of a count in 50 ms, each within what 8,000 such counts can tell.
+    assert found.mean() == pytest.approx(expected.mean(), rel=0.03)
+    assert found.var() == pytest.approx(expected.var(), rel=0.12)
+
+
+def test_correlation_grows_from_nothing_to_unison() -> None:
+    found = [np.corrcoef(counts(1, s, 0.005), counts(2, s, 0.005))[0, 1] for s in (0.0, 0.4, 0.8, 1.0)]
+    assert abs(found[0]) < 0.02
+    assert found[0] + 0.02 < found[1] < found[2] - 0.1
+    assert found[2] < found[3] - 0.1
+    # Two tenants on one path still cut it into packets at different phases.
+    assert found[3] > 0.95
+
+
+def test_whoever_follows_the_group_entirely_sends_the_same_whatever_the_others_do() -> None:
+    victim = correlated(1, 1.0).until(PS_PER_S).time_ps
+    other = correlated(1, 1.0).until(PS_PER_S).time_ps
+    assert np.array_equal(victim, other)
+
+
+@pytest.mark.parametrize(
+    ("arrivals", "strength"),
+    [(PoissonArrivals(10.0, 800), 0.5), (OnOffArrivals(1e6, 1.0, 1.0, 800), 1.5)],
+)
+def test_correlation_that_makes_no_sense_is_refused(arrivals: Process, strength: float) -> None:
+    with pytest.raises(ScenarioError, match="correlat"):
+        stream(
+            arrivals,
+            tenant_seed(1, 1, 1),
+            misbehaviour=Misbehaviour("correlated", group="g"),
+            group=group_seed(1, "g", 1),
+            strength=strength,
+        )

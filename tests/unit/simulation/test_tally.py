@@ -1,0 +1,133 @@
+"""Histograms that add up, exact extremes, and quantiles whose limits hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from testbed.simulation.clock import PS_PER_S
+from testbed.simulation.estimate import design_effect, quantile
+from testbed.simulation.tally import (
+    BATCHES,
+    COARSE_BINS,
+    EXTREMES,
+    FINE_BINS,
+    Tally,
+    coarse_edges_ps,
+    fine_edges_ps,
+    merge,
+)
+from testbed.simulation.wave import Wave
+from tests.unit.simulation.references import wave_of
+
+WINDOW_PS = 100 * PS_PER_S
+BATCH_PS = WINDOW_PS // BATCHES
+
+
+def delivered(latency_ps: np.ndarray) -> Wave:
+    born = np.linspace(0, WINDOW_PS - 1, latency_ps.size).astype(np.int64)
+    return wave_of(born, np.full(born.size, 800)).at(born + latency_ps.astype(np.int64))
+
+
+def tally_of(latency_ps: np.ndarray, deadline_ps: int | None = None) -> Tally:
+    tally = Tally.of([deadline_ps])
+    for part in np.array_split(np.arange(latency_ps.size), 7):
+        tally.deliver(delivered(latency_ps).take(part), BATCH_PS)
+    return tally
+
+
+def lognormal(n: int, seed: int = 1) -> np.ndarray:
+    return np.rint(np.exp(np.random.default_rng(seed).normal(np.log(1e10), 1.5, n)))
+
+
+@pytest.mark.parametrize("edges", [fine_edges_ps(), coarse_edges_ps()], ids=["fine", "coarse"])
+def test_a_latency_on_an_edge_falls_into_the_bin_above_it(edges: np.ndarray) -> None:
+    fine = edges.size == FINE_BINS + 1
+    # Beyond 2^53 ps, two and a half hours, a float no longer tells neighbours apart.
+    chosen = np.arange(1, np.searchsorted(edges, 2.0**53), 97)
+    on_edge = np.ceil(edges[chosen]).astype(np.int64)
+    for latency, where in ((on_edge, chosen), (on_edge - 1, chosen - 1)):
+        tally = tally_of(latency)
+        counts = tally.fine[0] if fine else tally.coarse[:, 0].sum(axis=0)
+        assert np.flatnonzero(counts).tolist() == sorted(set(where.tolist()))
+
+
+def test_bins_are_as_narrow_as_they_say() -> None:
+    edges = fine_edges_ps()[1:]
+    assert np.max(np.diff(edges) / edges[:-1]) <= 1 / 512 + 1e-12
+    assert edges[-1] >= 2**62
+
+
+@pytest.mark.parametrize("n", [500, 50_000, 3_000_000])
+@pytest.mark.parametrize("level", [0.5, 0.99, 0.999, 0.9999])
+def test_quantiles_of_a_tally_are_those_of_the_packets(n: int, level: float) -> None:
+    latency = lognormal(n)
+    found = quantile(tally_of(latency), 0, level, None).estimate_s
+    beyond = int(np.floor(n * (1 - level) + 1e-9))
+    if beyond == 0:
+        assert found is None
+        return
+    exact = np.sort(latency)[n - 1 - beyond] / PS_PER_S
+    assert found == pytest.approx(exact, rel=1e-12 if beyond < EXTREMES else 1 / 512)
+
+
+def test_extremes_are_exact_however_many_packets_there_are() -> None:
+    latency = lognormal(200_000)
+    tally = tally_of(latency)
+    kept = np.sort(tally.top[0, : tally.top_count[0]])[::-1]
+    assert kept.size >= EXTREMES
+    assert np.array_equal(kept[:EXTREMES], np.sort(latency)[::-1][:EXTREMES])
+    assert tally.largest_ps[0] == latency.max()
+    assert tally.smallest_ps[0] == latency.min()
+
+
+def test_tallies_of_parts_add_up_to_the_tally_of_the_whole(tmp_path: Path) -> None:
+    latency = lognormal(30_000)
+    whole = tally_of(latency, deadline_ps=2 * 10**10)
+    parts = [tally_of(part, deadline_ps=2 * 10**10) for part in np.array_split(latency, 3)]
+    parts[1].save(tmp_path / "tally.npz")
+    parts[1] = Tally.load(tmp_path / "tally.npz")
+    merged = merge(parts)
+    for name in ("fine", "n", "lost", "late", "smallest_ps", "largest_ps"):
+        assert np.array_equal(getattr(merged, name), getattr(whole, name)), name
+    assert merged.late[0] == np.count_nonzero(latency > 2e10)
+    assert merged.sum_ps[0] == pytest.approx(latency.sum())
+    assert merged.coarse.shape == (3 * BATCHES, 1, COARSE_BINS)
+
+
+def test_lost_packets_are_slower_than_all_others() -> None:
+    tally = tally_of(lognormal(9_000))
+    tally.lose(delivered(np.zeros(1_000)), BATCH_PS, cause=2)
+    assert tally.n[0] == 10_000
+    assert tally.lost[0].tolist() == [0, 0, 1_000]
+    assert quantile(tally, 0, 0.95, None).estimate_s is None
+    exact = np.sort(lognormal(9_000))[::-1][500] / PS_PER_S
+    assert quantile(tally, 0, 0.85, None).estimate_s == pytest.approx(exact, rel=1e-12)
+
+
+def test_independent_packets_are_worth_what_they_are() -> None:
+    effects = [design_effect(tally_of(lognormal(100_000, seed)), 0) for seed in range(20)]
+    assert all(effect is not None and effect < 2.5 for effect in effects)
+
+
+def test_packets_that_come_in_clusters_of_fifty_are_worth_a_fiftieth() -> None:
+    latency = np.repeat(lognormal(4_000), 50)
+    effect = design_effect(tally_of(latency), 0)
+    assert effect is not None
+    assert 25 < effect < 110
+
+
+def test_limits_hold_the_true_quantile_of_clustered_packets_as_often_as_they_say() -> None:
+    true_s = 1e10 * np.exp(1.5 * 3.0902) / PS_PER_S
+    held = 0
+    for seed in range(100):
+        tally = tally_of(np.repeat(lognormal(5_000, seed), 20))
+        found = quantile(tally, 0, 0.999, design_effect(tally, 0))
+        held += (found.lower_s or 0.0) <= true_s <= (found.upper_s or np.inf)
+    assert held >= 93
+
+
+def test_too_few_slow_packets_say_nothing() -> None:
+    assert design_effect(tally_of(lognormal(500)), 0) is None
