@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +38,7 @@ def minimum(
     """
     left = np.asarray(low, dtype=np.float64)
     width = np.asarray(high, dtype=np.float64) - left
-    steps = np.arange(1, points, dtype=np.float64) / points
+    steps = _inner(points)
     for _ in range(_ROUNDS):
         values = f(left[..., None] + width[..., None] * steps)
         best = np.argmin(values, axis=-1)
@@ -50,6 +51,12 @@ def minimum(
         shift = 0.25 * (before - after) / (before - 2.0 * at + after)
     usable = np.isfinite(shift) & (np.abs(shift) <= 0.25) & (middle == best)
     return left + width * (0.5 + np.where(usable, shift, 0.0))
+
+
+@cache
+def _inner(points: int) -> FloatArray:
+    """The inner points of a grid on (0, 1)."""
+    return np.arange(1, points, dtype=np.float64) / points
 
 
 def pick(values: FloatArray, index: NDArray[np.intp]) -> FloatArray:

@@ -29,7 +29,7 @@ from testbed.calculus.tails import ExponentialTail, Per, SureTail, Tail, TailFam
 PromisedService: TypeAlias = RateLatency | EnvelopeService
 
 _ALL_SUBSETS_UP_TO = 6
-_THETAS = 40
+_THETAS = 30
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,9 @@ class PromisedPath:
         if not servers:
             raise CalculusError("a path has 0 servers; expected at least 1")
         excesses = [(index, server.excess) for index, server in enumerate(servers) if server.excess is not None]
+        table = np.array(
+            [(e.prefactor, e.decay_per_s, min(e.x_min_s, e.cap_s), e.cap_s) for _, e in excesses], dtype=np.float64
+        ).reshape(-1, 4)
         return cls(
             names=tuple(server.name or f"domain {index + 1}" for index, server in enumerate(servers)),
             rate_bps=min(server.rate_bps for server in servers),
@@ -77,10 +80,10 @@ class PromisedPath:
             latencies_s=tuple(server.latency_s for server in servers),
             losses=tuple(server.loss_probability for server in servers),
             uncertain=tuple(index for index, _ in excesses),
-            log_m=np.log(np.array([excess.prefactor for _, excess in excesses])),
-            decay=np.array([excess.decay_per_s for _, excess in excesses]),
-            floor=np.array([min(excess.x_min_s, excess.cap_s) for _, excess in excesses]),
-            cap=np.array([excess.cap_s for _, excess in excesses]),
+            log_m=np.log(table[:, 0]),
+            decay=table[:, 1],
+            floor=table[:, 2],
+            cap=table[:, 3],
         )
 
     def require_countable(self, per: Per) -> None:

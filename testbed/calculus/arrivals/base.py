@@ -131,11 +131,11 @@ class Arrival(ABC):
 
         def member(theta: FloatArray) -> tuple[FloatArray, FloatArray]:
             rho = self.envelope_rate(theta)
-            spare = np.maximum(rate_bps - rho, 0.0)
+            spare = rate_bps - rho
             with np.errstate(divide="ignore", invalid="ignore"):
-                ratio = np.log(rate_bps / rho)
-                log_prefactor = theta * self.envelope_burst(theta) + np.log(rate_bps / spare) + ratio * rho / spare
-            return np.where(spare > 0.0, log_prefactor + extra, np.inf), theta * rate_bps
+                log_prefactor = np.log(rate_bps / spare) + np.log(rate_bps / rho) * (rho / spare)
+                log_prefactor += theta * self.envelope_burst(theta) + extra
+            return np.where(spare > 0.0, log_prefactor, np.inf), theta * rate_bps
 
         views = self.packet_view if per == "packet" else ()
         return QueueBound(TailFamily(member, limit), (STATIONARY, LIGHT_TAIL, *views))

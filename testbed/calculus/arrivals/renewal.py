@@ -16,7 +16,7 @@ import numpy as np
 
 from testbed.calculus.amounts import Amount, Gamma, as_amount
 from testbed.calculus.arrivals.base import LIGHT_TAIL, STATIONARY, Arrival, QueueMethod
-from testbed.calculus.errors import NotApplicableError, require_positive, require_stable
+from testbed.calculus.errors import CalculusError, NotApplicableError, require_positive, require_stable
 from testbed.calculus.numeric import FloatArray, largest_below
 from testbed.calculus.tails import ExponentialTail, Per, QueueBound, SureTail
 
@@ -127,7 +127,7 @@ class OnOffGap(Gap):
         require_positive("packet spacing", self.spacing_s)
         require_positive("mean silence", self.mean_off_s)
         if not self.mean_packets >= 1.0:
-            raise NotApplicableError(f"mean packets in a burst >= 1 fails: {self.mean_packets:g}; use larger bursts")
+            raise CalculusError(f"mean packets in a burst >= 1 fails: {self.mean_packets:g}; use larger bursts")
 
     @property
     def mean_s(self) -> float:

@@ -101,10 +101,10 @@ SINGLE = {
 def _rate_difference_with_slip(theta, sigma, rho, rates, epsilon):
     """The toolbox multiplies one factor once per server instead of once: loose, still valid."""
     slowest = min(rates)
-    gap = slowest - rho
-    if sum(math.isclose(rate, slowest, rel_tol=1e-12) for rate in rates) > 1:
-        gap *= 0.5  # ties lower the slowest rate
-    extra = -(len(rates) - 1) * math.log(-math.expm1(-theta * gap)) / theta
+    tied = sum(math.isclose(rate, slowest, rel_tol=1e-12) for rate in rates) > 1
+    # A tie lowers the slowest rate by half the gap, but only after the factor of the first server.
+    gaps = [slowest - rho] + [(slowest - rho) * (0.5 if tied else 1.0)] * (len(rates) - 2)
+    extra = -math.fsum(math.log(-math.expm1(-theta * gap)) for gap in gaps) / theta
     return closed_forms.rate_difference_tandem(theta, sigma + extra, rho, rates, epsilon)
 
 
