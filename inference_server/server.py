@@ -30,6 +30,8 @@ from inference_server.workers import Job, Workers
 MESSAGE_BYTES = 16 * 1024 * 1024
 _LARGEST_FRAME_BYTES = (1 << 24) - 1
 _SWITCH_INTERVAL_S = 1e-4
+_FLUSH_S = 1.0
+"""How long answers that have been computed may take to leave."""
 
 
 @dataclass(frozen=True)
@@ -126,9 +128,10 @@ class InferenceServer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Refuse what is new, finish what there is, end."""
-        self.service.accepting = False
         await self._health.enter_graceful_shutdown()
-        await self._server.stop(self._settings.drain_s)
+        # The transport is kept until the last answer: once it shuts down, what is new is cut off instead of refused.
+        await self.service.drain(self._settings.drain_s)
+        await self._server.stop(_FLUSH_S)
         self._scheduler.close()
         await asyncio.to_thread(self.workers.join)
 

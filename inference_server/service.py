@@ -7,6 +7,7 @@ is taken before a message is parsed, and a message that cannot be parsed is the 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -54,12 +55,21 @@ class InferenceService:
         self.models: Mapping[str, Model] = {}
         self._costs: Mapping[str, Cost] = {}
         self._scheduler = scheduler
+        self._unanswered = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
 
     def serve(self, models: Sequence[Model]) -> None:
         """Serve these models from now on."""
         self._costs = {model.name: model.measure_cost() for model in models}
         self.models = {model.name: model for model in models}
         self.accepting = True
+
+    async def drain(self, longest_s: float) -> None:
+        """Refuse what is new, and wait until everything admitted has been answered, or for so long."""
+        self.accepting = False
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._idle.wait(), longest_s)
 
     def handler(self) -> grpc.GenericRpcHandler:
         """The service, to be added to a server."""
@@ -138,12 +148,18 @@ class InferenceService:
         return job
 
     async def _computed(self, job: Job) -> Answer:
+        self._unanswered += 1
+        self._idle.clear()
         try:
             return await job.answer
         except asyncio.CancelledError:
             # The client hung up or its deadline passed: what has not begun shall not begin.
             self._scheduler.withdraw(job)
             raise
+        finally:
+            self._unanswered -= 1
+            if self._unanswered == 0:
+                self._idle.set()
 
     def _model(self, name: str, version: str) -> Model:
         if not self.accepting:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from controller.program import DomainProgram, Meter, Queue, Rule
@@ -36,6 +36,7 @@ def program(count: int, rate_bps: int, burst_kbit: int) -> DomainProgram:
 programs = st.builds(program, st.integers(1, 250), st.integers(20_000_000, 90_000_000), st.integers(20, 2_000))
 
 
+@example(program(16, 20_000_000, 2_000), 0, 1.0)
 @given(programs, st.integers(0, 7), st.sampled_from([1.0, 2.0, 3.0]))
 def test_overloads_empty_every_bucket_in_time_and_stay_within_the_budget(
     found: DomainProgram, behind: int, stretch: float

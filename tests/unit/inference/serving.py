@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -104,7 +104,8 @@ def serving(settings: Settings) -> Iterator[Running]:
         yield started[0]
     finally:
         started[0].gate.open.set()
-        started[0].loop.call_soon_threadsafe(started[0].end.set)
+        with suppress(RuntimeError):  # a loop that is closed: the test itself ended the server
+            started[0].loop.call_soon_threadsafe(started[0].end.set)
         thread.join(LONG_S)
         assert not thread.is_alive()
 
