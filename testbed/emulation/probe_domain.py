@@ -106,8 +106,9 @@ class DomainProbe:
             elapsed_s = {}
             for rule, meter in metered:
                 size, count = self._effort.flood(meter)
-                elapsed_s[rule.number] = flood(entry, frame(*_forward(rule), size), count).elapsed_s
-                time.sleep(count / self._effort.frames_per_s)
+                sent = flood(entry, frame(*_forward(rule), size), count)
+                # The meter refills until the switch has taken the last frame out of its socket, not until it was sent.
+                elapsed_s[rule.number] = self._met_all(rule.number, before, sent.packets) - sent.first_s
             self._settled()
             after = self._met()
             for rule, meter in metered:
@@ -120,6 +121,13 @@ class DomainProbe:
             self._results.append(
                 probe_checks.meter_burst(self._program.domain, rule.tenant, meter, passed=passed, frame_bits=bits)
             )
+
+    def _met_all(self, number: int, before: Mapping[int, MeterCounters], packets: int) -> float:
+        """When a meter had seen so many packets more than before, on CLOCK_MONOTONIC; or when patience ended."""
+        deadline = time.monotonic() + _SETTLED_WITHIN_S
+        while self._met()[number].in_packets < before[number].in_packets + packets and time.monotonic() < deadline:
+            time.sleep(_LOOK_EVERY_S)
+        return time.monotonic()
 
     def _overload_meters(self, entry: Injector) -> dict[int, Sent]:
         """Keep every meter empty and time what passes, as it comes to the classes behind; unmetered: a few frames."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -26,21 +27,22 @@ from testbed.calculus import (
     delay_bound,
     delay_curve,
 )
+from testbed.calculus.service.promised import EnvelopeService
 from testbed.envelope.descriptor import Envelope
 from testbed.envelope.service import to_service
 from testbed.report.record import BoundPart, BoundRecord, BudgetShare
 from testbed.scenario.model import OnOffArrivals, PoissonArrivals, RenewalArrivals, Tenant
 
-ACCESS_ALLOWANCE_S = 5e-3
-"""From the intended send time to the first domain: the sender's lateness and the customer's edge, policed by a gate."""
+DECLARED_HOST_S = 10e-3
+"""What the emulating host may add on a path as long as no warm-up has said otherwise."""
 
 HOST_RISK = 0.25
 """Share of a promise's epsilon kept for packets that the host delays beyond its allowance. The bound is computed at the
-rest, so it holds as long as no larger share of packets lags, which a gate counts."""
+rest, so it holds as long as no larger share of packets is later, which a gate counts."""
 
-ACCESS = "access"
+HOST = "host"
 _HOST_ASSUMPTION = (
-    f"the host delays at most {HOST_RISK:.0%} of epsilon of the packets beyond its allowances, which gates police"
+    f"the host delays at most {HOST_RISK:.0%} of epsilon of the packets beyond its allowance, which a gate polices"
 )
 CURVE_EPSILONS = np.geomspace(0.5, 1e-5, 48)
 
@@ -62,12 +64,14 @@ def arrival_of(tenant: Tenant) -> Arrival:
     return bucket if model is None else Metered(model, bucket)
 
 
-def bound_tenant(tenant: Tenant, envelopes: Sequence[Envelope]) -> BoundRecord | None:
+def bound_tenant(tenant: Tenant, envelopes: Sequence[Envelope], *, host_s: float) -> BoundRecord | None:
     """The smallest sound bound on a tenant's latency from the intended send time, and everything it is made of.
 
     Args:
         tenant: Its declared arrivals, contract and promise.
-        envelopes: One verified envelope per domain of its path, in path order.
+        envelopes: One verified envelope per domain of its path, in path order. What each grants its host is left out:
+            a host that stands still delays a packet once, not once in every domain.
+        host_s: What the emulating host may add on the whole path, 0 where there is none; then it has no risk either.
 
     Returns:
         None for best effort. Without a promise the bound is at the 99.9th percentile.
@@ -79,21 +83,22 @@ def bound_tenant(tenant: Tenant, envelopes: Sequence[Envelope]) -> BoundRecord |
         return None
     arrival = arrival_of(tenant)
     path_rate_bps = min(envelope.guardrails.reserved_rate_bps for envelope in envelopes)
-    servers = [to_service(envelope, path_rate_bps) for envelope in envelopes]
+    servers = [_without_host(to_service(envelope, path_rate_bps), envelope) for envelope in envelopes]
     epsilon = tenant.promise.epsilon if tenant.promise else 1e-3
-    found = delay_bound(arrival, servers, (1.0 - HOST_RISK) * epsilon)
-    curve = delay_curve(arrival, servers, (1.0 - HOST_RISK) * CURVE_EPSILONS) + ACCESS_ALLOWANCE_S
+    own_share = 1.0 - HOST_RISK if host_s > 0.0 else 1.0
+    found = delay_bound(arrival, servers, own_share * epsilon)
+    curve = delay_curve(arrival, servers, own_share * CURVE_EPSILONS) + host_s
     return BoundRecord(
-        bound_s=found.delay_s + ACCESS_ALLOWANCE_S,
-        network_bound_s=found.delay_s,
+        bound_s=found.delay_s + host_s,
+        network_bound_s=found.delay_s + host_s,
         method=found.method,
-        assumptions=(*found.assumptions, _HOST_ASSUMPTION),
-        parts=_parts(found, envelopes),
+        assumptions=(*found.assumptions, *([_HOST_ASSUMPTION] if host_s > 0.0 else [])),
+        parts=_parts(found, host_s),
         budget=tuple(
             BudgetShare(domain=line.domain, epsilon=line.epsilon, delay_s=line.delay_s, price_per_s=line.price_per_s)
             for line in found.budget
         ),
-        rejected={c.method: c.delay_s + ACCESS_ALLOWANCE_S for c in found.rejected if math.isfinite(c.delay_s)},
+        rejected={c.method: c.delay_s + host_s for c in found.rejected if math.isfinite(c.delay_s)},
         curve=tuple((float(e), float(d)) for e, d in zip(CURVE_EPSILONS, curve, strict=True) if math.isfinite(d)),
         explanation=found.explain(),
     )
@@ -116,22 +121,24 @@ def _model(tenant: Tenant) -> Arrival | None:
             return None
 
 
-def _parts(found: DelayBound, envelopes: Sequence[Envelope]) -> tuple[BoundPart, ...]:
-    allowances = {envelope.domain: envelope.guardrails.host_allowance_s for envelope in envelopes}
+def _without_host(service: EnvelopeService, envelope: Envelope) -> EnvelopeService:
+    return replace(service, latency_s=service.latency_s - envelope.guardrails.host_allowance_s)
 
+
+def _parts(found: DelayBound, host_s: float) -> tuple[BoundPart, ...]:
     def note(part: Part) -> str:
         match part.kind:
             case "queue":
                 return "the tenant's own packets before it at the smallest reserved rate"
             case "latency":
-                return f"promised latency, of which {allowances[part.domain] * 1e3:.2f} ms is granted to the host"
+                return "promised latency of its queues and links"
             case "excess":
                 return "impairments of the domain, as calibrated"
             case "loss":
                 return "packets the domain may lose"
 
-    access = BoundPart(name=ACCESS, delay_s=ACCESS_ALLOWANCE_S, note="sender and customer's edge; policed by a gate")
-    return (
-        access,
-        *(BoundPart(name=p.domain, delay_s=p.delay_s, note=note(p)) for p in found.parts),
-    )
+    parts = [BoundPart(name=p.domain, delay_s=p.delay_s, note=note(p)) for p in found.parts]
+    if host_s > 0.0:
+        said = "sender, switches and pauses of the emulating host, once for the path; policed by a gate"
+        parts.append(BoundPart(name=HOST, delay_s=host_s, note=said))
+    return tuple(parts)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from controller.client import CallError
 from controller.program import DomainProgram
-from testbed.management.bounds import bound_tenant
+from testbed.management.bounds import DECLARED_HOST_S, bound_tenant
 from testbed.management.domain import Controller
 from testbed.management.federation import Federation, found
 from testbed.report.record import BoundRecord
@@ -49,7 +49,7 @@ def bounds_on_paper(scenario: Scenario) -> dict[str, BoundRecord]:
     """
     federation = on_paper(scenario)
     federation.collect_offers()
-    bounds = {tenant.name: bound_tenant(tenant, federation.envelopes(tenant)) for tenant in scenario.tenants}
+    bounds = {t.name: bound_tenant(t, federation.envelopes(t), host_s=DECLARED_HOST_S) for t in scenario.tenants}
     return {name: bound for name, bound in bounds.items() if bound is not None}
 
 

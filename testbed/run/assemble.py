@@ -21,7 +21,8 @@ from testbed.report.record import (
     WindowRecord,
 )
 from testbed.run.judge import Observed, judge_tenant, run_verdict
-from testbed.run.window import Shaper, Window
+from testbed.run.terms import Terms
+from testbed.run.window import Window
 from testbed.scenario.dictionary import to_dict
 from testbed.scenario.model import Scenario
 from testbed.telemetry import lag, samples
@@ -34,23 +35,21 @@ class Measured:
     Attributes:
         window: The evidence.
         gates: What it says of the host.
-        shapers: Narrowest queue of each tenant as read back.
-        latencies_s: Promised latency of each domain of a tenant's path; empty for best effort.
+        terms: What each tenant's delays are held against.
     """
 
     window: Window
     gates: Sequence[GateRecord]
-    shapers: Mapping[str, Shaper]
-    latencies_s: Mapping[str, Sequence[float]]
+    terms: Mapping[str, Terms]
 
 
 def observe(tenant: str, item: Measured) -> Observed:
     """One tenant of one window, replayed through its ideal server."""
     match = item.window.matches[tenant]
-    replay = None
-    if item.latencies_s[tenant]:
-        shaper = item.shapers[tenant]
-        replay = lag.replay(match.samples, shaper.rate_bps, item.latencies_s[tenant], burst_bits=shaper.burst_bits)
+    replay, terms = None, item.terms.get(tenant)
+    if terms is not None and terms.latencies_s:
+        shaper = terms.shaper
+        replay = lag.replay(match.samples, shaper.rate_bps, terms.latencies_s, burst_bits=shaper.burst_bits)
     grown = [item.window.grown(domain, tenant) for domain in match.samples.domains]
     return Observed(
         match=match,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from testbed.management.bounds import ACCESS_ALLOWANCE_S, HOST_RISK
+from testbed.management.bounds import HOST_RISK
 from testbed.report.record import GateRecord
-from testbed.run.window import Shaper, Window
+from testbed.run.terms import Terms
+from testbed.run.window import Window
 from testbed.scenario.model import Scenario, Tenant
 from testbed.telemetry import fidelity
 from testbed.telemetry.fidelity import Gate, Ledger
@@ -15,19 +16,14 @@ from testbed.telemetry.lag import replay
 
 
 def gates_of(
-    scenario: Scenario,
-    window: Window,
-    shapers: Mapping[str, Shaper],
-    latencies_s: Mapping[str, Sequence[float]],
-    drift: Sequence[str],
+    scenario: Scenario, window: Window, terms: Mapping[str, Terms], drift: Sequence[str]
 ) -> tuple[GateRecord, ...]:
     """Every gate of a window.
 
     Args:
         scenario: Tenants and their promises.
         window: The evidence.
-        shapers: Narrowest queue of each tenant as read back.
-        latencies_s: Promised latency of each domain of a tenant's path; empty for best effort.
+        terms: What each tenant's delays are held against.
         drift: Differences between what was committed and what was installed, before or after the window.
     """
     begin_ns = next(iter(window.sent.values())).start_monotonic_ns
@@ -43,7 +39,7 @@ def gates_of(
         fidelity.ledger("queue counters", _ledger(scenario, window)),
     ]
     for tenant in scenario.tenants:
-        gates += _tenant_gates(tenant, window, shapers, latencies_s[tenant.name])
+        gates += _tenant_gates(tenant, window, terms)
     return tuple(
         GateRecord(
             name=gate.name,
@@ -58,23 +54,22 @@ def gates_of(
     )
 
 
-def _tenant_gates(
-    tenant: Tenant, window: Window, shapers: Mapping[str, Shaper], latencies_s: Sequence[float]
-) -> list[Gate]:
+def _tenant_gates(tenant: Tenant, window: Window, terms: Mapping[str, Terms]) -> list[Gate]:
     match = window.matches[tenant.name]
     samples = match.samples
     gates = fidelity.matching(tenant.name, match)
     if tenant.reservation is None or tenant.promise is None or tenant.misbehaviour is not None:
         return gates
-    shaper = shapers[tenant.name]
-    replayed = replay(samples, shaper.rate_bps, latencies_s, burst_bits=shaper.burst_bits)
-    share = HOST_RISK * tenant.promise.epsilon
+    own, epsilon = terms[tenant.name], tenant.promise.epsilon
+    replayed = replay(samples, own.shaper.rate_bps, own.latencies_s, burst_bits=own.shaper.burst_bits)
     return [
         *gates,
         *fidelity.lateness(tenant.name, samples),
-        fidelity.host_allowance(tenant.name, samples, replayed, access_s=ACCESS_ALLOWANCE_S, share=share),
-        fidelity.replay(tenant.name, samples, replayed),
-        fidelity.tail_shift(tenant.name, samples, replayed),
+        fidelity.host_allowance(
+            tenant.name, samples, replayed, queues_s=own.queues_s, host_s=own.host_s, share=HOST_RISK * epsilon
+        ),
+        fidelity.replay(tenant.name, samples, replayed, queues_s=own.queues_s, level=1.0 - epsilon),
+        fidelity.tail_shift(tenant.name, samples, replayed, level=1.0 - epsilon),
     ]
 
 

@@ -27,10 +27,11 @@ from testbed.report.html import write_report
 from testbed.report.junit import write_junit
 from testbed.report.record import ProbeRecord, write_record
 from testbed.run.assemble import Measured, assemble
-from testbed.run.calibrate import calibrate
+from testbed.run.calibrate import PATH_FLOOR_S, calibrate
 from testbed.run.gates import gates_of
 from testbed.run.preflight import choose_datapath, require_room, require_root
 from testbed.run.progress import Progress, Step
+from testbed.run.terms import terms_of
 from testbed.run.window import Stage
 from testbed.scenario.model import Scenario
 from testbed.telemetry import host
@@ -88,15 +89,15 @@ def run(scenario: Scenario, options: Options, progress: Progress) -> Path:
             stack.callback(federation.release)
         stage = Stage(network, controllers, folder)
         with steps.step("calibrating") as step:
-            _calibrate(stage, federation, step, options.stop)
+            host_s = _calibrate(stage, federation, step, options.stop)
             steps.require_wanted()
         with steps.step("probing"):
             programs = {name: agent.program for name, agent in federation.agents.items()}
             probes = probe(network, programs, before_each=steps.require_wanted)
             network.enlarge_buffers()
-        envelopes = {tenant.name: federation.envelopes(tenant) for tenant in scenario.tenants}
-        bounds = {t.name: b for t in scenario.tenants if (b := bound_tenant(t, envelopes[t.name])) is not None}
-        measured = list(_measure(stage, federation, options, steps))
+        every = {t.name: bound_tenant(t, federation.envelopes(t), host_s=host_s) for t in scenario.tenants}
+        bounds = {name: bound for name, bound in every.items() if bound is not None}
+        measured = list(_measure(stage, federation, host_s, options, steps))
         installed = {name: client.read_back() for name, client in controllers.items()}
         fingerprint = host.fingerprint()
     with steps.step("judging"):
@@ -180,24 +181,28 @@ def _federation(network: TandemNetwork, controllers: Mapping[str, ControllerClie
     )
 
 
-def _calibrate(stage: Stage, federation: Federation, step: Step, stop: Callable[[], bool]) -> None:
+def _calibrate(stage: Stage, federation: Federation, step: Step, stop: Callable[[], bool]) -> float:
+    """Have every domain sign what a warm-up supports; what the host may add on a path, in seconds."""
     scenario = stage.network.scenario
     warm_up = stage.play(0, seed=scenario.seed, duration_s=scenario.warmup_s, conforming=True, step=step, stop=stop)
     if not warm_up.complete:
-        return
-    for name, allowance_s in calibrate(scenario, federation, warm_up, stage.shapers()).items():
+        return PATH_FLOOR_S
+    allowances = calibrate(scenario, federation, warm_up, terms_of(scenario, federation, stage.shapers(), 0.0))
+    for name, allowance_s in allowances.domains_s.items():
         federation.agents[name].host_allowance_s = allowance_s
     federation.collect_offers()
     federation.reserve()
+    return allowances.path_s
 
 
-def _measure(stage: Stage, federation: Federation, options: Options, steps: _Steps) -> Iterator[Measured]:
+def _measure(
+    stage: Stage, federation: Federation, host_s: float, options: Options, steps: _Steps
+) -> Iterator[Measured]:
     scenario = stage.network.scenario
-    latencies = {t.name: [envelope.latency_s for envelope in federation.envelopes(t)] for t in scenario.tenants}
     for index in range(1, options.seeds + 1):
         with steps.step(f"measuring {index} of {options.seeds}") as step:
             drift = federation.drift()
-            shapers = stage.shapers()
+            terms = terms_of(scenario, federation, stage.shapers(), host_s)
             window = stage.play(
                 index,
                 seed=scenario.seed + index - 1,
@@ -211,8 +216,8 @@ def _measure(stage: Stage, federation: Federation, options: Options, steps: _Ste
                 steps.require_wanted()
                 return
             drift = (*drift, *federation.drift())
-            gates = gates_of(scenario, window, shapers, latencies, drift)
+            gates = gates_of(scenario, window, terms, drift)
         steps.measured = True
-        yield Measured(window, gates, shapers, latencies)
+        yield Measured(window, gates, terms)
         if options.stop():
             return

@@ -89,7 +89,7 @@ def network(scenario: Scenario, choices: Choices) -> Network:
     federation.collect_offers()
     bounds = {}
     if promises(choices.scheduler) and choices.excess is None and choices.loss == 0:
-        found_bounds = {tenant.name: bound_tenant(tenant, federation.envelopes(tenant)) for tenant in scenario.tenants}
+        found_bounds = {t.name: bound_tenant(t, federation.envelopes(t), host_s=0.0) for t in scenario.tenants}
         bounds = {name: bound for name, bound in found_bounds.items() if bound is not None}
     system = System(
         sources=tuple(_source(scenario, number, choices) for number in range(1, len(scenario.tenants) + 1)),

@@ -46,14 +46,13 @@ REPLAY_SHARE = 0.03
 """Measured and ideal p99.9 may differ by this part of the ideal one."""
 REPLAY_RESOLVED_S = 0.001
 """A difference that a software switch's own forwarding can be told from. Where 3 % of the ideal is less (a p99.9 below
-some 33 ms), the measured one is only held to what the domains declared; a stall there is the tail shift's to find."""
-MOVED_SHARE = 0.03
-"""A stall that moves a p99.9 by this part of it must never pass."""
+some 33 ms), the measured one is held to the latency that the queues on the path declared; a stall there is the tail
+shift's to find."""
 SHIFT_SHARE = 0.02
-"""Part of a p99.9 by which outliers may have moved it; the rest of `MOVED_SHARE` is for the estimate."""
+"""Part of a p99.9 by which outliers may have moved it. A move of 3 % must never pass; the rest is for the estimate."""
 SHIFT_RESOLVED_S = 0.0004
-"""A smaller move cannot be told from what a software switch does by itself, so only tenants with a p99.9 above some
-13 ms are protected against a move of 3 %; below, the declared latencies are the yardstick."""
+"""A smaller move cannot be told from what a software switch does by itself. So tenants with a p99.9 above some 13 ms
+are protected against a move of 3 %, all others against a move of this much."""
 
 _LEVEL = 0.999
 _EXAMPLES = 3
@@ -223,55 +222,73 @@ def ledger(name: str, rows: Sequence[Ledger]) -> Gate:
 # Evidence in the delays themselves.
 
 
-def host_allowance(tenant: str, samples: TenantSamples, replayed: Replay, *, access_s: float, share: float) -> Gate:
-    """The share of packets that the host delayed, anywhere, beyond what is granted to it.
+def host_lateness(samples: TenantSamples, replayed: Replay, queues_s: float) -> FloatArray:
+    """How much later than its queues alone would make it each packet arrived; seconds, [n], NaN where it did not.
 
-    A packet counts if it reached the first domain more than `access_s` after it was meant to be sent, or if an excess
-    beyond the latency of some domain, which has an allowance for the host in it, lingered when it passed. What exceeds
-    the allowances is in no envelope, so it must stay within the share of the risk that the bound keeps for it.
+    That is its latency, less its wait in one ideal queue fed the packets as they were meant to be sent, less the
+    latency `queues_s` that the queues and links of the path declare. So a pause counts once, wherever it struck.
     """
-    late = samples.border_s[:, 0] - samples.intended_s > access_s
-    beyond = replayed.excess_s > 0
-    sent = np.count_nonzero(np.isfinite(samples.border_s[:, 0]))
-    found = np.count_nonzero(late | beyond.any(axis=1))
-    places = [f"{np.count_nonzero(late)} before the first domain"]
-    places += [f"{np.count_nonzero(beyond[:, d])} in {name}" for d, name in enumerate(samples.domains)]
-    detail = f"{found} of {sent} packets beyond what is granted to the host: {', '.join(places)}"
-    return Gate.at_most(f"host allowance, {tenant}", found / sent if sent else 0.0, share, detail)
+    return samples.latency_s - replayed.ideal_intended_s - queues_s
 
 
-def replay(tenant: str, samples: TenantSamples, replayed: Replay, *, share: float = REPLAY_SHARE) -> Gate:
-    """The measured p99.9 in the network beside that of an ideal token bucket fed the same arrivals.
+def host_allowance(
+    tenant: str, samples: TenantSamples, replayed: Replay, *, queues_s: float, host_s: float, share: float
+) -> Gate:
+    """The share of packets that the host made later than it may, on the whole path.
 
-    Its rate and burst are those read back. The limit is 3 % of the ideal, or the declared latencies where that is too
-    little to be resolved.
+    The bound holds whatever the host does to as many packets as `share`, and counts `host_s` for all others.
+    """
+    late_s = host_lateness(samples, replayed, queues_s)
+    found, delivered = np.count_nonzero(late_s > host_s), np.count_nonzero(np.isfinite(late_s))
+    detail = f"{found} of {delivered} packets more than {host_s * 1e3:.1f} ms later than queues alone explain"
+    if found:
+        held_s = np.column_stack((samples.border_s[:, 0] - samples.intended_s, replayed.lag_s))[late_s > host_s]
+        places = np.bincount(np.nanargmax(held_s, axis=1), minlength=held_s.shape[1])
+        named = zip(("before the first domain", *(f"in {name}" for name in samples.domains)), places, strict=True)
+        detail += f", held up most {', '.join(f'{place} ({count})' for place, count in named if count)}"
+    return Gate.at_most(f"host allowance, {tenant}", found / delivered if delivered else 0.0, share, detail)
+
+
+def replay(
+    tenant: str,
+    samples: TenantSamples,
+    replayed: Replay,
+    *,
+    queues_s: float,
+    level: float = _LEVEL,
+    share: float = REPLAY_SHARE,
+) -> Gate:
+    """A quantile measured in the network, the promised one, beside that of an ideal token bucket fed the same arrivals.
+
+    Its rate and burst are those read back. The limit is 3 % of the ideal, or what the queues of the path declare,
+    `queues_s`, where that is too little to be resolved.
     """
     delivered = samples.delivered & np.isfinite(replayed.ideal_s)
-    measured, ideal = quantile(samples.network_s[delivered]), quantile(replayed.shaped_s[delivered])
-    limit = share * ideal if share * ideal >= REPLAY_RESOLVED_S else max(sum(replayed.latency_s), REPLAY_RESOLVED_S)
+    measured, ideal = quantile(samples.network_s[delivered], level), quantile(replayed.shaped_s[delivered], level)
+    limit = share * ideal if share * ideal >= REPLAY_RESOLVED_S else max(queues_s, REPLAY_RESOLVED_S)
     part = f" ({measured / ideal - 1:+.2%})" if ideal > 0 else ""
-    detail = f"p99.9 measured {measured * 1e3:.3f} ms, ideal {ideal * 1e3:.3f} ms{part}"
+    detail = f"{_percentile(level)} measured {measured * 1e3:.3f} ms, ideal {ideal * 1e3:.3f} ms{part}"
     return Gate.at_most(f"replay, {tenant}", abs(measured - ideal), limit, detail, "s")
 
 
-def tail_shift(tenant: str, samples: TenantSamples, replayed: Replay, *, share: float = SHIFT_SHARE) -> Gate:
-    """How far outliers moved the p99.9 of the latency, whatever stalled: sender, edge, switch or the whole machine.
+def tail_shift(
+    tenant: str, samples: TenantSamples, replayed: Replay, *, level: float = _LEVEL, share: float = SHIFT_SHARE
+) -> Gate:
+    """How far outliers moved the promised quantile, whatever stalled: sender, edge, switch or the whole machine.
 
     A packet is an outlier if it was delayed, beyond the ideal wait of the schedule as it was *meant* to be sent, by
     more than Tukey's fence over the tenth of the packets that ideally wait longest. Its delay is put back to the usual
-    one, and the p99.9 with and without this correction are compared. Where a move of 3 % cannot be resolved, the limit
-    is what the domains declared.
+    one, and the quantile with and without this correction are compared.
     """
     delivered = samples.delivered & np.isfinite(replayed.ideal_intended_s)
     latency, ideal = samples.latency_s[delivered], replayed.shaped_intended_s[delivered]
     corrected, outliers = _without_outliers(latency, ideal)
-    measured, usual = quantile(latency), quantile(corrected)
+    measured, usual = quantile(latency, level), quantile(corrected, level)
     detail = (
-        f"p99.9 {measured * 1e3:.3f} ms, {usual * 1e3:.3f} ms without the excess of {outliers} outliers "
+        f"{_percentile(level)} {measured * 1e3:.3f} ms, {usual * 1e3:.3f} ms without the excess of {outliers} outliers "
         f"among {latency.size} packets"
     )
-    resolved = MOVED_SHARE * usual >= SHIFT_RESOLVED_S
-    limit = max(share * usual, SHIFT_RESOLVED_S) if resolved else max(sum(replayed.latency_s), SHIFT_RESOLVED_S)
+    limit = max(share * usual, SHIFT_RESOLVED_S)
     return Gate.at_most(f"tail shift, {tenant}", abs(measured - usual), limit, detail, "s")
 
 
@@ -283,6 +300,10 @@ def _without_outliers(latency_s: FloatArray, ideal_s: FloatArray) -> tuple[Float
     low, usual, high = np.quantile(waiting, [0.25, 0.5, 0.75])
     outliers = excess > high + _FENCE * (high - low)
     return np.where(outliers, ideal_s + usual, latency_s), int(np.count_nonzero(outliers))
+
+
+def _percentile(level: float) -> str:
+    return f"p{100 * level:.6g}"
 
 
 def quantile(values: FloatArray, level: float = _LEVEL) -> float:

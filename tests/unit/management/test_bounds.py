@@ -9,7 +9,7 @@ import pytest
 
 from testbed.envelope.descriptor import Envelope, Stage, Subject, Validity
 from testbed.envelope.guardrails import Guardrails
-from testbed.management.bounds import ACCESS_ALLOWANCE_S, HOST_RISK, bound_tenant
+from testbed.management.bounds import HOST_RISK, bound_tenant
 from testbed.scenario.model import (
     Arrivals,
     Misbehaviour,
@@ -21,6 +21,7 @@ from testbed.scenario.model import (
     Tenant,
 )
 
+HOST_S = 0.01
 DECAY_PER_BIT = 200 / 10e6 - (1000 / 7.5) / 10e6
 """theta* of one on-off fluid: off rate over (peak - R), less on rate over R."""
 
@@ -43,11 +44,12 @@ def envelopes(count: int = 3, latency_ns: int = 4_000_000, rate_bps: int = 10_00
 
 
 def test_the_bursty_tenant_has_the_martingale_bound_of_the_wait_plus_every_latency() -> None:
-    found = bound_tenant(tenant(), envelopes())
+    found = bound_tenant(tenant(), envelopes(), host_s=HOST_S)
     assert found is not None
     assert found.method == "martingale"
     wait_s = 0.10362 + math.log(1 / (1 - HOST_RISK)) / (DECAY_PER_BIT * 10e6)
-    assert found.bound_s == pytest.approx(wait_s + 3 * 0.004 + ACCESS_ALLOWANCE_S, abs=2e-5)
+    # What three envelopes grant the host is replaced by what it is granted once, on the whole path.
+    assert found.bound_s == pytest.approx(wait_s + 3 * (0.004 - 0.003) + HOST_S, abs=2e-5)
     assert found.bound_s == pytest.approx(sum(part.delay_s for part in found.parts))
     assert set(found.rejected) >= {"chernoff", "deterministic"}
 
@@ -61,32 +63,40 @@ def test_the_bursty_tenant_has_the_martingale_bound_of_the_wait_plus_every_laten
     ],
 )
 def test_each_model_is_bounded_by_a_theorem_of_its_own(arrivals: Arrivals, method: str) -> None:
-    found = bound_tenant(tenant(arrivals), envelopes())
+    found = bound_tenant(tenant(arrivals), envelopes(), host_s=HOST_S)
     assert found is not None
     assert found.method == method
 
 
 def test_of_a_tenant_that_misbehaves_only_its_meter_is_believed() -> None:
-    found = bound_tenant(tenant(misbehaviour=Misbehaviour("flood", offered_bps=40e6)), envelopes())
+    found = bound_tenant(tenant(misbehaviour=Misbehaviour("flood", offered_bps=40e6)), envelopes(), host_s=HOST_S)
     assert found is not None
     assert found.method == "deterministic"
-    assert found.bound_s == pytest.approx(0.32 + 0.012 + ACCESS_ALLOWANCE_S)
+    assert found.bound_s == pytest.approx(0.32 + 0.003 + HOST_S)
+
+
+def test_without_an_emulating_host_the_whole_risk_is_the_queues_and_nothing_is_added() -> None:
+    found = bound_tenant(tenant(), envelopes(), host_s=0.0)
+    assert found is not None
+    assert found.bound_s == pytest.approx(0.10362 + 3 * 0.001, abs=2e-5)
+    assert [part.name for part in found.parts] == ["own burst", "d0", "d1", "d2"]
+    assert not any("host" in assumption for assumption in found.assumptions)
 
 
 def test_best_effort_has_no_bound() -> None:
-    assert bound_tenant(replace(tenant(), reservation=None, promise=None), envelopes()) is None
+    assert bound_tenant(replace(tenant(), reservation=None, promise=None), envelopes(), host_s=HOST_S) is None
 
 
 def test_one_slower_domain_sets_the_rate_of_the_whole_path() -> None:
     slower = [*envelopes(2), *envelopes(1, rate_bps=9_600_000)]
-    fast, slow = bound_tenant(tenant(), envelopes()), bound_tenant(tenant(), slower)
+    fast, slow = bound_tenant(tenant(), envelopes(), host_s=HOST_S), bound_tenant(tenant(), slower, host_s=HOST_S)
     assert fast is not None
     assert slow is not None
     assert slow.bound_s > fast.bound_s
 
 
 def test_the_curve_passes_through_the_bound() -> None:
-    found = bound_tenant(tenant(), envelopes())
+    found = bound_tenant(tenant(), envelopes(), host_s=HOST_S)
     assert found is not None
     above = [delay for epsilon, delay in found.curve if epsilon >= 1e-3]
     below = [delay for epsilon, delay in found.curve if epsilon <= 1e-3]

@@ -70,18 +70,20 @@ def batch(*, slower: float = 0.0, late_s: float = 0.0) -> TenantSamples:
     return tandem.window(np.zeros(2000), np.stack([np.zeros(2000), wait], axis=1))
 
 
+def granted(samples: TenantSamples) -> Gate:
+    return fidelity.host_allowance("a", samples, replayed(samples), queues_s=0.001, host_s=0.008, share=0.001)
+
+
 def lagging(packets: int) -> Gate:
     samples = batch()
-    # The last ones: an excess lingers as long as the ideal server is busy, here to the end.
-    samples.border_s[len(samples) - packets :, 1] += 0.01
-    replay = replayed(samples, latency_s=0.005)
-    return fidelity.host_allowance("a", samples, replay, access_s=0.001, share=0.001)
+    samples.border_s[:packets, 1] += 0.01
+    return granted(samples)
 
 
 def late_at_the_edge(packets: int) -> Gate:
     samples = batch()
-    late = dataclasses.replace(samples, intended_s=np.where(np.arange(len(samples)) < packets, -0.002, 0.0))
-    return fidelity.host_allowance("a", late, replayed(samples, latency_s=0.005), access_s=0.001, share=0.001)
+    late = dataclasses.replace(samples, intended_s=np.where(np.arange(len(samples)) < packets, -0.01, 0.0))
+    return granted(late)
 
 
 def outlying(seconds: float, packets: int) -> Gate:
@@ -185,13 +187,13 @@ ROWS: dict[str, tuple[str, Callable[[], Iterable[Gate]], Callable[[], Iterable[G
     "lag beyond the declared latency": ("host allowance, a", lambda: one(lagging(2)), lambda: one(lagging(3))),
     "a network slower than its ideal": (
         "replay, a",
-        lambda: one(fidelity.replay("a", batch(slower=0.029), replayed(batch(slower=0.029)))),
-        lambda: one(fidelity.replay("a", batch(slower=0.031), replayed(batch(slower=0.031)))),
+        lambda: one(fidelity.replay("a", batch(slower=0.029), replayed(batch(slower=0.029)), queues_s=0.0)),
+        lambda: one(fidelity.replay("a", batch(slower=0.031), replayed(batch(slower=0.031)), queues_s=0.0)),
     ),
     "a network faster than its ideal": (
         "replay, a",
-        lambda: one(fidelity.replay("a", batch(slower=-0.029), replayed(batch(slower=-0.029)))),
-        lambda: one(fidelity.replay("a", batch(slower=-0.031), replayed(batch(slower=-0.031)))),
+        lambda: one(fidelity.replay("a", batch(slower=-0.029), replayed(batch(slower=-0.029)), queues_s=0.0)),
+        lambda: one(fidelity.replay("a", batch(slower=-0.031), replayed(batch(slower=-0.031)), queues_s=0.0)),
     ),
     "outliers that moved the tail": ("tail shift, a", lambda: one(outlying(0.5, 1)), lambda: one(outlying(0.5, 9))),
 }
@@ -228,29 +230,29 @@ def test_a_breach_names_what_it_found() -> None:
 def test_a_short_wait_is_held_to_the_declared_latency_and_a_long_one_to_3_percent() -> None:
     def gate(late_s: float, latency_s: float) -> Gate:
         samples = tandem.window(np.arange(2000.0), np.arange(2000.0)[:, None] + [0.0, late_s])
-        return fidelity.replay("a", samples, replayed(samples, latency_s=latency_s))
+        return fidelity.replay("a", samples, replayed(samples), queues_s=latency_s)
 
     assert gate(0.0009, 0.0).ok, "less than a switch's own forwarding cannot be resolved"
     assert not gate(0.0011, 0.0).ok
     assert gate(0.0040, 0.005).ok
     assert not gate(0.0060, 0.005).ok
     slow = batch(slower=0.04)
-    assert not fidelity.replay("a", slow, replayed(slow, latency_s=1.0)).ok, "a declared latency excuses no long wait"
+    assert not fidelity.replay("a", slow, replayed(slow), queues_s=1.0).ok, "a declared latency excuses no long wait"
 
 
 def test_the_burst_that_a_real_queue_sends_at_once_belongs_to_the_ideal() -> None:
     samples = batch(late_s=-0.08)
     samples.border_s[:, 1] = np.maximum(samples.border_s[:, 1], 0.0)
-    assert not fidelity.replay("a", samples, replayed(samples)).ok
-    assert fidelity.replay("a", samples, replayed(samples, burst_bits=0.08 * 10e6)).ok
+    assert not fidelity.replay("a", samples, replayed(samples), queues_s=0.0).ok
+    assert fidelity.replay("a", samples, replayed(samples, burst_bits=0.08 * 10e6), queues_s=0.0).ok
 
 
 def test_a_window_without_packets_breaches_no_gate_of_delays() -> None:
     samples = tandem.window(np.empty(0), np.empty((0, 2)))
     replay = replayed(samples)
     gates = [
-        fidelity.host_allowance("a", samples, replay, access_s=0.001, share=0.001),
-        fidelity.replay("a", samples, replay),
+        fidelity.host_allowance("a", samples, replay, queues_s=0.0, host_s=0.001, share=0.001),
+        fidelity.replay("a", samples, replay, queues_s=0.0),
         fidelity.tail_shift("a", samples, replay),
         *fidelity.lateness("a", samples),
     ]
@@ -262,7 +264,7 @@ def test_lost_packets_take_no_part_in_quantiles_of_delay() -> None:
     samples.border_s[::7, 1] = np.nan
     replay = replayed(samples)
     assert np.isfinite(
-        [fidelity.replay("a", samples, replay).value, fidelity.tail_shift("a", samples, replay).value]
+        [fidelity.replay("a", samples, replay, queues_s=0.0).value, fidelity.tail_shift("a", samples, replay).value]
     ).all()
 
 
@@ -275,7 +277,7 @@ TENANTS = {
 
 def delay_gates(samples: TenantSamples, tenant: tandem.Tenant) -> list[Gate]:
     replay = lag.replay(samples, tenant.rate_bps, (2e-3,) * 3, burst_bits=tenant.burst_bits)
-    return [fidelity.replay("a", samples, replay), fidelity.tail_shift("a", samples, replay)]
+    return [fidelity.replay("a", samples, replay, queues_s=6e-3), fidelity.tail_shift("a", samples, replay)]
 
 
 @pytest.mark.parametrize("tenant", TENANTS.values(), ids=TENANTS.keys())

@@ -1,0 +1,45 @@
+"""What a tenant's measured delays are held against: its queues as read back, its domains' words, the host's share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from testbed.management.federation import Federation
+from testbed.run.window import Shaper
+from testbed.scenario.model import Scenario
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The terms of one tenant in one window.
+
+    Attributes:
+        shaper: Its narrowest queue as read back.
+        latencies_s: Latency that each domain of its path promises, what it grants its host included; empty for best
+            effort.
+        queues_s: Latency of all queues and links of the path together, without anything for the host.
+        host_s: What the host may add on the whole path.
+    """
+
+    shaper: Shaper
+    latencies_s: tuple[float, ...]
+    queues_s: float
+    host_s: float
+
+
+def terms_of(
+    scenario: Scenario, federation: Federation, shapers: Mapping[str, Shaper], host_s: float
+) -> dict[str, Terms]:
+    """The terms of every tenant that has a queue of its own, by name."""
+    found = {}
+    for tenant in scenario.tenants:
+        envelopes = federation.envelopes(tenant)
+        if tenant.name in shapers:
+            found[tenant.name] = Terms(
+                shaper=shapers[tenant.name],
+                latencies_s=tuple(envelope.latency_s for envelope in envelopes),
+                queues_s=sum(e.latency_s - e.guardrails.host_allowance_s for e in envelopes),
+                host_s=host_s,
+            )
+    return found
