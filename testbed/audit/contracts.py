@@ -3,7 +3,9 @@
 An envelope makes several statements: how often the lingering excess exceeds what, that it never exceeds its cap, how
 much is lost, how much ends in an error. Each becomes a null hypothesis with a p-value on effective counts, and Holm's
 procedure keeps the probability of accusing any domain that kept its word at most 1 - confidence over the whole family.
-A domain is excused where the tenant broke its own contract, for the envelope speaks of conforming traffic only.
+A domain is excused where the tenant broke its own contract, for the envelope speaks of conforming traffic only. No
+envelope is certified from silence: where too little is seen to tell how slow packets cling together, it is not called
+HELD, and one cluster is all that any number of packets beyond the promise counts as.
 Whether one tail alone is contradicted is also asked, by the domain itself, in `testbed.envelope.heldout`; who caused a
 slow request without breaking anything is for `testbed.audit.attribution`.
 
@@ -46,6 +48,9 @@ class DomainEvidence:
     Attributes:
         envelope: The promise.
         excess_s: Lingering excess of each packet that entered the domain, seconds; NaN where it was lost there.
+        lag_s: How far behind the start of its service in the ideal server each of them left, seconds, the promised
+            latency not taken off: it tells how slow packets cling together where hardly one has an excess. None if that
+            was not measured.
         errors: Requests that entered and were answered by an error.
         nonconforming: Packets the tenant sent beyond its token bucket (`testbed.audit.conformance`).
         runs: Run id of each packet if several independent runs are pooled.
@@ -55,6 +60,7 @@ class DomainEvidence:
 
     envelope: Envelope
     excess_s: npt.ArrayLike
+    lag_s: npt.ArrayLike | None = None
     errors: int = 0
     nonconforming: int = 0
     runs: npt.ArrayLike | None = None
@@ -70,7 +76,8 @@ class Statement:
         x_s: The excess it speaks about; None for loss and error.
         promised: Largest probability promised.
         measured: Share of the packets.
-        upper: Upper confidence limit of the probability; for a sure statement 0, or 1 once contradicted.
+        upper: Upper confidence limit of the probability, 1 where nothing tells how exceedances cling together; for a
+            sure statement 0, or 1 once contradicted.
         p_value: Probability of a share this large if the statement holds.
     """
 
@@ -145,9 +152,13 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 @dataclass(frozen=True, slots=True)
 class _Packets:
-    """One value for each packet, with what is needed to count exceedances honestly."""
+    """One value for each packet, with what is needed to count exceedances honestly.
+
+    `clinging` holds every series of the same packets that may show how they cling together.
+    """
 
     values: FloatArray
+    clinging: tuple[FloatArray, ...]
     runs: npt.ArrayLike | None
     confidence: float
 
@@ -157,16 +168,22 @@ class _Packets:
         share = count / n if n else 0.0
         if promised <= 0:
             return Statement(name, x_s, 0.0, share, float(count > 0), float(count == 0))
-        dependence = measure_dependence(self.values, level, self.runs) if n else None
-        # Where nothing tells how exceedances cling together, all of them are taken for one event.
-        effect = max(1.0, float(count)) if dependence is None else dependence.design_effect
-        return Statement(name, x_s, promised, share, *self.limits(promised, count, effect))
+        return Statement(name, x_s, promised, share, *self.limits(promised, count, level))
 
-    def limits(self, promised: float, count: int, effect: float) -> tuple[float, float]:
+    def limits(self, promised: float, count: int, level: float | None = None) -> tuple[float, float]:
         """Upper confidence limit of a probability, and p-value of so large a count, on effective counts."""
+        known = self._effect(level)
+        # Where nothing tells how exceedances cling together, all of them are taken for one event.
+        effect = max(1.0, float(count)) if known is None else known
         size, most, least = self.values.size / effect, math.ceil(count / effect), math.floor(count / effect)
         p_value = float(betainc(least, max(size - least, 0) + 1, promised)) if least else 1.0
-        return upper_limit(most, size, self.confidence), p_value
+        return (1.0 if known is None else upper_limit(most, size, self.confidence)), p_value
+
+    def _effect(self, level: float | None) -> float | None:
+        """The largest design effect that any series shows; None if none has exceedances enough to show one."""
+        asked = [(self.values, level), *((series, None) for series in self.clinging)]
+        found = [measure_dependence(series, at, self.runs) for series, at in asked if series.size]
+        return max((dependence.design_effect for dependence in found if dependence is not None), default=None)
 
 
 def _statements(evidence: DomainEvidence, confidence: float) -> tuple[Statement, ...]:
@@ -175,14 +192,22 @@ def _statements(evidence: DomainEvidence, confidence: float) -> tuple[Statement,
         raise ValueError(f"excess of {evidence.envelope.domain}: expected one series of non-negative seconds")
     if not 0 <= evidence.errors <= excess.size:
         raise ValueError(f"errors of {evidence.envelope.domain}: found {evidence.errors} of {excess.size} packets")
+    lag = None if evidence.lag_s is None else np.asarray(evidence.lag_s, dtype=np.float64)
+    if lag is not None and lag.shape != excess.shape:
+        raise ValueError(f"lag of {evidence.envelope.domain}: found shape {lag.shape}, expected {excess.shape}")
     envelope, left = evidence.envelope, ~np.isnan(excess)
     runs = None if evidence.runs is None else np.asarray(evidence.runs)
-    entered = _Packets(np.where(left, excess, math.inf), runs, confidence)
-    delivered = _Packets(excess[left], None if runs is None else runs[left], confidence)
+    behind = () if lag is None else (np.where(left, lag, math.inf),)
+    every = np.where(left, excess, math.inf)
+    entered = _Packets(every, behind, runs, confidence)
+    delivered = _Packets(
+        excess[left], tuple(series[left] for series in behind), None if runs is None else runs[left], confidence
+    )
+    lost = _Packets(np.where(left, 0.0, math.inf), (every, *behind), runs, confidence)
     cap_s, tail, host = envelope.guardrails.delay_cap_s, envelope.tail, evidence.host_share
     statements = [
         delivered.exceed("delay cap", cap_s, 0.0, cap_s),
-        _Packets(np.where(left, 0.0, math.inf), runs, confidence).exceed("loss", None, envelope.loss_probability, 0.5),
+        lost.exceed("loss", None, envelope.loss_probability, 0.5),
         _errors(envelope.error_probability, evidence.errors, entered),
     ]
     if tail is None:
@@ -198,9 +223,7 @@ def _errors(promised: float, errors: int, entered: _Packets) -> Statement:
     share = errors / entered.values.size
     if promised <= 0:
         return Statement("error", None, 0.0, share, float(errors > 0), float(errors == 0))
-    dependence = measure_dependence(entered.values, None, entered.runs)
-    effect = max(1.0, float(errors)) if dependence is None else dependence.design_effect
-    return Statement("error", None, promised, share, *entered.limits(promised, errors, effect))
+    return Statement("error", None, promised, share, *entered.limits(promised, errors))
 
 
 def _levels(tail: ExcessTail, n: int) -> list[float]:

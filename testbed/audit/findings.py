@@ -83,9 +83,9 @@ def run_statements(evidence: RunEvidence) -> Iterator[strict_json.Json]:
         return
     for tenant in evidence.record.tenants:
         broke = tenant.conformance is not None and tenant.conformance.nonconforming
-        if tenant.deadline_s is None or tenant.epsilon is None or broke:
+        crossing = evidence.crossings.get(tenant.name)
+        if crossing is None or tenant.deadline_s is None or tenant.epsilon is None or broke:
             continue
-        crossing = evidence.crossings[tenant.name]
         promise = Promise(tenant.deadline_s, tenant.epsilon)
         confidence = promised_confidence(evidence.record, tenant.name)
         yield _compliance(tenant.name, crossing.latency_s, crossing.runs, promise, confidence)
@@ -163,9 +163,13 @@ def _outcome(finding: dict[str, Any], evidence: _Evidence) -> Outcome:
         )
     else:
         again = contract_statement(evidence.contracts, finding["confidence_ppm"])
-        if [item["evidence"] for item in again["findings"]] != [item["evidence"] for item in finding["findings"]]:
+        if _digests(again) != _digests(finding):
             return Outcome.ELSEWHERE
     return Outcome.SAME if agrees(finding, again) else Outcome.DIFFERS
+
+
+def _digests(contracts: dict[str, Any]) -> list[tuple[str, str | None]]:
+    return [(item["evidence"], item["lag_evidence"]) for item in contracts["findings"]]
 
 
 def _answered(latency_s: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -29,6 +29,7 @@ from testbed.telemetry.samples import Replay, TenantSamples, read
 CONFIDENCE = 0.95
 """Of every limit, unless something else is asked for or promised."""
 
+_EXCUSED = "The tenant broke its own contract, so nobody owes it the promise that follows."
 _INVALID = "The host could not keep up, so nothing that follows says anything about the promise."
 _WORST_FIRST = ("INVALID", "FAIL", "UNDETERMINED", "PASS")
 
@@ -58,6 +59,7 @@ class TenantAudit:
         """One sentence for each finding, the most important first."""
         return (
             *((_INVALID,) if self.verdict == "INVALID" else ()),
+            *((_EXCUSED,) if self.verdict == "EXCUSED" else ()),
             *self.audit.sentences(),
             *((f"By cause: {say_blame(self.causes)}",) if self.causes else ()),
             *(finding.reason for finding in self.contracts),
@@ -72,7 +74,7 @@ class RunAudit:
     Attributes:
         run_id: Of the run.
         valid: Whether every fidelity gate held.
-        tenants: One entry each.
+        tenants: One entry for each that sent anything.
     """
 
     run_id: str
@@ -118,7 +120,7 @@ class RunEvidence:
 
     Attributes:
         record: The run's record.
-        crossings: Packets by tenant.
+        crossings: Packets by tenant; a tenant that sent none is missing.
         contracts: What each domain did with each tenant's packets, all of them judged together.
     """
 
@@ -140,10 +142,15 @@ def read_evidence(folder: Path) -> RunEvidence:
     """
     record = read_record(folder)
     envelopes = _envelopes(record)
-    crossings = {tenant.name: _crossing(folder, record, tenant.name, envelopes) for tenant in record.tenants}
+    crossings = {
+        tenant.name: crossing
+        for tenant in record.tenants
+        if (crossing := _crossing(folder, record, tenant.name, envelopes)).latency_s.size
+    }
     contracts = [
         item
         for tenant in record.tenants
+        if tenant.name in crossings
         for item in _evidence(record, tenant, crossings[tenant.name], envelopes.get(tenant.name, {}))
     ]
     return RunEvidence(record, crossings, tuple(contracts))
@@ -181,6 +188,7 @@ def audit_evidence(evidence: RunEvidence, confidence: float = CONFIDENCE) -> Run
                 valid=valid,
             )
             for tenant in record.tenants
+            if tenant.name in evidence.crossings
         ),
     )
 
@@ -208,6 +216,8 @@ def _crossing(
     promised = envelopes.get(tenant, {})
     windows, replays = [], []
     for window in record.windows:
+        if tenant not in window.samples:
+            continue
         samples, stored = read(folder / window.samples[tenant])
         windows.append(samples)
         if stored is not None and all(domain in promised for domain in samples.domains):
@@ -217,7 +227,7 @@ def _crossing(
     return Crossing(
         samples=tuple(windows),
         replays=tuple(replays),
-        latency_s=np.concatenate([samples.latency_s for samples in windows]),
+        latency_s=np.concatenate([np.empty(0), *(samples.latency_s for samples in windows)]),
         runs=np.repeat(np.arange(len(windows)), [len(samples) for samples in windows]),
     )
 
@@ -229,21 +239,28 @@ def _evidence(
     if not crossing.replays:
         return []
     policed = [gate.limit for gate in record.gates if gate.name == f"host allowance, {tenant.name}"]
+    behinds = [_behind(s, r.rate_bps) for s, r in zip(crossing.samples, crossing.replays, strict=True)]
     found = []
     for d, domain in enumerate(crossing.samples[0].domains):
         entered = [np.isfinite(samples.border_s[:, d]) for samples in crossing.samples]
-        excess = [replayed.excess_s[here, d] for replayed, here in zip(crossing.replays, entered, strict=True)]
-        if any(part.size for part in excess):
+        here = list(zip(crossing.replays, entered, strict=True))
+        if any(inside.any() for inside in entered):
             found.append(
                 DomainEvidence(
                     envelope=envelopes[domain],
-                    excess_s=np.concatenate(excess),
+                    excess_s=np.concatenate([replayed.excess_s[inside, d] for replayed, inside in here]),
+                    lag_s=np.concatenate([behind[inside, d] for behind, inside in zip(behinds, entered, strict=True)]),
                     nonconforming=tenant.conformance.nonconforming if tenant.conformance else 0,
                     runs=crossing.runs[np.concatenate(entered)],
                     host_share=max(policed, default=0.0),
                 )
             )
     return found
+
+
+def _behind(samples: TenantSamples, rate_bps: float) -> FloatArray:
+    """How far behind its start in each domain's ideal server a packet left it; float64 [n, D]."""
+    return replay(samples, rate_bps, [0.0] * len(samples.domains)).lag_s
 
 
 def _audit_tenant(

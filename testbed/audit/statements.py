@@ -111,6 +111,7 @@ def _contract(evidence: DomainEvidence, finding: ContractFinding) -> strict_json
         "tenant": finding.tenant,
         "envelope": evidence.envelope.digest,
         "evidence": evidence_digest(evidence.excess_s, evidence.runs),
+        "lag_evidence": None if evidence.lag_s is None else evidence_digest(evidence.lag_s, evidence.runs),
         "n": finding.n,
         "errors": evidence.errors,
         "nonconforming": finding.nonconforming,

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -22,16 +22,14 @@ from testbed.envelope.keys import PublicKey, SigningKey
 from testbed.report.audit_terminal import print_run_audit, print_table_audit
 from testbed.scenario.units import TIME, UnitError, parse
 
-if TYPE_CHECKING:
-    import click
-
 LOG_NAME = "findings.log"
 
 
 class _JudgeByDefault(TyperGroup):
     """`testbed audit FILE` is `testbed audit judge FILE`."""
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put the verb in where the first word is no verb."""
         if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
             args = ["judge", *args]
         return super().parse_args(ctx, args)
@@ -125,13 +123,13 @@ def judge(
         _append(log or source / LOG_NAME, run_statements(evidence), key)
         raise typer.Exit(exit_of_verdict(run.verdict))
     promise = _promise(deadline, epsilon)
+    if key is not None and promise is None:
+        raise typer.BadParameter("without --deadline there is no finding to sign")
     table = audit_table(source, promise)
     if as_json:
         typer.echo(json.dumps(table.to_dict() if full else table.answer(), indent=1, allow_nan=False))
     else:
         print_table_audit(source.name, table)
-    if key is not None and promise is None:
-        raise typer.BadParameter("without --deadline there is no finding to sign")
     if promise is not None:
         _append(log or source.with_name(LOG_NAME), table_statements(source, promise), key)
     raise typer.Exit(exit_of_verdict(table.verdict or "NONE"))

@@ -9,6 +9,7 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
+from testbed.report.audit_section import audit_sections
 from testbed.report.plots import Series, ccdf_plot, stack_plot
 from testbed.report.record import RunRecord, TenantRecord, read_record
 from testbed.report.terminal import milliseconds
@@ -29,7 +30,9 @@ def render(folder: Path) -> str:
     environment.filters["ms"] = milliseconds
     environment.filters["command"] = shlex.join
     pictures = {tenant.name: _pictures(folder, record, tenant) for tenant in record.tenants}
-    return environment.get_template("template.html").render(run=record, pictures=pictures)
+    return environment.get_template("template.html").render(
+        run=record, pictures=pictures, audit=audit_sections(folder)
+    )
 
 
 def write_report(folder: Path) -> Path:

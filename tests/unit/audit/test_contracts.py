@@ -126,6 +126,24 @@ def test_a_promise_of_no_impairment_is_broken_by_one_packet() -> None:
     assert "no impairment" in found.reason
 
 
+def test_silence_certifies_nothing_unless_something_shows_how_packets_cling() -> None:
+    # Excess in one burst of 5,000 in ten million packets would be seen here once in 250 times.
+    silent = np.zeros(N)
+    unknown = judge_contracts([DomainEvidence(envelope(), silent)])[0]
+    assert unknown.verdict is ContractVerdict.UNDETERMINED
+    rng = np.random.default_rng(8)
+    independent, clinging = rng.exponential(1e-3, N), np.repeat(rng.exponential(1e-3, N // 400), 400)
+    assert judge_contracts([DomainEvidence(envelope(), silent, independent)])[0].verdict is ContractVerdict.HELD
+    clung = judge_contracts([DomainEvidence(envelope(), silent, clinging)])[0]
+    assert clung.verdict is ContractVerdict.UNDETERMINED
+    assert max(s.upper for s in clung.statements) > 0.01
+
+
+def test_a_lag_of_other_packets_is_refused() -> None:
+    with pytest.raises(ValueError, match="lag of north"):
+        judge_contracts([DomainEvidence(envelope(), np.zeros(5), np.zeros(6))])
+
+
 def test_a_tenant_that_broke_its_own_contract_excuses_the_domain_and_leaves_the_family() -> None:
     rng = np.random.default_rng(7)
     broken = conforming(rng, scale=3.0)

@@ -18,6 +18,7 @@ from testbed.report.record import (
     RunRecord,
     TenantRecord,
     WindowRecord,
+    read_record,
     write_record,
 )
 from testbed.telemetry.lag import replay
@@ -59,10 +60,18 @@ def promised(domain: str) -> Envelope:
     return replace(envelope(domain, impaired=False), version=2)
 
 
-def folder(path: Path, windows: list[TenantSamples], *, valid: bool = True, nonconforming: int = 0) -> Path:
+def folder(
+    path: Path,
+    windows: list[TenantSamples],
+    *,
+    valid: bool = True,
+    nonconforming: int = 0,
+    installed_bps: float = RATE_BPS,
+    confidence: float = 0.95,
+) -> Path:
     path.mkdir(exist_ok=True)
     for index, samples in enumerate(windows):
-        write(path / f"{index}.parquet", samples, replay(samples, RATE_BPS, [0.0] * 3))
+        write(path / f"{index}.parquet", samples, replay(samples, installed_bps, [0.0] * 3))
     record = RunRecord(
         run_id="made-up",
         name="made up",
@@ -72,7 +81,7 @@ def folder(path: Path, windows: list[TenantSamples], *, valid: bool = True, nonc
         command=(),
         datapath="netdev",
         verdict="PASS",
-        scenario={},
+        scenario={"tenants": [{"name": "alice", "promise": {"confidence": confidence}}]},
         gates=(GateRecord(name="host allowance, alice", value=0.0, limit=2.5e-4, ok=valid),),
         envelopes=tuple(
             EnvelopeRecord(domain=d, tenant="alice", version=2, dsse={}, payload=promised(d).to_dict()) for d in DOMAINS
@@ -160,6 +169,7 @@ def test_a_tenant_that_broke_its_contract_excuses_every_domain(tmp_path: Path) -
     found = audit_run(folder(tmp_path / "run", [window(1, pause_share=0.005)], nonconforming=9))
     (tenant,) = found.tenants
     assert (found.verdict, tenant.verdict) == ("PASS", "EXCUSED")
+    assert tenant.sentences()[0].startswith("The tenant broke its own contract")
     assert all(finding.verdict is ContractVerdict.EXCUSED for finding in tenant.contracts)
 
 
@@ -175,3 +185,34 @@ def test_lost_packets_count_where_they_were_lost(tmp_path: Path) -> None:
     }
     assert losses == {"access": 0, "metro": 0.01, "core": 0}
     assert [finding.n for finding in tenant.contracts] == [30_000, 30_000, 29_700]
+
+
+def test_a_domain_is_measured_against_the_rate_it_signed_not_the_one_it_installed(tmp_path: Path) -> None:
+    # The first queue served at 7 Mbit/s and so did the ideal server of the run; 10 Mbit/s were signed for.
+    rng = np.random.default_rng(6)
+    samples = window(6)
+    work = np.arange(len(samples)) * (SIZE_BITS / (0.7 * RATE_BPS))
+    border = samples.border_s.copy()
+    border[:, 1] = np.maximum.accumulate(border[:, 0] - work) + work + 1e-3
+    border[:, 2:] = border[:, 1:2] + 1e-3 * np.arange(1, 3) + rng.uniform(0, 1e-5, (len(samples), 1))
+    slow = replace(samples, border_s=border)
+    (tenant,) = audit_run(folder(tmp_path / "run", [slow], installed_bps=0.7 * RATE_BPS)).tenants
+    assert [finding.verdict is ContractVerdict.BROKEN for finding in tenant.contracts] == [True, False, False]
+
+
+def test_a_promise_is_judged_at_the_confidence_that_it_states(tmp_path: Path) -> None:
+    def upper(confidence: float) -> float:
+        (tenant,) = audit_run(folder(tmp_path / str(confidence), [window(7)], confidence=confidence)).tenants
+        assert tenant.audit.compliance is not None
+        assert tenant.audit.compliance.confidence == confidence
+        return tenant.audit.compliance.miss_rate_upper
+
+    assert upper(0.99) > upper(0.9)
+
+
+def test_a_tenant_that_sent_nothing_is_left_out(tmp_path: Path) -> None:
+    path = folder(tmp_path / "run", [window(8)])
+    record = read_record(path)
+    idle = record.tenants[0].model_copy(update={"name": "idle"})
+    write_record(path, record.model_copy(update={"tenants": (*record.tenants, idle)}))
+    assert [tenant.tenant for tenant in audit_run(path).tenants] == ["alice"]

@@ -30,3 +30,13 @@ def test_processes_start_in_equilibrium(process: known.Known) -> None:
     rng = np.random.default_rng(2)
     first = np.array([process.draw(1, rng)[0] for _ in range(20_000)])
     assert np.mean(first > process.quantile_s(0.9)) == pytest.approx(0.1, abs=0.007)
+
+
+@pytest.mark.slow
+def test_a_simulated_truth_is_that_of_another_simulation() -> None:
+    tandem = known.on_off_tandem(load=0.6, burst=5)
+    series = tandem.draw(30_000_000, np.random.default_rng(3))
+    for level, rel in ((0.99, 0.05), (0.999, 0.2)):
+        assert np.mean(series > tandem.quantile_s(level)) == pytest.approx(1 - level, rel=rel)
+    with pytest.raises(ValueError, match="says nothing there"):
+        tandem.quantile_s(0.5)

@@ -134,9 +134,17 @@ def test_domains_that_explain_nothing_are_said_to(tmp_path: Path) -> None:
         ("time_s\n1\n", "found columns time_s, expected latency_s"),
         ("latency_s\n", "found no rows"),
         ("latency_s\n0.1\n-0.2\n", "row 2 has latency_s -0.2"),
-        ("latency_s\nfast\n", "invalid value 'fast'"),
+        ("latency_s\n0.1\n\nfast\n", "row 3 has latency_s 'fast', expected a number"),
+        ("latency_s,time_s\n0.1,1\nNaN,2\n", "row 2 has latency_s NaN.* 1 of 2 rows"),
+        ("latency_s\nNA\n", "row 1 has latency_s 'NA'"),
+        ("latency_s\n1_000\n", "row 1 has latency_s '1_000'"),
+        ("latency_s\n-inf\n", "row 1 has latency_s -inf"),
+        ("latency_s,domain_a_s\n0.1,0.1\n0.1,-1\n", "row 2 has domain_a_s -1"),
+        ("", "not a readable table"),
+        ("latency_s,latency_s\n0.1,0.2\n", "column latency_s more than once"),
+        ("latency_s,time_s\n0.1,1\n0.1,2,3\n", "row 2 has 3 cells, expected 2"),
         ("latency_s,time_s\n0.1,1\n0.1,\n", "row 2 has no time_s"),
-        ("latency_s\n0.1,0.2\n", "not a readable table"),
+        ("latency_s\n0.1,0.2\n", "row 1 has 2 cells, expected 1"),
         (
             ",".join(["latency_s", *(f"domain_{i}_s" for i in range(9))]) + "\n" + ",".join(["1"] * 10) + "\n",
             "9 domains",
@@ -158,6 +166,24 @@ def test_an_empty_cell_is_a_request_never_answered_even_on_a_line_of_its_own(tmp
     path.write_text(text)
     (found,) = read_series(path)
     assert found.latency_s == pytest.approx([0.1, np.nan, 0.2, np.nan, np.nan, 0.3], nan_ok=True)
+
+
+@pytest.mark.parametrize("header", ['"latency_s", time_s', "\ufefflatency_s,time_s", "latency_s ,time_s\r"])
+def test_a_header_with_quotes_blanks_or_marks_is_understood(tmp_path: Path, header: str) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(f"{header}\n0.2,2\n0.1,1\n", encoding="utf-8")
+    (found,) = read_series(path)
+    assert found.latency_s.tolist() == [0.1, 0.2]
+
+
+def test_not_a_number_in_parquet_is_refused_and_a_null_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"latency_s": pa.array([0.1, None])}), path)
+    (found,) = read_series(path)
+    assert found.latency_s == pytest.approx([0.1, np.nan], nan_ok=True)
+    pq.write_table(pa.table({"latency_s": pa.array([0.1, None, np.nan])}), path)
+    with pytest.raises(TableError, match="row 3 has latency_s NaN"):
+        list(read_series(path))
 
 
 def test_whole_numbers_first_do_not_make_a_column_of_whole_numbers(tmp_path: Path) -> None:

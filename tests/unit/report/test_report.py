@@ -68,7 +68,7 @@ def test_the_page_shows_bound_and_measurement_and_needs_nothing_from_outside(run
     page = write_report(folder).read_text()
     assert "79.10" in page
     assert "69.20" in page
-    assert page.count("<svg") == 4
+    assert page.count("<svg") == 10
     assert "testbed run &#39;demo file.yaml&#39;" in page
     assert not re.search(r"""(src|href)=["']http""", re.sub(r"<svg.*?</svg>", "", page, flags=re.DOTALL))
 

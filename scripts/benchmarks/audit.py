@@ -1,0 +1,369 @@
+"""The audit: false certificates, power, coverage, false alarms, detection, attribution and speed on known processes.
+
+Every verdict is tried where the truth is known and worst: at a miss rate of exactly epsilon, where PASS and FAIL are
+both errors. The peer of a row is the method that takes samples for independent.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import multiprocessing
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from functools import cache, partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+
+from benchmarks.figures import Figure, at_least, at_most
+from testbed.audit import known
+from testbed.audit.attribution import attribute
+from testbed.audit.compliance import Verdict, judge, lower_limit, upper_limit
+from testbed.audit.contracts import ContractVerdict, DomainEvidence, judge_contracts
+from testbed.audit.quantile import quantile
+from testbed.audit.record import Promise
+from testbed.audit.sequential import Monitor
+from testbed.audit.table import audit_table
+from testbed.audit.tail import tail_quantiles
+from testbed.envelope.descriptor import Envelope, Evidence, Stage, Subject, Validity
+from testbed.envelope.guardrails import Guardrails
+from testbed.envelope.tail import ExcessTail, Stochastic
+
+EPSILON = 0.001
+SIZES = (10_000, 30_000, 100_000, 300_000)
+CERTIFIES = 2995
+"""Independent samples without a miss that certify epsilon at 95 %."""
+FIXED_TEST = 8038
+"""Samples that a fixed-size test of power .8 needs to tell a doubled miss rate."""
+
+PROCESSES = {
+    process.name: process
+    for process in (
+        known.exponential(),
+        known.lognormal(),
+        known.pareto(),
+        known.hiccups(),
+        *(known.mm1(load) for load in (0.3, 0.5, 0.7, 0.9)),
+        known.on_off_tandem(load=0.6, burst=5),
+        known.on_off_tandem(load=0.7, burst=20),
+        known.arma_lognormal(),
+    )
+}
+_DEPENDENT = [name for name, process in PROCESSES.items() if not process.independent]
+_CERTIFIED = ["iid exponential", *_DEPENDENT]
+_WATCHED = ["iid exponential", "M/M/1 load 0.5", "M/M/1 load 0.9"]
+
+Task = Callable[[np.random.Generator], tuple[float, ...]]
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Options of this benchmark."""
+    parser.add_argument(
+        "--replications", type=int, default=2000, help="series per row; 2000 are good for one point either way at 5 %%"
+    )
+    parser.add_argument("--only", action="append", choices=sorted(_SECTIONS), help="a section; repeat for more")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+
+
+def measure(options: argparse.Namespace) -> Iterator[Figure]:
+    """Every figure, section by section."""
+    for name, section in _SECTIONS.items():
+        if not options.only or name in options.only:
+            yield from section(options)
+
+
+def _repeat(options: argparse.Namespace, task: Task, share: float = 1.0) -> np.ndarray:
+    """What a task says of independent draws, one row each; `share` of the replications asked for."""
+    seeds = np.random.SeedSequence(20_260_101).spawn(max(20, math.ceil(options.replications * share)))
+    if options.workers == 1:
+        return np.array([task(np.random.default_rng(seed)) for seed in seeds])
+    # Forked, so that what was computed once (a simulated truth) is shared.
+    with multiprocessing.get_context("fork").Pool(options.workers) as pool:
+        return np.array(pool.map(partial(_seeded, task), seeds, chunksize=8))
+
+
+def _seeded(task: Task, seed: np.random.SeedSequence) -> tuple[float, ...]:
+    return task(np.random.default_rng(seed))
+
+
+@cache
+def _true_effect(name: str, rate: float = EPSILON, total: int = 100_000_000, block: int = 200_000) -> float:
+    """Variance over mean of the misses in long blocks: the design effect itself, from a simulation of its own."""
+    process, rng = PROCESSES[name], np.random.default_rng(1)
+    if process.independent:
+        return 1.0
+    deadline_s = process.quantile_s(1 - rate)
+    at_once = 10 * block
+    counts = [(process.draw(at_once, rng) > deadline_s).reshape(-1, block).sum(axis=1) for _ in range(total // at_once)]
+    missed = np.concatenate(counts)
+    return float(missed.var() / missed.mean())
+
+
+# False certificates, and what honesty costs.
+
+
+def _certify(name: str, n: int, deadline_s: float, effect: float, rng: np.random.Generator) -> tuple[float, ...]:
+    found = judge(PROCESSES[name].draw(n, rng), deadline_s, EPSILON)
+    naive = upper_limit(found.misses, n, 0.95) <= EPSILON
+    knows = upper_limit(math.ceil(found.misses / effect), n / effect, 0.95)
+    knows -= lower_limit(math.floor(found.misses / effect), n / effect, 0.95)
+    width = (found.miss_rate_upper - found.miss_rate_lower) / knows
+    return found.verdict is Verdict.PASS, found.verdict is Verdict.FAIL, width, naive
+
+
+def _certification(options: argparse.Namespace) -> Iterator[Figure]:
+    for name in _CERTIFIED:
+        deadline_s, effect = PROCESSES[name].quantile_s(1 - EPSILON), _true_effect(name)
+        failed, widths = [], []
+        for n in SIZES:
+            task = partial(_certify, name, n, deadline_s, effect)
+            passes, fails, width, naive = _repeat(options, task).T
+            failed.append(fails.mean())
+            widths.append(float(np.median(width)))
+            undetermined = 1 - passes.mean() - fails.mean()
+            yield at_most(
+                f"false certificates, {name}, n = {n:,}", 100 * passes.mean(), 7, "%",
+                peer="taken for independent", peer_value=100 * naive.mean(),
+                note=f"true rate exactly epsilon, nominal 5 %; UNDETERMINED {undetermined:.1%}; D {effect:.3g}",
+            )  # fmt: skip
+        yield at_most(f"false accusations, {name}", 100 * max(failed), 7, "%", note="worst of the sizes; nominal 5 %")
+        by_size = ", ".join(f"{width:.2f}" for width in widths)
+        yield at_most(
+            f"interval width over that of one that knows D, {name}", widths[-1], 1.5, note=f"median by size: {by_size}"
+        )
+
+
+def _power(options: argparse.Namespace) -> Iterator[Figure]:
+    for name in _CERTIFIED:
+        effect = _true_effect(name)
+        n = math.ceil(5 * CERTIFIES * effect)
+        deadline_s = PROCESSES[name].quantile_s(1 - EPSILON / 10)
+        passes = _repeat(options, partial(_certify, name, n, deadline_s, effect), 0.1)[:, 0]
+        yield at_least(
+            f"power, {name}, n = {n:,}", 100 * passes.mean(), 80, "%",
+            note=f"true rate epsilon / 10, n = 5 x {CERTIFIES} x D, D {effect:.3g}; {passes.size} series",
+        )  # fmt: skip
+
+
+# Coverage of p99.9.
+
+
+def _cover(name: str, n: int, truth_s: float, rng: np.random.Generator) -> tuple[float, ...]:
+    series = PROCESSES[name].draw(n, rng)
+    found = quantile(series, 0.999)
+    held = (found.lower_s or 0) <= truth_s <= (math.inf if found.upper_s is None else found.upper_s)
+    below = (found.one_sided_lower_s or 0) <= truth_s
+    beyond = math.floor(n * 0.001)
+    half = round(1.96 * math.sqrt(beyond))
+    ordered = np.partition(series, [n - 1 - beyond - half, n - 1 - beyond + half])
+    naive = ordered[n - 1 - beyond - half] <= truth_s <= ordered[n - 1 - beyond + half]
+    return held, below, found.upper_s is None, naive
+
+
+def _coverage(options: argparse.Namespace) -> Iterator[Figure]:
+    for name, process in PROCESSES.items():
+        truth_s = process.quantile_s(0.999)
+        for n in (30_000, 100_000):
+            held, below, open_above, naive = _repeat(options, partial(_cover, name, n, truth_s)).T
+            yield at_least(
+                f"coverage of p99.9, {name}, n = {n:,}", 100 * held.mean(), 93, "%",
+                peer="taken for independent", peer_value=100 * naive.mean(),
+                note=f"95 % interval; one-sided lower {below.mean():.1%}; no upper limit in {open_above.mean():.1%}",
+            )  # fmt: skip
+
+
+def _cover_tail(name: str, n: int, truth_s: tuple[float, float], rng: np.random.Generator) -> tuple[float, ...]:
+    found = tail_quantiles(PROCESSES[name].draw(n, rng), (0.999, 0.9999))
+    return tuple(
+        value
+        for model, truth in zip(found, truth_s, strict=True)
+        for value in (
+            model.estimate_s is not None,
+            model.lower_s is not None and model.upper_s is not None and model.lower_s <= truth <= model.upper_s,
+        )
+    )
+
+
+def _tails(options: argparse.Namespace) -> Iterator[Figure]:
+    for name, process in PROCESSES.items():
+        truth_s = (process.quantile_s(0.999), process.quantile_s(0.9999))
+        found = _repeat(options, partial(_cover_tail, name, 30_000, truth_s), 0.25)
+        for level, answered, held in (("p99.9", *found[:, :2].T), ("p99.99", *found[:, 2:].T)):
+            share = held.sum() / answered.sum() if answered.any() else math.nan
+            yield Figure(
+                f"fitted tail, {level}, {name}, n = 30,000", 100 * share, "%",
+                note=f"coverage of its 95 % interval where it answers: {answered.mean():.1%} of {answered.size} series",
+            )  # fmt: skip
+
+
+# The live alarm.
+
+
+def _watch(name: str, rate: float, n: int, rng: np.random.Generator) -> tuple[float, ...]:
+    process = PROCESSES[name]
+    series, deadline_s = process.draw(n, rng), process.quantile_s(1 - rate)
+    monitor = Monitor(deadline_s, EPSILON)
+    alarm = monitor.observe(series)
+    at = np.flatnonzero(series > deadline_s) + 1
+    # The same question to a bet on every single sample; its wealth peaks where a miss comes.
+    wealth = np.arange(1, at.size + 1) * math.log1p(1 - EPSILON) + (at - np.arange(1, at.size + 1)) * math.log1p(
+        -EPSILON
+    )
+    return alarm.sample if alarm else math.inf, wealth.max(initial=0) >= math.log(20)
+
+
+def _alarms(options: argparse.Namespace) -> Iterator[Figure]:
+    for name in _WATCHED:
+        sample, naive = _repeat(options, partial(_watch, name, EPSILON, 1_000_000)).T
+        yield at_most(
+            f"false alarms, {name}", 100 * np.isfinite(sample).mean(), 5, "%",
+            peer="bets on every sample", peer_value=100 * naive.mean(),
+            note="a look after every one of 1e6 samples, true rate exactly epsilon",
+        )  # fmt: skip
+    sample = _repeat(options, partial(_watch, "iid exponential", 2 * EPSILON, 100_000)).T[0]
+    yield at_most(
+        "median detection of a doubled miss rate", float(np.median(sample)), 1.5 * FIXED_TEST, "samples",
+        peer="fixed-size test of power .8", peer_value=FIXED_TEST, note="iid",
+    )  # fmt: skip
+    for rate in (5, 20):
+        sample = _repeat(options, partial(_watch, "M/M/1 load 0.5", rate * EPSILON, 300_000), 0.1).T[0]
+        yield Figure(
+            f"median detection of a {rate}-fold miss rate, M/M/1 load 0.5", float(np.median(sample)), "samples"
+        )
+
+
+# Whose the tail is.
+
+_DOMAINS = ("north", "east", "south", "west")
+_GUILTY = "south"
+
+
+def _envelope(domain: str) -> Envelope:
+    """Promises exactly what the wait in an M/M/1 queue of load .5 and service time 1 ms does: .5 exp(-500 x)."""
+    tail = ExcessTail(
+        rate_bps=10_000_000,
+        exceedance_ppb=500_000_000,
+        decay_micro_per_s=500_000_000,
+        x_min_ns=0,
+        x_max_ns=25_000_000,
+    )
+    return Envelope(
+        domain=domain,
+        subject=Subject("tenant", "reserved", "packet-forwarding", Stage.NETWORK),
+        guardrails=Guardrails(
+            reserved_rate_bps=10_000_000,
+            meter_rate_bps=9_000_000,
+            peak_rate_bps=None,
+            burst_bits=100_000,
+            latency_ns=1_000_000,
+            host_allowance_ns=0,
+            largest_packet_bits=11_200,
+            delay_cap_ns=10_000_000_000,
+            loss_cap_ppb=0,
+            error_cap_ppb=0,
+            load_cap_ppm=900_000,
+        ),
+        stochastic=Stochastic(tail, 0, 0),
+        validity=Validity(0, 10),
+        version=1,
+        evidence=Evidence("0" * 64, 10, 10, "the law itself", 950_000),
+    )
+
+
+def _waits(n: int, rng: np.random.Generator) -> np.ndarray:
+    """Waits in an M/M/1 queue of load .5 and mean service time 1 ms, from equilibrium on."""
+    service = rng.standard_exponential(n)
+    first = 0.0 if rng.random() > 0.5 else float(rng.exponential(2.0))
+    waits: np.ndarray = known.lindley(service, rng.exponential(2.0, n), first) - service
+    return np.maximum(waits, 0.0) * 1e-3
+
+
+def _injected(n: int, share: float, size: float, rng: np.random.Generator) -> np.ndarray:
+    """Delays of a share of the requests, exponential with mean 30 ms, in runs of geometric length."""
+    starts = np.flatnonzero(rng.random(n) < share / size)
+    delay = np.zeros(n)
+    for start, length, pause in zip(
+        starts, rng.geometric(1 / size, starts.size), rng.exponential(0.03, starts.size), strict=True
+    ):
+        delay[start : start + length] = np.maximum(delay[start : start + length], pause)
+    return delay
+
+
+def _blame(n: int, share: float, size: float, rng: np.random.Generator) -> tuple[float, ...]:
+    excess = {name: _waits(n, rng) for name in _DOMAINS}
+    excess[_GUILTY] += _injected(n, share, size, rng)
+    found = attribute({name: values + 1e-3 for name, values in excess.items()})
+    contracts = judge_contracts([DomainEvidence(_envelope(name), values) for name, values in excess.items()])
+    broken = {finding.domain for finding in contracts if finding.verdict is ContractVerdict.BROKEN}
+    return (
+        found.named == _GUILTY,
+        found.named not in {_GUILTY, None},
+        _GUILTY in broken,
+        bool(broken - {_GUILTY}),
+    )
+
+
+def _attribution(options: argparse.Namespace) -> Iterator[Figure]:
+    for share in (0.005, 0.02, 0.05):
+        for size in (1.0, 10.0):
+            # Some 100 clusters on average, so that at least 50 are all but certain.
+            n = max(10_000, round(100 * size / share))
+            named, wrong, accused, innocent = 100 * _repeat(options, partial(_blame, n, share, size)).mean(axis=0)
+            what = f"{share:.1%} of {n:,} requests delayed, {'one by one' if size == 1 else f'some {size:g} at a time'}"
+            note = "four domains, three exactly as slow as promised; delays of mean 30 ms"
+            yield at_least(f"culprit named, {what}", named, 95, "%", note=note)
+            yield at_most(f"another domain named, {what}", wrong, 5, "%", note=note)
+            yield at_least(f"envelope called BROKEN, {what}", accused, 95, "%", note=note)
+            yield at_most(f"an envelope that held called BROKEN, {what}", innocent, 5, "%", note=note)
+    alike = _repeat(options, partial(_blame, 20_000, 0.0, 1.0))
+    named, broken = alike[:, :2].max(axis=1).mean(), alike[:, 2:].max(axis=1).mean()
+    yield at_most("a domain named where all are alike", 100 * named, 5, "%", note="n = 20,000")
+    yield at_most("any of four envelopes kept exactly called BROKEN", 100 * broken, 5, "%", note="n = 20,000")
+
+
+# Speed.
+
+
+def _speed(options: argparse.Namespace) -> Iterator[Figure]:
+    del options
+    n, rng = 1_000_000, np.random.default_rng(1)
+    parts = {name: _waits(n, rng) + 1e-3 for name in _DOMAINS}
+    parts[_GUILTY] += _injected(n, 0.005, 10, rng)
+    columns = {"latency_s": sum(parts.values()), **{f"domain_{name}_s": values for name, values in parts.items()}}
+    table = pa.table(columns)
+    with tempfile.TemporaryDirectory() as folder:
+        for suffix, write in (("parquet", pyarrow.parquet.write_table), ("csv", pyarrow.csv.write_csv)):
+            path = Path(folder) / f"latencies.{suffix}"
+            write(table, path)
+            audit_table(path, Promise(0.08, EPSILON))
+            began = time.perf_counter()
+            audit_table(path, Promise(0.08, EPSILON))
+            spent_s = time.perf_counter() - began
+            yield at_most(f"a million requests over four domains audited, {suffix}", spent_s, 10, "s")
+    latency_s = columns["latency_s"]
+    for size in (1, 100):
+        monitor = Monitor(0.08, EPSILON)
+        chunks = [latency_s[i : i + size] for i in range(0, 100_000, size)]
+        monitor.observe(latency_s[:2000])
+        began = time.perf_counter()
+        for chunk in chunks:
+            monitor.observe(chunk)
+        rate = 100_000 / (time.perf_counter() - began)
+        yield at_least(f"streaming, {size} at a time", rate, 100_000, "samples/s")
+
+
+_SECTIONS = {
+    "certification": _certification,
+    "power": _power,
+    "coverage": _coverage,
+    "tails": _tails,
+    "alarms": _alarms,
+    "attribution": _attribution,
+    "speed": _speed,
+}

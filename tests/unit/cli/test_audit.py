@@ -1,0 +1,184 @@
+"""`testbed audit` as a shell and its scripts see it: names, exit codes, refusals, logs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+from testbed.audit import ledger
+from testbed.cli.main import app
+from testbed.envelope.keys import SigningKey
+from testbed.errors import TestbedError
+from tests.unit.audit.test_folder import folder, window
+
+
+def command(*arguments: object) -> Result:
+    return CliRunner().invoke(app, ["audit", *(str(argument) for argument in arguments)])
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """Twenty thousand requests over two domains; ten were never answered."""
+    rng = np.random.default_rng(1)
+    north, south = rng.exponential(0.01, 20_000).tolist(), rng.exponential(0.002, 20_000).tolist()
+    rows = [
+        f"{'' if i % 2000 == 0 else repr(a + b)},{a!r},{b!r}" for i, (a, b) in enumerate(zip(north, south, strict=True))
+    ]
+    path = tmp_path / "latencies.csv"
+    path.write_text("\n".join(["latency_s,domain_north_s,domain_south_s", *rows]) + "\n")
+    return path
+
+
+@pytest.fixture
+def key(tmp_path: Path) -> Path:
+    """The auditor's key; its public half lies beside it."""
+    signer = SigningKey.generate()
+    signer.save(tmp_path / "auditor.key")
+    signer.public_key.save(tmp_path / "auditor.pub")
+    return tmp_path / "auditor.key"
+
+
+def test_the_json_has_exactly_the_names_that_others_rely_on(table: Path) -> None:
+    ended = command(table, "--deadline", "0.2", "--epsilon", "0.002", "--json")
+    found = json.loads(ended.stdout)
+    assert list(found) == [
+        "verdict", "n", "n_effective", "design_effect", "extremal_index", "misses", "miss_rate_upper", "quantiles",
+        "blame",
+    ]  # fmt: skip
+    assert (found["verdict"], found["n"], found["misses"], ended.exit_code) == ("PASS", 20_000, 10, 0)
+    assert list(found["quantiles"]) == ["0.99", "0.999", "0.9999"]
+    assert list(found["quantiles"]["0.999"]) == ["estimate_s", "lower_s", "upper_s"]
+    assert found["quantiles"]["0.9999"]["upper_s"] is None
+    assert set(found["blame"]) == {"north", "south"}
+    assert all(list(found["blame"]["north"][method]) == ["share", "lower", "upper"] for method in ("euler", "shapley"))
+
+
+def test_all_that_is_known_is_one_option_away(table: Path) -> None:
+    found = json.loads(command(table, "--deadline", "200ms", "--json", "--full").stdout)
+    assert found["named"] == "north"
+    assert found["findings"][0].startswith("10 of 20000 samples missed 200 ms")
+
+
+@pytest.mark.parametrize(
+    ("deadline", "epsilon", "verdict", "code"),
+    [("200ms", "0.002", "PASS", 0), ("20 ms", "0.001", "FAIL", 1), ("0.2", "0.0005", "UNDETERMINED", 4)],
+)
+def test_the_exit_code_is_the_verdict(table: Path, deadline: str, epsilon: str, verdict: str, code: int) -> None:
+    ended = command(table, "--deadline", deadline, "--epsilon", epsilon)
+    assert ended.exit_code == code
+    assert f"latencies.csv: {verdict}" in ended.stdout
+
+
+def test_a_person_reads_a_sentence_for_each_finding_and_then_the_numbers(table: Path) -> None:
+    shown = command(table, "--deadline", "200ms").stdout
+    assert shown.index("10 of 20000 samples missed") < shown.index("Of the excess") < shown.index("estimate")
+    assert "north holds" in shown
+
+
+def test_without_a_promise_nothing_is_judged(table: Path) -> None:
+    ended = command(table)
+    assert (ended.exit_code, "NONE" in ended.stdout) == (0, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--deadline", "80xs"), "80xs"),
+        (("--deadline", "0"), "more than 0 s"),
+        (("--deadline", "1", "--epsilon", "1"), "between 0 and 1"),
+        (("--epsilon", "0.1"), "--deadline"),
+    ],
+)
+def test_an_impossible_promise_is_a_wrong_command(table: Path, arguments: tuple[str, ...], said: str) -> None:
+    ended = command(table, *arguments)
+    assert ended.exit_code == 2
+    assert said in ended.stderr
+
+
+def test_a_bad_file_is_one_error_of_the_project(tmp_path: Path) -> None:
+    path = tmp_path / "bad.csv"
+    path.write_text("latency_s\n0.1\nNaN\n")
+    ended = command(path, "--deadline", "1")
+    assert isinstance(ended.exception, TestbedError)
+    assert len(ended.exception.problems) == 1
+    assert "row 2 has latency_s NaN" in str(ended.exception)
+
+
+def test_a_run_brings_its_promises_along(tmp_path: Path) -> None:
+    run = folder(tmp_path / "run", [window(1, pause_share=0.005)])
+    ended = command(run, "--json")
+    tenant = json.loads(ended.stdout)["tenants"]["alice"]
+    assert ended.exit_code == 1
+    assert [finding["verdict"] == "BROKEN" for finding in tenant["contracts"]] == [False, True, False]
+    shown = command(run).stdout
+    assert "Had metro kept its envelope" in shown
+    assert "run made-up: FAIL" in shown
+    assert command(run, "--deadline", "1").exit_code == 2
+    assert command(folder(tmp_path / "invalid", [window(1)], valid=False)).exit_code == 3
+
+
+def test_findings_are_signed_verified_and_computed_again(table: Path, key: Path, tmp_path: Path) -> None:
+    for deadline in ("200ms", "20ms"):
+        command(table, "--deadline", deadline, "--sign", key)
+    log, public = tmp_path / "findings.log", key.with_suffix(".pub")
+    checked = command("verify", log, "--key", public)
+    assert (checked.exit_code, checked.stdout.startswith("intact: 2 findings")) == (0, True)
+    again = command("recompute", log, table, "--key", public)
+    assert (again.exit_code, again.stdout.count("SAME")) == (0, 2)
+    assert "promise to everyone: FAIL" in again.stdout
+    table.write_text(table.read_text().replace("\n,", "\n0.1,", 1))
+    other = command("recompute", log, table, "--key", public)
+    assert (other.exit_code, other.stdout.count("ELSEWHERE")) == (1, 2)
+    assert "no finding of" in other.stderr
+
+
+TAMPERING = {
+    "an edit": lambda lines: [lines[0].replace(b"payload", b"payloae", 1), *lines[1:]],
+    "a deletion": lambda lines: lines[1:],
+    "a reordering": lambda lines: lines[::-1],
+    "a truncation": lambda lines: lines[:-1],
+}
+
+
+@pytest.mark.parametrize("tamper", TAMPERING.values(), ids=TAMPERING.keys())
+def test_a_log_that_was_tampered_with_fails(table: Path, key: Path, tmp_path: Path, tamper: object) -> None:
+    for deadline in ("200ms", "20ms"):
+        command(table, "--deadline", deadline, "--sign", key)
+    log = tmp_path / "findings.log"
+    log.write_bytes(b"".join(line + b"\n" for line in tamper(log.read_bytes().splitlines())))  # type: ignore[operator]
+    ended = command("verify", log, "--key", key.with_suffix(".pub"), "--json")
+    assert ended.exit_code == 1
+    assert json.loads(ended.stdout)["intact"] is False
+    assert command("recompute", log, table, "--key", key.with_suffix(".pub")).exit_code == 1
+
+
+def test_a_log_cut_back_together_with_its_head_is_found_by_who_remembers(
+    table: Path, key: Path, tmp_path: Path
+) -> None:
+    log, public = tmp_path / "findings.log", key.with_suffix(".pub")
+    command(table, "--deadline", "200ms", "--sign", key)
+    early, head = log.read_bytes(), ledger.head_path(log).read_bytes()
+    command(table, "--deadline", "20ms", "--sign", key)
+    remembered = command("verify", log, "--key", public).stdout.split("head: ")[1].strip()
+    log.write_bytes(early)
+    ledger.head_path(log).write_bytes(head)
+    assert command("verify", log, "--key", public).exit_code == 0
+    assert command("verify", log, "--key", public, "--head", remembered).exit_code == 1
+    assert command("verify", log, "--key", public, "--head", "two").exit_code == 2
+
+
+def test_a_key_that_is_none_is_a_wrong_command(table: Path, tmp_path: Path) -> None:
+    other = tmp_path / "no.key"
+    other.write_text("not a key")
+    other.chmod(0o600)
+    assert command(table, "--deadline", "1", "--sign", other).exit_code == 2
+    assert command("verify", table, "--key", other).exit_code == 2
+
+
+def test_without_a_promise_there_is_nothing_to_sign(table: Path, key: Path, tmp_path: Path) -> None:
+    assert command(table, "--sign", key).exit_code == 2
+    assert not (tmp_path / "findings.log").exists()
