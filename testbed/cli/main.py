@@ -14,6 +14,7 @@ from testbed.cli.bound import bound
 from testbed.cli.clean import clean
 from testbed.cli.doctor import doctor
 from testbed.cli.exits import Exit, exit_of_error
+from testbed.cli.experiment import experiment
 from testbed.cli.report import report
 from testbed.cli.run import run
 from testbed.cli.simulate import simulate
@@ -48,7 +49,7 @@ def _options(
     """
 
 
-for verb in (validate, run, simulate, sweep, bound, report, doctor, clean):
+for verb in (validate, run, simulate, sweep, experiment, bound, report, doctor, clean):
     app.command()(verb)
 app.add_typer(audit.app, name="audit")
 app.add_typer(envelope.app, name="envelope")

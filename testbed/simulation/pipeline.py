@@ -45,6 +45,7 @@ class Options:
         workers: Processes.
         choices: What is done differently from a run.
         command: What to type to repeat it.
+        page: Whether to draw the report; `testbed report` draws it later.
         resume: Folder of an interrupted simulation to go on with.
         stop: Asked now and then whether to end early, with what there is.
     """
@@ -56,6 +57,7 @@ class Options:
     workers: int = 1
     choices: Choices = field(default_factory=Choices)
     command: tuple[str, ...] = ()
+    page: bool = True
     resume: Path | None = None
     stop: Callable[[], bool] = lambda: False
 
@@ -84,7 +86,8 @@ def simulate_scenario(scenario: Scenario, options: Options, progress: Progress) 
         record = _record(ready, options, folder, done, time.monotonic() - began)
         write_record(folder, record)
         write_junit(record, folder / JUNIT_NAME)
-        write_report(folder)
+        if options.page:
+            write_report(folder)
     return folder
 
 

@@ -227,6 +227,20 @@ class _Replayed:
         return Packets(np.rint(packets.time_s * PS_PER_S).astype(np.int64), packets.size_bits, packets.last_of_request)
 
 
+class Visiting:
+    """Another stream that begins at one instant and ends at another."""
+
+    def __init__(self, source: Stream, start_ps: int, end_ps: int) -> None:
+        self._source = source
+        self._start_ps = start_ps
+        self._end_ps = end_ps
+
+    def until(self, time_ps: int) -> Packets:
+        """The next packets."""
+        found = self._source.until(max(0, min(time_ps, self._end_ps) - self._start_ps))
+        return found._replace(time_ps=found.time_ps + self._start_ps)
+
+
 class _SpedUp:
     """Another stream with its time compressed, so that a flood keeps the declared shape of its bursts."""
 

@@ -166,6 +166,7 @@ def _point(file: Path, number: int, settings: Settings, options: SweepOptions) -
         recorded_packets=options.recorded_packets,
         choices=vary_choices(options.choices, settings),
         command=options.command,
+        page=False,
         resume=folder,
         stop=_never,
     )

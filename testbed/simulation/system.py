@@ -45,6 +45,7 @@ class Source:
         deadline_ps: A packet later than this is late; None where there is none.
         misbehaviour: How it departs from the declared process.
         strength: How strongly it follows its group, see `testbed.simulation.streams.stream`.
+        active_ps: From when until when it is there; None: always. Its stream begins when it comes.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Source:
     deadline_ps: int | None = None
     misbehaviour: Misbehaviour | None = None
     strength: float | None = None
+    active_ps: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ tenant. A second, coarse histogram per `BATCHES` equal parts of the window says 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numba
 import numpy as np
@@ -96,6 +97,16 @@ class Tally:
         filled = np.arange(self.top.shape[1]) < self.top_count[:, None]
         return np.asarray(np.max(self.top, axis=1, initial=-1, where=filled))
 
+    def only(self, tenant: int) -> Tally:
+        """The tally of one tenant."""
+        chosen = slice(tenant, tenant + 1)
+        columns = {name: getattr(self, name)[chosen] for name in ("deadline_ps", *_ARRAYS) if name != "coarse"}
+        return Tally(**columns, coarse=self.coarse[:, chosen], _floor=self._floor[chosen])
+
+    def with_coarse(self, coarse: IntArray) -> Tally:
+        """The same tally with other counts by part of the window."""
+        return replace(self, coarse=coarse)
+
     def deliver(self, wave: Wave, batch_ps: int) -> None:
         """Count packets that arrived at `wave.time_ps`.
 
@@ -122,11 +133,14 @@ class Tally:
 
     def lose(self, wave: Wave, batch_ps: int, cause: int) -> None:
         """Count packets that will not arrive, and what lost them."""
+        tenants = self.n.size
         if len(wave):
-            np.add.at(self.n, wave.tenant, 1)
-            np.add.at(self.lost, (wave.tenant, cause), 1)
+            lost = np.bincount(wave.tenant, minlength=tenants)
             part = np.minimum(wave.born_ps // batch_ps, BATCHES - 1)
-            np.add.at(self.coarse, (part, wave.tenant, COARSE_BINS - 1), 1)
+            by_part = np.bincount(part * tenants + wave.tenant, minlength=BATCHES * tenants)
+            self.n[:] += lost
+            self.lost[:, cause] += lost
+            self.coarse[:, :, COARSE_BINS - 1] += by_part.reshape(BATCHES, tenants)
 
     def save(self, path: Path) -> None:
         """Write the counts to an `.npz` file, all at once or not at all."""
@@ -140,7 +154,7 @@ class Tally:
             ValueError: The file is no tally.
             OSError: The file cannot be read.
         """
-        arrays: Mapping[str, npt.NDArray[np.int64]] = load_arrays(path, ("deadline_ps", *_ARRAYS))
+        arrays: Mapping[str, npt.NDArray[Any]] = load_arrays(path, ("deadline_ps", *_ARRAYS))
         return cls(**arrays, _floor=np.full(arrays["n"].size, -1, np.int64))
 
 
@@ -183,7 +197,7 @@ def _edges(bits: int, number: int) -> FloatArray:
     part = (index & ((1 << bits) - 1)) / (1 << bits)
     edges = np.ldexp(1.0 + part, _FIRST_OCTAVE + (index >> bits))
     edges[0] = 0.0
-    return edges
+    return np.asarray(edges)
 
 
 @numba.njit(cache=True)
@@ -205,15 +219,15 @@ def _deliver(  # noqa: PLR0917 - compiled functions take no keywords
 ) -> None:
     last = coarse.shape[0] - 1
     size = top.shape[1]
-    part, part_end = 0, -1
+    part, part_end = np.int64(0), np.int64(-1)
     for i in range(time.size):
         k = tenant[i]
         latency = time[i] - born[i]
         # The leading bits of a float are its octave and the place in it.
-        where = max(0, (np.float64(latency).view(np.int64) >> 43) - FIRST_BIN)
+        where = max(np.int64(0), (np.float64(latency).view(np.int64) >> 43) - FIRST_BIN)
         fine[k, where] += 1
         if not part_end - batch <= born[i] < part_end:
-            part = min(born[i] // batch, last)
+            part = min(np.int64(last), born[i] // batch)
             part_end = (part + 1) * batch
         coarse[part, k, where >> 6] += 1
         n[k] += 1

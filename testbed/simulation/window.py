@@ -21,7 +21,7 @@ from testbed.simulation.impairment import Delayer, Loser
 from testbed.simulation.link import priority_link, reserved_link, weighted_link
 from testbed.simulation.meter import Meter
 from testbed.simulation.recorder import Passage, Recorder
-from testbed.simulation.streams import Stream, stream
+from testbed.simulation.streams import Stream, Visiting, stream
 from testbed.simulation.system import Hop, Scheduler, Source, System
 from testbed.simulation.tally import BATCHES, METER, QUEUE, RANDOM, Tally
 from testbed.simulation.wave import Wave
@@ -250,13 +250,14 @@ class _Domain:
 def _stream(source: Source, plan: Plan) -> Stream:
     breach = source.misbehaviour
     group = None if breach is None or breach.group is None else group_seed(plan.seed, breach.group, plan.window)
-    return stream(
+    always = stream(
         source.arrivals,
         tenant_seed(plan.seed, source.number, plan.window),
         misbehaviour=breach,
         group=group,
         strength=source.strength,
     )
+    return always if source.active_ps is None else Visiting(always, *source.active_ps)
 
 
 def _impaired(plan: Plan, domain: int, members: Sequence[int]) -> np.random.SeedSequence:

@@ -26,7 +26,7 @@ class Work(Protocol[TaskT, ResultT_co]):  # type: ignore[misc] # a protocol of o
     """A function of the module level that carries out one task."""
 
     def __call__(
-        self, task: TaskT, *, advance: Callable[[float], None] = ..., stop: Callable[[], bool] = ...
+        self, task: TaskT, /, *, advance: Callable[[float], None] = ..., stop: Callable[[], bool] = ...
     ) -> ResultT_co:
         """Carry out a task."""
 

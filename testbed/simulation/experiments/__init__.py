@@ -1,0 +1,1 @@
+"""The two headline claims, simulated: what admission control buys, and what a reservation isolates from."""

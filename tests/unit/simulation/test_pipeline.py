@@ -1,0 +1,182 @@
+"""A simulation leaves the folder of a run, whoever works on it and however often it is interrupted."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from testbed.audit.folder import audit_run
+from testbed.errors import PreflightError, ScenarioError
+from testbed.report.html import write_report
+from testbed.report.record import RunRecord, read_record
+from testbed.run.progress import Silent
+from testbed.simulation.network import Choices
+from testbed.simulation.pipeline import Options, simulate_scenario
+from testbed.simulation.system import Scheduler
+from testbed.simulation.tally import Tally
+from testbed.telemetry import samples
+from testbed.traffic.arrivals import schedules
+from tests.unit.simulation.systems import mixed
+
+ROOT = Path(__file__).parents[3]
+DEMO = ROOT / "topologies" / "smoke.yaml"
+
+COMMAND = [sys.executable, "-c", "from testbed.cli import main; main()"]
+
+
+def simulated(out: Path, **more: object) -> Path:
+    return simulate_scenario(mixed(), Options(out=out, page=False, **more), Silent())  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return simulated(tmp_path_factory.mktemp("runs"), replications=2)
+
+
+def test_the_folder_holds_every_packet_that_the_senders_of_a_run_would_send(folder: Path) -> None:
+    record = read_record(folder)
+    expected = schedules(mixed(), window=1, duration_s=5.0)
+    for number, tenant in enumerate(mixed().tenants, start=1):
+        seen, _ = samples.read(folder / record.windows[0].samples[tenant.name])
+        assert np.abs(seen.intended_s - expected[number].time_s).max() < 1e-9
+        assert np.array_equal(seen.size_bits, expected[number].size_bits)
+
+
+def test_every_bound_lies_above_what_was_simulated_and_near_the_ideal_replay(folder: Path) -> None:
+    tenants = {tenant.name: tenant for tenant in read_record(folder).tenants}
+    for name in ("bursty", "near"):
+        found = tenants[name]
+        assert found.bound_s is not None
+        assert found.p999_s is not None
+        assert found.p999_s < found.bound_s
+        assert not found.bound_broken
+    bursty = tenants["bursty"]
+    # The path of the ideal replay has one queue and no propagation.
+    assert bursty.p999_s == pytest.approx((bursty.ideal_p999_s or 0) + 2e-3, abs=1.5e-3)
+
+
+def test_a_flood_is_excused_and_best_effort_has_no_verdict(folder: Path) -> None:
+    verdicts = {tenant.name: tenant.verdict for tenant in read_record(folder).tenants}
+    assert verdicts["flood"] == "EXCUSED"
+    assert verdicts["bulk"] == "NONE"
+
+
+def test_audit_and_report_work_on_the_folder(folder: Path) -> None:
+    audited = audit_run(folder)
+    assert audited.valid
+    recorded = {tenant.name: tenant.verdict for tenant in read_record(folder).tenants}
+    assert {tenant.tenant: tenant.verdict for tenant in audited.tenants} == recorded
+    bursty = next(tenant for tenant in audited.tenants if tenant.tenant == "bursty")
+    assert {finding.verdict.value for finding in bursty.contracts} == {"HELD"}
+    assert "<svg" in write_report(folder).read_text(encoding="utf-8")
+
+
+def test_counted_and_recorded_packets_give_the_same_answers(folder: Path, tmp_path: Path) -> None:
+    recorded = read_record(folder)
+    counted = read_record(simulated(tmp_path, replications=2, recorded_packets=2000))
+    for one, other in zip(recorded.tenants, counted.tenants, strict=True):
+        assert (one.n, one.lost, one.misses, one.verdict) == (other.n, other.lost, other.misses, other.verdict)
+        assert other.p999_s == pytest.approx(one.p999_s, rel=1 / 512)
+        assert other.p50_s == pytest.approx(one.p50_s, rel=1 / 512)
+    files = [samples.read(tmp_path / counted_path)[0] for counted_path in _sample_paths(tmp_path, counted)]
+    assert sum(len(seen) for seen in files) == pytest.approx(2000, rel=0.3)
+
+
+def _sample_paths(out: Path, record: RunRecord) -> list[Path]:
+    (folder,) = out.iterdir()
+    return [folder / path for window in record.windows for path in window.samples.values()]
+
+
+def results(folder: Path) -> list[dict[str, object]]:
+    """What must not depend on who simulated: rows without times."""
+    return [tenant.model_dump() for tenant in read_record(folder).tenants]
+
+
+def test_the_number_of_workers_changes_nothing(folder: Path, tmp_path: Path) -> None:
+    several = simulated(tmp_path, replications=2, workers=2)
+    assert results(several) == results(folder)
+    for window in ("window-1", "window-2"):
+        one, other = (Tally.load(path / window / "tally.npz") for path in (folder, several))
+        assert np.array_equal(one.fine, other.fine)
+
+
+@pytest.mark.parametrize("scheduler", Scheduler)
+def test_every_scheduler_leaves_a_folder_that_can_be_audited(tmp_path: Path, scheduler: Scheduler) -> None:
+    found = simulated(tmp_path, choices=Choices(scheduler), packets=3000)
+    record = read_record(found)
+    assert record.packets == pytest.approx(3000, rel=0.2)
+    assert audit_run(found).run_id == record.run_id
+    promised = scheduler in {Scheduler.RESERVED, Scheduler.ISOLATED}
+    assert (record.tenants[0].bound_s is not None) == promised
+
+
+def test_a_deadline_below_what_the_network_takes_fails(tmp_path: Path) -> None:
+    strict = mixed()
+    promise = strict.tenants[0].promise
+    assert promise is not None
+    tenants = (replace(strict.tenants[0], promise=replace(promise, deadline_s=1e-3)), *strict.tenants[1:])
+    for recorded in (10**6, 500):
+        options = Options(out=tmp_path, recorded_packets=recorded, page=False)
+        record = read_record(simulate_scenario(replace(strict, tenants=tenants), options, Silent()))
+        assert record.tenants[0].verdict == "FAIL"
+        assert record.tenants[0].misses == record.tenants[0].n
+
+
+def test_a_window_longer_than_the_clock_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ScenarioError, match="53 days"):
+        simulated(tmp_path, packets=10**15)
+
+
+def test_an_interruption_before_the_first_packet_leaves_no_record(tmp_path: Path) -> None:
+    with pytest.raises(PreflightError, match="interrupted"):
+        simulated(tmp_path, stop=lambda: True)
+
+
+def test_an_interruption_keeps_the_windows_that_are_finished(tmp_path: Path) -> None:
+    asked = iter(range(10**6))
+    # Each window of the default chunk asks a few times; the fifth question falls into the second window or later.
+    found = simulated(tmp_path, replications=50, stop=lambda: next(asked) > 5)
+    record = read_record(found)
+    assert record.partial
+    assert 1 <= len(record.windows) < 50
+    again = simulated(tmp_path, replications=50, resume=found, packets=None)
+    assert not read_record(again).partial
+    assert len(read_record(again).windows) == 50
+
+
+def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert process.poll() is None, "ended before it could be killed"
+        assert time.monotonic() < deadline
+        os.sched_yield()
+
+
+def test_a_simulation_that_is_killed_goes_on_where_it_was(tmp_path: Path) -> None:
+    folder = tmp_path / "killed"
+    arguments = ["--packets", "400000", "--replications", "8", "--record-packets", "1000"]
+    command = [*COMMAND, "simulate", str(DEMO), *arguments, "--resume", str(folder), "--json"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(folder / "window-1" / "window.json", process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = {path: path.stat().st_mtime_ns for path in folder.glob("window-*/window.json")}
+    assert 1 <= len(kept) < 8
+    resumed = subprocess.run(command, capture_output=True, check=False)
+    assert resumed.returncode in {0, 4}, resumed.stderr.decode()
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    fresh = [*COMMAND, "simulate", str(DEMO), *arguments, "--out", str(tmp_path / "fresh"), "--json"]
+    whole = subprocess.run(fresh, capture_output=True, check=False)
+    one, other = json.loads(resumed.stdout), json.loads(whole.stdout)
+    assert one["tenants"] == other["tenants"]
+    assert one["packets"] == other["packets"] == pytest.approx(8 * 400_000, rel=0.01)
+    assert one["packet_hops_per_s"] > 0

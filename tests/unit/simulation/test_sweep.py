@@ -1,0 +1,151 @@
+"""A sweep simulates every point of its grid once, whatever interrupts it and whoever works on it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from testbed.errors import PreflightError, ScenarioError
+from testbed.report.record import read_record
+from testbed.run.progress import Silent
+from testbed.scenario.loader import load
+from testbed.scenario.model import OnOffArrivals
+from testbed.simulation import workers
+from testbed.simulation.grid import Axis, axis, points, vary_choices, vary_file, vary_scenario
+from testbed.simulation.network import Choices
+from testbed.simulation.sweep import COLUMNS, SweepOptions, sweep
+from testbed.simulation.system import Scheduler
+from tests.unit.simulation.test_pipeline import COMMAND, DEMO, wait_for
+
+AXES = [Axis("load", ("0.5", "0.8")), Axis("scheduler", ("reserved", "fifo"))]
+
+
+def swept(out: Path, **more: object) -> list[dict[str, Any]]:
+    return sweep(DEMO, AXES, SweepOptions(out=out, packets=3000, **more), Silent())  # type: ignore[arg-type]
+
+
+def test_a_grid_is_every_combination() -> None:
+    assert axis("load=0.5, 0.9") == Axis("load", ("0.5", "0.9"))
+    found = points(AXES)
+    assert found[0] == (("load", "0.5"), ("scheduler", "reserved"))
+    assert found[1] == (("load", "0.5"), ("scheduler", "fifo"))
+    assert len(found) == 4
+
+
+@pytest.mark.parametrize("text", ["load", "load=", "=1", "load=1,,2"])
+def test_an_axis_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(ScenarioError, match="KEY=VALUE"):
+        axis(text)
+
+
+def test_a_key_given_twice_is_refused() -> None:
+    with pytest.raises(ScenarioError, match="twice"):
+        points([Axis("load", ("1",)), Axis("load", ("2",))])
+
+
+def test_settings_reach_the_file_by_names(tmp_path: Path) -> None:
+    text = vary_file(DEMO, (("tenants.flood.arrivals.peak", "12 Mbit/s"), ("seed", "99"), ("load", "2")))
+    path = tmp_path / "scenario.yaml"
+    path.write_text(text, encoding="utf-8")
+    scenario = load(path)
+    flood = scenario.tenants[1].arrivals
+    assert isinstance(flood, OnOffArrivals)
+    assert flood.peak_bps == 12e6
+    assert scenario.seed == 99
+    faster = vary_scenario(scenario, (("load", "2"),)).tenants[1].arrivals
+    assert faster == OnOffArrivals(24e6, flood.mean_on_s / 2, flood.mean_off_s / 2, flood.size_bits)
+
+
+@pytest.mark.parametrize("key", ["tenants.nobody.arrivals.peak", "nowhere.at.all", "seed.deeper"])
+def test_a_path_that_leads_nowhere_is_refused(key: str) -> None:
+    with pytest.raises(ScenarioError, match="grid"):
+        vary_file(DEMO, ((key, "1"),))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("scheduler", "magic"), ("loss", "2"), ("correlation", "-1.5"), ("excess-ms", "much")]
+)
+def test_a_value_that_makes_no_sense_is_refused(key: str, value: str) -> None:
+    with pytest.raises(ScenarioError, match=key):
+        vary_choices(Choices(), ((key, value),))
+
+
+def test_choices_of_a_point_override_those_of_the_sweep() -> None:
+    found = vary_choices(Choices(Scheduler.FIFO, loss=0.1), (("scheduler", "weighted"), ("correlation", "0.5")))
+    assert (found.scheduler, found.strength, found.loss) == (Scheduler.WEIGHTED, 0.5, 0.1)
+
+
+def test_rows_say_of_each_tenant_what_a_run_says(tmp_path: Path) -> None:
+    rows = swept(tmp_path)
+    assert [row["settings"] for row in rows] == [dict(settings) for settings in points(AXES)]
+    for number, row in enumerate(rows, start=1):
+        record = read_record(tmp_path / f"point-{number}")
+        assert row["packets"] == record.packets
+        for tenant, recorded in zip(row["tenants"], record.tenants, strict=True):
+            assert set(tenant) == set(COLUMNS)
+            assert tenant["p999_s"] == recorded.p999_s
+    assert json.loads((tmp_path / "sweep.json").read_text())["rows"] == rows
+
+
+def test_the_number_of_workers_changes_no_row(tmp_path: Path) -> None:
+    assert swept(tmp_path / "several", workers=2) == swept(tmp_path / "one")
+
+
+def test_a_finished_point_is_not_simulated_again_unless_it_changed(tmp_path: Path) -> None:
+    rows = swept(tmp_path)
+    marks = {path: path.stat().st_mtime_ns for path in tmp_path.glob("point-*/run.json")}
+    assert swept(tmp_path) == rows
+    assert {path: path.stat().st_mtime_ns for path in marks} == marks
+    changed = sweep(DEMO, AXES, SweepOptions(out=tmp_path, packets=4000), Silent())
+    assert all(path.stat().st_mtime_ns > mark for path, mark in marks.items())
+    assert changed != rows
+
+
+def test_a_sweep_that_is_killed_goes_on_where_it_was(tmp_path: Path) -> None:
+    grid = ["--grid", "load=0.5,0.6,0.7,0.8", "--packets", "300000"]
+    command = [*COMMAND, "sweep", str(DEMO), *grid, "--out", str(tmp_path / "killed"), "--json"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(tmp_path / "killed" / "point-1" / "point.json", process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.glob("killed/point-*/point.json")}
+    assert 1 <= len(kept) < 4
+    resumed = subprocess.run(command, capture_output=True, check=True)
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    fresh = [*COMMAND, "sweep", str(DEMO), *grid, "--out", str(tmp_path / "fresh"), "--json"]
+    whole = subprocess.run(fresh, capture_output=True, check=True)
+    assert json.loads(resumed.stdout) == json.loads(whole.stdout)
+
+
+class FakeRay:
+    """As much of Ray's interface as a sweep uses, carried out on the spot and in the reverse order."""
+
+    def init(self, **_: object) -> None: ...
+
+    def remote(self, **_: object) -> Any:
+        return lambda function: type("Remote", (), {"remote": staticmethod(lambda *args: (function, args))})
+
+    def wait(self, waiting: list[Any], **_: object) -> tuple[list[Any], list[Any]]:
+        return waiting[-1:], waiting[:-1]
+
+    def get(self, done: list[Any]) -> list[Any]:
+        return [function(*args) for function, args in done]
+
+
+def test_ray_gives_the_same_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers.importlib, "import_module", lambda _: FakeRay())
+    assert swept(tmp_path / "ray", on_ray=True) == swept(tmp_path / "processes")
+
+
+def test_without_ray_the_message_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise ImportError(name)
+
+    monkeypatch.setattr(workers.importlib, "import_module", missing)
+    with pytest.raises(PreflightError, match=r"\[ray\]"):
+        swept(tmp_path, on_ray=True)
