@@ -30,9 +30,7 @@ def render(folder: Path) -> str:
     environment.filters["ms"] = milliseconds
     environment.filters["command"] = shlex.join
     pictures = {tenant.name: _pictures(folder, record, tenant) for tenant in record.tenants}
-    return environment.get_template("template.html").render(
-        run=record, pictures=pictures, audit=audit_sections(folder)
-    )
+    return environment.get_template("template.html").render(run=record, pictures=pictures, audit=audit_sections(folder))
 
 
 def write_report(folder: Path) -> Path:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -11,10 +14,25 @@ import pytest
 from testbed.emulation.probe import probe
 from testbed.errors import ReservationError
 from testbed.report.record import read_record
-from tests.integration.conftest import Command
+from tests.integration.conftest import ROOT, Command
 from tests.integration.spine import SMOKE, reserved
 
 pytestmark = pytest.mark.network
+
+
+# Bursts of 10 Mbit/s with a mean of 3.3. A tenth of the packets may be late, so that seconds can decide.
+LOWERED = """
+name: {name}
+warm-up: 3 s
+duration: 20 s
+allow-zero-delay: true
+domains: [{{name: only, link-rate: 20 Mbit/s, compute: true}}]
+tenants:
+  - name: bursty
+    arrivals: {{model: on-off, peak: 10 Mbit/s, mean-on: 5 ms, mean-off: 10 ms, size: 1400 B}}
+    reservation: {{rate: {rate}}}
+    promise: {{deadline: 60 ms, epsilon: 0.1}}
+"""
 
 
 def halve_queue(port: str, minor: int) -> None:
@@ -67,3 +85,53 @@ def test_a_released_network_holds_no_reservation() -> None:
     with reserved() as made:
         made.federation.release()
         assert all(client.read_back()["tenants"] == {} for client in made.controllers.values())
+
+
+def test_a_host_whose_cores_somebody_else_uses_makes_the_run_invalid_and_says_so(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "from testbed.cli import main; main()", "run", str(SMOKE), "--out", str(tmp_path)]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=ROOT)
+    hogs: list[subprocess.Popen[bytes]] = []
+    try:
+        deadline = time.monotonic() + 100
+        # Only the measured window is disturbed: calibration and probes have seen a quiet host.
+        while not list(tmp_path.glob("*/window-1/*.pcap")):
+            assert run.poll() is None, "the run ended before it measured"
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        hogs += [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2 * (os.cpu_count() or 1))]
+        said, _ = run.communicate(timeout=100)
+    finally:
+        for process in (*hogs, run):
+            process.kill()
+            process.wait()
+    assert run.returncode == 3, said
+    (folder,) = tmp_path.iterdir()
+    record = read_record(folder)
+    assert record.verdict == "INVALID"
+    assert "CPU idle" in {gate.name for gate in record.gates if not gate.ok}
+    assert {tenant.verdict for tenant in record.tenants if tenant.epsilon is not None} == {"INVALID"}
+    assert not any(tenant.bound_broken for tenant in record.tenants), "an invalid measurement says nothing of a bound"
+    assert "CPU idle" in said
+
+
+def test_a_reservation_that_is_lower_from_the_start_raises_the_bound_and_fails_the_promise(
+    testbed: Command, tmp_path: Path
+) -> None:
+    """A bursty tenant whose reservation carries its mean and little more: theory and measurement both say no."""
+    bounds, verdicts = {}, {}
+    for name, rate in (("full", "4.5 Mbit/s"), ("lowered", "3.6 Mbit/s")):
+        scenario = tmp_path / f"{name}.yaml"
+        scenario.write_text(LOWERED.format(name=name, rate=rate))
+        (tenant,) = json.loads(testbed("bound", str(scenario), "--json").stdout)["tenants"]
+        bounds[name] = tenant["bound_s"]
+        # A host that cannot keep up is no failure of the code: up to three tries, each shown.
+        for attempt in range(3):
+            ended = testbed("run", str(scenario), "--json", "--out", str(tmp_path / f"{name}-{attempt}"))
+            record = json.loads(ended.stdout)
+            print(name, record["verdict"], [gate["name"] for gate in record["gates"] if not gate["ok"]])
+            if record["verdict"] != "INVALID":
+                break
+        verdicts[name] = record["verdict"]
+        assert record["tenants"][0]["bound_s"] == pytest.approx(bounds[name], abs=0.02)
+    assert bounds["full"] < 0.06 < bounds["lowered"]
+    assert verdicts == {"full": "PASS", "lowered": "FAIL"}
