@@ -231,6 +231,8 @@ def _soundness(options: argparse.Namespace) -> Iterator[Figure]:
             print(f"counterexample, seed {seed}: {verdict}", file=sys.stderr)
         broken += verdict.broken
         loose += verdict.loose
+        if seed % 200 == 199:
+            print(f"bench: {seed + 1} of {options.systems} systems, {broken} broken", file=sys.stderr, flush=True)
     note = f"{options.systems} random systems at 1e-6 each; largest simulated share over epsilon {largest:.3f}"
     yield at_most("bounds below their simulation's lower confidence limit", broken, 0, note=note)
     yield at_most("exact forms that are not the truth", loose, 0, note=f"{exact} systems, compared from both sides")
