@@ -115,7 +115,7 @@ def simulate(
     return Outcome(
         tally=tally,
         passages=tuple(tandem.finish() for tandem in tandems),
-        duration_s=now_ps / PS_PER_S,
+        duration_s=plan.duration_s if now_ps == planned_ps else now_ps / PS_PER_S,
         packets=sum(tandem.packets for tandem in tandems),
         packet_hops=sum(tandem.packet_hops for tandem in tandems),
         generating_s=sum(tandem.generating_s for tandem in tandems),

@@ -85,8 +85,10 @@ def test_counted_and_recorded_packets_give_the_same_answers(folder: Path, tmp_pa
     counted = read_record(simulated(tmp_path, replications=2, recorded_packets=2000))
     for one, other in zip(recorded.tenants, counted.tenants, strict=True):
         assert (one.n, one.lost, one.misses, one.verdict) == (other.n, other.lost, other.misses, other.verdict)
-        assert other.p999_s == pytest.approx(one.p999_s, rel=1 / 512)
-        assert other.p50_s == pytest.approx(one.p50_s, rel=1 / 512)
+        for name in ("p50_s", "p99_s", "p999_s"):
+            expected = getattr(one, name)
+            wanted = None if expected is None else pytest.approx(expected, rel=1 / 512, abs=2e-9)
+            assert getattr(other, name) == wanted
     files = [samples.read(tmp_path / counted_path)[0] for counted_path in _sample_paths(tmp_path, counted)]
     assert sum(len(seen) for seen in files) == pytest.approx(2000, rel=0.3)
 
@@ -163,14 +165,14 @@ def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
 
 def test_a_simulation_that_is_killed_goes_on_where_it_was(tmp_path: Path) -> None:
     folder = tmp_path / "killed"
-    arguments = ["--packets", "400000", "--replications", "8", "--record-packets", "1000"]
+    arguments = ["--packets", "400000", "--replications", "6", "--record-packets", "1000", "--no-page"]
     command = [*COMMAND, "simulate", str(DEMO), *arguments, "--resume", str(folder), "--json"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wait_for(folder / "window-1" / "window.json", process)
     process.send_signal(signal.SIGKILL)
     process.wait()
     kept = {path: path.stat().st_mtime_ns for path in folder.glob("window-*/window.json")}
-    assert 1 <= len(kept) < 8
+    assert 1 <= len(kept) < 6
     resumed = subprocess.run(command, capture_output=True, check=False)
     assert resumed.returncode in {0, 4}, resumed.stderr.decode()
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
@@ -178,5 +180,5 @@ def test_a_simulation_that_is_killed_goes_on_where_it_was(tmp_path: Path) -> Non
     whole = subprocess.run(fresh, capture_output=True, check=False)
     one, other = json.loads(resumed.stdout), json.loads(whole.stdout)
     assert one["tenants"] == other["tenants"]
-    assert one["packets"] == other["packets"] == pytest.approx(8 * 400_000, rel=0.01)
+    assert one["packets"] == other["packets"] == pytest.approx(6 * 400_000, rel=0.01)
     assert one["packet_hops_per_s"] > 0
