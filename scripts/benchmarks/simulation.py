@@ -25,11 +25,13 @@ from scipy.optimize import brentq
 
 from benchmarks.figures import Figure, at_least, at_most
 from testbed.audit.quantile import quantiles
+from testbed.report.record import read_record
 from testbed.scenario.model import OnOffArrivals, PoissonArrivals
 from testbed.simulation.clock import PS_PER_S
 from testbed.simulation.fifo import Bucket, FifoLink, Passed
 from testbed.simulation.link import Reserved, priority_link, reserved_link, weighted_link
 from testbed.simulation.meter import Meter, Policy
+from testbed.simulation.replay import replay_run
 from testbed.simulation.system import Hop, Scheduler, Source, System
 from testbed.simulation.tally import Tally
 from testbed.simulation.wave import Wave
@@ -51,6 +53,7 @@ _PPP_BYTES = 2
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--packets", type=float, default=1e9, help="packets of the run whose memory is measured")
     parser.add_argument("--peer-packets", type=int, default=100_000, help="packets given to SimPy and ns-3")
+    parser.add_argument("--run", type=Path, help="folder of a run on the network, to replay its packets")
     parser.add_argument("--only", default="", help="measure only the groups whose names contain this")
 
 
@@ -61,6 +64,7 @@ def measure(options: argparse.Namespace) -> Iterator[Figure]:
         "speed": _speed,
         "arrivals": _arrivals,
         "memory": _memory,
+        "network": _network,
     }
     for name, group in groups.items():
         if options.only in name:
@@ -206,6 +210,29 @@ def _memory(options: argparse.Namespace) -> Iterator[Figure]:
     )
     yield at_most("memory of a window", found["peak_gib"], 2.0, "GiB", note=note)
     yield Figure("the same, whole window", found["packet_hops"] / found["seconds"], "packet-hops/s", note=note)
+
+
+def _network(options: argparse.Namespace) -> Iterator[Figure]:
+    if options.run is None:
+        return
+    record = read_record(options.run)
+    valid = {window.index: window.valid for window in record.windows}
+    reserved = {tenant.name for tenant in record.tenants if tenant.bound_s is not None}
+    for found in replay_run(options.run):
+        if found.tenant not in reserved:
+            continue
+        measured, simulated = found.quantiles()
+        note = (
+            f"window {found.window}, {'valid' if valid[found.window] else 'INVALID'}; host {found.host_s * 1e3:.2f} ms"
+        )
+        for level, network_s, simulator_s in zip((50, 99, 99.9), measured, simulated, strict=True):
+            yield at_most(
+                f"{found.tenant}, p{level} of the same packets, off by",
+                100 * abs(simulator_s / network_s - 1),
+                3.0,
+                "%",
+                note=f"{note}; network {network_s * 1e3:.2f} ms, simulator {simulator_s * 1e3:.2f} ms",
+            )
 
 
 def _billion(packets: float) -> None:
