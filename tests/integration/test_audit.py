@@ -17,6 +17,7 @@ from testbed.run.assemble import Measured, assemble
 from testbed.run.gates import gates_of
 from testbed.run.pipeline import _calibrate, _controller, _federation
 from testbed.run.progress import Silent
+from testbed.run.terms import terms_of
 from testbed.run.window import Stage
 from testbed.scenario.loader import load
 from testbed.scenario.model import Datapath, Scenario
@@ -37,9 +38,10 @@ def scenario() -> Scenario:
     return replace(smoke, tenants=tenants, duration_s=50.0)
 
 
-def slow_down() -> None:
+def slow_down(burst_bytes: int) -> None:
+    """Lower the rate of one class and nothing else: a larger burst would let more packets through at once."""
     command = ["tc", "class", "change", "dev", SLOW_PORT, "parent", "1:1", "classid", f"1:{SLOW_MINOR:x}", "htb"]
-    subprocess.run([*command, "rate", SLOW_RATE, "ceil", SLOW_RATE, "burst", "4k"], check=True, capture_output=True)
+    subprocess.run([*command, "rate", SLOW_RATE, "ceil", SLOW_RATE, "burst", f"{burst_bytes}b"], check=True, capture_output=True)
 
 
 def run_with_a_slow_domain(folder: Path) -> tuple[GateRecord, ...]:
@@ -56,17 +58,16 @@ def run_with_a_slow_domain(folder: Path) -> tuple[GateRecord, ...]:
         federation.reserve()
         stage = Stage(network, controllers, folder)
         with Silent().step("calibrating") as step:
-            _calibrate(stage, federation, step, lambda: False)
+            host_s = _calibrate(stage, federation, step, lambda: False)
             network.enlarge_buffers()
-            slow_down()
-            latencies = {t.name: [e.latency_s for e in federation.envelopes(t)] for t in described.tenants}
+            slow_down(stage.shapers()["steady"].burst_bits // 8)
             window = stage.play(
                 1, seed=described.seed, duration_s=described.duration_s, conforming=True, step=step, stop=lambda: False
             )
         # The host is held to what is installed, slow queue and all; that this is not what was signed is the audit's.
-        shapers = stage.shapers()
-        gates = gates_of(described, window, shapers, latencies, drift=())
-    record = assemble(described, folder, [Measured(window, gates, shapers, latencies)], {}, federation)
+        terms = terms_of(described, federation, stage.shapers(), host_s)
+        gates = gates_of(described, window, terms, drift=())
+    record = assemble(described, folder, [Measured(window, gates, terms)], {}, federation)
     write_record(folder, record.model_copy(update={"run_id": network.journal.runid, "datapath": "userspace"}))
     return gates
 
