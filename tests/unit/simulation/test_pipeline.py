@@ -19,10 +19,13 @@ from testbed.errors import PreflightError, ScenarioError
 from testbed.report.html import write_report
 from testbed.report.record import RunRecord, read_record
 from testbed.run.progress import Silent
-from testbed.simulation.network import Choices
+from testbed.simulation.crossing import Crossing
+from testbed.simulation.network import Choices, network
 from testbed.simulation.pipeline import Options, simulate_scenario
 from testbed.simulation.system import Scheduler
 from testbed.simulation.tally import Tally
+from testbed.simulation.window import Plan
+from testbed.simulation.windows import Task, finished, perform
 from testbed.telemetry import samples
 from testbed.traffic.arrivals import schedules
 from tests.unit.simulation.systems import mixed
@@ -153,6 +156,24 @@ def test_an_interruption_keeps_the_windows_that_are_finished(tmp_path: Path) -> 
     again = simulated(tmp_path, replications=50, resume=found, packets=None)
     assert not read_record(again).partial
     assert len(read_record(again).windows) == 50
+
+
+def test_a_window_that_was_cut_short_is_simulated_again(tmp_path: Path) -> None:
+    system = network(mixed(), Choices()).system
+    crossings = tuple(
+        Crossing(tenant.name, number, ("west", "east"), (), None, 0.0)
+        for number, tenant in enumerate(mixed().tenants, start=1)
+    )
+    task = Task(system, Plan(1, 1, 5.0, 1.0, chunk_packets=1000), crossings, tmp_path / "window-1")
+    asked = iter([False, True])
+    cut = perform(task, stop=lambda: next(asked, True))
+    assert not cut.complete
+    assert finished(task) is None
+    whole = perform(task)
+    assert whole.complete
+    assert whole.packets > cut.packets > 0
+    assert finished(task) == whole
+    assert finished(replace(task, plan=replace(task.plan, seed=2))) is None
 
 
 def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
