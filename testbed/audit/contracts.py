@@ -55,7 +55,7 @@ class DomainEvidence:
         nonconforming: Packets the tenant sent beyond its token bucket (`testbed.audit.conformance`).
         runs: Run id of each packet if several independent runs are pooled.
         host_share: Share of the packets that the host which emulates the domain may delay beyond the envelope; added to
-            every promised probability of excess.
+            every promised probability of excess, that of the cap, which is 0, too.
     """
 
     envelope: Envelope
@@ -221,7 +221,7 @@ def _statements(evidence: DomainEvidence, confidence: float) -> tuple[Statement,
     lost = _Packets(np.where(left, 0.0, math.inf), (every, *behind), runs, confidence)
     cap_s, tail, host = envelope.guardrails.delay_cap_s, envelope.tail, evidence.host_share
     statements = [
-        delivered.exceed("delay cap", cap_s, 0.0, cap_s),
+        delivered.exceed("delay cap", cap_s, host, cap_s),
         lost.exceed("loss", None, envelope.loss_probability, 0.5),
         _errors(envelope.error_probability, evidence.errors, entered),
     ]
