@@ -82,10 +82,14 @@ def _repeat(options: argparse.Namespace, task: Task, share: float = 1.0) -> np.n
     """What a task says of independent draws, one row each; `share` of the replications asked for."""
     seeds = np.random.SeedSequence(20_260_101).spawn(max(20, math.ceil(options.replications * share)))
     if options.workers == 1:
-        return np.array([task(np.random.default_rng(seed)) for seed in seeds])
+        return np.array([task(np.random.default_rng(seed)) for seed in seeds], dtype=float)
     # Forked, so that what was computed once (a simulated truth) is shared.
     with multiprocessing.get_context("fork").Pool(options.workers) as pool:
-        return np.array(pool.map(partial(_seeded, task), seeds, chunksize=8))
+        return np.array(pool.map(partial(_seeded, task), seeds, chunksize=8), dtype=float)
+
+
+def _percent(truths: np.ndarray) -> float:
+    return 100 * float(truths.mean())
 
 
 def _seeded(task: Task, seed: np.random.SeedSequence) -> tuple[float, ...]:
@@ -124,15 +128,15 @@ def _certification(options: argparse.Namespace) -> Iterator[Figure]:
         for n in SIZES:
             task = partial(_certify, name, n, deadline_s, effect)
             passes, fails, width, naive = _repeat(options, task).T
-            failed.append(fails.mean())
+            failed.append(_percent(fails))
             widths.append(float(np.median(width)))
-            undetermined = 1 - passes.mean() - fails.mean()
+            undetermined = 1 - float(passes.mean() + fails.mean())
             yield at_most(
-                f"false certificates, {name}, n = {n:,}", 100 * passes.mean(), 7, "%",
-                peer="taken for independent", peer_value=100 * naive.mean(),
+                f"false certificates, {name}, n = {n:,}", _percent(passes), 7, "%",
+                peer="taken for independent", peer_value=_percent(naive),
                 note=f"true rate exactly epsilon, nominal 5 %; UNDETERMINED {undetermined:.1%}; D {effect:.3g}",
             )  # fmt: skip
-        yield at_most(f"false accusations, {name}", 100 * max(failed), 7, "%", note="worst of the sizes; nominal 5 %")
+        yield at_most(f"false accusations, {name}", max(failed), 7, "%", note="worst of the sizes; nominal 5 %")
         by_size = ", ".join(f"{width:.2f}" for width in widths)
         yield at_most(
             f"interval width over that of one that knows D, {name}", widths[-1], 1.5, note=f"median by size: {by_size}"
@@ -146,7 +150,7 @@ def _power(options: argparse.Namespace) -> Iterator[Figure]:
         deadline_s = PROCESSES[name].quantile_s(1 - EPSILON / 10)
         passes = _repeat(options, partial(_certify, name, n, deadline_s, effect), 0.1)[:, 0]
         yield at_least(
-            f"power, {name}, n = {n:,}", 100 * passes.mean(), 80, "%",
+            f"power, {name}, n = {n:,}", _percent(passes), 80, "%",
             note=f"true rate epsilon / 10, n = 5 x {CERTIFIES} x D, D {effect:.3g}; {passes.size} series",
         )  # fmt: skip
 
@@ -172,8 +176,8 @@ def _coverage(options: argparse.Namespace) -> Iterator[Figure]:
         for n in (30_000, 100_000):
             held, below, open_above, naive = _repeat(options, partial(_cover, name, n, truth_s)).T
             yield at_least(
-                f"coverage of p99.9, {name}, n = {n:,}", 100 * held.mean(), 93, "%",
-                peer="taken for independent", peer_value=100 * naive.mean(),
+                f"coverage of p99.9, {name}, n = {n:,}", _percent(held), 93, "%",
+                peer="taken for independent", peer_value=_percent(naive),
                 note=f"95 % interval; one-sided lower {below.mean():.1%}; no upper limit in {open_above.mean():.1%}",
             )  # fmt: skip
 
@@ -195,10 +199,10 @@ def _tails(options: argparse.Namespace) -> Iterator[Figure]:
         truth_s = (process.quantile_s(0.999), process.quantile_s(0.9999))
         found = _repeat(options, partial(_cover_tail, name, 30_000, truth_s), 0.25)
         for level, answered, held in (("p99.9", *found[:, :2].T), ("p99.99", *found[:, 2:].T)):
-            share = held.sum() / answered.sum() if answered.any() else math.nan
+            covered = f"{held.sum() / answered.sum():.1%} of its 95 % intervals" if answered.any() else "nothing, then,"
             yield Figure(
-                f"fitted tail, {level}, {name}, n = 30,000", 100 * share, "%",
-                note=f"coverage of its 95 % interval where it answers: {answered.mean():.1%} of {answered.size} series",
+                f"fitted tail answers at {level}, {name}, n = 30,000", _percent(answered), "%",
+                note=f"{covered} hold the truth; {answered.size} series",
             )  # fmt: skip
 
 
@@ -222,8 +226,8 @@ def _alarms(options: argparse.Namespace) -> Iterator[Figure]:
     for name in _WATCHED:
         sample, naive = _repeat(options, partial(_watch, name, EPSILON, 1_000_000)).T
         yield at_most(
-            f"false alarms, {name}", 100 * np.isfinite(sample).mean(), 5, "%",
-            peer="bets on every sample", peer_value=100 * naive.mean(),
+            f"false alarms, {name}", _percent(np.isfinite(sample)), 5, "%",
+            peer="bets on every sample", peer_value=_percent(naive),
             note="a look after every one of 1e6 samples, true rate exactly epsilon",
         )  # fmt: skip
     sample = _repeat(options, partial(_watch, "iid exponential", 2 * EPSILON, 100_000)).T[0]
@@ -314,7 +318,7 @@ def _attribution(options: argparse.Namespace) -> Iterator[Figure]:
         for size in (1.0, 10.0):
             # Some 100 clusters on average, so that at least 50 are all but certain.
             n = max(10_000, round(100 * size / share))
-            named, wrong, accused, innocent = 100 * _repeat(options, partial(_blame, n, share, size)).mean(axis=0)
+            named, wrong, accused, innocent = map(_percent, _repeat(options, partial(_blame, n, share, size)).T)
             what = f"{share:.1%} of {n:,} requests delayed, {'one by one' if size == 1 else f'some {size:g} at a time'}"
             note = "four domains, three exactly as slow as promised; delays of mean 30 ms"
             yield at_least(f"culprit named, {what}", named, 95, "%", note=note)
@@ -322,9 +326,9 @@ def _attribution(options: argparse.Namespace) -> Iterator[Figure]:
             yield at_least(f"envelope called BROKEN, {what}", accused, 95, "%", note=note)
             yield at_most(f"an envelope that held called BROKEN, {what}", innocent, 5, "%", note=note)
     alike = _repeat(options, partial(_blame, 20_000, 0.0, 1.0))
-    named, broken = alike[:, :2].max(axis=1).mean(), alike[:, 2:].max(axis=1).mean()
-    yield at_most("a domain named where all are alike", 100 * named, 5, "%", note="n = 20,000")
-    yield at_most("any of four envelopes kept exactly called BROKEN", 100 * broken, 5, "%", note="n = 20,000")
+    named, broken = (_percent(alike[:, columns].max(axis=1)) for columns in (slice(0, 2), slice(2, 4)))
+    yield at_most("a domain named where all are alike", named, 5, "%", note="n = 20,000")
+    yield at_most("any of four envelopes kept exactly called BROKEN", broken, 5, "%", note="n = 20,000")
 
 
 # Speed.

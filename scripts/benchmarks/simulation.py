@@ -25,11 +25,13 @@ from scipy.optimize import brentq
 
 from benchmarks.figures import Figure, at_least, at_most
 from testbed.audit.quantile import quantiles
+from testbed.report.record import read_record
 from testbed.scenario.model import OnOffArrivals, PoissonArrivals
 from testbed.simulation.clock import PS_PER_S
 from testbed.simulation.fifo import Bucket, FifoLink, Passed
 from testbed.simulation.link import Reserved, priority_link, reserved_link, weighted_link
 from testbed.simulation.meter import Meter, Policy
+from testbed.simulation.replay import replay_run
 from testbed.simulation.system import Hop, Scheduler, Source, System
 from testbed.simulation.tally import Tally
 from testbed.simulation.wave import Wave
@@ -44,12 +46,14 @@ BITS = 8000
 NS = 1000
 
 _NS3_SOURCE = Path(__file__).with_name("tandem_ns3.cc")
+_NS3_HEADER = Path("/usr/include/ns3/point-to-point-module.h")
 _PPP_BYTES = 2
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--packets", type=float, default=1e9, help="packets of the run whose memory is measured")
     parser.add_argument("--peer-packets", type=int, default=100_000, help="packets given to SimPy and ns-3")
+    parser.add_argument("--run", type=Path, help="folder of a run on the network, to replay its packets")
     parser.add_argument("--only", default="", help="measure only the groups whose names contain this")
 
 
@@ -60,6 +64,7 @@ def measure(options: argparse.Namespace) -> Iterator[Figure]:
         "speed": _speed,
         "arrivals": _arrivals,
         "memory": _memory,
+        "network": _network,
     }
     for name, group in groups.items():
         if options.only in name:
@@ -68,8 +73,8 @@ def measure(options: argparse.Namespace) -> Iterator[Figure]:
 
 def _exactness(options: argparse.Namespace) -> Iterator[Figure]:
     n = options.peer_packets
-    wave = _packets(n, 1, sizes=(640, 4000, 12_000))
     rates = (10_000_000, 8_000_000, 7_000_000)
+    wave = _packets(n, 1, sizes=(640, 4000, 12_000), slowest_bps=min(rates))
     out = _through([FifoLink(rate, 2 * 10**9) for rate in rates], wave)
     simpy = references.simpy_tandem(
         (wave.time_ps / PS_PER_S).tolist(), wave.size_bits.tolist(), [(rate, 2e-3) for rate in rates]
@@ -88,7 +93,7 @@ def _exactness(options: argparse.Namespace) -> Iterator[Figure]:
 def _differing() -> int:
     """Packets of 64 reserved tenants, two of them best effort, whose departure differs from the reference's."""
     wave = references.bursty(1, 20_000, 64, 550)
-    rates = [None, None, *([Fraction(150_000)] * 62)]
+    rates = [None, None, *([Fraction(125_000)] * 62)]
     classes = [references.Class(rate, Fraction(24_000), 50) for rate in rates]
     expected, dropped = references.reserved(
         references.packets_of(wave), LINK_BPS, classes, references.Class(Fraction(LINK_BPS), Fraction(24_000))
@@ -207,6 +212,29 @@ def _memory(options: argparse.Namespace) -> Iterator[Figure]:
     yield Figure("the same, whole window", found["packet_hops"] / found["seconds"], "packet-hops/s", note=note)
 
 
+def _network(options: argparse.Namespace) -> Iterator[Figure]:
+    if options.run is None:
+        return
+    record = read_record(options.run)
+    valid = {window.index: window.valid for window in record.windows}
+    reserved = {tenant.name for tenant in record.tenants if tenant.bound_s is not None}
+    for found in replay_run(options.run):
+        if found.tenant not in reserved:
+            continue
+        measured, simulated = found.quantiles()
+        note = (
+            f"window {found.window}, {'valid' if valid[found.window] else 'INVALID'}; host {found.host_s * 1e3:.2f} ms"
+        )
+        for level, network_s, simulator_s in zip((50, 99, 99.9), measured, simulated, strict=True):
+            yield at_most(
+                f"{found.tenant}, p{level} of the same packets, off by",
+                100 * abs(simulator_s / network_s - 1),
+                3.0,
+                "%",
+                note=f"{note}; network {network_s * 1e3:.2f} ms, simulator {simulator_s * 1e3:.2f} ms",
+            )
+
+
 def _billion(packets: float) -> None:
     """Simulate in this process, which does nothing else, and print what it took."""
     model = PoissonArrivals(LOAD * LINK_BPS / BITS, BITS)
@@ -228,10 +256,10 @@ def _system(model: PoissonArrivals | OnOffArrivals, tenants: int) -> System:
     return System(sources, tuple(Hop(f"domain-{d}", Scheduler.FIFO, link_bps) for d in range(HOPS)))
 
 
-def _packets(n: int, tenants: int, sizes: Sequence[int] = (BITS,)) -> Wave:
+def _packets(n: int, tenants: int, sizes: Sequence[int] = (BITS,), slowest_bps: int = LINK_BPS) -> Wave:
     rng = np.random.default_rng(2)
     bits = rng.choice(sizes, n)
-    times = np.cumsum(rng.standard_exponential(n) * np.mean(sizes) / LINK_BPS / LOAD * PS_PER_S)
+    times = np.cumsum(rng.standard_exponential(n) * np.mean(sizes) / slowest_bps / LOAD * PS_PER_S)
     return wave_of(np.rint(times), bits, rng.integers(0, tenants, n))
 
 
@@ -262,7 +290,9 @@ def _seconds(call: Callable[[], object]) -> float:
 
 
 def _ns3(wave: Wave, rates: Sequence[int], delay_ps: int) -> tuple[np.ndarray, float]:
-    """Departure times in ns-3, and the seconds that its simulation took."""
+    """Departure times in ns-3, and the seconds that its simulation took; NaN where it cannot be installed."""
+    if not _ns3_is_there():
+        return np.full(len(wave), np.nan), math.nan
     with tempfile.TemporaryDirectory() as folder:
         program, arrivals, departures = (Path(folder, name) for name in ("tandem", "arrivals", "departures"))
         libraries = ["-lns3-point-to-point", "-lns3-network", "-lns3-core"]
@@ -271,6 +301,14 @@ def _ns3(wave: Wave, rates: Sequence[int], delay_ps: int) -> tuple[np.ndarray, f
         command = [str(program), str(arrivals), str(departures), str(delay_ps), *map(str, rates)]
         run = subprocess.run(command, check=True, capture_output=True, text=True)
         return np.fromfile(departures, np.int64), float(run.stdout)
+
+
+def _ns3_is_there() -> bool:
+    """Whether ns-3 can be compiled against, after an attempt to install it."""
+    if not _NS3_HEADER.exists():
+        install = ["apt-get", "-qq", "install", "--yes", "--no-install-recommends", "libns3-dev"]
+        subprocess.run(install, check=False, stdout=subprocess.DEVNULL)
+    return _NS3_HEADER.exists()
 
 
 if __name__ == "__main__":

@@ -54,8 +54,8 @@ class DomainEvidence:
         errors: Requests that entered and were answered by an error.
         nonconforming: Packets the tenant sent beyond its token bucket (`testbed.audit.conformance`).
         runs: Run id of each packet if several independent runs are pooled.
-        host_share: Share of the packets that the host which emulates the domain may delay beyond the envelope, as far
-            as a fidelity gate has policed it; added to every promised probability of excess.
+        host_share: Share of the packets that the host which emulates the domain may delay beyond the envelope; added to
+            every promised probability of excess, that of the cap, which is 0, too.
     """
 
     envelope: Envelope
@@ -140,6 +140,21 @@ def judge_contracts(evidence: Sequence[DomainEvidence], confidence: float = 0.95
     )
 
 
+def excess_share_upper(excess_s: FloatArray, lag_s: FloatArray, runs: npt.ArrayLike | None, confidence: float) -> float:
+    """Upper confidence limit of the share of packets with any excess; 1 where nothing tells how they cling together.
+
+    Args:
+        excess_s: Lingering excess of each packet that entered a domain, seconds; NaN where it was lost there.
+        lag_s: As in `DomainEvidence`.
+        runs: Run id of each packet if several independent runs are pooled.
+        confidence: One-sided.
+    """
+    left = ~np.isnan(excess_s)
+    packets = _Packets(excess_s[left], (lag_s[left],), None if runs is None else np.asarray(runs)[left], confidence)
+    upper, _ = packets.limits(1.0, int(np.count_nonzero(packets.values > 0)), 0.0) if left.any() else (1.0, 1.0)
+    return upper
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's adjusted p-values: reject those at most alpha, and any false rejection has probability at most alpha."""
     adjusted = [0.0] * len(p_values)
@@ -206,7 +221,7 @@ def _statements(evidence: DomainEvidence, confidence: float) -> tuple[Statement,
     lost = _Packets(np.where(left, 0.0, math.inf), (every, *behind), runs, confidence)
     cap_s, tail, host = envelope.guardrails.delay_cap_s, envelope.tail, evidence.host_share
     statements = [
-        delivered.exceed("delay cap", cap_s, 0.0, cap_s),
+        delivered.exceed("delay cap", cap_s, host, cap_s),
         lost.exceed("loss", None, envelope.loss_probability, 0.5),
         _errors(envelope.error_probability, evidence.errors, entered),
     ]

@@ -10,7 +10,7 @@ elsewhere are `testbed.audit.table`'s.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,13 @@ import numpy as np
 from testbed.audit.attribution import Attribution, attribute
 from testbed.audit.causes import Cause, Counterfactual, DomainPassage, counterfactual, separate
 from testbed.audit.clusters import FloatArray, IntArray
-from testbed.audit.contracts import ContractFinding, ContractVerdict, DomainEvidence, judge_contracts
+from testbed.audit.contracts import (
+    ContractFinding,
+    ContractVerdict,
+    DomainEvidence,
+    excess_share_upper,
+    judge_contracts,
+)
 from testbed.audit.record import Audit, Promise, audit_series, blame_dict, say_blame
 from testbed.envelope.descriptor import Envelope
 from testbed.report.record import RunRecord, TenantRecord, read_record
@@ -252,10 +258,25 @@ def _evidence(
                     lag_s=np.concatenate([behind[inside, d] for behind, inside in zip(behinds, entered, strict=True)]),
                     nonconforming=tenant.conformance.nonconforming if tenant.conformance else 0,
                     runs=crossing.runs[np.concatenate(entered)],
-                    host_share=max(policed, default=0.0),
                 )
             )
+    if record.kind == "network":
+        shares = _host_shares(found)
+        found = [replace(item, host_share=max(share, *policed, 0.0)) for item, share in zip(found, shares, strict=True)]
     return found
+
+
+def _host_shares(found: Sequence[DomainEvidence]) -> list[float]:
+    """For each domain of a path, what the host may have done to it, judging by what it did in the others.
+
+    A gate polices how late the host makes packets on the whole path, not in each domain. But a host that stands still
+    strikes whatever domain a packet is in, so in no domain will it exceed the promised latency much more often than in
+    the domain where that is seen least; the limit for that one is the measure for all others. Alone on its path, a
+    domain cannot be told from its host.
+    """
+    level = 1 - (1 - CONFIDENCE) / max(1, len(found) - 1)
+    upper = [excess_share_upper(np.asarray(item.excess_s), np.asarray(item.lag_s), item.runs, level) for item in found]
+    return [min((upper[j] for j in range(len(found)) if j != i), default=1.0) for i in range(len(found))]
 
 
 def _behind(samples: TenantSamples, rate_bps: float) -> FloatArray:

@@ -23,6 +23,8 @@ from testbed.calculus.numeric import FloatArray
 IntArray = NDArray[np.int64]
 
 _MOST_BITS = 40
+_LARGEST_EXPONENT = 300.0
+_UNDERFLOW = 1e-300
 
 
 @dataclass(frozen=True)
@@ -45,16 +47,19 @@ class Tandem:
     def stable(self) -> NDArray[np.bool_]:
         """Where the sum converges, shape (...)."""
         finite = np.isfinite(self.log_prefactor) & np.all(np.isfinite(self.log_g) & np.isfinite(self.log_x), axis=-1)
-        return np.asarray(finite & np.all(self.log_x + self.log_y[..., None] < 0.0, axis=-1))
+        settled = np.all(self.log_x + self.log_y[..., None] < 0.0, axis=-1)
+        # A theta at which exp would overflow is given up: another one is always nearly as good.
+        small = (self.log_y < _LARGEST_EXPONENT) & np.all(self.log_g < _LARGEST_EXPONENT, axis=-1)
+        return np.asarray(finite & settled & small)
 
     @cached_property
     def _slot(self) -> FloatArray:
         """Transition matrix of the automaton for one slot, shape (..., servers, servers)."""
         x = np.exp(np.where(self.stable[..., None], self.log_x, -1.0))
-        g = np.exp(np.where(self.stable[..., None], self.log_g, 0.0))
+        entered = np.exp(np.where(self.stable[..., None], self.log_x + self.log_g, -1.0))
         servers = x.shape[-1]
         later = np.triu(np.ones((servers, servers)), 1)
-        return np.asarray(x[..., None, :] * (np.eye(servers) + later * g[..., None, :]))
+        return np.asarray(x[..., None, :] * np.eye(servers) + entered[..., None, :] * later)
 
     @cached_property
     def _first(self) -> FloatArray:
@@ -115,9 +120,15 @@ class Tandem:
         smooth = np.where(above, slots + fraction, 0.0)
         return slots + above, np.where(self.stable, smooth, np.inf)
 
+    @cached_property
+    def _lost(self) -> FloatArray:
+        """More than what entries that underflow to zero can have contributed, shape (...)."""
+        entering = np.exp(np.where(self.stable[..., None], np.maximum(self.log_g, 0.0), 0.0)).max(axis=-1)
+        with np.errstate(over="ignore"):
+            return np.asarray(_UNDERFLOW * entering * self._rest.max(axis=(-2, -1)))
+
     def _value(self, weights: FloatArray) -> FloatArray:
-        with np.errstate(divide="ignore"):
-            value = self.log_prefactor + np.log((weights @ self._rest)[..., 0, 0])
+        value = self.log_prefactor + np.log((weights @ self._rest)[..., 0, 0] + self._lost)
         return np.where(self.stable, value, np.inf)
 
     def _above(self, weights: FloatArray, log_epsilon: FloatArray | float) -> NDArray[np.bool_]:

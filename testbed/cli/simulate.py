@@ -45,6 +45,7 @@ def simulate(  # noqa: PLR0917 - options of a command line
     resume: Annotated[
         Path | None, typer.Option(help="Folder of an interrupted simulation: simulate only what is missing.")
     ] = None,
+    page: Annotated[bool, typer.Option(help="Draw report.html; `testbed report` can do so later.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print the record instead of a table.")] = False,
 ) -> None:
     """Simulate a scenario packet by packet; leaves the same folder as a run, for `report` and the audit.
@@ -61,6 +62,7 @@ def simulate(  # noqa: PLR0917 - options of a command line
         workers=workers,
         choices=Choices(scheduler, meters, correlation, excess, loss),
         command=("testbed", "simulate", *sys.argv[2:]),
+        page=page,
         resume=resume,
         stop=Interrupt(),
     )
@@ -72,7 +74,7 @@ def simulate(  # noqa: PLR0917 - options of a command line
     else:
         print_summary(record)
         typer.echo(f"{record.packets:,} packets, {(record.packet_hops_per_s or 0) / 1e6:.0f} million packet-hops/s")
-        typer.echo(f"report: {folder / REPORT_NAME}")
+        typer.echo(f"report: {folder / REPORT_NAME}" if page else f"folder: {folder}")
     if record.partial:
         raise typer.Exit(Exit.INTERRUPTED)
     if any(tenant.bound_broken for tenant in record.tenants):

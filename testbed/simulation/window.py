@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -88,6 +88,7 @@ def simulate(
     system: System,
     plan: Plan,
     *,
+    streams: Mapping[int, Stream] | None = None,
     advance: Callable[[float], None] = lambda _: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Outcome:
@@ -96,6 +97,7 @@ def simulate(
     Args:
         system: What.
         plan: How long.
+        streams: Packets of sources, by number, that are given rather than drawn.
         advance: Told now and then which fraction is done.
         stop: Asked now and then whether to end early; what was sent by then is still carried to its end.
 
@@ -103,7 +105,7 @@ def simulate(
         ScenarioError: Arrivals that cannot be drawn.
     """
     tally = Tally.of([source.deadline_ps for source in system.sources])
-    tandems = [_Tandem(system, members, plan, tally) for members in system.companies()]
+    tandems = [_Tandem(system, members, plan, tally, streams or {}) for members in system.companies()]
     planned_ps = to_ps(plan.duration_s)
     step_ps = max(-(-planned_ps // _STEPS), min(tandem.chunk_ps for tandem in tandems))
     now_ps = 0
@@ -115,7 +117,7 @@ def simulate(
     return Outcome(
         tally=tally,
         passages=tuple(tandem.finish() for tandem in tandems),
-        duration_s=now_ps / PS_PER_S,
+        duration_s=plan.duration_s if now_ps == planned_ps else now_ps / PS_PER_S,
         packets=sum(tandem.packets for tandem in tandems),
         packet_hops=sum(tandem.packet_hops for tandem in tandems),
         generating_s=sum(tandem.generating_s for tandem in tandems),
@@ -126,10 +128,12 @@ def simulate(
 class _Tandem:
     """A company of sources and the servers it crosses, part of the way through a window."""
 
-    def __init__(self, system: System, members: Sequence[int], plan: Plan, tally: Tally) -> None:
+    def __init__(
+        self, system: System, members: Sequence[int], plan: Plan, tally: Tally, streams: Mapping[int, Stream]
+    ) -> None:
         self._members = np.array(members, dtype=np.int32)
         sources = [system.sources[k] for k in members]
-        self._streams = [_stream(source, plan) for source in sources]
+        self._streams = [streams.get(source.number) or _stream(source, plan) for source in sources]
         self._tally = tally
         self._leaves = np.full(len(system.sources), len(system.hops), np.int32)
         self._leaves[self._members] = [source.hops for source in sources]

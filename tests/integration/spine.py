@@ -1,7 +1,7 @@
-"""The smoke scenario's network with its reservations installed and not yet probed, for tests that then tamper with it.
+"""A scenario's network with its reservations installed and not yet probed, for tests that then tamper with it.
 
-As a program it is a neighbour on the same host: it builds that network, says so, obeys the words on its standard input
-(`probe`), and stands there until it is killed.
+As a program it is a neighbour on the same host: it builds the smoke scenario's network, says so, obeys the words on its
+standard input (`probe`), and stands there until it is killed.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from controller.client import ControllerClient
 from controller.program import DomainProgram
@@ -40,11 +41,11 @@ class Reserved:
 
 
 @contextmanager
-def reserved() -> Iterator[Reserved]:
+def reserved(file: Path = SMOKE, datapath: Datapath = Datapath.USERSPACE) -> Iterator[Reserved]:
     """Build it, and leave nothing behind."""
-    scenario = load(SMOKE)
+    scenario = load(file)
     with ExitStack() as stack:
-        network = stack.enter_context(TandemNetwork(scenario, Datapath.USERSPACE))
+        network = stack.enter_context(TandemNetwork(scenario, datapath))
         controllers = {
             domain.name: stack.enter_context(_controller(network, index, domain.name))
             for index, domain in enumerate(scenario.domains)

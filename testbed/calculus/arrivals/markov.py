@@ -218,7 +218,7 @@ class MarkovPoisson(MarkovModulated):
         return np.where(self._intensity > 0.0, np.nan_to_num(growth, nan=1e200, posinf=1e200), 0.0)
 
     def log_packet_factor(self, rate_bps: float) -> float:
-        if len(set(self._sending)) == 1:
+        if all(size == self._sending[0] for size in self._sending):
             return min(super().log_packet_factor(rate_bps), self.log_seen_factor())
         # Sizes depend on the state, hence on the backlog: rate conservation weights packets by size and says nothing.
         return self.log_seen_factor()

@@ -124,9 +124,9 @@ class IndependentSum(_Sum):
     def log_packet_factor(self, rate_bps: float) -> float:
         if self.observer is not None:
             return _smallest(self.flows[self.observer], rate_bps)
-        each = max(_smallest(flow, rate_bps) for flow in self.flows)
-        # All bits together see a backlog exactly R/mean times as often as time does.
-        return each if self.under_contract else min(each, super().log_packet_factor(rate_bps))
+        if self.under_contract:
+            raise NotApplicableError("the mean of a contract is unknown; name an observer, or ask per time")
+        return super().log_packet_factor(rate_bps)
 
     def log_seen_factor(self) -> float:
         if self.observer is not None:
@@ -244,7 +244,7 @@ class DependentSum(_Sum):
         count = len(self.flows)
         least = theta[..., None] * np.array([1.0 / flow.theta_pole for flow in self.flows])
         weights = least + (1.0 - least.sum(axis=-1, keepdims=True)) / count
-        if len(set(self.flows)) == 1:
+        if all(flow == self.flows[0] for flow in self.flows):
             return np.asarray(weights)
         for _ in range(_NEWTON_STEPS):
             step = 1e-4 * (weights - least)

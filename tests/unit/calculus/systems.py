@@ -267,7 +267,8 @@ def _independent_sum(rng):
         makers[int(rng.integers(len(makers)))](np.random.default_rng(int(rng.integers(1 << 30)))) for _ in range(2)
     ]
     # Both flows in the same units and at comparable rates, else the smaller one is invisible.
-    observer = None if rng.random() < 0.4 else int(rng.integers(2))
+    contract = any(isinstance(flow, TokenBucket) for flow, _ in parts)
+    observer = None if rng.random() < 0.4 and not contract else int(rng.integers(2))
     unequal = float(rng.choice([1.0, 4.0]))
     first, second = _rescaled(*parts[0]), _rescaled(*parts[1], unequal)
 

@@ -15,6 +15,7 @@ from testbed.calculus import (
     DependentSum,
     EnvelopeService,
     ExcessTail,
+    FittedFlow,
     IndependentSum,
     LeftOver,
     MarkovFluid,
@@ -25,6 +26,7 @@ from testbed.calculus import (
     RateLatency,
     Renewal,
     SlottedOnOff,
+    TailTest,
     TokenBucket,
     UnstableError,
     backlog_bound,
@@ -83,16 +85,25 @@ def test_a_fitted_flow_bounds_fresh_traffic_of_the_same_kind(make, size, method)
         delay_bound(flow, [RateLatency(2.0 * flow.mean_bps, 0.0)], 1e-3, "time")
 
 
+def _repaid_bursts(rng, blocks):
+    """Gaps and sizes in blocks of two: a silence pays for the burst behind it, but rarely for two bits more."""
+    bursts, unpaid = rng.exponential(1.0, blocks), 2.0 * (rng.random(blocks) < 2.9e-4)
+    gaps, bits = np.full(2 * blocks, 1e-9), np.full(2 * blocks, 1e-9)
+    gaps[1::2] = bursts + 1e-3
+    bits[1::2] = bursts + unpaid
+    return gaps, bits
+
+
 def test_blocks_that_end_in_bursts_need_more_than_kingmans_constant():
-    """Bursts that later silences repay: the wait is one of many, and the largest of them, not a walk's maximum."""
+    """The wait is the largest of a thousand bursts, not the maximum of a walk that starts behind one."""
     rng = np.random.default_rng(2)
-    bursts = rng.geometric(0.05, 60_000)
-    times = np.repeat(np.cumsum(bursts.astype(np.float64)), bursts)
-    flow = fit_trace(times, np.ones(len(times)))
-    rate = flow.mean_bps / 0.7
-    backlog = lindley_backlog(np.diff(times, prepend=times[0]), np.ones(len(times)), rate)
+    gaps, bits = _repaid_bursts(rng, 300_000)
+    flow = FittedFlow(gaps, bits, 2, 0.99, TailTest(0.0, 0.0, 1.0, 0))
+    backlog = lindley_backlog(*_repaid_bursts(rng, 1_000_000), 1.0)
     for epsilon in (0.1, 1e-2, 1e-3):
-        assert (backlog > rate * delay_bound(flow, [RateLatency(rate, 0.0)], epsilon).delay_s).mean() <= epsilon
+        assert (backlog > delay_bound(flow, ONE, epsilon).delay_s).mean() <= epsilon
+    # E exp(theta X) is 1 at theta = 1/2, where E exp(theta V) is 2.
+    assert (backlog > 10.0).mean() > 2.0 * math.exp(-0.5 * 10.0)
 
 
 def test_a_heavy_tail_is_refused_and_the_test_is_named():
@@ -216,6 +227,8 @@ def test_what_a_contract_allows_says_nothing_about_how_often_its_packets_see_a_d
     assert delay_bound(DependentSum(flows), ONE, 1e-3, "time").delay_s > 0.0
     with pytest.raises(NotApplicableError, match="packets under a contract"):
         delay_bound(DependentSum(flows, 0), ONE, 1e-3)
+    with pytest.raises(NotApplicableError, match="the mean of a contract is unknown; name an observer"):
+        delay_bound(IndependentSum(flows), ONE, 1e-3)
 
 
 def test_packets_of_a_contract_beside_independent_flows_see_what_time_sees():

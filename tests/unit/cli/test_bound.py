@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from testbed.cli.main import app
+from testbed.scenario.loader import load
 
 DEMO = Path(__file__).parents[3] / "topologies" / "demo.yaml"
 
@@ -25,12 +26,14 @@ def test_json_names_tenant_probability_bound_method_assumptions_and_the_budget_p
     result = run("--json")
     assert result.exit_code == 0
     tenants = {tenant["name"]: tenant for tenant in json.loads(result.stdout)["tenants"]}
-    assert list(tenants) == ["alpha", "bravo", "charlie"]
+    scenario = load(DEMO)
+    promised = {tenant.name: tenant.promise.epsilon for tenant in scenario.tenants if tenant.promise}
+    assert {name: tenant["epsilon"] for name, tenant in tenants.items()} == promised
     for tenant in tenants.values():
-        assert tenant["epsilon"] == 0.001
         assert tenant["assumptions"]
         assert all(isinstance(clause, str) for clause in tenant["assumptions"])
-        assert [line["domain"] for line in tenant["budget"]] == ["own burst", "access", "metro", "core"]
+        domains = [domain.name for domain in scenario.domains]
+        assert [line["domain"] for line in tenant["budget"]] == ["own burst", *domains]
         assert all(set(line) == {"domain", "epsilon", "delay_s", "price_per_s"} for line in tenant["budget"])
         # The budget is the network's; the bound adds the sender's allowance.
         assert math.fsum(line["delay_s"] for line in tenant["budget"]) < tenant["bound_s"]

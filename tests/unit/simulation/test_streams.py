@@ -17,6 +17,7 @@ from testbed.scenario.model import (
     TraceArrivals,
 )
 from testbed.simulation.clock import PS_PER_S
+from testbed.simulation.paths import CorrelatedPath
 from testbed.simulation.streams import Stream, stream
 from testbed.traffic.arrivals import Process, group_seed, schedule, tenant_seed
 from testbed.traffic.modulation import on_off_path
@@ -115,6 +116,21 @@ def test_correlation_grows_from_nothing_to_unison() -> None:
     assert found[2] < found[3] - 0.1
     # Two tenants on one path still cut it into packets at different phases.
     assert found[3] > 0.95
+
+
+@pytest.mark.parametrize(("strength", "agreeing"), [(0.0, 0.52), (0.5, 0.5886), (1.0, 1.0)])
+def test_tenants_are_in_equilibrium_together_when_a_window_opens(strength: float, agreeing: float) -> None:
+    """On two fifths of the time; both are on or off together as often as their correlation, s^2/(2 - s^2), says."""
+    on = []
+    for seed in range(1500):
+        paths = [
+            CorrelatedPath(2e-3, 3e-3, strength, np.random.default_rng(seed), np.random.default_rng((number, seed)))
+            for number in (1, 2)
+        ]
+        on.append([path.more().start_ps[0] == 0 for path in paths])
+    found = np.array(on)
+    assert found.mean() == pytest.approx(0.4, abs=0.035)
+    assert np.mean(found[:, 0] == found[:, 1]) == pytest.approx(agreeing, abs=0.035)
 
 
 def test_whoever_follows_the_group_entirely_sends_the_same_whatever_the_others_do() -> None:

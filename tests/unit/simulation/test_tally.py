@@ -129,5 +129,14 @@ def test_limits_hold_the_true_quantile_of_clustered_packets_as_often_as_they_say
     assert held >= 93
 
 
+def test_the_design_effect_is_the_scatter_of_parts_over_that_of_coins() -> None:
+    """Five and fifteen of a thousand by turns: 32/31 * 32 * 5^2 over 32,000 * 1 % * 99 %, times (t/z)^2 of 31."""
+    tally = Tally.of([None])
+    tally.coarse[:, 0, 100] = [995, 985] * (BATCHES // 2)
+    tally.coarse[:, 0, 200] = [5, 15] * (BATCHES // 2)
+    expected = 32 / 31 * 800 / (32_000 * 0.01 * 0.99) * (2.0395 / 1.9600) ** 2
+    assert design_effect(tally, 0, (0.98,)) == pytest.approx(expected, rel=1e-3)
+
+
 def test_too_few_slow_packets_say_nothing() -> None:
     assert design_effect(tally_of(lognormal(500)), 0) is None

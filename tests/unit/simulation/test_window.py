@@ -86,6 +86,11 @@ def test_an_early_end_keeps_what_was_sent_until_then() -> None:
     assert np.array_equal(outcome.tally.fine, cut.tally.fine)
 
 
+def test_a_whole_window_is_as_long_as_was_planned() -> None:
+    awkward_s = 3000 / 4321.7
+    assert simulate(system(), Plan(1, 1, awkward_s)).duration_s == awkward_s
+
+
 def peak_bytes(duration_s: float) -> tuple[int, Outcome]:
     tracemalloc.start()
     outcome = simulate(system(), Plan(1, 1, duration_s, 1.0, chunk_packets=4000))

@@ -1,0 +1,119 @@
+"""A measured run again, in the simulator: the packets that its first border saw, through the same meters and queues.
+
+What differs between the two is then the network's and its host's doing alone: above all the time that switches take for
+a packet that waits for nobody, which the simulator knows nothing of and which is estimated from just those packets. The
+run's folder is all that is needed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from testbed.report.record import read_record
+from testbed.scenario.dictionary import from_dict
+from testbed.simulation.clock import PS_PER_S
+from testbed.simulation.network import Choices, network
+from testbed.simulation.streams import Packets
+from testbed.simulation.system import Scheduler
+from testbed.simulation.window import Plan, simulate
+from testbed.telemetry import samples
+from testbed.telemetry.samples import TenantSamples
+
+FloatArray = npt.NDArray[np.float64]
+
+_ALONE_S = 50e-6
+"""A packet that takes no longer than this more than the fastest has waited for nobody."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Replayed:
+    """One tenant of one window, measured and simulated.
+
+    Attributes:
+        tenant: Name.
+        window: Number of the window.
+        measured_s: From the first border to the last, NaN where a packet was lost, float64[n].
+        simulated_s: The same packets in the simulator, float64[n].
+    """
+
+    tenant: str
+    window: int
+    measured_s: FloatArray
+    simulated_s: FloatArray
+
+    @property
+    def host_s(self) -> float:
+        """Median of what the network took longer for packets that wait for nobody; NaN where all wait."""
+        alone = self.simulated_s < np.nanmin(self.simulated_s, initial=np.inf) + _ALONE_S
+        extra = (self.measured_s - self.simulated_s)[alone & np.isfinite(self.measured_s)]
+        return float(np.median(extra)) if extra.size else float("nan")
+
+    def quantiles(self, levels: tuple[float, ...] = (0.5, 0.99, 0.999)) -> tuple[FloatArray, FloatArray]:
+        """Measured quantiles, and simulated ones with the host's time added, of the packets that both delivered."""
+        both = np.isfinite(self.measured_s) & np.isfinite(self.simulated_s)
+        simulated_s = np.quantile(self.simulated_s[both], levels) + self.host_s
+        return np.quantile(self.measured_s[both], levels), np.asarray(simulated_s)
+
+
+def replay_run(folder: Path, scheduler: Scheduler = Scheduler.RESERVED) -> list[Replayed]:
+    """Replay every window of a run.
+
+    Args:
+        folder: What `testbed run` left.
+        scheduler: Of every domain.
+
+    Raises:
+        TestbedError: No such folder, or one that this version cannot read.
+    """
+    record = read_record(folder)
+    scenario = from_dict(record.scenario)
+    system = network(scenario, Choices(scheduler)).system
+    found = []
+    for window in record.windows:
+        seen = {t.name: samples.read(folder / window.samples[t.name])[0] for t in scenario.tenants}
+        captured = {number: _Captured(seen[t.name]) for number, t in enumerate(scenario.tenants, start=1)}
+        length_s = max(stream.end_s for stream in captured.values())
+        outcome = simulate(system, Plan(window.seed, window.index, length_s, length_s), streams=captured)
+        for members, passage in zip(system.companies(), outcome.passages, strict=True):
+            for k in members:
+                own = passage.tenant == k
+                border = passage.border_ps[own]
+                last = border[:, system.sources[k].hops]
+                simulated_s = np.where(last >= 0, (last - border[:, 0]) / PS_PER_S, np.nan)
+                name = scenario.tenants[k].name
+                measured_s = captured[k + 1].in_order(seen[name].network_s)
+                found.append(Replayed(name, window.index, measured_s, simulated_s))
+    return found
+
+
+class _Captured:
+    """Packets as a border saw them, in the order of their arrival there; those it did not see are left out."""
+
+    def __init__(self, seen: TenantSamples) -> None:
+        arrival_s = seen.border_s[:, 0]
+        present = np.flatnonzero(np.isfinite(arrival_s))
+        self._order = present[np.argsort(arrival_s[present], kind="stable")]
+        self._time_ps = np.rint(arrival_s[self._order] * PS_PER_S).astype(np.int64)
+        self._size_bits = seen.size_bits[self._order].astype(np.int32)
+        self._next = 0
+
+    @property
+    def end_s(self) -> float:
+        """Just after the last packet."""
+        return (int(self._time_ps[-1]) + 1) / PS_PER_S if self._time_ps.size else 0.0
+
+    def in_order(self, values: FloatArray) -> FloatArray:
+        """Values of the packets, in the order in which they are replayed."""
+        return values[self._order]
+
+    def until(self, time_ps: int) -> Packets:
+        """The next packets."""
+        stop = int(np.searchsorted(self._time_ps, time_ps))
+        part = slice(self._next, stop)
+        self._next = stop
+        n = stop - part.start
+        return Packets(self._time_ps[part], self._size_bits[part], np.ones(n, np.bool_))

@@ -1,0 +1,105 @@
+"""Meters, queues and long links of the kernel's datapath: driven as installed, named when they are not."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from testbed.emulation.network import TandemNetwork
+from testbed.emulation.probe import probe
+from testbed.emulation.probe_checks import ProbeResult
+from testbed.emulation.probe_domain import DomainProbe
+from testbed.errors import ReservationError
+from tests.integration.spine import Reserved
+
+pytestmark = pytest.mark.network
+
+PORT = "d1e-dn"
+STEADY_MINOR = 0x11
+PINGS = 40
+RTT = re.compile(r"= ([\d.]+)/[\d.]+/[\d.]+/[\d.]+ ms")
+
+
+def west(made: Reserved) -> tuple[ProbeResult, ...]:
+    """What one drive of the first domain finds."""
+    return DomainProbe(made.network, 0, made.programs["west"]).run()
+
+
+def tc(command: str) -> None:
+    subprocess.run(["tc", *command.split()], check=True, capture_output=True)
+
+
+def least_rtt_s(network: TandemNetwork) -> float:
+    """The shortest of some round trips of the tenant that no meter polices."""
+    path = network.layout.path(2)
+    command = ["ping", "-n", "-q", "-c", str(PINGS), "-i", "0.05", path.server.address]
+    enter = ["nsenter", f"--net={network.hosts[path.client.host].namespace}"]
+    said = subprocess.run([*enter, *command], check=True, capture_output=True, text=True).stdout
+    (least_ms,) = RTT.findall(said)
+    return float(least_ms) / 1e3
+
+
+def set_delay(interface: str, delay_s: float) -> None:
+    tc(f"qdisc change dev {interface} root netem delay {round(delay_s * 1e6)}us limit 1000")
+
+
+def test_the_kernel_at_hand_has_open_vswitch_s_datapath_and_uses_it(made: Reserved) -> None:
+    modules = {line.split()[0] for line in Path("/proc/modules").read_text().splitlines()}
+    assert {"openvswitch", "sch_netem", "sch_htb"} <= modules
+    assert "system@ovs-system" in made.network.ovs.appctl("dpif/show")
+
+
+def test_meters_and_queues_of_the_kernel_are_read_back_and_pass_the_probe(made: Reserved) -> None:
+    assert made.federation.drift() == ()
+    results = probe(made.network, made.programs)
+    driven = {result.what.partition(" (try")[0] for result in results}
+    assert {"meter burst, bits", "meter rate, bit/s", f"queue rate at {PORT}, bit/s"} <= driven
+    assert {f"packets in its class at {PORT}", f"packets in the default class at {PORT}"} <= driven
+    assert all(result.ok for result in results)
+
+
+def test_a_meter_without_burst_and_a_lowered_class_are_named(made: Reserved) -> None:
+    (steady,) = (rule for rule in made.programs["west"].rules if rule.meter is not None)
+    assert steady.meter is not None
+    # Without BURST the bucket holds a second of the rate.
+    band = f"kbps,stats,band=type=drop,rate={steady.meter.rate_kbps}"
+    made.network.ovs.ofctl("mod-meter", "d1i", f"meter={steady.meter.meter_id},{band}")
+    tc(f"class change dev {PORT} parent 1:1 classid 1:{STEADY_MINOR:x} htb rate 200kbit ceil 200kbit burst 4k")
+    drift = made.federation.drift()
+    failed = {result.what for result in west(made) if not result.ok}
+    made.federation.reserve()
+    assert any("meter" in difference and "steady" in difference for difference in drift), drift
+    assert any(PORT in difference and "steady" in difference for difference in drift), drift
+    assert {"meter burst, bits", f"queue rate at {PORT}, bit/s"} <= failed
+    assert made.federation.drift() == ()
+
+
+def test_packets_without_set_queue_fall_into_the_default_class_and_are_named(made: Reserved) -> None:
+    out = made.network.ovs.port_numbers()[PORT]
+    rule = made.programs["west"].rules[0]
+    flow = f"ip,nw_src={rule.client},nw_dst={rule.server},actions=output:{out}"
+    made.network.ovs.ofctl("mod-flows", "d1e", flow)
+    drift = made.federation.drift()
+    with pytest.raises(ReservationError, match=rf"packets wait in the default class at {PORT}.*set_queue"):
+        west(made)
+    made.federation.reserve()
+    assert any("flow" in difference and "steady" in difference for difference in drift), drift
+    assert made.federation.drift() == ()
+
+
+def test_the_shortest_round_trip_is_the_delays_of_the_links_and_what_the_switches_add(made: Reserved) -> None:
+    network = made.network
+    long_s = least_rtt_s(network)
+    for wire in network.layout.wires:
+        for interface in wire.interfaces:
+            set_delay(interface, 0.0)
+    zero_s = least_rtt_s(network)
+    for wire in network.layout.wires:
+        for interface in wire.interfaces:
+            set_delay(interface, wire.delay_s)
+    print(f"shortest round trip {long_s * 1e3:.2f} ms, without delay {zero_s * 1e3:.2f} ms")
+    assert network.link_delays_s == (0.02, 0.03)
+    assert long_s == pytest.approx(2 * sum(network.link_delays_s) + zero_s, rel=0.02)
