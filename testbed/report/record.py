@@ -102,7 +102,11 @@ class ConformanceRecord(_Part):
 
 
 class TenantRecord(_Part):
-    """One tenant's promise beside what was measured."""
+    """One tenant's promise beside what was measured.
+
+    The bound holds for a share 1 - epsilon of the packets, so it is compared with that percentile (`promised_s` and its
+    limits), which is the 99.9th for an epsilon of 0.001 and for a tenant without a promise.
+    """
 
     name: str
     n: int
@@ -115,6 +119,10 @@ class TenantRecord(_Part):
     p999_lower_s: float | None
     ideal_p999_s: float | None
     network_p999_s: float | None = None
+    promised_s: float | None = None
+    promised_interval_s: tuple[float | None, float | None] | None = None
+    promised_lower_s: float | None = None
+    ideal_promised_s: float | None = None
     bound_s: float | None
     bound_method: str | None
     network_bound_s: float | None = None

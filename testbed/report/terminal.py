@@ -54,7 +54,7 @@ def milliseconds(value: float | None) -> str:
 
 def _tenant_table(record: RunRecord) -> Table:
     table = Table(
-        title=f"{record.name}: bound beside measurement, p99.9 in ms",
+        title=f"{record.name}: bound beside measurement at the promised percentile, in ms",
         title_justify="left",
         header_style="bold",
         box=SIMPLE,
@@ -64,14 +64,14 @@ def _tenant_table(record: RunRecord) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
     for tenant in record.tenants:
-        low, high = tenant.p999_interval_s or (None, None)
+        low, high = tenant.promised_interval_s or (None, None)
         table.add_row(
             tenant.name,
             "–" if tenant.deadline_s is None else f"{tenant.deadline_s * 1e3:g} at {tenant.epsilon:g}",
             milliseconds(tenant.bound_s),
-            milliseconds(tenant.p999_s),
+            milliseconds(tenant.promised_s),
             f"{milliseconds(low)} .. {milliseconds(high)}",
-            milliseconds(tenant.ideal_p999_s),
+            milliseconds(tenant.ideal_promised_s),
             f"{tenant.n:,}",
             f"{tenant.lost:,}",
             "–" if tenant.deadline_s is None else f"{tenant.misses:,}",
@@ -93,6 +93,6 @@ def _gate_table(record: RunRecord) -> Table:
 def _broken(tenant: TenantRecord) -> Text:
     return Text(
         f"{tenant.name}: BOUND BROKEN: {milliseconds(tenant.bound_s)} ms ({tenant.bound_method}) lies below the lower "
-        f"confidence limit {milliseconds(tenant.p999_lower_s)} ms of a valid measurement",
+        f"confidence limit {milliseconds(tenant.promised_lower_s)} ms of a valid measurement",
         style="bold white on red",
     )

@@ -65,13 +65,14 @@ def judge_tenant(
     latency = np.concatenate([window.match.samples.latency_s for window in observed])
     network = np.concatenate([window.match.samples.network_s for window in observed])
     runs = np.repeat(np.arange(len(observed)), [len(window.match.samples) for window in observed])
-    median, p99, p999 = quantiles(latency, LEVELS, runs=runs)
+    level = 1.0 - (tenant.promise.epsilon if tenant.promise else 1e-3)
+    median, p99, p999, promised = quantiles(latency, (*LEVELS, level), runs=runs)
     contract = _conformance(tenant, observed)
     verdict, reason = _verdict(tenant, latency, runs, contract, valid=valid)
     promise = tenant.promise
     data = judge(latency, promise.deadline_s, promise.epsilon, promise.confidence, runs) if promise else None
     rate_per_s = latency.size / sum(window.window_s for window in observed)
-    lower = p999.one_sided_lower_s
+    lower = promised.one_sided_lower_s
     return TenantRecord(
         name=tenant.name,
         n=latency.size,
@@ -81,9 +82,13 @@ def judge_tenant(
         p99_s=_finite(p99.estimate_s),
         p999_s=_finite(p999.estimate_s),
         p999_interval_s=(_finite(p999.lower_s), _finite(p999.upper_s)),
-        p999_lower_s=_finite(lower),
-        ideal_p999_s=_ideal_p999(observed),
+        p999_lower_s=_finite(p999.one_sided_lower_s),
+        ideal_p999_s=_ideal(observed, 0.999),
         network_p999_s=_quantile(network, 0.999),
+        promised_s=_finite(promised.estimate_s),
+        promised_interval_s=(_finite(promised.lower_s), _finite(promised.upper_s)),
+        promised_lower_s=_finite(lower),
+        ideal_promised_s=_ideal(observed, level),
         bound_s=bound.bound_s if bound else None,
         bound_method=bound.method if bound else None,
         network_bound_s=bound.network_bound_s if bound else None,
@@ -165,9 +170,9 @@ def _domains(observed: Sequence[Observed], latency: FloatArray) -> tuple[DomainD
     return tuple(rows)
 
 
-def _ideal_p999(observed: Sequence[Observed]) -> float | None:
+def _ideal(observed: Sequence[Observed], level: float) -> float | None:
     waits = [window.replay.shaped_s for window in observed if window.replay is not None]
-    return _quantile(np.concatenate(waits), 0.999) if waits else None
+    return _quantile(np.concatenate(waits), level) if waits else None
 
 
 def _quantile(values: FloatArray, level: float) -> float | None:

@@ -30,10 +30,12 @@ def judge_tally(
     n, lost = int(tally.n[index]), int(tally.lost[index].sum())
     misses = lost + int(tally.late[index]) if tenant.promise else 0
     effect = design_effect(tally, index)
-    median, p99, p999 = (quantile(tally, index, level, effect) for level in (0.5, 0.99, 0.999))
+    promised_level = 1.0 - (tenant.promise.epsilon if tenant.promise else 1e-3)
+    levels = (0.5, 0.99, 0.999, promised_level)
+    median, p99, p999, promised = (quantile(tally, index, level, effect) for level in levels)
     dropped = int(tally.lost[index, METER])
     verdict, reason, upper = _verdict(tenant, n, misses, effect, dropped)
-    lower_s = p999.one_sided_lower_s
+    lower_s = promised.one_sided_lower_s
     contract = recorded.conformance
     return recorded.model_copy(
         update={
@@ -44,7 +46,11 @@ def judge_tally(
             "p99_s": p99.estimate_s,
             "p999_s": p999.estimate_s,
             "p999_interval_s": (p999.lower_s, p999.upper_s),
-            "p999_lower_s": lower_s,
+            "p999_lower_s": p999.one_sided_lower_s,
+            "promised_s": promised.estimate_s,
+            "promised_interval_s": (promised.lower_s, promised.upper_s),
+            "promised_lower_s": lower_s,
+            "ideal_promised_s": None,
             "network_p999_s": p999.estimate_s,
             "ideal_p999_s": None,
             "bound_broken": bool(verdict != "EXCUSED" and bound and lower_s is not None and bound.bound_s < lower_s),

@@ -87,7 +87,7 @@ def test_a_name_cannot_inject_markup(run_folder: FolderMaker) -> None:
 
 @pytest.mark.parametrize("broken", [True, False])
 def test_a_broken_bound_is_never_hidden(run_folder: FolderMaker, broken: bool) -> None:
-    folder, record = run_folder(tenant(bound_broken=broken, p999_lower_s=0.09))
+    folder, record = run_folder(tenant(bound_broken=broken, promised_lower_s=0.09))
     write_record(folder, record)
     assert ("bound broken" in render(folder)) is broken
     assert ("BOUND BROKEN" in text_of(record)) is broken

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -94,6 +95,18 @@ def test_a_bound_is_held_against_the_limit_and_not_the_estimate() -> None:
     assert found.p999_lower_s is not None
     between = (found.p999_lower_s + found.p999_s) / 2
     assert not judge_tenant(TENANT, [observed(fast)], bound(between), valid=True).bound_broken
+
+
+def test_a_bound_is_held_against_the_percentile_that_it_was_made_for() -> None:
+    loose = replace(TENANT, promise=Promise(0.2, 0.1))
+    found = judge_tenant(loose, [observed(often_late)], None, valid=True)
+    assert found.promised_s is not None
+    assert found.promised_lower_s is not None
+    assert found.p999_lower_s is not None
+    assert found.promised_lower_s < found.promised_s < found.p999_lower_s
+    between, below = (found.promised_s + found.p999_lower_s) / 2, 0.9 * found.promised_lower_s
+    assert not judge_tenant(loose, [observed(often_late)], bound(between), valid=True).bound_broken
+    assert judge_tenant(loose, [observed(often_late)], bound(below), valid=True).bound_broken
 
 
 def test_windows_are_pooled_and_their_losses_added() -> None:
