@@ -7,7 +7,7 @@ is taken from the statement, the answer is computed anew, and the bytes are comp
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -60,7 +60,7 @@ class Recomputed:
 class _Evidence:
     """Series that compliance rests on by subject, and the family that contracts rest on."""
 
-    series: dict[str, tuple[npt.NDArray[np.float64], npt.NDArray[np.int64] | None]]
+    series: Mapping[str, tuple[npt.NDArray[np.float64], npt.NDArray[np.int64] | None]]
     contracts: tuple[DomainEvidence, ...]
 
 

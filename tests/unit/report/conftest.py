@@ -21,7 +21,8 @@ def tenant(**changes: Any) -> TenantRecord:
     values: dict[str, Any] = {
         "name": "alpha", "n": 20_000, "misses": 3, "lost": 2, "p999_s": 0.0692, "p999_interval_s": (0.064, 0.075),
         "p999_lower_s": 0.065, "ideal_p999_s": 0.0690, "promised_s": 0.0692,
-        "promised_interval_s": (0.064, 0.075), "promised_lower_s": 0.065, "ideal_promised_s": 0.0690, "bound_s": 0.0791, "bound_method": "lundberg",
+        "promised_interval_s": (0.064, 0.075), "promised_lower_s": 0.065, "ideal_promised_s": 0.0690,
+        "bound_s": 0.0791, "bound_method": "lundberg",
         "deadline_s": 0.12, "epsilon": 0.001, "verdict": "PASS", "reason": "3 misses in 20,000",
         "bound": BoundRecord(
             bound_s=0.0791, network_bound_s=0.078, method="lundberg", assumptions=("independent increments",),
