@@ -122,7 +122,7 @@ class Federation:
             server=server,
             reservation=tenant.reservation,
             burst_bits=self._burst_bits(tenant, domain) if earlier is None else earlier.envelope.guardrails.burst_bits,
-            largest_packet_bits=tenant.arrivals.size_bits,
+            largest_packet_bits=tenant.packet_bits,
         )
 
     def _burst_bits(self, tenant: Tenant, domain: str) -> int:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from controller.client import CallError
 from controller.program import DomainProgram
+from testbed.errors import ScenarioError
 from testbed.management.bounds import DECLARED_HOST_S, bound_tenant
 from testbed.management.domain import Controller
 from testbed.management.federation import Federation, found
@@ -46,7 +47,14 @@ def bounds_on_paper(scenario: Scenario) -> dict[str, BoundRecord]:
 
     Raises:
         ReservationError: A domain cannot carry what the scenario reserves.
+        ScenarioError: A tenant sends requests.
     """
+    asking = [tenant.name for tenant in scenario.tenants if tenant.requests is not None]
+    if asking:
+        raise ScenarioError(
+            f"tenants {', '.join(asking)}: found requests, whose bounds need what a warm-up counts, expected tenants "
+            "that send packets; `testbed run` shows their bounds, or delete their requests"
+        )
     federation = on_paper(scenario)
     federation.collect_offers()
     bounds = {t.name: bound_tenant(t, federation.envelopes(t), host_s=DECLARED_HOST_S) for t in scenario.tenants}

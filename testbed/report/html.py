@@ -11,9 +11,9 @@ from markupsafe import Markup
 
 from testbed.report.audit_section import audit_sections
 from testbed.report.plots import Series, ccdf_plot, stack_plot
-from testbed.report.record import RunRecord, TenantRecord, read_record
+from testbed.report.record import DomainDelay, RunRecord, TenantRecord, read_record
 from testbed.report.terminal import milliseconds
-from testbed.telemetry import samples
+from testbed.telemetry import request_samples, samples
 
 REPORT_NAME = "report.html"
 
@@ -42,6 +42,10 @@ def write_report(folder: Path) -> Path:
 
 def load_series(folder: Path, record: RunRecord, tenant: str) -> Series:
     """Latency and ideal replay of one tenant over all windows of a run, in order."""
+    found = [folder / window.requests[tenant] for window in record.windows if tenant in window.requests]
+    if found:
+        asked = [request_samples.read(file).latency_s for file in found]
+        return Series(latency_s=np.concatenate(asked), ideal_s=np.empty(0))
     files = [folder / window.samples[tenant] for window in record.windows if tenant in window.samples]
     stored = [samples.read(file) for file in files]
     return Series(
@@ -57,5 +61,13 @@ def _pictures(folder: Path, record: RunRecord, tenant: TenantRecord) -> dict[str
         pictures["ccdf"] = ccdf_plot(tenant, series)
     if any(domain.mean_s is not None for domain in tenant.domains):
         pictures["stack"] = stack_plot(tenant, tenant.domains)
+    if tenant.requests is not None:
+        parts = [
+            DomainDelay(
+                domain=p.name, mean_s=p.mean_s, p999_s=p.p999_s, tail_mean_s=p.tail_mean_s, lag_share=0.0, lost=0
+            )
+            for p in tenant.requests.parts
+        ]
+        pictures["stack"] = stack_plot(tenant, parts)
     # The SVG is drawn here from numbers; names inside it went through matplotlib's own XML escaping.
     return {name: Markup(svg) for name, svg in pictures.items()}  # noqa: S704

@@ -91,6 +91,56 @@ class DomainDelay(_Part):
     lost: int
 
 
+class PartDelay(_Part):
+    """One part of a request's life.
+
+    Attributes:
+        tail_mean_s: Its mean over the requests at or above the tenant's p99.9 of the whole.
+    """
+
+    name: str
+    mean_s: float | None
+    p999_s: float | None
+    tail_mean_s: float | None
+
+
+class RequestsRecord(_Part):
+    """What became of a tenant's requests, and what they were made of.
+
+    Attributes:
+        accuracy: Share of the images answered for that were classified rightly.
+        timeouts: Requests whose answer was not there in time.
+        rejected: Requests that the server's queue or limits refused.
+        errors: Requests that ended in another error.
+        skipped: Requests never sent, because as many as allowed were unanswered.
+        overdue: Requests never sent, because the host came to them after their deadline.
+        framing_out: Wire bits for each message bit towards the server, from captures.
+        framing_back: The same towards the client.
+        reordered: Requests that HTTP/2 let overtake others.
+        network_s: p50, p99 and p99.9 of the network part: from the intended time to the compute host.
+        ideal_network_s: The same of an ideal queue fed the tenant's own calls.
+        parts: In the order of a request's life, the residual last; they add up to the latency.
+    """
+
+    model: str
+    images: int
+    compute_share: float
+    answered: int
+    accuracy: float | None
+    timeouts: int
+    rejected: int
+    errors: int
+    skipped: int
+    overdue: int
+    framing_out: float | None
+    framing_back: float | None
+    reordered: int
+    retransmitted_bits: float
+    network_s: tuple[float | None, float | None, float | None]
+    ideal_network_s: tuple[float | None, float | None, float | None]
+    parts: tuple[PartDelay, ...]
+
+
 class ConformanceRecord(_Part):
     """Packet counts that show whether the tenant kept its own contract, and where each excess packet went."""
 
@@ -140,16 +190,23 @@ class TenantRecord(_Part):
     bound: BoundRecord | None = None
     domains: tuple[DomainDelay, ...] = ()
     conformance: ConformanceRecord | None = None
+    requests: RequestsRecord | None = None
 
 
 class WindowRecord(_Part):
-    """One measured window: its seed, its files and the host around it."""
+    """One measured window: its seed, its files and the host around it.
+
+    Attributes:
+        samples: Packets, by tenant that sends packets.
+        requests: Requests, by tenant that sends requests.
+    """
 
     index: int
     seed: int
     duration_s: float
     valid: bool
     samples: dict[str, str]
+    requests: dict[str, str] = {}
     environment_before: dict[str, Any] = {}
     environment_after: dict[str, Any] = {}
     sender_lateness_p999_s: dict[str, float] = {}

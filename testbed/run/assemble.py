@@ -18,14 +18,16 @@ from testbed.report.record import (
     EnvelopeRecord,
     GateRecord,
     RunRecord,
+    TenantRecord,
     WindowRecord,
 )
 from testbed.run.judge import Observed, judge_tenant, run_verdict
+from testbed.run.judge_requests import judge_requests
 from testbed.run.terms import Terms
 from testbed.run.window import Window
 from testbed.scenario.dictionary import to_dict
-from testbed.scenario.model import Scenario
-from testbed.telemetry import lag, samples
+from testbed.scenario.model import Scenario, Tenant
+from testbed.telemetry import lag, request_samples, samples
 
 
 @dataclass(frozen=True)
@@ -71,16 +73,32 @@ def assemble(
     gates = tuple(gate for item in measured for gate in item.gates)
     valid = all(gate.ok for gate in gates)
     observed: dict[str, list[Observed]] = {tenant.name: [] for tenant in scenario.tenants}
+    seconds = sum(item.window.duration_s for item in measured)
     windows = []
     for item in measured:
-        files = {}
+        files, requests = {}, {}
         for tenant in scenario.tenants:
+            if tenant.requests is not None:
+                requests[tenant.name] = f"window-{item.window.index}/{tenant.name}.parquet"
+                outcome = item.window.requests[tenant.name]
+                request_samples.write(folder / requests[tenant.name], outcome.match.samples)
+                continue
             seen = observe(tenant.name, item)
             observed[tenant.name].append(seen)
             files[tenant.name] = f"window-{item.window.index}/{tenant.name}.parquet"
             samples.write(folder / files[tenant.name], seen.match.samples, seen.replay)
-        windows.append(_window_record(item, files))
-    tenants = tuple(judge_tenant(t, observed[t.name], bounds.get(t.name), valid=valid) for t in scenario.tenants)
+        windows.append(_window_record(item, files, requests))
+
+    def judged(tenant: Tenant) -> TenantRecord:
+        bound = bounds.get(tenant.name)
+        if tenant.requests is None:
+            return judge_tenant(tenant, observed[tenant.name], bound, valid=valid)
+        outcomes = [item.window.requests[tenant.name] for item in measured]
+        terms = measured[0].terms.get(tenant.name) if tenant.reservation else None
+        shaper = None if terms is None else terms.shaper
+        return judge_requests(tenant, tenant.requests, outcomes, bound, shaper, seconds=seconds, valid=valid)
+
+    tenants = tuple(judged(tenant) for tenant in scenario.tenants)
     return RunRecord(
         run_id="",
         name=scenario.name,
@@ -100,7 +118,7 @@ def assemble(
     )
 
 
-def _window_record(item: Measured, files: dict[str, str]) -> WindowRecord:
+def _window_record(item: Measured, files: dict[str, str], requests: dict[str, str]) -> WindowRecord:
     window = item.window
     lateness = {
         name: float(np.nanquantile(record.lateness_s, 0.999, method="higher"))
@@ -113,6 +131,7 @@ def _window_record(item: Measured, files: dict[str, str]) -> WindowRecord:
         duration_s=window.duration_s,
         valid=all(gate.ok for gate in item.gates),
         samples=files,
+        requests=requests,
         environment_before=asdict(window.host_before),
         environment_after=asdict(window.host_after),
         sender_lateness_p999_s=lateness,

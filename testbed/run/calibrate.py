@@ -71,7 +71,7 @@ def calibrate(scenario: Scenario, federation: Federation, warm_up: Window, terms
     latest_s = 0.0
     for tenant in scenario.tenants:
         envelopes = federation.envelopes(tenant)
-        if not envelopes:
+        if not envelopes or tenant.requests is not None:
             continue
         samples, rate_bps = warm_up.matches[tenant.name].samples, terms[tenant.name].shaper.rate_bps
         seen = replay(samples, rate_bps, [e.latency_s - e.guardrails.host_allowance_s for e in envelopes])

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from testbed.management.bounds import HOST_RISK
 from testbed.report.record import GateRecord
+from testbed.run.request_terms import Granted, request_gates
 from testbed.run.terms import Terms
 from testbed.run.window import Window
 from testbed.scenario.model import Scenario, Tenant
@@ -16,7 +17,11 @@ from testbed.telemetry.lag import replay
 
 
 def gates_of(
-    scenario: Scenario, window: Window, terms: Mapping[str, Terms], drift: Sequence[str]
+    scenario: Scenario,
+    window: Window,
+    terms: Mapping[str, Terms],
+    granted: Mapping[str, Granted],
+    drift: Sequence[str],
 ) -> tuple[GateRecord, ...]:
     """Every gate of a window.
 
@@ -24,6 +29,7 @@ def gates_of(
         scenario: Tenants and their promises.
         window: The evidence.
         terms: What each tenant's delays are held against.
+        granted: What each request tenant is held against.
         drift: Differences between what was committed and what was installed, before or after the window.
     """
     begin_ns = next(iter(window.sent.values())).start_monotonic_ns
@@ -39,7 +45,12 @@ def gates_of(
         fidelity.ledger("queue counters", _ledger(scenario, window)),
     ]
     for tenant in scenario.tenants:
-        gates += _tenant_gates(tenant, window, terms)
+        if tenant.requests is None:
+            gates += _tenant_gates(tenant, window, terms)
+        else:
+            own = terms.get(tenant.name)
+            outcome = window.requests[tenant.name]
+            gates += request_gates(tenant, outcome, granted.get(tenant.name), own.shaper if own else None)
     return tuple(
         GateRecord(
             name=gate.name,
@@ -77,6 +88,8 @@ def _ledger(scenario: Scenario, window: Window) -> list[Ledger]:
     """What borders saw of each tenant in each domain, and what meters and queues counted, must agree to the packet."""
     rows = []
     for tenant in scenario.tenants:
+        if tenant.requests is not None:
+            continue
         borders = window.matches[tenant.name].borders
         for d, domain in enumerate(scenario.path(tenant)):
             grown = window.grown(domain.name, tenant.name)

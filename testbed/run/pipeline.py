@@ -23,14 +23,17 @@ from testbed.errors import InterruptedRunError, PreflightError
 from testbed.management.bounds import bound_tenant
 from testbed.management.domain import HOST_ALLOWANCE_CAP_S
 from testbed.management.federation import Federation, found
+from testbed.management.request_bounds import bound_requests
 from testbed.report.html import write_report
 from testbed.report.junit import write_junit
-from testbed.report.record import ProbeRecord, write_record
+from testbed.report.record import BoundRecord, ProbeRecord, write_record
 from testbed.run.assemble import Measured, assemble
 from testbed.run.calibrate import PATH_FLOOR_S, calibrate
 from testbed.run.gates import gates_of
 from testbed.run.preflight import choose_datapath, require_room, require_root
 from testbed.run.progress import Progress, Step
+from testbed.run.request_terms import Granted, calibrate_requests
+from testbed.run.requests import asking, start_servers
 from testbed.run.terms import terms_of
 from testbed.run.window import Stage
 from testbed.scenario.model import Scenario
@@ -87,17 +90,19 @@ def run(scenario: Scenario, options: Options, progress: Progress) -> Path:
             federation.collect_offers()
             federation.reserve()
             stack.callback(federation.release)
+        if asking(scenario):
+            with steps.step("starting inference servers"):
+                start_servers(network)
         stage = Stage(network, controllers, folder)
         with steps.step("calibrating") as step:
-            host_s = _calibrate(stage, federation, step, options.stop)
+            granted = _calibrate(stage, federation, step, options.stop)
             steps.require_wanted()
         with steps.step("probing"):
             programs = {name: agent.program for name, agent in federation.agents.items()}
             probes = probe(network, programs, before_each=steps.require_wanted)
             network.enlarge_buffers()
-        every = {t.name: bound_tenant(t, federation.envelopes(t), host_s=host_s) for t in scenario.tenants}
-        bounds = {name: bound for name, bound in every.items() if bound is not None}
-        measured = list(_measure(stage, federation, host_s, options, steps))
+        bounds = _bounds(scenario, federation, granted)
+        measured = list(_measure(stage, federation, granted, options, steps))
         installed = {name: client.read_back() for name, client in controllers.items()}
         fingerprint = host.fingerprint()
     with steps.step("judging"):
@@ -159,7 +164,7 @@ def _new_folder(out: Path, name: str, runid: str) -> Iterator[Path]:
         ) from error
     try:
         yield folder
-    except InterruptedRunError:
+    except (InterruptedRunError, PreflightError):
         shutil.rmtree(folder)
         raise
 
@@ -181,28 +186,50 @@ def _federation(network: TandemNetwork, controllers: Mapping[str, ControllerClie
     )
 
 
-def _calibrate(stage: Stage, federation: Federation, step: Step, stop: Callable[[], bool]) -> float:
-    """Have every domain sign what a warm-up supports; what the host may add on a path, in seconds."""
+@dataclass(frozen=True)
+class _Granted:
+    """What a warm-up supports: what the host may add to packets on a path, and request tenants' terms, by name."""
+
+    host_s: float
+    requests: Mapping[str, Granted]
+
+
+def _bounds(scenario: Scenario, federation: Federation, granted: _Granted) -> dict[str, BoundRecord]:
+    """The bound of every tenant that has a contract, by name."""
+    found = {}
+    for tenant in scenario.tenants:
+        if tenant.requests is None:
+            bound = bound_tenant(tenant, federation.envelopes(tenant), host_s=granted.host_s)
+        else:
+            own = granted.requests.get(tenant.name)
+            bound = None if own is None else bound_requests(tenant, own.terms, host_s=own.host_s)
+        if bound is not None:
+            found[tenant.name] = bound
+    return found
+
+
+def _calibrate(stage: Stage, federation: Federation, step: Step, stop: Callable[[], bool]) -> _Granted:
+    """Have every domain sign what a warm-up supports."""
     scenario = stage.network.scenario
     warm_up = stage.play(0, seed=scenario.seed, duration_s=scenario.warmup_s, conforming=True, step=step, stop=stop)
     if not warm_up.complete:
-        return PATH_FLOOR_S
+        return _Granted(PATH_FLOOR_S, {})
     allowances = calibrate(scenario, federation, warm_up, terms_of(scenario, federation, stage.shapers(), 0.0))
     for name, allowance_s in allowances.domains_s.items():
         federation.agents[name].host_allowance_s = allowance_s
     federation.collect_offers()
     federation.reserve()
-    return allowances.path_s
+    return _Granted(allowances.path_s, calibrate_requests(scenario, federation, warm_up.requests))
 
 
 def _measure(
-    stage: Stage, federation: Federation, host_s: float, options: Options, steps: _Steps
+    stage: Stage, federation: Federation, granted: _Granted, options: Options, steps: _Steps
 ) -> Iterator[Measured]:
     scenario = stage.network.scenario
     for index in range(1, options.seeds + 1):
         with steps.step(f"measuring {index} of {options.seeds}") as step:
             drift = federation.drift()
-            terms = terms_of(scenario, federation, stage.shapers(), host_s)
+            terms = terms_of(scenario, federation, stage.shapers(), granted.host_s)
             window = stage.play(
                 index,
                 seed=scenario.seed + index - 1,
@@ -211,12 +238,12 @@ def _measure(
                 step=step,
                 stop=options.stop,
             )
-            if not window.complete and not all(len(match.samples) for match in window.matches.values()):
+            if not window.complete and not window.everyone_sent:
                 # Cut off before every tenant had sent a packet: there is nothing in it to judge.
                 steps.require_wanted()
                 return
             drift = (*drift, *federation.drift())
-            gates = gates_of(scenario, window, terms, drift)
+            gates = gates_of(scenario, window, terms, granted.requests, drift)
         steps.measured = True
         yield Measured(window, gates, terms)
         if options.stop():

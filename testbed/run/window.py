@@ -22,12 +22,15 @@ from testbed.emulation.network import TandemNetwork
 from testbed.emulation.ovs import DatapathCounters
 from testbed.emulation.supervisor import Child
 from testbed.errors import FidelityError
+from testbed.run import requests
 from testbed.run.progress import Step
+from testbed.run.requests import RequestOutcome
 from testbed.telemetry import host, pcap, stalls
 from testbed.telemetry.capture import Capture, CaptureCounts
 from testbed.telemetry.match import Match, SentPackets, match
 from testbed.traffic.arrivals import schedules
 from testbed.traffic.records import NOT_ATTEMPTED, SenderSpec, SendRecord
+from testbed.traffic.request_records import RequestRecord
 
 START_IN_NS = 300_000_000
 """Between the last sender's being ready and the first packet: enough to tell every sender."""
@@ -88,7 +91,8 @@ class Window:
         duration_s: Length of its schedules.
         start_ns: CLOCK_REALTIME of its start.
         complete: Whether every sender sent its whole schedule.
-        matches: Packet by packet, by tenant.
+        matches: Packet by packet, by tenant that sends packets.
+        requests: Request by request, by tenant that sends requests.
         sent: What each sender did, by tenant.
         captures: What each border's capture counted, by interface.
         switches_before: Counters when no packet had been sent.
@@ -104,13 +108,20 @@ class Window:
     start_ns: int
     complete: bool
     matches: Mapping[str, Match]
-    sent: Mapping[str, SendRecord]
+    requests: Mapping[str, RequestOutcome]
+    sent: Mapping[str, SendRecord | RequestRecord]
     captures: Mapping[str, CaptureCounts]
     switches_before: Switches
     switches_after: Switches
     host_before: host.Snapshot
     host_after: host.Snapshot
     stalls: Sequence[stalls.StallRecord]
+
+    @property
+    def everyone_sent(self) -> bool:
+        """Whether every tenant sent something."""
+        attempted = [outcome.record.attempted.any() for outcome in self.requests.values()]
+        return all(len(match.samples) for match in self.matches.values()) and all(attempted)
 
     def grown(self, domain: str, tenant: str) -> Counted:
         """What the counters of one tenant in one domain grew by within the window."""
@@ -174,6 +185,8 @@ class Stage:
         tickers = stalls.start(self.network.supervisor, folder)
         captures = self._capture(folder)
         sinks = self._sinks()
+        captures |= requests.capture_clients(self.network, folder)
+        senders |= requests.start_senders(self.network, folder, index, seed, duration_s)
         before, host_before = self._switches(), host.snapshot(ports)
         start_ns = time.monotonic_ns() + START_IN_NS
         for child in senders.values():
@@ -186,7 +199,10 @@ class Stage:
         for sink in sinks:
             self.network.supervisor.end(sink)
         self.network.supervisor.check()
-        sent = {name: SendRecord.load(folder / f"{name}.sent.npz") for name in senders}
+        asked = {tenant.name for tenant, _ in requests.asking(self.network.scenario)}
+        packets = {name: SendRecord.load(folder / f"{name}.sent.npz") for name in senders if name not in asked}
+        records = {name: RequestRecord.load(requests.record_path(folder, name)) for name in asked}
+        sent: dict[str, SendRecord | RequestRecord] = {**packets, **records}
         epoch_ns = next(iter(sent.values())).start_realtime_ns
         return Window(
             index=index,
@@ -194,7 +210,8 @@ class Stage:
             duration_s=duration_s,
             start_ns=epoch_ns,
             complete=complete,
-            matches=self._match(folder, sent, epoch_ns),
+            matches=self._match(folder, packets, epoch_ns),
+            requests=requests.find(self.network, folder, records),
             sent=sent,
             captures=counts,
             switches_before=before,
@@ -232,7 +249,9 @@ class Stage:
         drawn = schedules(self.network.scenario, window=index, duration_s=duration_s, seed=seed, conforming=conforming)
         offset_ns = host.clock_offset_ns()
         children = {}
-        for path in self.network.layout.paths:
+        for path, tenant in zip(self.network.layout.paths, self.network.scenario.tenants, strict=True):
+            if tenant.requests is not None:
+                continue
             name = path.tenant
             drawn[path.number].save(folder / f"{name}.schedule.npz")
             spec = SenderSpec(
@@ -260,12 +279,22 @@ class Stage:
         ]
 
     def _capture(self, folder: Path) -> dict[str, Capture]:
+        answered = bool(requests.asking(self.network.scenario))
+
+        def options(border: Border) -> dict[str, Any]:
+            if not answered:
+                return {}
+            if border.host is None:
+                return {"expression": requests.TO_SERVERS}
+            return {"expression": requests.AT_SERVERS, "both_ways": True}
+
         return {
             border.interface: Capture.start(
                 self.network.supervisor,
                 border.interface,
                 folder / f"{border.interface}.pcap",
                 host_pid=None if border.host is None else self.network.hosts[border.host].pid,
+                **options(border),
             )
             for border in self._borders
         }
@@ -281,7 +310,8 @@ class Stage:
     def _wait(
         self, senders: Mapping[str, Child], start_ns: int, duration_s: float, step: Step, stop: Callable[[], bool]
     ) -> bool:
-        deadline_s = START_IN_NS / 1e9 + duration_s + MARGIN_S
+        waits_s = [asked.timeout_s + requests.LAST_ANSWERS_S for _, asked in requests.asking(self.network.scenario)]
+        deadline_s = START_IN_NS / 1e9 + duration_s + max(waits_s, default=0.0) + MARGIN_S
         told = False
         while any(child.process.poll() is None for child in senders.values()):
             elapsed_s = (time.monotonic_ns() - start_ns) / 1e9
@@ -335,6 +365,8 @@ class Stage:
         names = [domain.name for domain in self.network.scenario.domains]
         found = {}
         for path in layout.paths:
+            if path.tenant not in sent:
+                continue
             borders = [layout.border(i) for i in range(path.domains)]
             borders.append(layout.border(path.domains, path.server.host))
             empty = {

@@ -14,13 +14,19 @@ from typing import Any
 
 from testbed.scenario.fields import ArrivalRate, Boolean, Choice, Field, ListOf, Name, Number, Quantity, Record, Text
 from testbed.scenario.fields import Variants as _Variants
+from testbed.scenario.model import FULL_FRAME_BITS
 from testbed.scenario.units import FREQUENCY, RATE, SIZE, TIME
 
 MOST_DOMAINS = 8
 MOST_TENANTS = 500
 SMALLEST_FRAME_BYTES = 66
 """Ethernet, IPv4 and UDP headers and the 24 bytes by which the testbed recognises a packet."""
-LARGEST_FRAME_BYTES = 1514
+LARGEST_FRAME_BYTES = FULL_FRAME_BITS // 8
+LARGEST_REQUEST_BYTES = 1_000_000
+"""What inference servers of a run are told to accept."""
+MOST_IMAGES = 1024
+MODELS = tuple(json.loads(resources.files("inference_server").joinpath("weights/record.json").read_text())["models"])
+"""The digit classifiers that ship with the inference server."""
 LARGEST_BUCKET_BITS = 4 * 10**9
 """Meters count kbit in 32 bits."""
 
@@ -39,11 +45,25 @@ _QUEUE = Quantity(SIZE, Fraction(1), Fraction(LARGEST_BUCKET_BITS))
 _FRAME = Quantity(
     SIZE, Fraction(8 * SMALLEST_FRAME_BYTES), Fraction(8 * LARGEST_FRAME_BYTES), 8, "a frame is made of whole bytes"
 )
+_MESSAGE = Quantity(SIZE, Fraction(8), Fraction(8 * LARGEST_REQUEST_BYTES), 8, "a message is made of whole bytes")
+_PACKET_OR_MESSAGE = Quantity(
+    SIZE,
+    Fraction(8 * SMALLEST_FRAME_BYTES),
+    Fraction(8 * LARGEST_REQUEST_BYTES),
+    8,
+    "frames and messages are made of whole bytes",
+)
 _PHASE = Quantity(TIME, Fraction(1, 10**6), Fraction(3600))
 _DEADLINE = Quantity(TIME, Fraction(1, 10**6), Fraction(3600))
+_TIMEOUT = Quantity(TIME, Fraction(1, 1000), Fraction(60))
 _DURATION = Quantity(TIME, Fraction(1), Fraction(7200))
 
-_SIZE = Field("size", _FRAME, "Size of every packet: an Ethernet frame without its checksum.", required=True)
+_SIZE = Field(
+    "size",
+    _PACKET_OR_MESSAGE,
+    "Size of every packet: an Ethernet frame without its checksum; of a tenant with requests, of every message.",
+    required=True,
+)
 
 _ARRIVALS = _Variants(
     "an arrival model",
@@ -175,6 +195,53 @@ _MISBEHAVIOUR = _Variants(
     help="How the tenant breaks its declaration on purpose.",
 )
 
+_REQUESTS = Record(
+    "requests",
+    (
+        Field("model", Choice(MODELS), "Model that answers them.", required=True),
+        Field("images", Number("a number of images", 1, MOST_IMAGES, whole=True), "Images in each.", default=1),
+        Field(
+            "sizes",
+            Choice(("declared", "model", "tokens", "mixed")),
+            "How large messages are. declared: padded to the size of the arrivals; model: what the images need; "
+            "tokens: what the trace says; mixed: drawn from mix.",
+            default="declared, with a trace tokens",
+        ),
+        Field(
+            "mix",
+            ListOf(
+                "message size",
+                Record(
+                    "a message size",
+                    (
+                        Field("size", _MESSAGE, "Size of a message.", required=True),
+                        Field("weight", Number("a weight", 1e-6, 1e6), "How often it occurs.", default=1),
+                    ),
+                ),
+                64,
+            ),
+            "Sizes of messages, each drawn independently; only with sizes: mixed.",
+        ),
+        Field(
+            "in-flight",
+            Number("a number of requests", 1, 100_000, whole=True),
+            "Most requests that may be unanswered; those due beyond it are never sent, and missed.",
+            default=10_000,
+        ),
+        Field(
+            "timeout",
+            _TIMEOUT,
+            "How long after its intended time an answer is waited for. Left out: the promise's deadline, or 10 s.",
+        ),
+        Field(
+            "compute-share",
+            Number("a fraction", 0.001, 1),
+            "Share of the site's inference server that the tenant is guaranteed. Left out: an equal part of what the "
+            "other tenants of the site leave.",
+        ),
+    ),
+)
+
 _DOMAIN = Record(
     "a domain",
     (
@@ -198,6 +265,7 @@ _TENANT = Record(
         Field("name", Name(), "Unique among the tenants.", required=True),
         Field("site", Name(), "Domain that serves the tenant. Left out: the last one that offers compute."),
         Field("arrivals", _ARRIVALS, "What the tenant declares that it sends.", required=True),
+        Field("requests", _REQUESTS, "What each arrival asks of an inference server. Left out: arrivals are packets."),
         Field("reservation", _RESERVATION, "What the tenant buys in every domain. Left out: best effort."),
         Field("promise", _PROMISE, "What the tenant is promised; needs a reservation."),
         Field("misbehaviour", _MISBEHAVIOUR, "How the tenant breaks its declaration on purpose."),

@@ -16,14 +16,19 @@ from testbed.scenario.model import (
     Arrivals,
     Datapath,
     Domain,
+    DrawnSize,
     Misbehaviour,
+    ModelSize,
     OnOffArrivals,
     PoissonArrivals,
     Promise,
     RenewalArrivals,
+    Requests,
+    RequestSize,
     Reservation,
     Scenario,
     Tenant,
+    TokenSize,
     TraceArrivals,
 )
 
@@ -35,6 +40,8 @@ _MODELS: dict[str, type[Arrivals]] = {
     "trace": TraceArrivals,
 }
 _MODEL_NAMES = {kind: name for name, kind in _MODELS.items()}
+_SIZES: dict[str, type[RequestSize]] = {"model": ModelSize, "drawn": DrawnSize, "tokens": TokenSize}
+_SIZE_NAMES = {kind: name for name, kind in _SIZES.items()}
 
 
 def to_dict(scenario: Scenario) -> dict[str, Any]:
@@ -73,7 +80,13 @@ def _tenant_to_dict(tenant: Tenant) -> dict[str, Any]:
     arrivals = {"model": _MODEL_NAMES[type(tenant.arrivals)], **asdict(tenant.arrivals)}
     if isinstance(tenant.arrivals, TraceArrivals):
         arrivals["path"] = str(tenant.arrivals.path)
-    return {**asdict(tenant), "arrivals": arrivals}
+    written = {**asdict(tenant), "arrivals": arrivals}
+    if tenant.requests is None:
+        # Folders of tenants that send packets stay as they were before there were others.
+        del written["requests"]
+    else:
+        written["requests"]["size"] = {"kind": _SIZE_NAMES[type(tenant.requests.size)], **asdict(tenant.requests.size)}
+    return written
 
 
 def _tenant_from_dict(data: Mapping[str, Any]) -> Tenant:
@@ -85,8 +98,18 @@ def _tenant_from_dict(data: Mapping[str, Any]) -> Tenant:
             "reservation": _optional(Reservation, data.get("reservation")),
             "promise": _optional(Promise, data.get("promise")),
             "misbehaviour": _optional(Misbehaviour, data.get("misbehaviour")),
+            "requests": _requests_from_dict(data["requests"]) if data.get("requests") is not None else None,
         },
     )
+
+
+def _requests_from_dict(data: Mapping[str, Any]) -> Requests:
+    size = dict(data.get("size", {}))
+    name = size.pop("kind", None)
+    if name not in _SIZES:
+        raise ScenarioError(f"scenario data: found request sizes of kind {name!r}; expected one of {', '.join(_SIZES)}")
+    parameters = {key: tuple(value) for key, value in size.items()}
+    return _build(Requests, {**data, "size": _build(_SIZES[name], parameters)})
 
 
 def _arrivals_from_dict(data: Mapping[str, Any]) -> Arrivals:

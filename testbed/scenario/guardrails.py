@@ -8,7 +8,8 @@ The choices are open and fixed, so that two readers of a file derive the same nu
   least as fast as e^{-theta b}, with theta from Lundberg's inequality for independent gaps (a Poisson process has
   them) and the exact decay of the fluid queue for Markov on-off arrivals; a policer drops less than such a queue
   overflows. Two packets are added, for the packet itself and for the cutting of fluid into packets, and 1 ms of r for
-  the meter's refill grain. A trace gets the largest backlog of its own endless repetition.
+  the meter's refill grain. A trace gets the largest backlog of its own endless repetition. Requests count with all
+  they put on the wire, and their bucket holds 100 ms of R more: what TCP held back leaves at the rate of the queue.
 * The queue holds b and 50 ms of R, room for what a late scheduler leaves behind.
 
 Nothing here judges whether a reservation makes sense; `testbed.scenario.rules` does.
@@ -18,16 +19,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 
-from testbed.scenario.model import Arrivals, OnOffArrivals, PoissonArrivals, RenewalArrivals, TraceArrivals
-from testbed.traffic.traces import Requests, read_requests
+from testbed.scenario.model import (
+    FULL_FRAME_BITS,
+    Arrivals,
+    OnOffArrivals,
+    PoissonArrivals,
+    RenewalArrivals,
+    TraceArrivals,
+)
+from testbed.traffic.request_demand import Demand
+from testbed.traffic.traces import read_requests, read_trace
 
 OVERFLOW = 1e-7
 REFILL_GRAIN_S = 1e-3
 QUEUE_HEADROOM_S = 0.05
 LEAST_PACKETS = 10
+HELD_BACK_S = 0.1
+SMALL_PACKETS = 2.0
+"""How many packets TCP makes of what full ones would carry, at most: a queue's limit is counted in packets."""
 _KBIT = 1000
 
 
@@ -47,7 +61,8 @@ def burst_bits(arrivals: Arrivals, meter_bps: int) -> int:
         ScenarioError: A trace that cannot be read.
     """
     if isinstance(arrivals, TraceArrivals):
-        backlog_bits = _largest_backlog_bits(read_requests(arrivals), meter_bps)
+        requests = read_requests(arrivals)
+        backlog_bits = _largest_backlog_bits(requests.time_s, requests.size_bits, requests.period_s, meter_bps)
     else:
         backlog_bits = -math.log(OVERFLOW) / decay_per_bit(arrivals, meter_bps)
     packet_bits = arrivals.size_bits
@@ -55,48 +70,105 @@ def burst_bits(arrivals: Arrivals, meter_bps: int) -> int:
     return _whole_kbit(max(needed, LEAST_PACKETS * packet_bits))
 
 
+def request_burst_bits(arrivals: Arrivals, demand: Demand, meter_bps: int, rate_bps: int) -> int:
+    """The same for requests: a bucket that neither conforming arrivals nor TCP's own bursts overflow, in whole kbit.
+
+    Args:
+        arrivals: The declared process, one arrival a request.
+        demand: What its requests put on the wire, with a mean below `meter_bps`.
+        meter_bps: Rate of the meter.
+        rate_bps: Reserved rate.
+
+    Raises:
+        ScenarioError: A trace that cannot be read.
+    """
+    largest = float(demand.wire_bits.max())
+    if isinstance(arrivals, TraceArrivals):
+        trace = read_trace(arrivals.path, arrivals.format)
+        sizes = np.broadcast_to(demand.wire_bits, trace.time_s.shape)
+        speed_up = arrivals.speed_up
+        backlog_bits = _largest_backlog_bits(trace.time_s / speed_up, sizes, trace.period_s / speed_up, meter_bps)
+    elif isinstance(arrivals, OnOffArrivals):
+        fluid = meter_bps * arrivals.size_bits / float(demand.wire_bits @ demand.share)
+        backlog_bits = -math.log(OVERFLOW) / decay_per_bit(arrivals, fluid) * meter_bps / fluid
+    else:
+        backlog_bits = -math.log(OVERFLOW) / decay_per_bit(arrivals, meter_bps, demand)
+    needed = backlog_bits + 2 * largest + REFILL_GRAIN_S * meter_bps + HELD_BACK_S * rate_bps
+    return _whole_kbit(max(needed, LEAST_PACKETS * FULL_FRAME_BITS))
+
+
+def request_queue_bits(burst: int, rate_bps: int) -> int:
+    """Queue limit of a request tenant for a bucket of `burst` bits, in whole kbit: not all of its packets are full."""
+    return _whole_kbit(SMALL_PACKETS * queue_bits(burst, rate_bps))
+
+
 def queue_bits(burst: int, rate_bps: int) -> int:
     """Queue limit for a bucket of `burst` bits, in whole kbit."""
     return _whole_kbit(burst + QUEUE_HEADROOM_S * rate_bps)
 
 
-def decay_per_bit(arrivals: PoissonArrivals | OnOffArrivals | RenewalArrivals, rate_bps: float) -> float:
+def decay_per_bit(
+    arrivals: PoissonArrivals | OnOffArrivals | RenewalArrivals, rate_bps: float, demand: Demand | None = None
+) -> float:
     """Theta such that P(backlog found by a packet >= q) <= e^{-theta q} at a server of `rate_bps`, in 1/bit.
 
-    Infinite where packets never find a backlog.
+    Infinite where packets never find a backlog. Independent gaps may come with requests' sizes of their own, `demand`.
     """
+    sizes = _Sizes.of(demand) if demand is not None else _Sizes(np.array([float(arrivals.size_bits)]), np.ones(1))
     match arrivals:
         case OnOffArrivals(peak_bps=peak, mean_on_s=on, mean_off_s=off):
             return math.inf if peak <= rate_bps else 1 / (on * (peak - rate_bps)) - 1 / (off * rate_bps)
-        case PoissonArrivals(rate_per_s=rate, size_bits=size):
-            return _lundberg(lambda s: math.log1p(s / rate), size, rate_bps)
-        case RenewalArrivals(gap="deterministic"):
+        case PoissonArrivals(rate_per_s=rate):
+            return _lundberg(lambda s: math.log1p(s / rate), sizes, rate_bps)
+        case RenewalArrivals(gap="deterministic") if sizes.bits.min() == sizes.bits.max():
             return math.inf
-        case RenewalArrivals(gap="hyperexponential", rate_per_s=rate, cv=cv, size_bits=size):
+        case RenewalArrivals(gap="deterministic", rate_per_s=rate):
+            return _lundberg(lambda s: s / rate, sizes, rate_bps) if sizes.largest * rate > rate_bps else math.inf
+        case RenewalArrivals(gap="hyperexponential", rate_per_s=rate, cv=cv):
             often = (1 + math.sqrt((cv**2 - 1) / (cv**2 + 1))) / 2
             phases = ((often, 2 * often * rate), (1 - often, 2 * (1 - often) * rate))
-            return _lundberg(lambda s: -math.log(sum(p * mu / (mu + s) for p, mu in phases)), size, rate_bps)
-        case RenewalArrivals(rate_per_s=rate, cv=cv, size_bits=size):
+            return _lundberg(lambda s: -math.log(sum(p * mu / (mu + s) for p, mu in phases)), sizes, rate_bps)
+        case RenewalArrivals(rate_per_s=rate, cv=cv):
             shape = 1 / cv**2
-            return _lundberg(lambda s: shape * math.log1p(s / (shape * rate)), size, rate_bps)
+            return _lundberg(lambda s: shape * math.log1p(s / (shape * rate)), sizes, rate_bps)
 
 
-def _lundberg(exponent: Callable[[float], float], size_bits: int, rate_bps: float) -> float:
+@dataclass(frozen=True, eq=False)
+class _Sizes:
+    """Sizes of independent arrivals: each with its share, together 1."""
+
+    bits: np.ndarray
+    share: np.ndarray
+
+    @classmethod
+    def of(cls, demand: Demand) -> Self:
+        return cls(demand.wire_bits, demand.share)
+
+    @property
+    def largest(self) -> float:
+        return float(self.bits.max())
+
+    def log_mean_exp(self, theta: float) -> float:
+        """Ln E e^{theta L}."""
+        return theta * self.largest + math.log(float(self.share @ np.exp(theta * (self.bits - self.largest))))
+
+
+def _lundberg(exponent: Callable[[float], float], sizes: _Sizes, rate_bps: float) -> float:
     """Positive root of E e^{theta (L - R tau)} = 1, where E e^{-s tau} = e^{-exponent(s)}.
 
-    theta L is linear and exponent(theta R) concave with the larger slope at 0, so there is exactly one.
+    ln E e^{theta L} is convex and exponent(theta R) concave with the larger slope at 0, so there is exactly one.
     """
 
     def excess(theta: float) -> float:
-        return theta * size_bits - exponent(theta * rate_bps)
+        return sizes.log_mean_exp(theta) - exponent(theta * rate_bps)
 
-    high = 1 / size_bits
+    high = 1 / sizes.largest
     while excess(high) < 0:
         high *= 2
     low = high
     while excess(low) >= 0:
         low /= 2
-        if low * size_bits < 1e-12:
+        if low * sizes.largest < 1e-12:
             return low
     for _ in range(60):
         middle = (low + high) / 2
@@ -104,10 +176,10 @@ def _lundberg(exponent: Callable[[float], float], size_bits: int, rate_bps: floa
     return low
 
 
-def _largest_backlog_bits(requests: Requests, rate_bps: int) -> float:
+def _largest_backlog_bits(time_s: np.ndarray, size_bits: np.ndarray, period_s: float, rate_bps: int) -> float:
     """Largest backlog at `rate_bps` just before the last packet of any request, over endless repetition."""
-    time_s = np.concatenate((requests.time_s, requests.time_s + requests.period_s))
-    size_bits = np.tile(requests.size_bits, 2)
+    time_s = np.concatenate((time_s, time_s + period_s))
+    size_bits = np.tile(size_bits, 2)
     spare = np.cumsum(size_bits) - rate_bps * time_s
     before = np.minimum.accumulate(spare - size_bits)
     return float(np.max(spare - before))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
-from testbed.scenario import document, tenants
+from testbed.scenario import document, requests, tenants
 from testbed.scenario.definition import SCENARIO
 from testbed.scenario.document import Node
 from testbed.scenario.fields import UNUSABLE, Section
@@ -64,12 +64,13 @@ def _check(root: Node | None, path: Path, report: Report) -> Scenario | None:
     members = [_tenant(tenant, way, path.parent, report) for tenant, way in zip(tenant_sections, paths, strict=True)]
     _require_capacity(domain_sections, list(zip(tenant_sections, paths, strict=True)), report)
     _require_groups(list(zip(tenant_sections, members, strict=True)), report)
+    requests.require_shares(list(zip(tenant_sections, [way.site for way in paths], strict=True)), report)
     if report.findings:
         return None
     return Scenario(
         name=section.get("name"),
         domains=tuple(_domain(domain) for domain in domain_sections),
-        tenants=tuple(member for member in members if member is not None),
+        tenants=requests.with_shares(tuple(member for member in members if member is not None)),
         seed=section.get("seed", 1),
         warmup_s=float(section.get("warm-up", 10)),
         duration_s=float(section.get("duration", 60)),
@@ -90,12 +91,14 @@ def _domain(section: Section) -> Domain:
 
 def _tenant(section: Section, way: _Path, folder: Path, report: Report) -> Tenant | None:
     arrives = tenants.arrivals(section, folder, report)
-    reserved = tenants.reservation(section, arrives, report)
+    asked = requests.requests(section, arrives, report)
+    reserved = tenants.reservation(section, arrives, None if asked is None else asked.demand, report)
     promised = tenants.promise(section, way.propagation_s, report)
     breach = tenants.misbehaviour(section, arrives, reserved, report)
     if arrives is None or way.site is None:
         return None
-    return Tenant(section.get("name", ""), arrives, way.site, reserved, promised, breach)
+    wanted = None if asked is None else asked.requests
+    return Tenant(section.get("name", ""), arrives, way.site, reserved, promised, breach, wanted)
 
 
 def _require_unique_names(what: str, sections: Iterable[Section], report: Report) -> None:

@@ -10,6 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import TypeAlias
+
+from testbed.errors import ScenarioError
+
+FULL_FRAME_BITS = 8 * 1514
+"""The largest L2 frame without FCS: what TCP cuts large messages into."""
 
 
 class Datapath(StrEnum):
@@ -111,6 +117,59 @@ class TraceArrivals:
 Arrivals = PoissonArrivals | OnOffArrivals | RenewalArrivals | TraceArrivals
 
 
+@dataclass(frozen=True, slots=True)
+class ModelSize:
+    """Requests are as large as the model's input makes them."""
+
+
+@dataclass(frozen=True, slots=True)
+class DrawnSize:
+    """Requests of independent sizes; one size means that all are padded to it.
+
+    Attributes:
+        size_bits: Possible sizes of the message.
+        weights: How often each occurs, relative to the others; equally often when empty.
+    """
+
+    size_bits: tuple[int, ...]
+    weights: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.size_bits or any(bits <= 0 or bits % 8 for bits in self.size_bits):
+            raise ScenarioError(f"request sizes: found {self.size_bits} bits, expected whole bytes above 0")
+        if self.weights and (len(self.weights) != len(self.size_bits) or not min(self.weights) > 0):
+            raise ScenarioError(f"request sizes: found weights {self.weights}, expected one above 0 for each size")
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSize:
+    """A trace's context tokens, each as so many bits of message (the trace's `bits_per_token`)."""
+
+
+RequestSize: TypeAlias = ModelSize | DrawnSize | TokenSize
+
+
+@dataclass(frozen=True)
+class Requests:
+    """What a tenant asks of the inference server at its site, one request for each arrival.
+
+    Attributes:
+        model: Name of a digit classifier that ships with the server.
+        images: Images in each request.
+        size: How large the messages are.
+        in_flight: Most requests that may be unanswered; those due beyond it are never sent, and missed.
+        timeout_s: How long after its intended time an answer is waited for.
+        compute_share: Share of the server that the tenant is guaranteed.
+    """
+
+    model: str
+    images: int
+    size: RequestSize
+    in_flight: int
+    timeout_s: float
+    compute_share: float
+
+
 @dataclass(frozen=True)
 class Reservation:
     """What the tenant buys in every domain of the path.
@@ -164,6 +223,8 @@ class Tenant:
         reservation: None for best effort.
         promise: None where nothing is promised.
         misbehaviour: A breach of the declared process on purpose, None for a conforming tenant.
+        requests: What each arrival asks of an inference server; None where arrivals are packets. The size of arrivals
+            is then that of a message, before the network adds its headers.
     """
 
     name: str
@@ -172,10 +233,19 @@ class Tenant:
     reservation: Reservation | None = None
     promise: Promise | None = None
     misbehaviour: Misbehaviour | None = None
+    requests: Requests | None = None
+
+    @property
+    def packet_bits(self) -> int:
+        """Largest L2 frame the tenant sends."""
+        return self.arrivals.size_bits if self.requests is None else FULL_FRAME_BITS
 
     @property
     def mean_bps(self) -> float | None:
-        """Mean L2 rate of the declared (conforming) arrivals, None where only the trace file knows it."""
+        """Mean rate of the declared (conforming) arrivals, None where only the trace file knows it.
+
+        L2 bits of packets; message bits of requests.
+        """
         match self.arrivals:
             case PoissonArrivals(rate_per_s=rate, size_bits=bits) | RenewalArrivals(rate_per_s=rate, size_bits=bits):
                 return rate * bits

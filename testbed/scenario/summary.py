@@ -5,7 +5,18 @@ For readers of `testbed validate` and of reports; nothing decides anything by th
 
 from __future__ import annotations
 
-from testbed.scenario.model import Arrivals, OnOffArrivals, PoissonArrivals, RenewalArrivals, Scenario, Tenant
+from testbed.scenario.model import (
+    Arrivals,
+    DrawnSize,
+    ModelSize,
+    OnOffArrivals,
+    PoissonArrivals,
+    RenewalArrivals,
+    RequestSize,
+    Scenario,
+    Tenant,
+    TokenSize,
+)
 from testbed.scenario.units import RATE, SIZE, TIME, quantity
 
 
@@ -39,6 +50,16 @@ def arrivals_text(arrivals: Arrivals) -> str:
             return f"trace {arrivals.path.name} at {arrivals.speed_up:g} times its speed, up to {size}"
 
 
+def _sizes_text(size: RequestSize) -> str:
+    match size:
+        case ModelSize():
+            return "as large as they are"
+        case TokenSize():
+            return "padded by the trace's tokens"
+        case DrawnSize(size_bits=bits):
+            return "padded to " + " or ".join(quantity(each, SIZE) for each in bits)
+
+
 def _domains(scenario: Scenario) -> list[str]:
     return [
         f"{domain.name} {quantity(domain.link_rate_bps, RATE)}"
@@ -50,6 +71,12 @@ def _domains(scenario: Scenario) -> list[str]:
 
 def _tenant(tenant: Tenant) -> list[str]:
     described = [f"declares {arrivals_text(tenant.arrivals)}, served at {tenant.site}"]
+    asked = tenant.requests
+    if asked is not None:
+        what = f"{asked.images} image{'s' if asked.images > 1 else ''} for {asked.model}, {_sizes_text(asked.size)}"
+        described.append(
+            f"each asks {what}, with {100 * asked.compute_share:.4g} % of the server and {asked.in_flight:,} in flight"
+        )
     reserved = tenant.reservation
     if reserved is None:
         described.append("best effort")
@@ -59,7 +86,8 @@ def _tenant(tenant: Tenant) -> list[str]:
         described.append(f"reserves {rate}; meter {meter} with a burst of {burst}; queue {queue}")
     if tenant.promise is not None:
         share = f"{100 * (1 - tenant.promise.epsilon):.6g} %"
-        described.append(f"is promised {quantity(tenant.promise.deadline_s, TIME)} for {share} of its packets")
+        what = "packets" if asked is None else "requests"
+        described.append(f"is promised {quantity(tenant.promise.deadline_s, TIME)} for {share} of its {what}")
     breach = tenant.misbehaviour
     if breach is not None and breach.offered_bps is not None:
         described.append(f"floods at {quantity(breach.offered_bps, RATE)}")

@@ -16,6 +16,7 @@ from testbed.scenario import guardrails
 from testbed.scenario.definition import LARGEST_BUCKET_BITS, LARGEST_FRAME_BYTES
 from testbed.scenario.fields import Section
 from testbed.scenario.model import (
+    FULL_FRAME_BITS,
     Arrivals,
     Misbehaviour,
     OnOffArrivals,
@@ -28,6 +29,7 @@ from testbed.scenario.model import (
 from testbed.scenario.problems import Report
 from testbed.scenario.units import FREQUENCY, RATE, SIZE, TIME, Dimension, quantity
 from testbed.traffic.arrivals import mean_bps
+from testbed.traffic.request_demand import Demand
 
 _ERLANG_TOLERANCE = 0.01
 
@@ -56,23 +58,37 @@ def arrivals(tenant: Section, folder: Path, report: Report) -> Arrivals | None:
         case _:
             peak, on, off = (float(section.get(key)) for key in ("peak", "mean-on", "mean-off"))
             built = OnOffArrivals(peak, on, off, int(section.get("size")))
+    if tenant.settled("requests") and tenant.get("requests") is None:
+        _require_frames(section, report)
     return built if len(report.findings) == before else None
 
 
-def reservation(tenant: Section, arrives: Arrivals | None, report: Report) -> Reservation | None:
-    """The reservation of `tenant` with its guardrails, None for best effort or if it cannot be used."""
+def reservation(tenant: Section, arrives: Arrivals | None, asked: Demand | None, report: Report) -> Reservation | None:
+    """The reservation of `tenant` with its guardrails, None for best effort or if it cannot be used.
+
+    Args:
+        tenant: The tenant's section.
+        arrives: Its arrivals.
+        asked: What its requests put on the wire; None where arrivals are packets.
+        report: Receives the findings.
+    """
     section: Section | None = tenant.get("reservation")
-    if section is None or arrives is None or not section.settled("rate"):
+    if section is None or arrives is None or not section.settled("rate") or not tenant.settled("requests"):
         return None
-    rate, mean = int(section.get("rate")), mean_bps(arrives)
+    rate, mean = int(section.get("rate")), mean_bps(arrives) if asked is None else asked.mean_bps
     if not _mean_fits(section, mean, rate, report) or not section.settled("meter-rate"):
         return None
     meter = int(section.get("meter-rate", guardrails.meter_rate_bps(mean, rate)))
     if not _meter_fits(section, mean, meter, rate, report) or not section.settled("burst", "queue"):
         return None
-    burst = int(section.get("burst", guardrails.burst_bits(arrives, meter)))
-    queue = int(section.get("queue", guardrails.queue_bits(burst, rate)))
-    fits = [_holds_a_packet(section, key, bits, arrives, report) for key, bits in (("burst", burst), ("queue", queue))]
+    if asked is None:
+        burst = int(section.get("burst", guardrails.burst_bits(arrives, meter)))
+        queue = int(section.get("queue", guardrails.queue_bits(burst, rate)))
+    else:
+        burst = int(section.get("burst", guardrails.request_burst_bits(arrives, asked, meter, rate)))
+        queue = int(section.get("queue", guardrails.request_queue_bits(burst, rate)))
+    largest = arrives.size_bits if asked is None else FULL_FRAME_BITS
+    fits = [_holds_a_packet(section, key, bits, largest, report) for key, bits in (("burst", burst), ("queue", queue))]
     if burst > LARGEST_BUCKET_BITS:
         report.add(
             section.line,
@@ -160,6 +176,18 @@ def _check_flood(
             found=quantity(offered, RATE),
             expected=f"more than the {_rate(reserved.meter_rate_bps)} that the tenant's meter lets pass",
             remedy="offer more, or delete the misbehaviour",
+        )
+
+
+def _require_frames(section: Section, report: Report) -> None:
+    size: Fraction | None = section.get("size")
+    if size is not None and size > FULL_FRAME_BITS:
+        report.add(
+            section.line_of("size"),
+            f"{section.where}.size",
+            found=quantity(size, SIZE),
+            expected=f"a packet of at most {quantity(FULL_FRAME_BITS, SIZE)}",
+            remedy="choose a smaller size, or add requests: whose messages may be larger",
         )
 
 
@@ -277,14 +305,14 @@ def _meter_fits(section: Section, mean: float, meter: int, rate: int, report: Re
     return False
 
 
-def _holds_a_packet(section: Section, key: str, bits: int, arrives: Arrivals, report: Report) -> bool:
-    if bits >= arrives.size_bits:
+def _holds_a_packet(section: Section, key: str, bits: int, packet_bits: int, report: Report) -> bool:
+    if bits >= packet_bits:
         return True
     report.add(
         section.line_of(key),
         f"{section.where}.{key}",
         found=quantity(bits, SIZE),
-        expected=f"at least one packet of {quantity(arrives.size_bits, SIZE)}, or none ever passes",
+        expected=f"at least one packet of {quantity(packet_bits, SIZE)}, or none ever passes",
         remedy=f"allow for ten packets or more, or delete {key} to have it derived",
     )
     return False

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from testbed.envelope.descriptor import Envelope
+from testbed.errors import ScenarioError
 from testbed.management.bounds import bound_tenant
 from testbed.management.domain import QUEUED_HOPS
 from testbed.management.federation import Federation
@@ -83,8 +84,9 @@ def network(scenario: Scenario, choices: Choices) -> Network:
 
     Raises:
         ReservationError: A domain cannot carry what the scenario reserves.
-        ScenarioError: A trace that cannot be read.
+        ScenarioError: A trace that cannot be read, or a tenant that sends requests.
     """
+    _require_packets(scenario)
     federation = on_paper(scenario, host_allowance_s=0.0)
     federation.collect_offers()
     bounds = {}
@@ -96,6 +98,15 @@ def network(scenario: Scenario, choices: Choices) -> Network:
         hops=tuple(_hop(scenario, domain, federation, choices) for domain in scenario.domains),
     )
     return Network(scenario, choices, system, federation, bounds)
+
+
+def _require_packets(scenario: Scenario) -> None:
+    asking = [tenant.name for tenant in scenario.tenants if tenant.requests is not None]
+    if asking:
+        raise ScenarioError(
+            f"tenants {', '.join(asking)}: found requests, which need a server and TCP, expected tenants that send "
+            "packets; use `testbed run`, or delete their requests"
+        )
 
 
 def packets_per_s(scenario: Scenario) -> float:

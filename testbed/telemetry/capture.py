@@ -92,6 +92,8 @@ class Capture:
         *,
         host_pid: int | None = None,
         expression: str = TENANT_TRAFFIC,
+        snap_bytes: int = SNAP_BYTES,
+        both_ways: bool = False,
     ) -> Self:
         """Starts capturing what arrives on an interface; returns when tcpdump listens.
 
@@ -101,6 +103,8 @@ class Capture:
             path: File to make; its name must end in `.pcap`, which is all that AppArmor lets tcpdump write.
             host_pid: A process in the namespace to capture in; None for the caller's.
             expression: Capture filter.
+            snap_bytes: How much of each packet to keep, 0 for all of it.
+            both_ways: Also what leaves.
 
         Raises:
             FileExistsError: The file is there already.
@@ -108,7 +112,10 @@ class Capture:
         """
         # Made here, because tcpdump would make it as readable as the umask allows.
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-        name, command = f"capture-{path.stem}", arguments(interface, path, expression)
+        name, command = (
+            f"capture-{path.stem}",
+            arguments(interface, path, expression, snap_bytes=snap_bytes, both_ways=both_ways),
+        )
         return cls(path, supervisor, supervisor.start(name, command, host_pid=host_pid, ready=_READY))
 
     def finish(self) -> CaptureCounts:
@@ -140,9 +147,16 @@ class Capture:
         return self._child.errors.read_text(errors="replace")
 
 
-def arguments(interface: str, path: Path, expression: str = TENANT_TRAFFIC) -> list[str]:
+def arguments(
+    interface: str,
+    path: Path,
+    expression: str = TENANT_TRAFFIC,
+    *,
+    snap_bytes: int = SNAP_BYTES,
+    both_ways: bool = False,
+) -> list[str]:
     """The command: nanosecond stamps, a buffer for a stall of this process, arriving packets only, no name look-ups."""
     return [
-        "tcpdump", "-i", interface, "-n", "-s", str(SNAP_BYTES), "--time-stamp-precision=nano", "-B", str(BUFFER_KIB),
-        "-Q", "in", "-Z", "root", "-w", str(path), expression,
+        "tcpdump", "-i", interface, "-n", "-s", str(snap_bytes), "--time-stamp-precision=nano", "-B", str(BUFFER_KIB),
+        *(() if both_ways else ("-Q", "in")), "-Z", "root", "-w", str(path), expression,
     ]  # fmt: skip

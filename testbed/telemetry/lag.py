@@ -35,7 +35,7 @@ class Fifo:
     idle_s: FloatArray
 
 
-def fifo(arrival_s: FloatArray, size_bits: npt.NDArray[np.int32], rate_bps: float) -> Fifo:
+def fifo(arrival_s: FloatArray, size_bits: npt.NDArray[np.int32] | FloatArray, rate_bps: float) -> Fifo:
     """Serves packets at a constant rate in the order of arrival.
 
     Args:

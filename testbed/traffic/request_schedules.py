@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self, TypeAlias
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
 from testbed.errors import ScenarioError
-from testbed.scenario.model import TraceArrivals
+from testbed.scenario.model import DrawnSize, ModelSize, RequestSize, TokenSize, TraceArrivals
 from testbed.traffic.arrivals import Process, Seed, replay_order, schedule
 from testbed.traffic.request_wire import MOST_REQUESTS, RequestMaker
 from testbed.traffic.schedules import load_arrays, save_arrays
@@ -23,38 +23,6 @@ from testbed.traffic.traces import read_trace
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True)
-class ModelSize:
-    """Requests are as large as the model's input makes them."""
-
-
-@dataclass(frozen=True, slots=True)
-class DrawnSize:
-    """Requests of independent sizes; one size means that all are padded to it.
-
-    Attributes:
-        size_bits: Possible sizes of the message.
-        weights: How often each occurs, relative to the others; equally often when empty.
-    """
-
-    size_bits: tuple[int, ...]
-    weights: tuple[float, ...] = ()
-
-    def __post_init__(self) -> None:
-        if not self.size_bits or any(bits <= 0 or bits % 8 for bits in self.size_bits):
-            raise ScenarioError(f"request sizes: found {self.size_bits} bits, expected whole bytes above 0")
-        if self.weights and (len(self.weights) != len(self.size_bits) or not min(self.weights) > 0):
-            raise ScenarioError(f"request sizes: found weights {self.weights}, expected one above 0 for each size")
-
-
-@dataclass(frozen=True, slots=True)
-class TokenSize:
-    """A trace's context tokens, each as so many bits of message (the trace's `bits_per_token`)."""
-
-
-RequestSize: TypeAlias = ModelSize | DrawnSize | TokenSize
 
 
 @dataclass(frozen=True, slots=True, eq=False)

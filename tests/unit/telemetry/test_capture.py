@@ -44,3 +44,9 @@ def test_the_filter_leaves_the_direction_to_the_port_and_not_to_libpcap() -> Non
     assert command[-1] == "udp dst port 9000"
     assert command[command.index("-Q") + 1] == "in"
     assert "--time-stamp-precision=nano" in command
+
+
+def test_a_capture_of_a_connection_keeps_whole_packets_in_both_directions() -> None:
+    command = arguments("c1-eth0", Path("x.pcap"), "tcp port 8001", snap_bytes=0, both_ways=True)
+    assert command[command.index("-s") + 1] == "0"
+    assert "-Q" not in command

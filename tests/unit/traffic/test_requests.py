@@ -21,9 +21,9 @@ from inference_server.digits import held_out
 from inference_server.generated.open_inference_pb2 import ModelInferRequest, ModelInferResponse
 from inference_server.server import Settings
 from testbed.errors import PreflightError, ScenarioError
-from testbed.scenario.model import OnOffArrivals, PoissonArrivals, TraceArrivals
+from testbed.scenario.model import DrawnSize, ModelSize, OnOffArrivals, PoissonArrivals, TokenSize, TraceArrivals
 from testbed.traffic.request_records import NOT_ATTEMPTED, OK, OVERDUE, SKIPPED, RequestRecord, RequestSpec
-from testbed.traffic.request_schedules import DrawnSize, ModelSize, RequestSchedule, TokenSize, request_schedule
+from testbed.traffic.request_schedules import RequestSchedule, request_schedule
 from testbed.traffic.request_wire import PROBE_ID, RequestMaker, sequences
 from testbed.traffic.requests import Calls, check, open_channel
 from testbed.traffic.sender import Stop

@@ -1,0 +1,189 @@
+"""The bound on a request tenant's latency, from what a warm-up counted and its domains signed to the record of a run.
+
+Total and network part come from one model (`testbed.management.requests`): requests as arrivals of virtual size, a way
+out, a share of the server, a way back. The network part ends at the server.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from testbed.calculus import (
+    Arrival,
+    CalculusError,
+    Metered,
+    NotApplicableError,
+    Part,
+    RequestClass,
+    RequestPath,
+    Workers,
+    delay_bound,
+    delay_curve,
+)
+from testbed.calculus.service.promised import EnvelopeService
+from testbed.envelope.descriptor import Envelope
+from testbed.envelope.service import to_service
+from testbed.management.bounds import CURVE_EPSILONS, HOST, HOST_RISK
+from testbed.management.requests import (
+    ComputeReservation,
+    metered_arrival,
+    request_arrival,
+    request_class,
+    request_path,
+    traced_arrival,
+)
+from testbed.report.record import BoundPart, BoundRecord, BudgetShare
+from testbed.scenario.model import Tenant, TraceArrivals
+from testbed.telemetry.requests import Framing
+from testbed.traffic.request_demand import Demand
+from testbed.traffic.traces import read_trace
+
+FloatArray = npt.NDArray[np.float64]
+
+COMPUTE = "compute"
+"""What the calculus calls the stage between the two ways."""
+
+_NO_TIME_S = 1e-9
+"""Computation of a path that ends at the server."""
+
+
+_HOST_ASSUMPTION = (
+    f"the host delays at most {HOST_RISK:.0%} of epsilon of the requests beyond its allowance, which a gate polices"
+)
+
+
+@dataclass(frozen=True)
+class RequestTerms:
+    """What a warm-up says of a request tenant and its path.
+
+    Attributes:
+        demand: The messages it declares.
+        out: Framing towards the server, as counted.
+        back: Framing towards the client.
+        answer_bits: Largest answer's message.
+        compute: Its part of the server, with the calibrated longest computation.
+        services: What the domains of its path promise, in path order, nothing granted to a host.
+    """
+
+    demand: Demand
+    out: Framing
+    back: Framing
+    answer_bits: int
+    compute: ComputeReservation
+    services: tuple[EnvelopeService, ...]
+
+    @property
+    def path(self) -> RequestPath:
+        """Out, compute and back."""
+        kinds, share = self._kinds()
+        requests = request_class(
+            kinds, self.answer_bits, self.out, self.back, most_work_s=self.compute.most_work_s, weights=share
+        )
+        returning = [replace(service, name=f"{service.name} back") for service in self.services[::-1]]
+        return request_path(requests, self.services, self.compute, returning)
+
+    @property
+    def way_out(self) -> RequestPath:
+        """Its beginning, up to the server."""
+        kinds, share = self._kinds()
+        up = tuple(self.out.wire_bits(np.array(kinds)).tolist())
+        nothing = (0.0,) * len(up)
+        return RequestPath(RequestClass(up, nothing, nothing, share), self.services, Workers(1, _NO_TIME_S), ())
+
+    def virtual_s(self, message_bits: FloatArray) -> FloatArray:
+        """How long requests of these sizes keep their busiest stage busy; [n]."""
+        path = self.path
+        rate_bps = min(service.rate_bps for service in self.services)
+        largest = np.max(path.virtual_sizes_s)
+        return np.asarray(np.minimum(np.maximum(self.out.wire_bits(message_bits) / rate_bps, self._least_s), largest))
+
+    @property
+    def _least_s(self) -> float:
+        """What work and answer take, whatever the size of the message."""
+        rate_bps = min(service.rate_bps for service in self.services)
+        work_s = self.compute.most_work_s / self.compute.stage.work_per_s
+        return max(work_s, float(self.back.wire_bits(self.answer_bits)) / rate_bps)
+
+    def _kinds(self) -> tuple[tuple[int, ...], tuple[float, ...]]:
+        kinds, index = np.unique(self.demand.message_bits, return_inverse=True)
+        return tuple(kinds.tolist()), tuple(np.bincount(index, weights=self.demand.share).tolist())
+
+
+def services_of(envelopes: Sequence[Envelope]) -> tuple[EnvelopeService, ...]:
+    """What domains promise at the smallest rate of the path, without what they grant their host."""
+    rate_bps = min(envelope.guardrails.reserved_rate_bps for envelope in envelopes)
+    found = [(to_service(envelope, rate_bps), envelope.guardrails.host_allowance_s) for envelope in envelopes]
+    return tuple(replace(service, latency_s=service.latency_s - host_s) for service, host_s in found)
+
+
+def bound_requests(tenant: Tenant, terms: RequestTerms, *, host_s: float) -> BoundRecord:
+    """The smallest sound bound on a request's latency from its intended time to its answer, and on the network's part.
+
+    Args:
+        tenant: A request tenant with a reservation.
+        terms: What the warm-up says of it.
+        host_s: What the emulating host may add on the whole way.
+
+    Raises:
+        CalculusError: No theorem applies; the inequality that fails is named.
+    """
+    epsilon = tenant.promise.epsilon if tenant.promise else 1e-3
+    own_share = 1.0 - HOST_RISK
+    path, way_out = terms.path, terms.way_out
+    arrival = _arrival(tenant, terms, path)
+    found = delay_bound(arrival, path.services, own_share * epsilon)
+    network = delay_bound(_arrival(tenant, terms, way_out), way_out.services, own_share * epsilon)
+    curve = delay_curve(arrival, path.services, own_share * CURVE_EPSILONS) + host_s
+    parts = [BoundPart(name=part.domain, delay_s=part.delay_s, note=_note(part)) for part in found.parts]
+    parts.append(BoundPart(name=HOST, delay_s=host_s, note="the emulating host on both ways; policed by a gate"))
+    return BoundRecord(
+        bound_s=found.delay_s + host_s,
+        network_bound_s=network.delay_s + host_s,
+        method=found.method,
+        assumptions=(
+            *found.assumptions,
+            "framing and the longest computation are the warm-up's",
+            _HOST_ASSUMPTION,
+        ),
+        parts=tuple(parts),
+        budget=tuple(
+            BudgetShare(domain=line.domain, epsilon=line.epsilon, delay_s=line.delay_s, price_per_s=line.price_per_s)
+            for line in found.budget
+        ),
+        rejected={c.method: c.delay_s + host_s for c in found.rejected if math.isfinite(c.delay_s)},
+        curve=tuple((float(e), float(d)) for e, d in zip(CURVE_EPSILONS, curve, strict=True) if math.isfinite(d)),
+        explanation=found.explain(),
+    )
+
+
+def _note(part: Part) -> str:
+    if part.kind == "queue":
+        return "the tenant's own requests before it at the stage that is busiest with them"
+    if part.domain == COMPUTE:
+        return "the longest computation, and one of each other tenant of the server"
+    return "promised latency of its queues and links; the last one of each way with the request's own size"
+
+
+def _arrival(tenant: Tenant, terms: RequestTerms, path: RequestPath) -> Arrival:
+    """Requests in the virtual time of a path: their model behind the meter, or the meter alone."""
+    if tenant.reservation is None:
+        raise ValueError(f"tenant {tenant.name}: best effort has no contract, so nothing bounds its delay")
+    metered = metered_arrival(tenant.reservation.meter_rate_bps, tenant.reservation.burst_bits, path)
+    arrivals = tenant.arrivals
+    try:
+        if isinstance(arrivals, TraceArrivals):
+            trace = read_trace(arrivals.path, arrivals.format)
+            sizes = np.broadcast_to(terms.demand.message_bits.astype(np.float64), trace.time_s.shape)
+            return Metered(traced_arrival(trace.time_s / arrivals.speed_up, sizes, path, terms.out), metered)
+        return Metered(request_arrival(arrivals, path), metered)
+    except NotApplicableError:
+        return metered
+    except CalculusError:
+        if isinstance(arrivals, TraceArrivals):
+            return metered
+        raise

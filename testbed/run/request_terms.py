@@ -1,0 +1,183 @@
+"""What request tenants are held against: calibrated from a warm-up, policed in every measured window.
+
+A warm-up tells what messages cost on the wire, how long the server computes at most, and how much later the emulating
+host makes requests than queues, shares and the ideal order of work would. The measured window, which the calibration
+has not seen, is compared with all of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from inference_server.digits import held_out
+from testbed.errors import FidelityError
+from testbed.management.bounds import HOST_RISK
+from testbed.management.federation import Federation
+from testbed.management.request_bounds import RequestTerms, services_of
+from testbed.management.requests import ComputeReservation
+from testbed.run.calibrate import HEADROOM, PATH_FLOOR_S
+from testbed.run.requests import WORKERS, RequestOutcome, asking
+from testbed.run.window import Shaper
+from testbed.scenario.model import Scenario, Tenant
+from testbed.telemetry.fidelity import Gate, quantile
+from testbed.telemetry.lag import fifo
+from testbed.traffic.request_demand import demand
+from testbed.traffic.request_wire import RequestMaker
+
+FloatArray = npt.NDArray[np.float64]
+
+HOST_CAP_S = 40e-3
+"""Two ways and two ends: twice what a host may add to packets."""
+
+REPLAY_SHARE = 0.05
+"""How far the network part may be from the ideal queue's, at the promised percentile."""
+
+RESOLVED_S = 2e-3
+"""What a sender in Python, gRPC and two TCP stacks can be resolved to."""
+
+LATENESS_P999_S = 5e-3
+"""Of handing a request to gRPC; what it makes of it is in the client's wait."""
+
+_GRAIN_S = 1e-4
+
+
+@dataclass(frozen=True)
+class Granted:
+    """Terms of one request tenant with what its host may add."""
+
+    terms: RequestTerms
+    host_s: float
+
+
+def calibrate_requests(
+    scenario: Scenario, federation: Federation, outcomes: Mapping[str, RequestOutcome]
+) -> dict[str, Granted]:
+    """The terms of every request tenant with a reservation, by name.
+
+    Raises:
+        FidelityError: The warm-up answered nothing, or the host was later than the most it may be granted.
+    """
+    longest_s = {name: _longest_s(name, outcome) for name, outcome in outcomes.items()}
+    sites = {tenant.name: tenant.site for tenant, _ in asking(scenario)}
+    found = {}
+    for tenant, asked in asking(scenario):
+        envelopes = federation.envelopes(tenant)
+        if not envelopes:
+            continue
+        outcome = outcomes[tenant.name]
+        foreign = [s for name, s in longest_s.items() if name != tenant.name and sites[name] == tenant.site]
+        maker = RequestMaker(tenant.name, asked.model, asked.images, held_out())
+        terms = RequestTerms(
+            demand=demand(tenant.arrivals, asked.size, maker),
+            out=outcome.match.out,
+            back=outcome.match.back,
+            answer_bits=8 * int(outcome.record.response_bytes.max()),
+            compute=ComputeReservation(WORKERS, asked.compute_share, longest_s[tenant.name], tuple(foreign)),
+            services=services_of(envelopes),
+        )
+        late_s = host_lateness(outcome, terms)
+        late_s = late_s[np.isfinite(late_s)]
+        needed_s = quantile(late_s, 1.0 - _risk(tenant)) * HEADROOM
+        host_s = max(PATH_FLOOR_S, math.ceil(needed_s / _GRAIN_S) * _GRAIN_S)
+        if host_s > HOST_CAP_S:
+            raise FidelityError(
+                f"the host made requests of {tenant.name} {host_s / HEADROOM * 1e3:.1f} ms late during the warm-up, "
+                f"and at most {HOST_CAP_S / HEADROOM * 1e3:.1f} ms can be granted; end what else runs on it or lower "
+                "the scenario's rates"
+            )
+        found[tenant.name] = Granted(terms, host_s)
+    return found
+
+
+def host_lateness(outcome: RequestOutcome, terms: RequestTerms) -> FloatArray:
+    """How much later than its path alone explains each request was answered; NaN without an answer; [n].
+
+    That is its latency less its wait in one queue of virtual sizes, fed as the requests were meant to be sent, less
+    every latency of the path.
+    """
+    record, path = outcome.record, terms.path
+    sent = record.request_bytes > 0
+    sizes_s = terms.virtual_s((8 * record.request_bytes[sent]).astype(np.float64))
+    wait_s = np.full(len(record.schedule), np.nan)
+    wait_s[sent] = _wait_s(record.schedule.time_s[sent], sizes_s)
+    return np.asarray(record.latency_s - wait_s - sum(service.latency_s for service in path.services))
+
+
+def ideal_network_s(outcome: RequestOutcome, shaper: Shaper) -> FloatArray:
+    """Network part of each request sent, in an ideal queue of the rate and burst read back; NaN otherwise; [n].
+
+    Fed its own calls at their intended times, each as large on the wire as the messages of the window were on average.
+    Its own transmission counts once; the burst, which a queue sends at once after a pause, is credited.
+    """
+    record, framing = outcome.record, outcome.match.out
+    sent = record.request_bytes > 0
+    bits = framing.factor * 8.0 * record.request_bytes[sent]
+    found = np.full(len(record.schedule), np.nan)
+    wait_s = _wait_s(record.schedule.time_s[sent], bits / shaper.rate_bps)
+    found[sent] = np.maximum(0.0, wait_s + (bits - shaper.burst_bits) / shaper.rate_bps)
+    return found
+
+
+def request_gates(
+    tenant: Tenant, outcome: RequestOutcome, granted: Granted | None, shaper: Shaper | None
+) -> list[Gate]:
+    """Everything that must hold of a request tenant's window for it to count."""
+    name, record, samples = tenant.name, outcome.record, outcome.match.samples
+    lost = int(np.count_nonzero(record.answered & ~np.isfinite(samples.residual_s)))
+    late = record.lateness_s[np.isfinite(record.lateness_s)]
+    gates = [
+        Gate.at_most(f"requests found, {name}", lost, 0, "answered requests that a capture or a stamp is missing of"),
+        Gate.at_most(
+            f"sender lateness p99.9, {name}", quantile(late), LATENESS_P999_S, f"{late.size} requests sent", "s"
+        ),
+    ]
+    if granted is None or shaper is None or tenant.promise is None:
+        return gates
+    late_s = host_lateness(outcome, granted.terms)
+    beyond, answered = int(np.count_nonzero(late_s > granted.host_s)), int(np.count_nonzero(np.isfinite(late_s)))
+    level = 1.0 - tenant.promise.epsilon
+    both = np.isfinite(samples.network_out_s)
+    ideal = ideal_network_s(outcome, shaper)
+    both &= np.isfinite(ideal)
+    measured_s, ideal_s = quantile(samples.network_out_s[both], level), quantile(ideal[both], level)
+    return [
+        *gates,
+        Gate.at_most(
+            f"host allowance, {name}",
+            beyond / answered if answered else 1.0,
+            _risk(tenant),
+            f"{beyond} of {answered} requests more than {granted.host_s * 1e3:.1f} ms later than their path explains",
+        ),
+        Gate.at_most(
+            f"replay, {name}",
+            abs(measured_s - ideal_s),
+            max(REPLAY_SHARE * ideal_s, RESOLVED_S),
+            f"network part p{100 * level:.6g} measured {measured_s * 1e3:.3f} ms, ideal {ideal_s * 1e3:.3f} ms",
+            "s",
+        ),
+    ]
+
+
+def _risk(tenant: Tenant) -> float:
+    return HOST_RISK * (tenant.promise.epsilon if tenant.promise else 1e-3)
+
+
+def _longest_s(name: str, outcome: RequestOutcome) -> float:
+    """Longest computation that the warm-up saw, and as much again as a short warm-up may have missed."""
+    compute_s = outcome.match.samples.compute_s
+    known = compute_s[np.isfinite(compute_s)]
+    if not known.size:
+        raise FidelityError(
+            f"tenant {name}: no request was answered during the warm-up ({outcome.record.summary()['status']}); "
+            "its timeout or its reservation is too small, or the host too slow"
+        )
+    return HEADROOM * float(known.max())
+
+
+def _wait_s(time_s: FloatArray, service_s: FloatArray) -> FloatArray:
+    return np.asarray(fifo(time_s, service_s, 1.0).start_s - time_s)

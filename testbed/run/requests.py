@@ -1,0 +1,178 @@
+"""The request tenants of a window: servers in the compute hosts, senders in the clients', and each request found again.
+
+Servers live as long as the network; senders and captures as long as a window. Captures of the clients' interfaces must
+run before the senders, which connect and probe before they say that they are ready. What the requests are held against
+is `testbed.run.request_terms`'.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from inference_server.digits import held_out
+from testbed.emulation.layout import TenantPath
+from testbed.emulation.network import TandemNetwork
+from testbed.emulation.supervisor import Child
+from testbed.scenario.definition import LARGEST_REQUEST_BYTES, MOST_IMAGES
+from testbed.scenario.model import Requests, Scenario, Tenant
+from testbed.telemetry import host, pcap
+from testbed.telemetry.capture import TENANT_TRAFFIC, Capture
+from testbed.telemetry.requests import RequestCaptures, RequestMatch, match_requests
+from testbed.traffic.arrivals import tenant_seed
+from testbed.traffic.request_records import RequestRecord, RequestSpec
+from testbed.traffic.request_schedules import request_schedule
+from testbed.traffic.request_wire import RequestMaker
+
+SERVER_PORT = 8001
+WORKERS = 1
+"""Of each server: a machine that emulates a whole network has no cores to spare."""
+
+LAST_ANSWERS_S = 2.0
+"""How long after the last deadline a sender waits for calls to end."""
+
+TO_SERVERS = f"{TENANT_TRAFFIC} or tcp dst port {SERVER_PORT}"
+AT_SERVERS = f"{TENANT_TRAFFIC} or tcp port {SERVER_PORT}"
+AT_CLIENTS = f"tcp port {SERVER_PORT}"
+
+_START_S = 60.0
+"""PyTorch takes seconds to load, and on a busy host many."""
+
+
+@dataclass(frozen=True)
+class RequestOutcome:
+    """One request tenant in one window.
+
+    Attributes:
+        record: What its sender recorded.
+        match: The same requests, found in the captures.
+    """
+
+    record: RequestRecord
+    match: RequestMatch
+
+
+def asking(scenario: Scenario) -> list[tuple[Tenant, Requests]]:
+    """Tenants that send requests, with what they ask."""
+    return [(tenant, tenant.requests) for tenant in scenario.tenants if tenant.requests is not None]
+
+
+def start_servers(network: TandemNetwork) -> None:
+    """Start one inference server in each compute host that requests go to; returns when all are ready.
+
+    Raises:
+        PreflightError: One did not become ready.
+    """
+    paths = {path.tenant: path for path in network.layout.paths}
+    sites: dict[str, list[tuple[Tenant, Requests]]] = {}
+    for tenant, asked in asking(network.scenario):
+        sites.setdefault(paths[tenant.name].server.host, []).append((tenant, asked))
+    for name, tenants in sites.items():
+        address = network.hosts[name].endpoint.address
+        command = [
+            sys.executable, "-m", "inference_server", "--listen", f"{address}:{SERVER_PORT}",
+            "--models", ",".join(sorted({asked.model for _, asked in tenants})), "--device", "cpu",
+            "--workers", str(WORKERS), "--max-message-bytes", str(LARGEST_REQUEST_BYTES),
+            "--max-rows", str(MOST_IMAGES), "--queue-limit", str(max(asked.in_flight for _, asked in tenants)),
+        ]  # fmt: skip
+        for tenant, asked in tenants:
+            command += ["--share", f"{tenant.name}={asked.compute_share!r}"]
+        network.start(f"server-{name}", command, host=name, timeout_s=_START_S)
+
+
+def capture_clients(network: TandemNetwork, folder: Path) -> dict[str, Capture]:
+    """Whole packets in both directions on each request tenant's own interface, by interface."""
+    clients = [path.client for path, _, _ in _members(network)]
+    return {
+        client.interface: Capture.start(
+            network.supervisor,
+            client.interface,
+            folder / f"{client.interface}.pcap",
+            host_pid=network.hosts[client.host].pid,
+            expression=AT_CLIENTS,
+            snap_bytes=0,
+            both_ways=True,
+        )
+        for client in clients
+    }
+
+
+def start_senders(network: TandemNetwork, folder: Path, index: int, seed: int, duration_s: float) -> dict[str, Child]:
+    """Draw each request tenant's window and start its sender; returns when all have probed their servers.
+
+    Raises:
+        PreflightError: A server is not ready, does not have the model, or refuses the largest request.
+    """
+    offset_ns = host.clock_offset_ns()
+    digits = held_out()
+    children = {}
+    for path, tenant, asked in _members(network):
+        schedule = request_schedule(
+            tenant.arrivals,
+            asked.size,
+            RequestMaker(tenant.name, asked.model, asked.images, digits),
+            seed=tenant_seed(seed, path.number, index),
+            duration_s=duration_s,
+        )
+        schedule.save(folder / f"{tenant.name}.schedule.npz")
+        spec = RequestSpec(
+            tenant=path.number,
+            name=tenant.name,
+            target=f"{path.server.address}:{SERVER_PORT}",
+            model=asked.model,
+            images=asked.images,
+            schedule=str(folder / f"{tenant.name}.schedule.npz"),
+            result=str(record_path(folder, tenant.name)),
+            clock_offset_ns=offset_ns,
+            deadline_s=asked.timeout_s,
+            in_flight=asked.in_flight,
+        )
+        spec.save(folder / f"{tenant.name}.spec.json")
+        children[tenant.name] = network.supervisor.start(
+            f"sender-{index}-{tenant.name}",
+            [sys.executable, "-m", "testbed.traffic.requests", str(folder / f"{tenant.name}.spec.json")],
+            host_pid=network.hosts[path.client.host].pid,
+            listens=True,
+            timeout_s=_START_S,
+        )
+    return children
+
+
+def record_path(folder: Path, tenant: str) -> Path:
+    """Where the sender of a request tenant leaves its record."""
+    return folder / f"{tenant}.requests.npz"
+
+
+def find(network: TandemNetwork, folder: Path, records: Mapping[str, RequestRecord]) -> dict[str, RequestOutcome]:
+    """Find every request of a window in the captures of its path.
+
+    Raises:
+        FidelityError: The captures do not hold a tenant's connection, or not all of it.
+    """
+    layout = network.layout
+    names = [domain.name for domain in network.scenario.domains]
+
+    def captured(interface: str) -> pcap.Records:
+        return pcap.read_records(folder / f"{interface}.pcap")
+
+    found = {}
+    for path, tenant, _ in _members(network):
+        client = captured(path.client.interface)
+        server = captured(layout.border(path.domains, path.server.host).interface)
+        borders = [captured(layout.border(i).interface) for i in range(path.domains)]
+        match = match_requests(
+            tenant.name,
+            records[tenant.name],
+            RequestCaptures(sent=client, received=client, out=[*borders, server], back=server),
+            domains=names[: path.domains],
+            server_port=SERVER_PORT,
+        )
+        found[tenant.name] = RequestOutcome(records[tenant.name], match)
+    return found
+
+
+def _members(network: TandemNetwork) -> list[tuple[TenantPath, Tenant, Requests]]:
+    pairs = zip(network.layout.paths, network.scenario.tenants, strict=True)
+    return [(path, tenant, tenant.requests) for path, tenant in pairs if tenant.requests is not None]

@@ -1,0 +1,118 @@
+"""What a request tenant will put on the wire, by declaration: for guardrails that must exist before any capture does.
+
+A run counts what messages really cost (`testbed.telemetry.requests.Framing`) and bounds delays with that. Here their
+framing is added up from the protocols' headers, a little more rather than less, so that a meter that is derived from it
+lets a conforming tenant pass.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from testbed.scenario.model import (
+    Arrivals,
+    DrawnSize,
+    ModelSize,
+    OnOffArrivals,
+    PoissonArrivals,
+    RenewalArrivals,
+    RequestSize,
+    TokenSize,
+    TraceArrivals,
+)
+from testbed.traffic.request_wire import RequestMaker
+from testbed.traffic.traces import read_trace
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+
+_FRAMES_BYTES = 96
+"""A call's HEADERS frame, the header of its DATA frame and gRPC's own five bytes."""
+_SEGMENT_BYTES = 1448
+_HEADERS_BYTES = 66
+"""Ethernet, IPv4 and TCP with time stamps."""
+_ACKNOWLEDGEMENTS = 2
+"""Packets without payload that a call costs the client: for its answer, and for what HTTP/2 says now and then."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Demand:
+    """Messages a tenant declares.
+
+    Attributes:
+        message_bits: Possible sizes of a message; of a trace, that of each row. int64[n].
+        share: How often each occurs, together 1; float64[n].
+        per_s: Requests a second on average.
+    """
+
+    message_bits: IntArray
+    share: FloatArray
+    per_s: float
+
+    @property
+    def wire_bits(self) -> FloatArray:
+        """L2 bits that each size costs towards the server; float64[n]."""
+        return wire_bits(self.message_bits)
+
+    @property
+    def mean_bps(self) -> float:
+        """Mean L2 rate towards the server."""
+        return self.per_s * float(self.wire_bits @ self.share)
+
+
+def wire_bits(message_bits: IntArray) -> FloatArray:
+    """L2 bits towards the server that calls with messages of these sizes cost, generously."""
+    stream_bytes = np.asarray(message_bits) / 8 + _FRAMES_BYTES
+    packets = np.ceil(stream_bytes / _SEGMENT_BYTES) + _ACKNOWLEDGEMENTS
+    return np.asarray(8.0 * (stream_bytes + _HEADERS_BYTES * packets))
+
+
+def demand(arrivals: Arrivals, size: RequestSize, maker: RequestMaker) -> Demand:
+    """What a tenant declares.
+
+    Args:
+        arrivals: Its arrival process, one arrival a request.
+        size: How large messages are.
+        maker: Knows how small a message can be.
+
+    Raises:
+        ScenarioError: A trace that cannot be read.
+    """
+    wanted, share = _messages(arrivals, size)
+    return Demand(8 * maker.message_bytes(wanted), share, requests_per_s(arrivals))
+
+
+def requests_per_s(arrivals: Arrivals) -> float:
+    """Mean number of arrivals a second.
+
+    Raises:
+        ScenarioError: A trace that cannot be read.
+    """
+    match arrivals:
+        case PoissonArrivals(rate_per_s=rate) | RenewalArrivals(rate_per_s=rate):
+            return rate
+        case OnOffArrivals(peak_bps=peak, mean_on_s=on, mean_off_s=off, size_bits=bits):
+            return peak * on / (on + off) / bits
+        case TraceArrivals():
+            trace = read_trace(arrivals.path, arrivals.format)
+            return trace.time_s.size * arrivals.speed_up / trace.period_s
+
+
+def _messages(arrivals: Arrivals, size: RequestSize) -> tuple[IntArray, FloatArray]:
+    """Wanted bytes of each kind of message, and how often it occurs."""
+    match size:
+        case ModelSize():
+            return np.zeros(1, dtype=np.int64), np.ones(1)
+        case DrawnSize(size_bits=bits, weights=weights):
+            share = np.array(weights or (1.0,) * len(bits))
+            return np.array(bits, dtype=np.int64) // 8, share / share.sum()
+        case TokenSize():
+            if not isinstance(arrivals, TraceArrivals):
+                raise TypeError(f"sizes by tokens need a trace, found {type(arrivals).__name__}")
+            tokens = read_trace(arrivals.path, arrivals.format).request
+            bytes_each = np.array([math.ceil(n * arrivals.bits_per_token / 8) for n in tokens.tolist()], dtype=np.int64)
+            return bytes_each, np.full(tokens.size, 1.0 / tokens.size)

@@ -1,0 +1,150 @@
+"""A request tenant's row: misses of every kind, accuracy, parts that add up, and a host that is caught."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from inference_server.digits import held_out
+from testbed.calculus.service.promised import EnvelopeService
+from testbed.management.request_bounds import RequestTerms, bound_requests
+from testbed.management.requests import ComputeReservation
+from testbed.run.judge_requests import judge_requests
+from testbed.run.request_terms import Granted, host_lateness, ideal_network_s, request_gates
+from testbed.run.requests import RequestOutcome
+from testbed.run.window import Shaper
+from testbed.scenario.model import DrawnSize, PoissonArrivals, Promise, Requests, Reservation, Tenant
+from testbed.telemetry.request_samples import RequestSamples
+from testbed.telemetry.requests import Framing, RequestMatch
+from testbed.traffic.request_demand import demand
+from testbed.traffic.request_records import NOT_ATTEMPTED, OK, SKIPPED, RequestRecord
+from testbed.traffic.request_schedules import request_schedule
+from testbed.traffic.request_wire import RequestMaker
+
+RATE_BPS = 10_000_000
+ASKED = Requests("digits-small", 4, DrawnSize((64_000,)), 1000, 0.3, 1.0)
+TENANT = Tenant(
+    "alpha",
+    PoissonArrivals(100.0, 64_000),
+    "east",
+    Reservation(RATE_BPS, 8_500_000, 4_000_000, 9_000_000),
+    Promise(0.3, 0.001),
+    None,
+    ASKED,
+)
+MAKER = RequestMaker("alpha", "digits-small", 4, held_out())
+OUT = Framing(64_000, 67_840.0, 0.0, 1.05, 640.0)
+BACK = Framing(2_000, 3_200.0, 0.0, 1.05, 1_100.0)
+SHAPER = Shaper(RATE_BPS, 25_600)
+TIMEOUT, REJECTED = 4, 8
+COMPUTE_S, BACK_S = 1e-3, 1e-3
+
+
+def terms() -> RequestTerms:
+    services = tuple(EnvelopeService(RATE_BPS, 1e-3, name=name) for name in ("west", "east"))
+    compute = ComputeReservation(1, 1.0, 1.5 * COMPUTE_S)
+    return RequestTerms(demand(TENANT.arrivals, ASKED.size, MAKER), OUT, BACK, 2_000, compute, services)
+
+
+def outcome(duration_s: float = 200.0, late_s: float = 0.0) -> RequestOutcome:
+    """A window in which the network is the ideal queue; every request is `late_s` late in the first domain."""
+    schedule = request_schedule(TENANT.arrivals, ASKED.size, MAKER, seed=5, duration_s=duration_s)
+    n, at = len(schedule), schedule.time_s
+    none = np.zeros(n)
+    record = RequestRecord(
+        tenant=1, images=4, deadline_s=0.3, start_monotonic_ns=0, start_realtime_ns=0, schedule=schedule,
+        sent_s=at, received_s=at, server_s=np.zeros((n, 4)), status=np.full(n, OK, np.int16),
+        request_bytes=schedule.message_bytes, response_bytes=np.full(n, 250), correct=np.full(n, 3, np.int32),
+    )  # fmt: skip
+    samples = RequestSamples(
+        tenant="alpha", number=1, domains=("west", "east"), window_start_ns=0, deadline_s=0.3, images=4,
+        intended_s=at, sent_s=at, first_s=at, out_s=np.zeros((n, 3)), server_s=np.zeros((n, 4)),
+        back_s=np.zeros((n, 2)), received_s=at, status=record.status, request_bytes=record.request_bytes,
+        response_bytes=record.response_bytes, out_bits=none, back_bits=none, correct=record.correct,
+    )  # fmt: skip
+    match = RequestMatch(samples, OUT, BACK, 0, 0.0)
+    there = at + ideal_network_s(RequestOutcome(record, match), SHAPER) + late_s
+    server = np.stack([there, there, there, there + COMPUTE_S], axis=1)
+    back = np.stack([there + COMPUTE_S, there + COMPUTE_S + BACK_S], axis=1)
+    moments = {"server_s": server, "received_s": back[:, 1]}
+    out = np.stack([at, there, there], axis=1)
+    found = replace(samples, out_s=out, back_s=back, **moments)
+    return RequestOutcome(replace(record, **moments), replace(match, samples=found))
+
+
+def with_status(seen: RequestOutcome, **which: int) -> RequestOutcome:
+    """The same window in which the first requests, one for each of `which`, ended in these ways."""
+    status, sent = seen.record.status.copy(), seen.record.request_bytes.copy()
+    status[: len(which)] = list(which.values())
+    sent[status == SKIPPED] = 0
+    record = replace(seen.record, status=status, request_bytes=sent)
+    samples = replace(seen.match.samples, status=status)
+    return RequestOutcome(record, replace(seen.match, samples=samples))
+
+
+def test_whatever_gave_no_answer_in_time_is_a_miss_and_is_counted_by_its_kind() -> None:
+    seen = with_status(outcome(), timeout=TIMEOUT, rejected=REJECTED, skipped=SKIPPED, error=14, cut=NOT_ATTEMPTED)
+    row = judge_requests(TENANT, ASKED, [seen], None, SHAPER, seconds=200.0, valid=True)
+    asked = row.requests
+    assert asked is not None
+    assert (row.misses, row.lost, row.n) == (4, 4, len(seen.record.schedule) - 1)
+    assert (asked.timeouts, asked.rejected, asked.skipped, asked.errors) == (1, 1, 1, 1)
+    assert asked.answered == row.n - 4
+    assert asked.accuracy == pytest.approx(0.75)
+
+
+def test_the_parts_add_up_to_the_mean_latency() -> None:
+    seen = outcome()
+    asked = judge_requests(TENANT, ASKED, [seen], None, SHAPER, seconds=200.0, valid=True).requests
+    assert asked is not None
+    assert [part.name for part in asked.parts] == [
+        "client wait", "west", "east", "server queue", "compute", "network back", "residual",
+    ]  # fmt: skip
+    total = sum(part.mean_s for part in asked.parts if part.mean_s is not None)
+    assert total == pytest.approx(float(seen.record.latency_s.mean()))
+    assert asked.framing_out == pytest.approx(1.06)
+    assert asked.network_s == pytest.approx(asked.ideal_network_s)
+
+
+def test_the_host_overrules_the_data() -> None:
+    row = judge_requests(TENANT, ASKED, [outcome()], None, SHAPER, seconds=200.0, valid=False)
+    assert row.verdict == "INVALID"
+
+
+def test_a_path_that_keeps_its_word_is_never_late_and_stays_below_its_bound() -> None:
+    seen = outcome()
+    assert np.nanmax(host_lateness(seen, terms())) <= 0.0
+    bound = bound_requests(TENANT, terms(), host_s=0.0)
+    row = judge_requests(TENANT, ASKED, [seen], bound, SHAPER, seconds=200.0, valid=True)
+    assert row.p999_s is not None
+    assert row.p999_s < bound.bound_s < 1.6 * row.p999_s
+    assert row.network_p999_s is not None
+    assert row.network_p999_s < bound.network_bound_s < bound.bound_s
+    assert not row.bound_broken
+    assert sum(part.delay_s for part in bound.parts) == pytest.approx(bound.bound_s)
+
+
+def test_a_bound_below_the_lower_limit_is_broken() -> None:
+    small = bound_requests(TENANT, terms(), host_s=0.0).model_copy(update={"bound_s": 1e-3})
+    assert judge_requests(TENANT, ASKED, [outcome()], small, SHAPER, seconds=200.0, valid=True).bound_broken
+
+
+@pytest.mark.parametrize(
+    ("late_s", "closed"),
+    [(0.0, set()), (0.05, {"host allowance, alpha", "replay, alpha"})],
+    ids=["an ideal host", "one that holds every request for 50 ms"],
+)
+def test_gates_close_on_a_host_that_holds_requests_up(late_s: float, closed: set[str]) -> None:
+    gates = request_gates(TENANT, outcome(late_s=late_s), Granted(terms(), 0.01), SHAPER)
+    assert {gate.name for gate in gates if not gate.ok} == closed
+
+
+def test_a_request_that_no_capture_has_seen_closes_a_gate() -> None:
+    seen = outcome()
+    out = seen.match.samples.out_s.copy()
+    out[7, 1] = np.nan
+    blind = RequestOutcome(seen.record, replace(seen.match, samples=replace(seen.match.samples, out_s=out)))
+    gates = request_gates(TENANT, blind, None, None)
+    assert [gate.name for gate in gates if not gate.ok] == ["requests found, alpha"]

@@ -1,0 +1,129 @@
+"""What a tenant's requests become, what guardrails follow from them, and who refuses to go on without a network."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from inference_server.digits import held_out
+from testbed.errors import ScenarioError
+from testbed.management.paper import bounds_on_paper
+from testbed.scenario import guardrails, summary
+from testbed.scenario.dictionary import from_dict, to_dict
+from testbed.scenario.loader import load
+from testbed.scenario.model import (
+    DrawnSize,
+    ModelSize,
+    OnOffArrivals,
+    PoissonArrivals,
+    Requests,
+    RequestSize,
+    Scenario,
+    TokenSize,
+)
+from testbed.simulation.network import Choices, network
+from testbed.traffic.request_demand import demand
+from testbed.traffic.request_schedules import request_schedule
+from testbed.traffic.request_wire import RequestMaker
+
+BAD = Path(__file__).parent / "bad"
+TOPOLOGIES = Path(__file__).parents[3] / "topologies"
+MAKER = RequestMaker("alpha", "digits-small", 1, held_out())
+RATE_BPS = 10_000_000
+POISSON = "{model: poisson, rate: 50 requests/s, size: 8 kB}"
+TWO_SIZES = DrawnSize((16_000, 160_000), (3.0, 1.0))
+
+
+def scenario(
+    requests: str, folder: Path, arrivals: str = "{model: poisson, rate: 50 requests/s, size: 8 kB}"
+) -> Scenario:
+    path = folder / "scenario.yaml"
+    path.write_text(
+        f"""
+        name: asking
+        domains: [{{name: core, link-rate: 100 Mbit/s, compute: true}}]
+        tenants:
+          - name: alpha
+            arrivals: {arrivals}
+            requests: {requests}
+            reservation: {{rate: 10 Mbit/s}}
+            promise: {{deadline: 300 ms, epsilon: 0.001}}
+          - {{name: beta, arrivals: {arrivals}, requests: {{model: digits-small, compute-share: 0.25}}}}
+        """,
+        encoding="utf-8",
+    )
+    return load(path)
+
+
+def test_what_is_left_out_is_decided_when_the_file_is_read(tmp_path: Path) -> None:
+    alpha, beta = scenario("{model: digits-large}", tmp_path).tenants
+    assert alpha.requests == Requests("digits-large", 1, DrawnSize((64_000,)), 10_000, 0.3, 0.75)
+    assert beta.requests == Requests("digits-small", 1, DrawnSize((64_000,)), 10_000, 10.0, 0.25)
+    assert alpha.packet_bits == 8 * 1514
+
+
+@pytest.mark.parametrize(
+    ("requests", "size"),
+    [
+        ("{model: digits-small, sizes: model}", ModelSize()),
+        ("{model: digits-small, sizes: mixed, mix: [{size: 2 kB, weight: 3}, {size: 20 kB}]}", TWO_SIZES),
+    ],
+    ids=["the model's", "a distribution"],
+)
+def test_sizes_are_read_and_survive_a_run_folder(requests: str, size: RequestSize, tmp_path: Path) -> None:
+    found = scenario(requests, tmp_path)
+    asked = found.tenants[0].requests
+    assert asked is not None
+    assert asked.size == size
+    assert from_dict(json.loads(json.dumps(to_dict(found)))) == found
+
+
+def test_a_trace_gives_its_tokens_as_sizes_unless_told_otherwise(tmp_path: Path) -> None:
+    traced = f"{{model: trace, file: {BAD / 'requests.csv'}, format: azure-llm, bits-per-token: 16, speed-up: 0.01}}"
+    asked = scenario("{model: digits-small}", tmp_path, traced).tenants[0].requests
+    assert asked is not None
+    assert asked.size == TokenSize()
+
+
+def test_tenants_that_send_packets_are_written_as_before() -> None:
+    assert not any("requests" in tenant for tenant in to_dict(load(TOPOLOGIES / "smoke.yaml"))["tenants"])
+
+
+def test_a_reader_is_told_what_is_asked(tmp_path: Path) -> None:
+    told = "\n".join(summary.lines(scenario("{model: digits-large, images: 4}", tmp_path)))
+    assert "4 images for digits-large, padded to 8000 B, with 75 % of the server" in told
+    assert "for 99.9 % of its requests" in told
+
+
+@pytest.mark.parametrize(
+    ("arrivals", "size"),
+    [
+        (PoissonArrivals(100.0, 64_000), DrawnSize((64_000,))),
+        (PoissonArrivals(120.0, 64_000), TWO_SIZES),
+        (OnOffArrivals(20e6, 0.05, 0.1, 64_000), DrawnSize((64_000,))),
+    ],
+    ids=["one size", "two sizes", "bursts"],
+)
+def test_a_derived_bucket_holds_conforming_requests(arrivals: PoissonArrivals, size: RequestSize) -> None:
+    asked = demand(arrivals, size, MAKER)
+    meter = guardrails.meter_rate_bps(asked.mean_bps, RATE_BPS)
+    bucket = guardrails.request_burst_bits(arrivals, asked, meter, RATE_BPS)
+    sent = request_schedule(arrivals, size, MAKER, seed=1, duration_s=600.0)
+    bits = np.interp(8.0 * sent.message_bytes, asked.message_bits, asked.wire_bits)
+    backlog = np.cumsum(bits) - meter * sent.time_s
+    largest = float(np.max(backlog - np.minimum.accumulate(backlog - bits)))
+    assert largest <= bucket
+    # One that is far too large would let a flood through.
+    assert bucket <= 8 * largest
+    assert asked.mean_bps == pytest.approx(float(bits.sum()) / 600.0, rel=0.1)
+
+
+def test_nothing_simulates_requests_or_bounds_them_before_a_warm_up(tmp_path: Path) -> None:
+    found = scenario("{model: digits-small}", tmp_path)
+    with pytest.raises(ScenarioError, match=r"tenants alpha, beta: found requests.*use `testbed run`"):
+        network(found, Choices())
+    with pytest.raises(ScenarioError, match=r"tenants alpha, beta: found requests.*testbed run` shows"):
+        bounds_on_paper(found)
