@@ -130,8 +130,8 @@ def test_tcp_with_checksum_offload_on_is_caught(monkeypatch: pytest.MonkeyPatch)
 def test_captures_in_microseconds_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     command = capture.arguments
 
-    def coarse(*arguments: str) -> list[str]:
-        return [word.replace("=nano", "=micro") for word in command(*arguments)]
+    def coarse(*arguments: str, **options: int) -> list[str]:
+        return [word.replace("=nano", "=micro") for word in command(*arguments, **options)]
 
     monkeypatch.setattr(capture, "arguments", coarse)
     with pytest.raises(ProbeError, match="whole microseconds"):
