@@ -16,7 +16,9 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+from controller.counters import MeterCounters
 from testbed.emulation import processes, syscalls
+from testbed.emulation.meters import read_meters
 from testbed.emulation.supervisor import Child, Supervisor
 from testbed.errors import PreflightError
 from testbed.scenario.model import Datapath
@@ -233,6 +235,10 @@ class OpenVSwitch:
             raise PreflightError(f"ovs-appctl dpctl/show: no line 'lookups: hit:.. missed:.. lost:..' in {text!r}")
         hits, misses, lost = (sum(int(row[column]) for row in found) for column in range(3))
         return DatapathCounters(hits, misses, lost)
+
+    def meters(self, bridge: str) -> dict[int, MeterCounters]:
+        """What each meter of a bridge has counted, by meter id."""
+        return read_meters(self.directory / f"{bridge}.mgmt")
 
     def log_errors(self) -> tuple[str, ...]:
         """Lines of warning or worse that the daemon has logged."""

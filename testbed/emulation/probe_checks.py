@@ -13,8 +13,12 @@ from controller.program import Meter, Queue
 
 METER_GRAIN_S = 1e-3
 SWITCH_LATENESS_S = 2e-3
-_BLUNT = 0.1
+_BLUNT_RATE = 0.1
 """A rate known no better than to this part proves nothing, whatever was found."""
+_BLUNT_BUCKET = 0.5
+"""The same for a bucket."""
+_BURSTLESS_S = 1.0
+"""How much of its rate a meter's bucket holds without the flag BURST."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,8 @@ class ProbeResult:
         found: Measured.
         expected: What the program says.
         tolerance: Largest difference of a correct network.
-        ok: Whether the difference is within it.
+        ok: Whether the difference is within it, and the tolerance within its limit.
+        limit: Largest tolerance with which right and wrong can be told apart; None where nothing was timed.
     """
 
     domain: str
@@ -38,11 +43,27 @@ class ProbeResult:
     expected: float
     tolerance: float
     ok: bool
+    limit: float | None = None
+
+    @property
+    def blunt(self) -> bool:
+        """Whether it was measured so badly that being within the tolerance says nothing."""
+        return self.limit is not None and self.limit < self.tolerance and self._within
+
+    @property
+    def _within(self) -> bool:
+        return abs(self.found - self.expected) <= self.tolerance
 
     def __str__(self) -> str:
-        return (
+        said = (
             f"{self.domain}, {self.tenant}: {self.what} found {self.found:,.0f}, "
             f"expected {self.expected:,.0f} +- {self.tolerance:,.0f}"
+        )
+        if not self.blunt:
+            return said
+        return (
+            f"{said}; right and wrong can be told apart up to +- {self.limit:,.0f}: this host is too slow or too busy "
+            "to tell, so end what else runs on it or lower the scenario's rates"
         )
 
 
@@ -71,15 +92,14 @@ def meter_burst(domain: str, tenant: str, meter: Meter, *, passed: Passed, frame
 
     A userspace meter also forgets up to a millisecond of its refill when it was idle for longer than burst / rate.
     """
-    rate = meter.rate_kbps * 1000
-    return judge(
-        domain,
-        tenant,
-        "meter burst, bits",
-        found=passed.bits,
-        expected=meter.burst_kbit * 1000,
-        tolerance=frame_bits + rate * (passed.elapsed_s + METER_GRAIN_S + SWITCH_LATENESS_S),
-    )
+    rate, bucket = meter.rate_kbps * 1000, meter.burst_kbit * 1000
+    finest = frame_bits + rate * (METER_GRAIN_S + SWITCH_LATENESS_S)
+    tolerance = finest + rate * passed.elapsed_s
+    result = judge(domain, tenant, "meter burst, bits", found=passed.bits, expected=bucket, tolerance=tolerance)
+    # What passes a meter without BURST is as uncertain as what passes a right one.
+    apart = abs(bucket - rate * _BURSTLESS_S)
+    limit = _BLUNT_BUCKET * bucket
+    return _sharp(result, limit if apart <= 2 * finest else min(limit, apart / 2))
 
 
 def meter_rate(domain: str, tenant: str, meter: Meter, *, passed: Passed, frame_bits: int) -> ProbeResult:
@@ -103,7 +123,13 @@ def _rate(domain: str, tenant: str, what: str, *, rate_bps: int, passed: Passed,
     tolerance = (slack_bits + rate_bps * passed.uncertainty_s) / passed.elapsed_s
     found = passed.bits / passed.elapsed_s
     result = judge(domain, tenant, what, found=found, expected=rate_bps, tolerance=tolerance)
-    return result if tolerance <= _BLUNT * rate_bps else replace(result, ok=False)
+    return _sharp(result, _BLUNT_RATE * rate_bps)
+
+
+def _sharp(result: ProbeResult, limit: float) -> ProbeResult:
+    """The result with its limit, and nothing proven by it where its tolerance is beyond."""
+    limited = replace(result, limit=limit)
+    return replace(limited, ok=result.ok and not limited.blunt)
 
 
 def left_over_rate(

@@ -9,7 +9,6 @@ no flow knows, so the next switch drops them. What is right is decided in `testb
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -304,21 +303,12 @@ class DomainProbe:
         found = dict.fromkeys(numbers.values(), MeterCounters(0, 0, 0, 0))
         for hop in self._program.hops:
             if hop.ingress:
-                text = self._network.ovs.ofctl("meter-stats", hop.bridge)
-                for entry in re.split(r"\bmeter:", text)[1:]:
-                    meter_id = int(entry.split()[0])
-                    if meter_id in numbers:
-                        found[numbers[meter_id]] = _meter_counters(entry)
+                met = self._network.ovs.meters(hop.bridge)
+                found |= {numbers[meter_id]: counters for meter_id, counters in met.items() if meter_id in numbers}
         return found
 
     def _exactly(self, tenant: str, what: str, found: int, expected: int) -> None:
         self._results.append(judge(self._program.domain, tenant, what, found=found, expected=expected, tolerance=0))
-
-
-def _meter_counters(entry: str) -> MeterCounters:
-    packets, size = (int(re.findall(rf"{name}_in_count:(\d+)", entry)[0]) for name in ("packet", "byte"))
-    bands = re.findall(r"\b\d+: packet_count:(\d+) byte_count:(\d+)", entry)
-    return MeterCounters(packets, size, sum(int(band[0]) for band in bands), sum(int(band[1]) for band in bands))
 
 
 def _let_through(before: Mapping[int, MeterCounters], after: Mapping[int, MeterCounters], number: int) -> int:

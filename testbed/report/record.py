@@ -224,7 +224,11 @@ class EnvelopeRecord(_Part):
 
 
 class ProbeRecord(_Part):
-    """One probed property of the installed data plane."""
+    """One probed property of the installed data plane.
+
+    Attributes:
+        limit: Largest tolerance with which right and wrong could be told apart, None where nothing was timed.
+    """
 
     domain: str
     tenant: str
@@ -233,6 +237,7 @@ class ProbeRecord(_Part):
     expected: float
     tolerance: float
     ok: bool
+    limit: float | None = None
 
 
 class RunRecord(_Part):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import subprocess
-import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 import pytest
 
@@ -22,34 +23,38 @@ def uml(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture
-def victim() -> Iterator[Path]:
-    """A file of this machine's own, outside the places that the emulated machine has of its own."""
-    with tempfile.NamedTemporaryFile(dir="/var/tmp", prefix="uml-") as file:
-        yield Path(file.name)
+def own() -> Iterator[list[Path]]:
+    """Files of this machine's own, one of them where temporary files lie: a checkout may be there."""
+    with ExitStack() as stack:
+        folders = ("/var/tmp", "/tmp")  # noqa: S108 - these very places are meant
+        yield [Path(stack.enter_context(NamedTemporaryFile(dir=folder, prefix="uml-")).name) for folder in folders]
 
 
 def test_exit_code_output_and_files_come_back_and_nothing_else_reaches_the_machine(
-    tmp_path: Path, victim: Path
+    tmp_path: Path, own: list[Path]
 ) -> None:
+    for file in own:
+        file.write_text("of this machine\n")
     places = [folder / f"uml-{os.getpid()}" for folder in (Path("/"), Path("/etc"), ROOT, tmp_path.parent)]
     script = """
 set -e
 printf 'two words\\n%s\\n' "$GIVEN"
 for place in "$@"; do echo written >"$place"; cat "$place" >&2; done
 ls -d /sys/module/openvswitch /sys/module/sch_htb /sys/module/sch_netem
-rm "$0" && test ! -e "$0"
+for file in $OWN; do cat "$file"; rm "$file"; test ! -e "$file"; done
 echo kept >"$OUT/file"
 exit 41
 """
-    given = ["env", f"OUT={tmp_path}", "GIVEN=a 'b' \"c\""]
-    ended = uml("--out", str(tmp_path), "--", *given, "bash", "-c", script, str(victim), *map(str, places))
+    given = ["env", f"OUT={tmp_path}", "GIVEN=a 'b' \"c\"", f"OWN={own[0]} {own[1]}"]
+    ended = uml("--out", str(tmp_path), "--", *given, "bash", "-c", script, "script", *map(str, places))
     assert ended.returncode == 41, ended
     modules = ["/sys/module/openvswitch", "/sys/module/sch_htb", "/sys/module/sch_netem"]
-    assert ended.stdout.splitlines() == ["two words", "a 'b' \"c\"", *["written"] * len(places), *modules]
+    seen = ["of this machine"] * len(own)
+    assert ended.stdout.splitlines() == ["two words", "a 'b' \"c\"", *["written"] * len(places), *modules, *seen]
     assert (tmp_path / "file").read_text() == "kept\n"
     assert "Linux version" in (tmp_path / "kernel.log").read_text()
     assert [place for place in places if place.exists()] == []
-    assert victim.exists()
+    assert [file.read_text() for file in own] == ["of this machine\n"] * len(own)
 
 
 def test_a_call_without_a_command_says_how_to_call_it() -> None:

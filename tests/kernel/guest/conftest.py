@@ -93,7 +93,7 @@ def _never_reported(item: pytest.Item, printed: str) -> pytest.TestReport:
     return pytest.TestReport(item.nodeid, item.location, {}, "failed", said, "call")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def made() -> Iterator[Reserved]:
     """Two domains with their reservations installed, on the kernel's datapath: tests leave it as they found it."""
     with reserved(SCENARIO, Datapath.KERNEL) as found:

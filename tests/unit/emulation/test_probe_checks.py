@@ -39,6 +39,40 @@ def test_a_bucket_is_judged_by_what_a_flood_gets_through(bits: int, right: bool)
     assert probe_checks.meter_burst("d", "t", METER, passed=passed, frame_bits=FRAME_BITS).ok is right
 
 
+@pytest.mark.parametrize(
+    ("burst_kbit", "elapsed_s", "bits", "right", "blunt"),
+    [
+        (160, 0.015, 164_000, True, False),
+        (160, 0.018, 164_000, False, True),
+        (160, 1.0, 4_000_000, False, True),
+        (3_900, 0.008, 3_901_000, True, False),
+        (3_900, 0.008, 4_001_000, False, False),
+        (3_900, 0.02, 3_901_000, False, True),
+        (3_900, 0.1, 4_001_000, False, True),
+        (3_900, 0.02, 8_000_000, False, False),
+        (4_000, 0.2, 4_001_000, True, False),
+    ],
+    ids=[
+        "counted while half a bucket came back",
+        "counted while more than half a bucket came back",
+        "a meter without BURST, counted after a second",
+        "near the second of rate of a meter without BURST, and told from it",
+        "a meter without BURST, told from a bucket near it",
+        "near a meter without BURST, counted too late to tell",
+        "a meter without BURST, counted too late to tell",
+        "far too large, however late it was counted",
+        "a second of rate, as without BURST: there is nothing to tell apart",
+    ],
+)
+def test_a_bucket_that_was_counted_too_late_to_tell_is_no_pass_and_names_the_host(
+    burst_kbit: int, elapsed_s: float, bits: int, right: bool, blunt: bool
+) -> None:
+    meter = Meter(meter_id=1, rate_kbps=4_000, burst_kbit=burst_kbit)
+    result = probe_checks.meter_burst("d", "t", meter, passed=Passed(bits, elapsed_s), frame_bits=FRAME_BITS)
+    assert (result.ok, result.blunt) == (right, blunt)
+    assert ("this host is too slow or too busy to tell" in str(result)) is blunt
+
+
 @pytest.mark.parametrize(("factor", "right"), [(1.0, True), (0.99, True), (0.8, False), (1.2, False), (2.0, False)])
 def test_a_meters_rate_a_fifth_off_is_wrong(factor: float, right: bool) -> None:
     passed = Passed(round(4_000_000 * 0.5 * factor), elapsed_s=0.5)

@@ -1,0 +1,112 @@
+"""What a run of requests cannot begin with: one clear error for each, and nothing of a run is left or was ever made."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from testbed.emulation.journal import RUNS
+from tests.integration.conftest import ROOT
+
+pytestmark = pytest.mark.network
+
+SCENARIO = """
+name: refused
+warm-up: 3 s
+duration: 5 s
+allow-zero-delay: true
+domains: [{{name: only, link-rate: 20 Mbit/s, compute: true}}]
+tenants:
+  - name: vision
+    arrivals: {arrivals}
+    requests: {requests}
+    reservation: {{rate: 5 Mbit/s}}
+    promise: {{deadline: 300 ms, epsilon: 0.02}}
+"""
+POISSON = "{model: poisson, rate: 50 requests/s, size: 4 kB}"
+ASKED = "{model: digits-small}"
+TRACE = "{{model: trace, file: {file}, format: azure-llm, bits-per-token: {bits}}}"
+ROWS = ["TIMESTAMP,ContextTokens,GeneratedTokens"] + [
+    f"2023-11-16 18:17:{second:02}.0000000,{100 * second},7" for second in range(3, 10)
+]
+
+
+def run(folder: Path, *, arrivals: str = POISSON, requests: str = ASKED, first: str = "") -> tuple[int, list[str]]:
+    """Exit code and lines of `testbed run`, with statements that Python executes first; no run may be left."""
+    scenario, out = folder / "refused.yaml", folder / "out"
+    scenario.write_text(SCENARIO.format(arrivals=arrivals, requests=requests), encoding="utf-8")
+    program = f"{first}\nfrom testbed.cli import main; main()"
+    command = [sys.executable, "-c", program, "run", str(scenario), "--out", str(out)]
+    before = journals()
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100, cwd=ROOT)
+    assert ended.stdout == ""
+    assert not out.exists() or list(out.iterdir()) == []
+    assert journals() == before
+    return ended.returncode, [line for line in ended.stderr.splitlines() if line.startswith("testbed:")]
+
+
+def journals() -> list[str]:
+    return sorted(entry.name for entry in RUNS.iterdir()) if RUNS.exists() else []
+
+
+@pytest.mark.parametrize(
+    ("requests", "arrivals", "found"),
+    [
+        ("{model: digits-huge}", POISSON, "digits-huge"),
+        (ASKED, "{model: poisson, rate: 1 requests/s, size: 1001 kB}", "1001 kB"),
+        ("{model: digits-small, images: 40}", POISSON, "40 in a message of"),
+        ("{model: digits-small, images: 0}", POISSON, "found 0"),
+    ],
+    ids=["an unknown model", "a request larger than the server accepts", "images beyond the message", "no images"],
+)
+def test_requests_that_no_server_would_answer_are_refused_when_the_file_is_read(
+    tmp_path: Path, requests: str, arrivals: str, found: str
+) -> None:
+    status, lines = run(tmp_path, requests=requests, arrivals=arrivals)
+    (line,) = lines
+    assert status == 2
+    assert found in line
+    assert "expected" in line
+
+
+@pytest.mark.parametrize(
+    ("rows", "bits", "found"),
+    [
+        ([*ROWS[:3], "yesterday,12,7", *ROWS[3:6], "2023-11-16 18:17:09.0000000,-4,7"], 32, ("line 4", "line 8", "2 ")),
+        (ROWS, 100_000, ("too large",)),
+    ],
+    ids=["bad rows", "requests that are too large"],
+)
+def test_a_trace_that_cannot_be_asked_for_is_refused_with_its_lines_and_how_many(
+    tmp_path: Path, rows: list[str], bits: int, found: tuple[str, ...]
+) -> None:
+    trace = tmp_path / "trace.csv"
+    trace.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    status, lines = run(tmp_path, arrivals=TRACE.format(file=trace, bits=bits))
+    assert status == 2
+    assert all(part in "\n".join(lines) for part in found), lines
+
+
+@pytest.mark.parametrize(
+    ("first", "found"),
+    [
+        (
+            "import testbed.run.requests as part; part.LARGEST_REQUEST_BYTES = 2_000",
+            r"RESOURCE_EXHAUSTED .* in 4000 bytes, the window's largest request; expected an answer",
+        ),
+        ("import testbed.run.requests as part; part.WORKERS = 0", r"server-"),
+        ("import testbed.run.requests as part; part._START_S = 0.1", r"server-"),
+    ],
+    ids=["it accepts less than is asked", "it does not start", "it is not ready in time"],
+)
+def test_a_server_that_will_not_answer_ends_the_run_before_anything_is_measured(
+    tmp_path: Path, first: str, found: str
+) -> None:
+    status, lines = run(tmp_path, first=first)
+    assert status == 2
+    assert len(lines) >= 1
+    print(lines)
+    assert found

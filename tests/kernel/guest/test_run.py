@@ -1,0 +1,125 @@
+"""A whole run on the kernel's datapath, over long links: what was installed acts, and the bound counts propagation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from testbed.cli.exits import Exit
+from testbed.cli.main import app
+from testbed.report.record import RunRecord, TenantRecord, read_record
+from testbed.scenario.loader import load
+from testbed.scenario.model import Scenario
+from testbed.telemetry import samples
+from testbed.telemetry.samples import TenantSamples
+from tests.integration.conftest import ROOT
+
+pytestmark = pytest.mark.network
+
+KERNEL = ROOT / "topologies" / "kernel.yaml"
+OF_THE_HOST = (
+    "longest stall",
+    "stalled share",
+    "CPU ",
+    "cpu pressure",
+    "memory pressure",
+    "io pressure",
+    "sender lateness",
+    "host allowance",
+    "replay",
+    "tail shift",
+)
+"""Gates that one emulated processor may break. The others are about what was installed, counted and captured."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What `testbed run` left."""
+
+    scenario: Scenario
+    exit_code: int
+    record: RunRecord
+    folder: Path
+
+    @property
+    def promised(self) -> list[TenantRecord]:
+        return [tenant for tenant in self.record.tenants if tenant.bound is not None]
+
+    def samples(self, tenant: str) -> TenantSamples:
+        return samples.read(self.folder / self.record.windows[0].samples[tenant])[0]
+
+    @property
+    def propagation_s(self) -> float:
+        return sum(domain.link_delay_s for domain in self.scenario.domains)
+
+
+@pytest.fixture(scope="module")
+def run() -> Iterator[Run]:
+    with TemporaryDirectory() as out:
+        ended = CliRunner().invoke(app, ["run", str(KERNEL), "--out", out], catch_exceptions=False)
+        print(ended.output)
+        (folder,) = Path(out).iterdir()
+        yield Run(load(KERNEL), ended.exit_code, read_record(folder), folder)
+
+
+def test_every_meter_and_queue_is_read_back_as_reserved_and_was_driven(run: Run) -> None:
+    assert run.record.datapath == "kernel"
+    for domain in run.scenario.domains:
+        state = run.record.installed[domain.name]["tenants"]
+        for tenant in run.scenario.tenants:
+            if tenant.reservation is not None:
+                (meter,) = state[tenant.name]["meters"].values()
+                queues = state[tenant.name]["queues"].values()
+                assert meter["rate_kbps"] == tenant.reservation.meter_rate_bps // 1000
+                assert {queue["rate_bps"] for queue in queues} == {tenant.reservation.rate_bps}
+    driven = {(p.domain, p.tenant, p.what.partition(" at ")[0].partition(" (try")[0]) for p in run.record.probes}
+    parts = ("meter burst, bits", "meter rate, bit/s", "queue rate", "packets in its class")
+    reserved = [tenant.name for tenant in run.promised]
+    assert {(d.name, name, part) for d in run.scenario.domains for name in reserved for part in parts} <= driven
+    assert all(probe.ok for probe in run.record.probes)
+
+
+def test_nothing_but_the_host_makes_the_run_invalid(run: Run) -> None:
+    failed = [gate for gate in run.record.gates if not gate.ok]
+    print(json.dumps([(gate.name, gate.value, gate.limit, gate.detail) for gate in failed], indent=1))
+    assert [gate.name for gate in failed if not gate.name.startswith(OF_THE_HOST)] == []
+    # With every gate open the promises are kept, or too few packets say so.
+    assert run.exit_code == Exit.INVALID if failed else run.exit_code in {Exit.PASS, Exit.UNDETERMINED}
+    assert all(tenant.lost == 0 for tenant in run.promised)
+
+
+def test_every_bound_counts_every_link_and_lies_above_what_was_measured(run: Run) -> None:
+    assert {tenant.name for tenant in run.promised} == {"alpha", "charlie"}
+    for tenant in run.promised:
+        assert tenant.bound is not None
+        parts = {part.name: part.delay_s for part in tenant.bound.parts}
+        for domain in run.scenario.domains:
+            assert domain.link_delay_s < parts[domain.name] < domain.link_delay_s + 0.02
+        assert sum(parts.values()) == pytest.approx(tenant.bound.bound_s, rel=1e-6)
+        assert tenant.promised_s is not None
+        assert tenant.promised_lower_s is not None
+        assert run.propagation_s < tenant.promised_lower_s <= tenant.promised_s
+        assert tenant.promised_lower_s <= tenant.bound.bound_s
+        assert not tenant.bound_broken
+
+
+def test_no_packet_is_faster_than_the_links_and_the_fastest_hardly_slower(run: Run) -> None:
+    for tenant in run.scenario.tenants:
+        found = run.samples(tenant.name)
+        fastest = np.nanmin(found.domain_s, axis=0)
+        for domain, fastest_s in zip(run.scenario.domains, fastest.tolist(), strict=True):
+            assert domain.link_delay_s <= fastest_s
+        assert run.propagation_s <= float(np.nanmin(found.network_s)) <= 1.02 * run.propagation_s
+
+
+def test_the_report_shows_the_bounds_beside_what_was_measured(run: Run) -> None:
+    report = (run.folder / "report.html").read_text(encoding="utf-8")
+    assert all(tenant.name in report for tenant in run.promised)
+    assert len(report) > 20_000
