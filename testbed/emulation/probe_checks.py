@@ -13,6 +13,7 @@ from controller.program import Meter, Queue
 
 METER_GRAIN_S = 1e-3
 SWITCH_LATENESS_S = 2e-3
+METER_LATENESS_S = METER_GRAIN_S + SWITCH_LATENESS_S
 _BLUNT_RATE = 0.1
 """A rate known no better than to this part proves nothing, whatever was found."""
 _BLUNT_BUCKET = 0.5
@@ -93,7 +94,7 @@ def meter_burst(domain: str, tenant: str, meter: Meter, *, passed: Passed, frame
     A userspace meter also forgets up to a millisecond of its refill when it was idle for longer than burst / rate.
     """
     rate, bucket = meter.rate_kbps * 1000, meter.burst_kbit * 1000
-    finest = frame_bits + rate * (METER_GRAIN_S + SWITCH_LATENESS_S)
+    finest = frame_bits + rate * METER_LATENESS_S
     tolerance = finest + rate * passed.elapsed_s
     result = judge(domain, tenant, "meter burst, bits", found=passed.bits, expected=bucket, tolerance=tolerance)
     # What passes a meter without BURST is as uncertain as what passes a right one.
@@ -105,7 +106,7 @@ def meter_burst(domain: str, tenant: str, meter: Meter, *, passed: Passed, frame
 def meter_rate(domain: str, tenant: str, meter: Meter, *, passed: Passed, frame_bits: int) -> ProbeResult:
     """Rate of a meter from what it let through between two moments at which an overload had left it empty."""
     rate = meter.rate_kbps * 1000
-    slack_bits = 2 * (frame_bits + rate * (METER_GRAIN_S + SWITCH_LATENESS_S))
+    slack_bits = 2 * (frame_bits + rate * METER_LATENESS_S)
     return _rate(domain, tenant, "meter rate, bit/s", rate_bps=rate, passed=passed, slack_bits=slack_bits)
 
 

@@ -32,7 +32,7 @@ _UNMETERED_FRAMES = 50
 _REVERSE_FRAMES = 20
 _LEAD_S = 0.03
 _LOOK_EVERY_S = 0.005
-_QUIET_LOOKS = 3
+_QUIET_S = 0.015
 _SETTLED_WITHIN_S = 10.0
 
 Classes = Mapping[str, Mapping[int, ClassCounters]]
@@ -257,15 +257,17 @@ class DomainProbe:
             self._exactly("(all)", f"packets in the default class at {port}", found, 0)
 
     def _settled(self) -> Classes:
-        """Counters once nothing is under way: queues empty and nothing moving over several looks.
+        """Counters once nothing is under way: queues empty, and nothing moving for as long as a link can hold a packet.
 
         Raises:
             ReservationError: Packets wait where none belongs, or something does not come to rest.
         """
         deadline = time.monotonic() + _SETTLED_WITHIN_S
-        previous, quiet = None, 0
-        while quiet < _QUIET_LOOKS:
+        quiet_s = _QUIET_S + max(self._network.link_delays_s)
+        previous, still_from_s = None, time.monotonic()
+        while True:
             time.sleep(_LOOK_EVERY_S)
+            looked_s = time.monotonic()
             found = (traffic_control.counters(self._ports), self._met())
             waiting = {
                 (port, minor): counters.backlog_packets
@@ -282,9 +284,10 @@ class DomainProbe:
                     f"probe of {self._program.domain}: queues still move {_SETTLED_WITHIN_S:g} s after the last packet "
                     f"({where or 'none holds any'}); stop whatever else sends into this network"
                 )
-            quiet = quiet + 1 if found == previous and not waiting else 0
-            previous = found
-        return found[0]
+            if found != previous or waiting:
+                previous, still_from_s = found, time.monotonic()
+            elif looked_s - still_from_s >= quiet_s:
+                return found[0]
 
     def _require_classified(self, waiting: Mapping[tuple[str, int], int]) -> None:
         """Not left to be counted in the end: the default class is so slow that there would be no end."""

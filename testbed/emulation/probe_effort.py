@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from controller.program import DomainProgram, Meter, Queue, Rule
-from testbed.emulation.probe_checks import METER_GRAIN_S, SWITCH_LATENESS_S
+from testbed.emulation.probe_checks import METER_LATENESS_S
 from testbed.emulation.probe_traffic import LARGEST_FRAME_BYTES, SMALLEST_FRAME_BYTES
 
 _FRAMES_PER_S = 15_000
@@ -20,6 +21,8 @@ _DOMAINS_AT_EASE = 3
 FRAMES_OF_A_BUCKET = 64
 _TENANTS_AT_EASE = 16
 _OVERLOAD = 1.1
+_GRAINS_OF_A_RATE = 40
+"""Twice as many frames, or moments of lateness, as a check of a rate allows for at each end of what it watches."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +53,12 @@ class Effort:
         """How long an overload may take to empty every full bucket."""
         return 0.2 * self._crowd
 
-    @property
+    @cached_property
     def rate_drive_s(self) -> float:
-        """How long empty meters are watched."""
-        return 0.5 * self._crowd
+        """How long empty meters are watched: long enough to tell the rate of the slowest from whole frames."""
+        metered = [rule.meter for rule in self.program.rules if rule.meter is not None]
+        grains_s = (8 * self.overload(meter)[0] / (meter.rate_kbps * 1000) + METER_LATENESS_S for meter in metered)
+        return max(0.5 * self._crowd, self.stretch * _GRAINS_OF_A_RATE * max(grains_s, default=0.0))
 
     @property
     def queue_drive_s(self) -> float:
@@ -63,7 +68,7 @@ class Effort:
     def flood(self, meter: Meter) -> tuple[int, int]:
         """Frame size in bytes and number of frames that show a full bucket, and also one that is far too large."""
         size = _frame_bytes(meter.burst_kbit * 1000 / FRAMES_OF_A_BUCKET)
-        late = meter.rate_kbps * 1000 * 3 * (METER_GRAIN_S + SWITCH_LATENESS_S)
+        late = meter.rate_kbps * 1000 * 3 * METER_LATENESS_S
         return size, int((1.2 * meter.burst_kbit * 1000 + late) / (8 * size)) + 10
 
     def overload(self, meter: Meter) -> tuple[int, float]:

@@ -7,6 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from controller.program import DomainProgram, Meter, Queue, Rule
+from testbed.emulation.probe_checks import Passed, meter_rate
 from testbed.emulation.probe_effort import Effort, is_reserved, reserved_bps
 from testbed.emulation.probe_traffic import LARGEST_FRAME_BYTES, SMALLEST_FRAME_BYTES
 
@@ -57,6 +58,17 @@ def test_overloads_empty_every_bucket_in_time_and_stay_within_the_budget(
     )
     per_tenant_least = 100 / effort.queue_drive_s * len(found.rules)
     assert total <= 1.1 * max(effort.frames_per_s, largest_needed, per_tenant_least)
+
+
+@example(program(1, 400_000, 1_540), 1.0)
+@given(programs, st.sampled_from([1.0, 2.0, 3.0]))
+def test_meters_are_watched_for_long_enough_to_know_their_rate(found: DomainProgram, stretch: float) -> None:
+    effort = Effort(found, stretch=stretch)
+    for rule in found.rules:
+        if rule.meter is not None:
+            size, _ = effort.overload(rule.meter)
+            passed = Passed(round(1000 * rule.meter.rate_kbps * effort.rate_drive_s), effort.rate_drive_s)
+            assert meter_rate("west", rule.tenant, rule.meter, passed=passed, frame_bits=8 * size).ok
 
 
 @given(programs)
