@@ -6,8 +6,7 @@ happened between them is the captures' to tell.
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,6 +16,7 @@ import numpy.typing as npt
 
 from testbed.traffic.request_schedules import RequestSchedule
 from testbed.traffic.schedules import load_arrays, save_arrays
+from testbed.traffic.specs import load_spec, require, save_spec, upper
 
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
@@ -32,7 +32,6 @@ NOT_ATTEMPTED = -3
 _NAMES = {SKIPPED: "SKIPPED", OVERDUE: "OVERDUE", NOT_ATTEMPTED: "NOT_ATTEMPTED"} | {
     code.value[0]: code.name for code in grpc.StatusCode
 }
-_QUANTILES = {"p50": 0.5, "p99": 0.99, "p999": 0.999, "max": 1.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +70,7 @@ class RequestSpec:
 
     def save(self, path: Path) -> None:
         """Write the specification as JSON."""
-        path.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
+        save_spec(path, self)
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -81,34 +80,20 @@ class RequestSpec:
             ValueError: No JSON object, an unknown or missing key, or a value of the wrong type or range.
             OSError: The file cannot be read.
         """
-        data: Any = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(data, dict):
-            raise ValueError(f"{path}: found {type(data).__name__}, expected an object")  # noqa: TRY004 - a bad file
-        known = {field.name for field in fields(cls)}
-        if unknown := sorted(set(data) - known):
-            raise ValueError(f"{path}: unknown keys {unknown}, expected {sorted(known)}")
-        try:
-            spec = cls(**data)
-        except TypeError as error:
-            raise ValueError(f"{path}: {error}") from error
-        spec._check(path)
-        return spec
-
-    def _check(self, path: Path) -> None:
-        for name in ("tenant", "images", "clock_offset_ns", "in_flight", "spin_ns"):
-            if type(getattr(self, name)) is not int:
-                raise ValueError(f"{path}: {name} is {getattr(self, name)!r}, expected a whole number")
-        for name in ("name", "target", "model", "schedule", "result"):
-            if type(getattr(self, name)) is not str:
-                raise ValueError(f"{path}: {name} is {getattr(self, name)!r}, expected text")
+        spec = load_spec(path, cls)
+        require(
+            path,
+            spec,
+            whole=("tenant", "images", "clock_offset_ns", "in_flight", "spin_ns"),
+            text=("name", "target", "model", "schedule", "result"),
+        )
         for name in ("deadline_s", "ready_s"):
-            value = getattr(self, name)
+            value = getattr(spec, name)
             if type(value) not in {int, float} or not value > 0:
                 raise ValueError(f"{path}: {name} is {value!r}, expected a number above 0")
-        if self.images < 1 or self.in_flight < 1:
-            raise ValueError(f"{path}: found {self.images} images and {self.in_flight} in flight, expected at least 1")
-        if self.priority is not None and type(self.priority) is not int:
-            raise ValueError(f"{path}: priority is {self.priority!r}, expected a whole number or null")
+        if spec.images < 1 or spec.in_flight < 1:
+            raise ValueError(f"{path}: found {spec.images} images and {spec.in_flight} in flight, expected at least 1")
+        return spec
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -188,8 +173,8 @@ class RequestRecord:
             "status": {_NAMES.get(int(c), str(c)): int(k) for c, k in zip(codes, counts, strict=True)},
             "missed": int(self.missed.sum()),
             "accuracy": None if np.isnan(accuracy) else accuracy,
-            "latency_s": _upper(self.latency_s),
-            "lateness_s": _upper(self.lateness_s),
+            "latency_s": upper(self.latency_s),
+            "lateness_s": upper(self.lateness_s),
         }
 
     def save(self, path: Path) -> None:
@@ -227,10 +212,3 @@ class RequestRecord:
 
 
 _COLUMNS = ("sent_s", "received_s", "server_s", "status", "request_bytes", "response_bytes", "correct")
-
-
-def _upper(values: FloatArray) -> dict[str, float | None]:
-    known = values[np.isfinite(values)]
-    return {
-        name: float(np.quantile(known, q, method="higher")) if known.size else None for name, q in _QUANTILES.items()
-    }

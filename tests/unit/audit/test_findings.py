@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from testbed.audit.evidence import read_evidence
 from testbed.audit.findings import Outcome, recompute, run_statements, table_statements
-from testbed.audit.folder import read_evidence
 from testbed.audit.record import Promise
 from tests.unit.audit.test_folder import folder, window
 
