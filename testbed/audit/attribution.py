@@ -32,7 +32,7 @@ MIN_CLUSTERS = 30
 """Fewer independent tail events than this give way to a larger tail, and in the largest to no interval."""
 
 EXACT_PARTS = 9
-"""Shapley looks at every subset of up to so many parts, and at 20 to 50 balanced orders of adding more than that."""
+"""Shapley looks at every subset of up to so many parts, and at some 40 balanced orders of adding more than that."""
 
 MAX_PARTS = 20
 """More parts would leave too few orders for each."""
@@ -241,13 +241,15 @@ def _game(parts: int) -> tuple[FloatArray, FloatArray]:
 
 
 def _some_orders(parts: int) -> tuple[FloatArray, FloatArray]:
-    """The same from some orders of adding: every rotation of a few, so that each part comes in each place as often.
+    """The same from some orders of adding: every rotation of a few, forwards and backwards.
 
-    The values still add up to the whole, for they do in every single order.
+    So each part comes in each place as often, and before each other one as often as behind it. The values still add up
+    to the whole, for they do in every single order.
     """
     rng = np.random.default_rng(parts)
-    bases = max(1, round(_MOST_SUBSETS / parts**2))
-    orders = [np.roll(base, turn) for base in (rng.permutation(parts) for _ in range(bases)) for turn in range(parts)]
+    bases = [rng.permutation(parts) for _ in range(max(1, round(_MOST_SUBSETS / (2 * parts**2))))]
+    orders = [np.roll(base, turn) for base in bases for turn in range(parts)]
+    orders += [order[::-1] for order in orders]
     found: dict[tuple[int, ...], FloatArray] = {}
     for order in orders:
         for place, part in enumerate(order):

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import grpc
 import numba
 import numpy as np
 
@@ -20,10 +19,7 @@ from testbed.audit.clusters import FloatArray, IntArray
 from testbed.telemetry.lag import ideal_wait_s
 from testbed.telemetry.request_samples import RequestSamples
 from testbed.telemetry.samples import BoolArray, Replay, TenantSamples
-from testbed.traffic.request_records import OK, OVERDUE, SKIPPED
-
-_TIMEOUT = grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
-_REJECTED = grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
+from testbed.traffic.request_records import Endings
 
 
 class Crossing(Protocol):
@@ -50,43 +46,6 @@ class Crossing(Protocol):
 
     def causes(self) -> dict[str, FloatArray] | None:
         """Seconds for each cause, which add up to the latency, [n] each; None where they cannot be told apart."""
-
-
-@dataclass(frozen=True, slots=True)
-class Endings:
-    """How requests ended, and whether the answers were right.
-
-    Attributes:
-        answered: With an answer, in time or not.
-        timeouts: Without an answer in time.
-        rejected: Refused by the server's queue or limits.
-        errors: Ended in another error.
-        skipped: Never sent, because as many as allowed were unanswered.
-        overdue: Never sent, because the host came to them after their deadline.
-        accuracy: Share of the images answered for that were classified rightly; None without an answer. No promise is
-            about it.
-    """
-
-    answered: int
-    timeouts: int
-    rejected: int
-    errors: int
-    skipped: int
-    overdue: int
-    accuracy: float | None
-
-    def __str__(self) -> str:
-        """The counts in one sentence."""
-        kinds = {
-            "timed out": self.timeouts,
-            "were rejected": self.rejected,
-            "ended in an error": self.errors,
-            "were never sent with too many unanswered": self.skipped,
-            "were never sent past their deadline": self.overdue,
-        }
-        failed = ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
-        right = "" if self.accuracy is None else f"; {self.accuracy:.2%} of the images were classified rightly"
-        return f"{self.answered} requests were answered{', ' + failed if failed else ''}{right}."
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,19 +114,10 @@ class RequestCrossing:
     @property
     def endings(self) -> Endings:
         """How they ended."""
-        status = np.concatenate([samples.status for samples in self.samples])
-        correct = np.concatenate([samples.correct[samples.status == OK] for samples in self.samples])
-        judged = correct[correct >= 0]
-        known = {code: int(np.count_nonzero(status == code)) for code in (OK, _TIMEOUT, _REJECTED, SKIPPED, OVERDUE)}
-        return Endings(
-            answered=known[OK],
-            timeouts=known[_TIMEOUT],
-            rejected=known[_REJECTED],
-            errors=status.size - sum(known.values()),
-            skipped=known[SKIPPED],
-            overdue=known[OVERDUE],
-            accuracy=float(judged.mean() / self.samples[0].images) if judged.size else None,
+        status, correct = (
+            np.concatenate([getattr(samples, name) for samples in self.samples]) for name in ("status", "correct")
         )
+        return Endings.of(status, correct, self.samples[0].images)
 
     def places(self) -> dict[str, FloatArray]:
         """The client, each domain on the way out, the server's queue, its computation, the way back, the rest."""

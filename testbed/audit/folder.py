@@ -17,11 +17,12 @@ import numpy as np
 from testbed.audit.attribution import Attribution, attribute
 from testbed.audit.causes import Counterfactual, counterfactual
 from testbed.audit.contracts import ContractFinding, ContractVerdict, DomainEvidence, judge_contracts
-from testbed.audit.crossing import Crossing, Endings, PacketCrossing
+from testbed.audit.crossing import Crossing, PacketCrossing
 from testbed.audit.evidence import CONFIDENCE, RunEvidence, promised_confidence, read_evidence
 from testbed.audit.record import Audit, Promise, audit_series, blame_dict, say_blame
 from testbed.envelope.descriptor import Envelope
 from testbed.report.record import TenantRecord
+from testbed.traffic.request_records import Endings
 
 _EXCUSED = "The tenant broke its own contract, so nobody owes it the promise that follows."
 _INVALID = "The host could not keep up, so nothing that follows says anything about the promise."

@@ -42,7 +42,7 @@ def load_series(folder: Path, record: RunRecord, tenant: str) -> Series:
     """Latency and ideal replay of one tenant over all windows of a run, in order."""
     found = [folder / window.requests[tenant] for window in record.windows if tenant in window.requests]
     if found:
-        asked = [request_samples.read(file).latency_s for file in found]
+        asked = [request_samples.read(file).due().latency_s for file in found]
         return Series(latency_s=np.concatenate(asked), ideal_s=np.empty(0))
     files = [folder / window.samples[tenant] for window in record.windows if tenant in window.samples]
     stored = [samples.read(file) for file in files]

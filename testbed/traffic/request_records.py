@@ -29,9 +29,70 @@ OVERDUE = -2
 NOT_ATTEMPTED = -3
 """Status of the requests that were still to come when a sender was ended."""
 
+_TIMEOUT = grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
+_REJECTED = grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
 _NAMES = {SKIPPED: "SKIPPED", OVERDUE: "OVERDUE", NOT_ATTEMPTED: "NOT_ATTEMPTED"} | {
     code.value[0]: code.name for code in grpc.StatusCode
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Endings:
+    """How requests that were due ended, and whether the answers were right.
+
+    Attributes:
+        answered: With an answer, in time or not.
+        timeouts: Without an answer in time.
+        rejected: Refused by the server's queue or limits.
+        errors: Ended in another error.
+        skipped: Never sent, because as many as allowed were unanswered.
+        overdue: Never sent, because the host came to them after their deadline.
+        accuracy: Share of the images answered for that were classified rightly; None without an answer. No promise is
+            about it.
+    """
+
+    answered: int
+    timeouts: int
+    rejected: int
+    errors: int
+    skipped: int
+    overdue: int
+    accuracy: float | None
+
+    @classmethod
+    def of(cls, status: npt.NDArray[np.int16], correct: npt.NDArray[np.int32], images: int) -> Self:
+        """Count statuses.
+
+        Args:
+            status: As in `RequestRecord`, of requests that were due, [n].
+            correct: Images classified rightly, -1 where that is not known, [n].
+            images: Images in each request.
+        """
+        codes = (OK, _TIMEOUT, _REJECTED, SKIPPED, OVERDUE)
+        answered, timeouts, rejected, skipped, overdue = (int(np.count_nonzero(status == code)) for code in codes)
+        judged = correct[(status == OK) & (correct >= 0)]
+        return cls(
+            answered=answered,
+            timeouts=timeouts,
+            rejected=rejected,
+            errors=status.size - answered - timeouts - rejected - skipped - overdue,
+            skipped=skipped,
+            overdue=overdue,
+            accuracy=float(judged.sum() / (judged.size * images)) if judged.size else None,
+        )
+
+    def __str__(self) -> str:
+        """The counts in one sentence."""
+        kinds = {
+            "timed out": self.timeouts,
+            "were rejected": self.rejected,
+            "ended in an error": self.errors,
+            "were never sent with too many unanswered": self.skipped,
+            "were never sent past their deadline": self.overdue,
+        }
+        failed = ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
+        right = "" if self.accuracy is None else f"; {self.accuracy:.2%} of the images were classified rightly"
+        return f"{self.answered} requests were answered{', ' + failed if failed else ''}{right}."
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,9 @@ SEND_S = SIZE_BITS / RATE_BPS
 TIMEOUT, REJECTED, UNAVAILABLE = 4, 8, 14
 
 
-def window(seed: int, n: int = 20_000, *, pause_share: float = 0.0, slow_share: float = 0.0) -> RequestSamples:
+def window(
+    seed: int, n: int = 20_000, *, pause_share: float = 0.0, slow_share: float = 0.0, shared: bool = True
+) -> RequestSamples:
     """Poisson requests at load .5 through one queue of the promised rate in west, then east, one worker, and back.
 
     Every one is sent 0.2 ms late, is held 0.1 ms by its client, and takes 1 ms in east, 2 ms to compute and 1 ms back.
@@ -26,6 +28,7 @@ def window(seed: int, n: int = 20_000, *, pause_share: float = 0.0, slow_share: 
         n: Requests.
         pause_share: Share of them that wait 60 ms more in east, each alone.
         slow_share: Share of them that take 60 ms to compute.
+        shared: Whether one worker computes them all, so that they wait for each other.
     """
     rng = np.random.default_rng(seed)
     intended = np.cumsum(rng.exponential(2 * SEND_S, n))
@@ -35,9 +38,10 @@ def window(seed: int, n: int = 20_000, *, pause_share: float = 0.0, slow_share: 
     arrived = left + 1e-3 + np.where(rng.random(n) < pause_share, 0.06, 0.0)
     compute = np.where(rng.random(n) < slow_share, 0.06, 2e-3)
     received = arrived + 1e-4
-    order = np.argsort(received)
-    finished = np.empty(n)
-    finished[order] = _queue(received[order], compute[order])
+    finished = received + compute
+    if shared:
+        order = np.argsort(received)
+        finished[order] = _queue(received[order], compute[order])
     leaving = finished + 1e-4
     return RequestSamples(
         tenant="vision", number=1, domains=DOMAINS, window_start_ns=0, deadline_s=1.0, images=4, intended_s=intended,

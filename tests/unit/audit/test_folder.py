@@ -268,10 +268,11 @@ def test_requests_are_judged_on_the_whole_way_and_every_kind_of_failure_is_a_mis
     ("injected", "place", "cause"),
     [
         ({"pause_share": 0.01}, "east", "east"),
-        ({"slow_share": 0.01}, "compute", "compute"),
+        ({"slow_share": 0.01}, "server queue", "inference queueing"),
+        ({"slow_share": 0.01, "shared": False}, "compute", "compute"),
         ({}, "west", "tenant's own burst"),
     ],
-    ids=["pauses in a domain", "slow computations", "nothing but its own bursts"],
+    ids=["pauses in a domain", "computations others wait for", "slow computations", "nothing but its own bursts"],
 )
 def test_what_made_requests_slow_is_named_by_place_and_by_cause(
     tmp_path: Path, injected: dict[str, float], place: str, cause: str

@@ -103,6 +103,13 @@ def test_mean_excess_of_an_exponential_tail_is_flat() -> None:
     assert np.all(np.abs(found.mean_s - 1) < 5 * found.error_s)
 
 
+def test_dependence_widens_the_error_of_the_mean_excess() -> None:
+    rng = np.random.default_rng(11)
+    queue = known.mm1(0.7).draw(100_000, rng)
+    clinging, mixed = mean_excess(queue), mean_excess(rng.permutation(queue))
+    assert np.median(clinging.error_s / mixed.error_s) > 2
+
+
 def test_levels_outside_zero_and_one_are_refused() -> None:
     with pytest.raises(ValueError, match="between 0 and 1"):
         tail_quantile([0.1] * 100, 1.0)
