@@ -64,6 +64,12 @@ def test_rare_hiccups_are_refused_once_the_data_show_them() -> None:
     assert all(refused)
 
 
+def test_a_tail_that_fits_and_yet_contradicts_the_order_statistics_is_refused() -> None:
+    series = known.hiccups(0.002, 8.0).draw(60_000, np.random.default_rng(3))
+    assert thresholds(series)[-1].fits
+    assert (tail_quantile(series).refused or "").startswith("The fitted tail contradicts the data: it puts the 0.9")
+
+
 def test_requests_never_answered_have_no_tail() -> None:
     series = np.random.default_rng(5).random(20_000)
     series[7] = math.nan
