@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from testbed.report.audit_section import audit_sections
+from testbed.audit.evidence import read_evidence
+from testbed.audit.folder import audit_evidence
+from testbed.report.audit_section import run_sections
+from testbed.report.page import template
 from testbed.report.plots import Series, ccdf_plot, stack_plot
-from testbed.report.record import DomainDelay, RunRecord, TenantRecord, read_record
-from testbed.report.terminal import milliseconds
+from testbed.report.record import DomainDelay, RunRecord, TenantRecord
 from testbed.telemetry import request_samples, samples
 
 REPORT_NAME = "report.html"
@@ -24,13 +24,11 @@ def render(folder: Path) -> str:
     Raises:
         TestbedError: The folder holds no readable record.
     """
-    record = read_record(folder)
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
-    environment.filters["ms"] = milliseconds
-    environment.filters["command"] = shlex.join
+    evidence = read_evidence(folder)
+    record = evidence.record
     pictures = {tenant.name: _pictures(folder, record, tenant) for tenant in record.tenants}
-    return environment.get_template("template.html").render(run=record, pictures=pictures, audit=audit_sections(folder))
+    sections = run_sections(evidence, audit_evidence(evidence))
+    return template("template.html").render(run=record, pictures=pictures, audit=sections)
 
 
 def write_report(folder: Path) -> Path:
@@ -44,7 +42,7 @@ def load_series(folder: Path, record: RunRecord, tenant: str) -> Series:
     """Latency and ideal replay of one tenant over all windows of a run, in order."""
     found = [folder / window.requests[tenant] for window in record.windows if tenant in window.requests]
     if found:
-        asked = [request_samples.read(file).latency_s for file in found]
+        asked = [request_samples.read(file).due().latency_s for file in found]
         return Series(latency_s=np.concatenate(asked), ideal_s=np.empty(0))
     files = [folder / window.samples[tenant] for window in record.windows if tenant in window.samples]
     stored = [samples.read(file) for file in files]
