@@ -118,7 +118,8 @@ class RequestsRecord(_Part):
         framing_back: The same towards the client.
         reordered: Requests that HTTP/2 let overtake others.
         network_s: p50, p99 and p99.9 of the network part: from the intended time to the compute host.
-        ideal_network_s: The same of an ideal queue fed the tenant's own calls.
+        ideal_network_s: The same of an ideal queue fed the tenant's own calls, `idle_s` added.
+        idle_s: What a request of the warm-up that waited for nobody took beyond its own transmission.
         parts: In the order of a request's life, the residual last; they add up to the latency.
     """
 
@@ -138,6 +139,7 @@ class RequestsRecord(_Part):
     retransmitted_bits: float
     network_s: tuple[float | None, float | None, float | None]
     ideal_network_s: tuple[float | None, float | None, float | None]
+    idle_s: float = 0.0
     parts: tuple[PartDelay, ...]
 
 

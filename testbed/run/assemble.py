@@ -23,6 +23,7 @@ from testbed.report.record import (
 )
 from testbed.run.judge import Observed, judge_tenant, run_verdict
 from testbed.run.judge_requests import judge_requests
+from testbed.run.request_terms import Granted
 from testbed.run.terms import Terms
 from testbed.run.window import Window
 from testbed.scenario.dictionary import to_dict
@@ -38,11 +39,13 @@ class Measured:
         window: The evidence.
         gates: What it says of the host.
         terms: What each tenant's delays are held against.
+        granted: What each request tenant with a reservation is held against.
     """
 
     window: Window
     gates: Sequence[GateRecord]
     terms: Mapping[str, Terms]
+    granted: Mapping[str, Granted]
 
 
 def observe(tenant: str, item: Measured) -> Observed:
@@ -51,7 +54,9 @@ def observe(tenant: str, item: Measured) -> Observed:
     replay, terms = None, item.terms.get(tenant)
     if terms is not None and terms.latencies_s:
         shaper = terms.shaper
-        replay = lag.replay(match.samples, shaper.rate_bps, terms.latencies_s, burst_bits=shaper.burst_bits)
+        replay = lag.replay(
+            match.samples, shaper.rate_bps, terms.latencies_s, burst_bits=shaper.burst_bits, links_s=terms.links_s
+        )
     grown = [item.window.grown(domain, tenant) for domain in match.samples.domains]
     return Observed(
         match=match,
@@ -96,7 +101,10 @@ def assemble(
         outcomes = [item.window.requests[tenant.name] for item in measured]
         terms = measured[0].terms.get(tenant.name) if tenant.reservation else None
         shaper = None if terms is None else terms.shaper
-        return judge_requests(tenant, tenant.requests, outcomes, bound, shaper, seconds=seconds, valid=valid)
+        granted = measured[0].granted.get(tenant.name)
+        idle_s = 0.0 if granted is None else granted.idle_s
+        asked = tenant.requests
+        return judge_requests(tenant, asked, outcomes, bound, shaper, idle_s=idle_s, seconds=seconds, valid=valid)
 
     tenants = tuple(judged(tenant) for tenant in scenario.tenants)
     return RunRecord(

@@ -72,7 +72,8 @@ def _tenant_gates(tenant: Tenant, window: Window, terms: Mapping[str, Terms]) ->
     if tenant.reservation is None or tenant.promise is None or tenant.misbehaviour is not None:
         return gates
     own, epsilon = terms[tenant.name], tenant.promise.epsilon
-    replayed = replay(samples, own.shaper.rate_bps, own.latencies_s, burst_bits=own.shaper.burst_bits)
+    shaper = own.shaper
+    replayed = replay(samples, shaper.rate_bps, own.latencies_s, burst_bits=shaper.burst_bits, links_s=own.links_s)
     return [
         *gates,
         *fidelity.lateness(tenant.name, samples),

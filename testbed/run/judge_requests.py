@@ -30,6 +30,7 @@ def judge_requests(
     bound: BoundRecord | None,
     shaper: Shaper | None,
     *,
+    idle_s: float = 0.0,
     seconds: float,
     valid: bool,
 ) -> TenantRecord:
@@ -41,14 +42,16 @@ def judge_requests(
         outcomes: Its windows, at least one; pooled as independent runs.
         bound: Its analytical bound, None where nothing is reserved.
         shaper: Its narrowest queue, None for best effort.
+        idle_s: What its path takes of a request that waits for nobody, as the warm-up knows it.
         seconds: Length of all windows together.
         valid: Whether every fidelity gate of every window held.
     """
     due = [outcome.record.attempted for outcome in outcomes]
     latency = np.concatenate([o.record.latency_s[d] for o, d in zip(outcomes, due, strict=True)])
     runs = np.repeat(np.arange(len(outcomes)), [int(d.sum()) for d in due])
-    median, p99, p999 = quantiles(latency, LEVELS, runs=runs)
     promise = tenant.promise
+    level = 1.0 - (promise.epsilon if promise else 1e-3)
+    median, p99, p999, promised = quantiles(latency, (*LEVELS, level), runs=runs)
     data = judge(latency, promise.deadline_s, promise.epsilon, promise.confidence, runs) if promise else None
     verdict: Verdict = "NONE"
     reason = ""
@@ -57,8 +60,8 @@ def judge_requests(
         if not valid:
             verdict, reason = "INVALID", "the host could not keep up, so this says nothing about the promise"
     network = np.concatenate([outcome.match.samples.network_out_s for outcome in outcomes])
-    ideal = np.concatenate([ideal_network_s(outcome, shaper) for outcome in outcomes]) if shaper else np.empty(0)
-    lower = p999.one_sided_lower_s
+    ideal = np.concatenate([ideal_network_s(o, shaper, idle_s) for o in outcomes]) if shaper else np.empty(0)
+    lower = promised.one_sided_lower_s
     return TenantRecord(
         name=tenant.name,
         n=latency.size,
@@ -68,9 +71,12 @@ def judge_requests(
         p99_s=_finite(p99.estimate_s),
         p999_s=_finite(p999.estimate_s),
         p999_interval_s=(_finite(p999.lower_s), _finite(p999.upper_s)),
-        p999_lower_s=_finite(lower),
+        p999_lower_s=_finite(p999.one_sided_lower_s),
         ideal_p999_s=_quantile(ideal, 0.999),
         network_p999_s=_quantile(network, 0.999),
+        promised_s=_finite(promised.estimate_s),
+        promised_interval_s=(_finite(promised.lower_s), _finite(promised.upper_s)),
+        promised_lower_s=_finite(lower),
         bound_s=bound.bound_s if bound else None,
         bound_method=bound.method if bound else None,
         network_bound_s=bound.network_bound_s if bound else None,
@@ -85,12 +91,18 @@ def judge_requests(
         samples_needed=data.samples_needed if data else None,
         seconds_needed=data.samples_needed * seconds / latency.size if data and data.samples_needed else None,
         bound=bound,
-        requests=_requests(asked, outcomes, latency, network, ideal),
+        requests=_requests(asked, outcomes, latency, network, ideal, idle_s=idle_s),
     )
 
 
 def _requests(
-    asked: Requests, outcomes: Sequence[RequestOutcome], latency: FloatArray, network: FloatArray, ideal: FloatArray
+    asked: Requests,
+    outcomes: Sequence[RequestOutcome],
+    latency: FloatArray,
+    network: FloatArray,
+    ideal: FloatArray,
+    *,
+    idle_s: float,
 ) -> RequestsRecord:
     status = np.concatenate([o.record.status[o.record.attempted] for o in outcomes])
     correct = np.concatenate([o.record.correct[o.record.attempted] for o in outcomes])
@@ -105,6 +117,7 @@ def _requests(
         retransmitted_bits=sum(o.match.retransmitted_bits for o in outcomes),
         network_s=_levels(network),
         ideal_network_s=_levels(ideal),
+        idle_s=idle_s,
         parts=_parts(outcomes, latency),
     )
 

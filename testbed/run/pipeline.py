@@ -219,7 +219,8 @@ def _calibrate(stage: Stage, federation: Federation, step: Step, stop: Callable[
         federation.agents[name].host_allowance_s = allowance_s
     federation.collect_offers()
     federation.reserve()
-    return _Granted(allowances.path_s, calibrate_requests(scenario, federation, warm_up.requests))
+    requests = calibrate_requests(scenario, federation, warm_up.requests, stage.shapers())
+    return _Granted(allowances.path_s, requests)
 
 
 def _measure(
@@ -245,6 +246,6 @@ def _measure(
             drift = (*drift, *federation.drift())
             gates = gates_of(scenario, window, terms, granted.requests, drift)
         steps.measured = True
-        yield Measured(window, gates, terms)
+        yield Measured(window, gates, terms, granted.requests)
         if options.stop():
             return

@@ -30,6 +30,7 @@ from testbed.traffic.request_demand import demand
 from testbed.traffic.request_wire import RequestMaker
 
 FloatArray = npt.NDArray[np.float64]
+BoolArray = npt.NDArray[np.bool_]
 
 HOST_CAP_S = 40e-3
 """Two ways and two ends: twice what a host may add to packets."""
@@ -48,16 +49,34 @@ _GRAIN_S = 1e-4
 
 @dataclass(frozen=True)
 class Granted:
-    """Terms of one request tenant with what its host may add."""
+    """What one request tenant is held against.
+
+    Attributes:
+        terms: What the warm-up says of it and its path.
+        host_s: What the host may add.
+        idle_s: What a request takes on an idle path beyond its own transmission: see `idle_path_s`.
+        links_s: Propagation delay of all links of the path together, part of `idle_s`.
+    """
 
     terms: RequestTerms
     host_s: float
+    idle_s: float = 0.0
+    links_s: float = 0.0
 
 
 def calibrate_requests(
-    scenario: Scenario, federation: Federation, outcomes: Mapping[str, RequestOutcome]
+    scenario: Scenario,
+    federation: Federation,
+    outcomes: Mapping[str, RequestOutcome],
+    shapers: Mapping[str, Shaper],
 ) -> dict[str, Granted]:
     """The terms of every request tenant with a reservation, by name.
+
+    Args:
+        scenario: Tenants and domains.
+        federation: Holds the offers the warm-up ran under.
+        outcomes: The warm-up, by request tenant.
+        shapers: Each tenant's narrowest queue, as read back.
 
     Raises:
         FidelityError: The warm-up answered nothing, or the host was later than the most it may be granted.
@@ -90,7 +109,8 @@ def calibrate_requests(
                 f"and at most {HOST_CAP_S / HEADROOM * 1e3:.1f} ms can be granted; end what else runs on it or lower "
                 "the scenario's rates"
             )
-        found[tenant.name] = Granted(terms, host_s)
+        links_s = sum(domain.link_delay_s for domain in federation.scenario.path(tenant))
+        found[tenant.name] = Granted(terms, host_s, idle_path_s(outcome, shapers[tenant.name]), links_s)
     return found
 
 
@@ -108,19 +128,34 @@ def host_lateness(outcome: RequestOutcome, terms: RequestTerms) -> FloatArray:
     return np.asarray(record.latency_s - wait_s - sum(service.latency_s for service in path.services))
 
 
-def ideal_network_s(outcome: RequestOutcome, shaper: Shaper) -> FloatArray:
+def ideal_network_s(outcome: RequestOutcome, shaper: Shaper, idle_s: float = 0.0) -> FloatArray:
     """Network part of each request sent, in an ideal queue of the rate and burst read back; NaN otherwise; [n].
 
     Fed its own calls at their intended times, each as large on the wire as the messages of the window were on average.
     Its own transmission counts once; the burst, which a queue sends at once after a pause, is credited.
+
+    Args:
+        outcome: The window.
+        shaper: The queue.
+        idle_s: What the path takes of every request, queue or no queue: see `idle_path_s`.
     """
-    record, framing = outcome.record, outcome.match.out
-    sent = record.request_bytes > 0
-    bits = framing.factor * 8.0 * record.request_bytes[sent]
-    found = np.full(len(record.schedule), np.nan)
-    wait_s = _wait_s(record.schedule.time_s[sent], bits / shaper.rate_bps)
-    found[sent] = np.maximum(0.0, wait_s + (bits - shaper.burst_bits) / shaper.rate_bps)
+    sent, wait_s, own_s = _ideal_parts_s(outcome, shaper)
+    found = np.full(sent.size, np.nan)
+    found[sent] = np.maximum(0.0, wait_s + own_s) + idle_s
     return found
+
+
+def idle_path_s(outcome: RequestOutcome, shaper: Shaper) -> float:
+    """What a request that waits for nobody takes beyond its own transmission; 0 if every one waited.
+
+    That is the sender, gRPC, two TCP stacks, every switch and every link once, less what HTB lets go early: the price
+    of a real path, which no queue explains, as a ping's time without load is. The median over the requests that find the
+    ideal queue empty; known from a warm-up, it says nothing about how requests wait in the window it is used for.
+    """
+    sent, wait_s, own_s = _ideal_parts_s(outcome, shaper)
+    beyond_s = outcome.match.samples.network_out_s[sent] - np.maximum(0.0, own_s)
+    alone = beyond_s[(wait_s == 0.0) & np.isfinite(beyond_s)]
+    return max(0.0, float(np.median(alone))) if alone.size else 0.0
 
 
 def request_gates(
@@ -142,7 +177,7 @@ def request_gates(
     beyond, answered = int(np.count_nonzero(late_s > granted.host_s)), int(np.count_nonzero(np.isfinite(late_s)))
     level = 1.0 - tenant.promise.epsilon
     both = np.isfinite(samples.network_out_s)
-    ideal = ideal_network_s(outcome, shaper)
+    ideal = ideal_network_s(outcome, shaper, granted.idle_s)
     both &= np.isfinite(ideal)
     measured_s, ideal_s = quantile(samples.network_out_s[both], level), quantile(ideal[both], level)
     return [
@@ -152,6 +187,13 @@ def request_gates(
             beyond / answered if answered else 1.0,
             _risk(tenant),
             f"{beyond} of {answered} requests more than {granted.host_s * 1e3:.1f} ms later than their path explains",
+        ),
+        Gate.at_most(
+            f"idle path, {name}",
+            granted.idle_s - granted.links_s,
+            RESOLVED_S,
+            "what a request of the warm-up that waited for nobody took beyond its own transmission and the links",
+            "s",
         ),
         Gate.at_most(
             f"replay, {name}",
@@ -177,6 +219,15 @@ def _longest_s(name: str, outcome: RequestOutcome) -> float:
             "its timeout or its reservation is too small, or the host too slow"
         )
     return HEADROOM * float(known.max())
+
+
+def _ideal_parts_s(outcome: RequestOutcome, shaper: Shaper) -> tuple[BoolArray, FloatArray, FloatArray]:
+    """Which requests were sent, [n]; how long each of them waits in the ideal queue, and for itself, [those]."""
+    record = outcome.record
+    sent = record.request_bytes > 0
+    bits = outcome.match.out.factor * 8.0 * record.request_bytes[sent]
+    wait_s = _wait_s(record.schedule.time_s[sent], bits / shaper.rate_bps)
+    return sent, wait_s, (bits - shaper.burst_bits) / shaper.rate_bps
 
 
 def _wait_s(time_s: FloatArray, service_s: FloatArray) -> FloatArray:

@@ -19,12 +19,14 @@ class Terms:
         latencies_s: Latency that each domain of its path promises, what it grants its host included; empty for best
             effort.
         queues_s: Latency of all queues and links of the path together, without anything for the host.
+        links_s: Propagation delay of all links of the path together, part of `queues_s`.
         host_s: What the host may add on the whole path.
     """
 
     shaper: Shaper
     latencies_s: tuple[float, ...]
     queues_s: float
+    links_s: float
     host_s: float
 
 
@@ -40,6 +42,7 @@ def terms_of(
                 shaper=shapers[tenant.name],
                 latencies_s=tuple(envelope.latency_s for envelope in envelopes),
                 queues_s=sum(e.latency_s - e.guardrails.host_allowance_s for e in envelopes),
+                links_s=sum(domain.link_delay_s for domain in federation.scenario.path(tenant)),
                 host_s=host_s,
             )
     return found

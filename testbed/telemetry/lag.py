@@ -63,7 +63,14 @@ def lingering_s(lag: FloatArray, idle_s: FloatArray) -> FloatArray:
     return np.asarray(_linger(lag, idle_s))
 
 
-def replay(samples: TenantSamples, rate_bps: float, latency_s: Sequence[float], *, burst_bits: float = 0.0) -> Replay:
+def replay(
+    samples: TenantSamples,
+    rate_bps: float,
+    latency_s: Sequence[float],
+    *,
+    burst_bits: float = 0.0,
+    links_s: float = 0.0,
+) -> Replay:
     """Replays a tenant's window through ideal servers, one for the whole path and one for each domain.
 
     A packet that a domain lost does not consume its ideal server's time. The servers of the whole path are fed the
@@ -75,6 +82,7 @@ def replay(samples: TenantSamples, rate_bps: float, latency_s: Sequence[float], 
         rate_bps: Smallest rate the tenant holds on its path, as read back from the data plane.
         latency_s: Declared latency T of each domain, [D].
         burst_bits: Burst of the tenant's slowest queue, as read back: what it sends at once after a pause.
+        links_s: Propagation delay of all links of the path together.
     """
     if len(latency_s) != len(samples.domains):
         raise ValueError(f"{len(samples.domains)} domains, found {len(latency_s)} declared latencies")
@@ -95,6 +103,7 @@ def replay(samples: TenantSamples, rate_bps: float, latency_s: Sequence[float], 
         ideal_intended_s=ideal_wait_s(samples.intended_s, samples.size_bits, rate_bps, served),
         lag_s=lag,
         excess_s=excess,
+        links_s=links_s,
     )
 
 

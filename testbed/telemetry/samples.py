@@ -116,6 +116,7 @@ class Replay:
         ideal_intended_s: Wait in the ideal server fed the packets as they were meant to be sent, float64 [n].
         lag_s: How far each domain lagged behind its own ideal server beyond T (X), float64 [n, D].
         excess_s: Lag that lingers until the ideal server has been idle for as long (Y), float64 [n, D].
+        links_s: Propagation delay of all links of the path together, which every packet takes whatever it waits.
     """
 
     rate_bps: float
@@ -125,20 +126,21 @@ class Replay:
     ideal_intended_s: FloatArray
     lag_s: FloatArray
     excess_s: FloatArray
+    links_s: float = 0.0
 
     @property
     def shaped_s(self) -> FloatArray:
-        """Wait in an ideal token bucket of rate R and the real burst, fed the arrivals at the first domain; [n].
+        """Links, and the wait in an ideal token bucket of rate R and the real burst, fed the arrivals it saw; [n].
 
         A token bucket that sends at tokens >= 0, as HTB does, holds exactly what the ideal queue's backlog leaves of
         its burst, so a packet waits `max(0, W0 - burst / R)`. Behind one such bucket the next ones add nothing.
         """
-        return np.maximum(0.0, self.ideal_s - self.credit_s)
+        return np.maximum(0.0, self.ideal_s - self.credit_s) + self.links_s
 
     @property
     def shaped_intended_s(self) -> FloatArray:
         """The same, fed the packets as they were meant to be sent; [n]."""
-        return np.maximum(0.0, self.ideal_intended_s - self.credit_s)
+        return np.maximum(0.0, self.ideal_intended_s - self.credit_s) + self.links_s
 
 
 def write(path: Path, samples: TenantSamples, replay: Replay | None = None) -> None:
@@ -163,7 +165,12 @@ def write(path: Path, samples: TenantSamples, replay: Replay | None = None) -> N
         columns |= {"ideal_s": replay.ideal_s, "ideal_intended_s": replay.ideal_intended_s}
         columns |= {f"lag_{name}_s": replay.lag_s[:, d] for d, name in enumerate(samples.domains)}
         columns |= {f"excess_{name}_s": replay.excess_s[:, d] for d, name in enumerate(samples.domains)}
-        metadata["replay"] = {"rate_bps": replay.rate_bps, "latency_s": replay.latency_s, "credit_s": replay.credit_s}
+        metadata["replay"] = {
+            "rate_bps": replay.rate_bps,
+            "latency_s": replay.latency_s,
+            "credit_s": replay.credit_s,
+            "links_s": replay.links_s,
+        }
     files.write(path, KIND, columns, metadata)
 
 
@@ -197,6 +204,7 @@ def read(path: Path) -> tuple[TenantSamples, Replay | None]:
         ideal_intended_s=column["ideal_intended_s"],
         lag_s=_matrix([column[f"lag_{name}_s"] for name in domains]),
         excess_s=_matrix([column[f"excess_{name}_s"] for name in domains]),
+        links_s=metadata["replay"].get("links_s", 0.0),
     )
 
 

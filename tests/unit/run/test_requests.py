@@ -12,7 +12,7 @@ from testbed.calculus.service.promised import EnvelopeService
 from testbed.management.request_bounds import RequestTerms, bound_requests
 from testbed.management.requests import ComputeReservation
 from testbed.run.judge_requests import judge_requests
-from testbed.run.request_terms import Granted, host_lateness, ideal_network_s, request_gates
+from testbed.run.request_terms import Granted, host_lateness, ideal_network_s, idle_path_s, request_gates
 from testbed.run.requests import RequestOutcome
 from testbed.run.window import Shaper
 from testbed.scenario.model import DrawnSize, PoissonArrivals, Promise, Requests, Reservation, Tenant
@@ -108,6 +108,28 @@ def test_the_parts_add_up_to_the_mean_latency() -> None:
     assert asked.network_s == pytest.approx(asked.ideal_network_s)
 
 
+def test_what_an_idle_path_takes_is_told_by_requests_that_wait_for_nobody_and_is_in_every_ideal() -> None:
+    seen = outcome(late_s=1.5e-3)
+    assert idle_path_s(outcome(), SHAPER) == pytest.approx(0.0, abs=1e-9)
+    assert idle_path_s(seen, SHAPER) == pytest.approx(1.5e-3, rel=1e-6)
+    asked = judge_requests(TENANT, ASKED, [seen], None, SHAPER, idle_s=1.5e-3, seconds=200.0, valid=True).requests
+    assert asked is not None
+    assert asked.idle_s == 1.5e-3
+    assert asked.network_s == pytest.approx(asked.ideal_network_s)
+
+
+def test_a_bound_is_held_against_the_percentile_it_was_made_for() -> None:
+    tenant = replace(TENANT, promise=Promise(0.3, 0.05, 0.95))
+    seen = outcome()
+    p95_s = float(np.quantile(seen.record.latency_s, 0.95))
+    bound = bound_requests(tenant, terms(), host_s=0.0).model_copy(update={"bound_s": 1.05 * p95_s})
+    row = judge_requests(tenant, ASKED, [seen], bound, SHAPER, seconds=200.0, valid=True)
+    assert row.promised_s == pytest.approx(p95_s, rel=0.01)
+    assert not row.bound_broken
+    assert row.p999_lower_s is not None
+    assert row.p999_lower_s > bound.bound_s
+
+
 def test_the_host_overrules_the_data() -> None:
     row = judge_requests(TENANT, ASKED, [outcome()], None, SHAPER, seconds=200.0, valid=False)
     assert row.verdict == "INVALID"
@@ -132,12 +154,22 @@ def test_a_bound_below_the_lower_limit_is_broken() -> None:
 
 
 @pytest.mark.parametrize(
-    ("late_s", "closed"),
-    [(0.0, set()), (0.05, {"host allowance, alpha", "replay, alpha"})],
-    ids=["an ideal host", "one that holds every request for 50 ms"],
+    ("late_s", "idle_s", "closed"),
+    [
+        (0.0, 0.0, set()),
+        (0.05, 0.0, {"host allowance, alpha", "replay, alpha"}),
+        (0.0015, 0.0015, set()),
+        (0.004, 0.004, {"idle path, alpha"}),
+    ],
+    ids=[
+        "an ideal host",
+        "one that holds every request for 50 ms",
+        "one that took as long in the warm-up, when it was idle",
+        "one that is slow even when it is idle",
+    ],
 )
-def test_gates_close_on_a_host_that_holds_requests_up(late_s: float, closed: set[str]) -> None:
-    gates = request_gates(TENANT, outcome(late_s=late_s), Granted(terms(), 0.01), SHAPER)
+def test_gates_close_on_a_host_that_holds_requests_up(late_s: float, idle_s: float, closed: set[str]) -> None:
+    gates = request_gates(TENANT, outcome(late_s=late_s), Granted(terms(), 0.01, idle_s), SHAPER)
     assert {gate.name for gate in gates if not gate.ok} == closed
 
 

@@ -64,6 +64,17 @@ def replayed(samples: TenantSamples, *, latency_s: float = 0.0, burst_bits: floa
     return lag.replay(samples, 10e6, [latency_s] * len(samples.domains), burst_bits=burst_bits)
 
 
+def test_a_replay_counts_what_links_take_and_a_long_link_hides_no_slow_queue() -> None:
+    def gate(slower: float, links_s: float) -> Gate:
+        samples = batch(slower=slower, late_s=5.0)
+        replayed = lag.replay(samples, 10e6, [5.0], links_s=links_s)
+        return fidelity.replay("a", samples, replayed, queues_s=5.0)
+
+    assert gate(0.0, links_s=5.0).ok
+    assert not gate(0.0, links_s=0.0).ok
+    assert not gate(0.04, links_s=5.0).ok
+
+
 def batch(*, slower: float = 0.0, late_s: float = 0.0) -> TenantSamples:
     """2,000 packets at once through one domain of 10 Mb/s: the last but one waits 2.2 s."""
     wait = np.arange(2000) * 1.12e-3 * (1 + slower) + late_s

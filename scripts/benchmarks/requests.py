@@ -1,0 +1,164 @@
+"""Requests across three domains: the network's part beside the ideal replay, the bound beside the p99.9, a real trace.
+
+One run for each load, on an otherwise idle host, and one of a trace where a file is given. Every run is shown, VALID or
+not; none is repeated. Minutes do not tell a p99.9 at such loads, so the bound is also held against that of the ideal
+queue over millions of requests, off by as much as the run was from its own ideal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.figures import Figure, at_most
+from testbed.calculus import CalculusError, fit_trace
+from testbed.telemetry.lag import fifo
+from testbed.traffic.traces import read_trace
+
+_RATE_BPS = 10e6
+_WIRE_BITS = 67_800
+"""What a message of 8 kB costs on the wire; the runs count it themselves, this only sets the load."""
+_LEVELS = ("p50", "p99", "p99.9")
+_LONG = 4_000_000
+_FITTED = {"kingman", "blocks"}
+_SCENARIO = """
+name: requests-{name}
+seed: {seed}
+warm-up: 10 s
+duration: {seconds:g} s
+allow-zero-delay: true
+domains:
+  - {{name: access, link-rate: 40 Mbit/s}}
+  - {{name: metro, link-rate: 40 Mbit/s}}
+  - {{name: core, link-rate: 40 Mbit/s, compute: true}}
+tenants:
+  - name: vision
+    arrivals: {arrivals}
+    requests: {{model: digits-medium, images: {images}}}
+    reservation: {{rate: 10 Mbit/s}}
+    promise: {{deadline: {deadline}, epsilon: 0.001}}
+"""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What a caller may shorten, and the trace, which is not shipped."""
+    parser.add_argument("--loads", type=float, nargs="*", default=[0.7, 0.9], help="of the reservation (default .7 .9)")
+    parser.add_argument("--seconds", type=float, default=120.0, help="measured window of each run (default 120)")
+    parser.add_argument("--seed", type=int, default=1, help="of every run (default 1)")
+    parser.add_argument("--trace", type=Path, help="AzureLLMInferenceTrace_code.csv, or one of its kind")
+    parser.add_argument("--speed-up", type=float, default=20.0, help="by which the trace is compressed (default 20)")
+    parser.add_argument("--bits-per-token", type=float, default=32.0, help="of a trace's prompts (default 32)")
+    parser.add_argument("--out", type=Path, help="keep the run folders here")
+
+
+def measure(options: argparse.Namespace) -> Iterator[Figure]:
+    """Every figure, in the order of the runs."""
+    with tempfile.TemporaryDirectory(prefix="bench-requests-") as scratch:
+        home = options.out or Path(scratch)
+        for load in options.loads:
+            rate = load * _RATE_BPS / _WIRE_BITS
+            arrivals = f"{{model: poisson, rate: {rate:.2f} requests/s, size: 8 kB}}"
+            yield from _poisson(load, _run(options, Path(scratch), home, f"load-{load:g}", arrivals, images=8))
+        if options.trace is not None:
+            arrivals = (
+                f"{{model: trace, file: {options.trace.resolve()}, format: azure-llm, "
+                f"bits-per-token: {options.bits_per_token:g}, speed-up: {options.speed_up:g}}}"
+            )
+            found = _run(options, Path(scratch), home, "trace", arrivals, images=1, deadline="10 s")
+            yield from _trace(options, found)
+
+
+def _run(
+    options: argparse.Namespace,
+    scratch: Path,
+    home: Path,
+    name: str,
+    arrivals: str,
+    *,
+    images: int,
+    deadline: str = "500 ms",
+) -> dict[str, Any]:
+    scenario = scratch / f"{name}.yaml"
+    given = {"name": name.replace(".", ""), "seed": options.seed, "seconds": options.seconds, "deadline": deadline}
+    scenario.write_text(_SCENARIO.format(arrivals=arrivals, images=images, **given))
+    command = [sys.executable, "-c", "from testbed.cli import main; main()", "run", str(scenario), "--json"]
+    run = subprocess.run([*command, "--out", str(home)], capture_output=True, text=True, check=False)
+    if not run.stdout.startswith("{"):
+        raise RuntimeError(f"bench: {name}: {run.stderr.strip()}")
+    record: dict[str, Any] = json.loads(run.stdout)
+    return record
+
+
+def _poisson(load: float, run: dict[str, Any]) -> Iterator[Figure]:
+    (tenant,) = run["tenants"]
+    asked, bound_s = tenant["requests"], tenant["bound_s"]
+    said = f"{tenant['n']:,} requests, {_validity(run)}"
+    for level, measured_s, ideal_s in zip(_LEVELS, asked["network_s"], asked["ideal_network_s"], strict=True):
+        pair = f"{measured_s * 1e3:.2f} ms, ideal {ideal_s * 1e3:.2f} ms"
+        off = 100 * abs(measured_s / ideal_s - 1)
+        yield at_most(
+            f"network part at load {load:g}, {level} against the replay", off, 5.0, "%", note=f"{pair}; {said}"
+        )
+    idle_s = asked["idle_s"]
+    yield Figure(f"idle path at load {load:g}", idle_s * 1e3, "ms", note="of the warm-up, in every ideal value")
+    lower_s, measured_s = tenant["promised_lower_s"], tenant["p999_s"]
+    beside = f"bound {bound_s * 1e3:.1f} ms ({tenant['bound_method']}), measured {measured_s * 1e3:.1f} ms"
+    broken = lower_s is not None and bound_s < lower_s
+    yield at_most(f"bounds at load {load:g} below the lower limit", float(broken), 0, note=f"{beside}; {said}")
+    yield Figure(
+        f"bound over measured p99.9 at load {load:g}", bound_s / measured_s, note=f"of {tenant['n']:,} requests"
+    )
+    long_s = measured_s - asked["ideal_network_s"][2] + _long_ideal_p999_s(run, tenant)
+    name = f"bound over the p99.9 of a long run at load {load:g}"
+    how = f"{long_s * 1e3:.1f} ms: as far from the ideal as this run, with the ideal of {_LONG:,} requests"
+    yield at_most(name, bound_s / long_s, 1.5, note=how)
+
+
+def _long_ideal_p999_s(run: dict[str, Any], tenant: dict[str, Any]) -> float:
+    """What the ideal replay's p99.9 would be of very many such requests."""
+    asked, arrivals = tenant["requests"], run["scenario"]["tenants"][0]["arrivals"]
+    queues = [queue for domain in run["installed"].values() for queue in domain["tenants"]["vision"]["queues"].values()]
+    bits = asked["framing_out"] * arrivals["size_bits"]
+    arrival_s = np.cumsum(np.random.default_rng(0).exponential(1.0 / arrivals["rate_per_s"], _LONG))
+    wait_s = fifo(arrival_s, np.full(_LONG, bits), _RATE_BPS).start_s - arrival_s
+    own_s = (bits - 8 * min(queue["burst_bytes"] for queue in queues)) / _RATE_BPS
+    return float(np.quantile(wait_s, 0.999)) + own_s + float(asked["idle_s"])
+
+
+def _trace(options: argparse.Namespace, run: dict[str, Any]) -> Iterator[Figure]:
+    """The trace's deterministic bound and the fitted one; where the fit refuses, why."""
+    (tenant,) = run["tenants"]
+    bound, lower_s = tenant["bound"], tenant["promised_lower_s"]
+    known = {bound["method"]: bound["bound_s"], **bound["rejected"]}
+    faster = f"compressed {options.speed_up:g} times"
+    said = f"{faster}, {tenant['n']:,} requests, {_validity(run)}"
+    yield Figure("trace, p99.9 measured", tenant["p999_s"] * 1e3, "ms", note=said)
+    for method, bound_s in known.items():
+        yield Figure(f"trace, bound by {method}", bound_s * 1e3, "ms", note=faster)
+    if not known.keys() & _FITTED:
+        yield Figure("trace, fitted bound", np.nan, "ms", note=_refusal(options, tenant["requests"]["framing_out"]))
+    broken = lower_s is not None and bound["bound_s"] < lower_s
+    yield at_most("trace, bounds below the lower limit", float(broken), 0, note=f"the smallest is by {bound['method']}")
+
+
+def _refusal(options: argparse.Namespace, framing: float) -> str:
+    """Why no flow can be fitted to the trace, or that the fit knows nothing at the reserved rate."""
+    trace = read_trace(options.trace, "azure-llm")
+    try:
+        fit_trace(trace.time_s / options.speed_up, framing * options.bits_per_token * trace.request)
+    except CalculusError as error:
+        return f"refused: {error}"
+    return "fitted, and larger than every other bound or without one at the reserved rate"
+
+
+def _validity(run: dict[str, Any]) -> str:
+    closed = ", ".join(gate["name"] for gate in run["gates"] if not gate["ok"])
+    return f"{run['verdict']}: {closed}" if closed else str(run["verdict"])
