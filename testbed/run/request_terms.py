@@ -149,8 +149,8 @@ def idle_path_s(outcome: RequestOutcome, shaper: Shaper) -> float:
     """What a request that waits for nobody takes beyond its own transmission; 0 if every one waited.
 
     That is the sender, gRPC, two TCP stacks, every switch and every link once, less what HTB lets go early: the price
-    of a real path, which no queue explains, as a ping's time without load is. The median over the requests that find the
-    ideal queue empty; known from a warm-up, it says nothing about how requests wait in the window it is used for.
+    of a real path, which no queue explains, as a ping's time without load is. The median over the requests that find
+    the ideal queue empty; known from a warm-up, it says nothing about how requests wait in the window it is used for.
     """
     sent, wait_s, own_s = _ideal_parts_s(outcome, shaper)
     beyond_s = outcome.match.samples.network_out_s[sent] - np.maximum(0.0, own_s)
