@@ -17,7 +17,9 @@ from testbed.audit.tail import mean_excess, thresholds
 from testbed.report.plots import BOUND, DEADLINE, DOMAIN_COLOURS, IDEAL, MEASURED, STYLE, svg
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
+
+    from matplotlib.typing import ColorType
 
     from testbed.audit.attribution import Attribution
     from testbed.audit.clusters import FloatArray, IntArray
@@ -128,7 +130,8 @@ def blame_plot(name: str, found: Mapping[str, Attribution]) -> str:
     """
     rows = [(f"{kind}, {method}", kind, method.lower()) for kind in found for method in ("Euler", "Shapley")][::-1]
     names = list(dict.fromkeys(part for attribution in found.values() for part in attribution.blame))
-    colours = DOMAIN_COLOURS if len(names) <= len(DOMAIN_COLOURS) else mpl.colormaps["tab20"].colors
+    few = len(names) <= len(DOMAIN_COLOURS)
+    colours: Sequence[ColorType] = DOMAIN_COLOURS if few else mpl.color_sequences["tab20"]
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 0.8 + 0.45 * len(rows)), layout="constrained")
         axes = figure.add_subplot()
