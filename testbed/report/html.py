@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 import jinja2
@@ -10,8 +11,8 @@ import numpy as np
 from markupsafe import Markup
 
 from testbed.report.audit_section import audit_sections
-from testbed.report.plots import Series, ccdf_plot, stack_plot
-from testbed.report.record import DomainDelay, RunRecord, TenantRecord, read_record
+from testbed.report.plots import FloatArray, Series, ccdf_plot, stack_plot, time_plot
+from testbed.report.record import DomainDelay, RunRecord, TenantRecord, WindowRecord, read_record
 from testbed.report.terminal import milliseconds
 from testbed.telemetry import request_samples, samples
 
@@ -41,17 +42,37 @@ def write_report(folder: Path) -> Path:
 
 
 def load_series(folder: Path, record: RunRecord, tenant: str) -> Series:
-    """Latency and ideal replay of one tenant over all windows of a run, in order."""
-    found = [folder / window.requests[tenant] for window in record.windows if tenant in window.requests]
-    if found:
-        asked = [request_samples.read(file).latency_s for file in found]
-        return Series(latency_s=np.concatenate(asked), ideal_s=np.empty(0))
-    files = [folder / window.samples[tenant] for window in record.windows if tenant in window.samples]
-    stored = [samples.read(file) for file in files]
+    """Latency and ideal replay of one tenant over all windows of a run, one window after the other."""
+    time_s, latency_s, ideal_s = [], [], [np.empty(0)]
+    for start_s, window in _starts(record):
+        if tenant in window.requests:
+            asked = request_samples.read(folder / window.requests[tenant])
+            time_s.append(start_s + asked.intended_s)
+            latency_s.append(asked.latency_s)
+        elif tenant in window.samples:
+            measured, replay = samples.read(folder / window.samples[tenant])
+            time_s.append(start_s + measured.intended_s)
+            latency_s.append(measured.latency_s)
+            if replay is not None:
+                ideal_s.append(replay.shaped_s)
     return Series(
-        latency_s=np.concatenate([np.empty(0), *(measured.latency_s for measured, _ in stored)]),
-        ideal_s=np.concatenate([np.empty(0), *(replay.shaped_s for _, replay in stored if replay is not None)]),
+        time_s=np.concatenate([np.empty(0), *time_s]),
+        latency_s=np.concatenate([np.empty(0), *latency_s]),
+        ideal_s=np.concatenate(ideal_s),
     )
+
+
+def load_stalls(record: RunRecord) -> FloatArray:
+    """When a core was away, on the axis of `load_series`, and for how long: seconds, [n, 2]."""
+    found = [(start_s + at_s, late_s) for start_s, window in _starts(record) for at_s, late_s in window.stalls]
+    return np.array(found, dtype=np.float64).reshape(-1, 2)
+
+
+def _starts(record: RunRecord) -> Iterator[tuple[float, WindowRecord]]:
+    start_s = 0.0
+    for window in record.windows:
+        yield start_s, window
+        start_s += window.duration_s
 
 
 def _pictures(folder: Path, record: RunRecord, tenant: TenantRecord) -> dict[str, Markup]:
@@ -59,6 +80,7 @@ def _pictures(folder: Path, record: RunRecord, tenant: TenantRecord) -> dict[str
     series = load_series(folder, record, tenant.name)
     if series.latency_s.size:
         pictures["ccdf"] = ccdf_plot(tenant, series)
+        pictures["time"] = time_plot(tenant, series, load_stalls(record))
     if any(domain.mean_s is not None for domain in tenant.domains):
         pictures["stack"] = stack_plot(tenant, tenant.domains)
     if tenant.requests is not None:
