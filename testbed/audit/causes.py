@@ -22,8 +22,10 @@ class Cause(StrEnum):
     """Causes of delay that are no domain's service."""
 
     OWN_BURST = "tenant's own burst"
+    TRANSPORT = "client's transport"
     INFERENCE_QUEUE = "inference queueing"
     COMPUTE = "compute"
+    NETWORK_BACK = "network back"
     RETRANSMISSION = "retransmission"
     HOST = "host artefact"
     ELSEWHERE = "elsewhere"
@@ -54,13 +56,13 @@ def separate(
 
     Args:
         latency_s: From intended sending to the answer, [n].
-        domains: Each domain's passage.
+        domains: Each domain's passage, or that of another place where the tenant's own burst may wait.
         measured: Causes with a measurement of their own outside the domains: lateness of the sender for `HOST`, time in
             a server's queue, computing, and so on, [n] each.
 
     Returns:
-        Name to seconds, [n]; they add up to the latency. `ELSEWHERE` holds what nothing accounts for and is left out
-        where that is nothing.
+        Name to seconds, [n]; they add up to the latency. A cause that took no time in any request is left out;
+        `ELSEWHERE` holds what nothing accounts for.
 
     Raises:
         ValueError: Arrays of another length than the latencies.
@@ -73,10 +75,10 @@ def separate(
         own_wait = np.minimum(wait, delay)
         own_burst += own_wait
         parts[name] = delay - own_wait
-    if domains:
-        parts[Cause.OWN_BURST.value] = own_burst
-    for cause, seconds in (measured or {}).items():
-        parts[cause.value] = parts.get(cause.value, np.zeros_like(latency)) + _matching(cause.value, seconds, latency)
+    causes = {Cause.OWN_BURST: own_burst} if domains else {}
+    causes |= {cause: _matching(cause.value, seconds, latency) for cause, seconds in (measured or {}).items()}
+    finished = np.isfinite(latency)
+    parts |= {cause.value: seconds for cause, seconds in causes.items() if np.any(seconds[finished] != 0)}
     return add_up(latency, parts)
 
 

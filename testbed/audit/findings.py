@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from testbed.audit.contracts import DomainEvidence
-from testbed.audit.folder import CONFIDENCE, RunEvidence, promised_confidence
+from testbed.audit.evidence import CONFIDENCE, RunEvidence, promised_confidence
 from testbed.audit.record import Promise
 from testbed.audit.statements import agrees, compliance_statement, contract_statement, evidence_digest
 from testbed.audit.table import read_series

@@ -3,14 +3,15 @@
 Columns: `latency_s` (seconds; empty: never answered) and optionally `time_s` (intended sending; rows are sorted by it),
 `run` (independent runs), `tenant` (each judged on its own) and `domain_<name>_s` (seconds spent in each domain). Other
 columns are ignored. Only an empty cell means that there is no value: a NaN is what a division by zero leaves, so it is
-refused, like a negative time or a word. The statistics are `testbed.audit.record`'s.
+refused, like a negative time or a word. The samples of one window of a run are such a file too, and bring their tenant
+and every place that its packets or requests passed along. The statistics are `testbed.audit.record`'s.
 """
 
 from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,15 @@ import pyarrow.parquet as pa_parquet
 from testbed.audit.attribution import MAX_PARTS
 from testbed.audit.clusters import FloatArray
 from testbed.audit.compliance import Verdict
+from testbed.audit.crossing import Crossing, PacketCrossing, RequestCrossing
 from testbed.audit.record import LEVELS, Audit, Promise, audit_series
 from testbed.errors import TestbedError
+from testbed.telemetry import columns, request_samples, samples
 
-_NUMBER = re.compile(r"\s*([+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?inf(inity)?|[+-]?nan)?\s*", re.IGNORECASE)
+NUMBER = re.compile(r"\s*([+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?inf(inity)?|[+-]?nan)?\s*", re.IGNORECASE)
+"""How a cell of seconds may look, empty included."""
+
+_PARQUET = {".parquet", ".pq"}
 _WORST_FIRST = (Verdict.FAIL, Verdict.UNDETERMINED, Verdict.PASS)
 
 
@@ -44,13 +50,13 @@ class Series:
         tenant: Name; None where the table has no tenants.
         latency_s: Latencies in seconds, NaN: never answered.
         runs: Run id of each row; None where the table has no runs.
-        domains: Seconds in each domain by name.
+        parts: Seconds in each domain, or other place, by name.
     """
 
     tenant: str | None
     latency_s: FloatArray
     runs: npt.NDArray[np.int64] | None
-    domains: dict[str, FloatArray]
+    parts: dict[str, FloatArray]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,18 +114,28 @@ def audit_table(
         TableError: Not such a file, or values that no latency can have.
         ValueError: An impossible promise.
     """
-    audits = []
-    for series in read_series(path):
-        audit = audit_series(
-            series.latency_s,
-            promise,
-            parts=series.domains,
-            runs=series.runs,
-            confidence=confidence,
-            levels=levels,
+    return audit_rows(tuple(read_series(path)), promise, confidence=confidence, levels=levels)
+
+
+def audit_rows(
+    series: Sequence[Series],
+    promise: Promise | None = None,
+    *,
+    confidence: float = 0.95,
+    levels: tuple[float, ...] = LEVELS,
+) -> TableAudit:
+    """Audit what `read_series` read; see `audit_table`."""
+    return TableAudit(
+        tuple(
+            (
+                rows.tenant,
+                audit_series(
+                    rows.latency_s, promise, parts=rows.parts, runs=rows.runs, confidence=confidence, levels=levels
+                ),
+            )
+            for rows in series
         )
-        audits.append((series.tenant, audit))
-    return TableAudit(tuple(audits))
+    )
 
 
 def read_series(path: Path) -> Iterator[Series]:
@@ -128,27 +144,52 @@ def read_series(path: Path) -> Iterator[Series]:
     Raises:
         TableError: Not such a file, or values that no latency can have.
     """
+    if (window := _window(path)) is not None:
+        yield window
+        return
     table = _read(path)
-    columns = {name: _numbers(path, table, name) for name in table.column_names if _is_number(name)}
-    domains = {name[len("domain_") : -len("_s")]: values for name, values in columns.items() if _is_domain(name)}
-    _check(path, columns["latency_s"], columns.get("time_s"), domains)
+    numbers = {name: _numbers(path, table, name) for name in table.column_names if _is_number(name)}
+    domains = {name[len("domain_") : -len("_s")]: values for name, values in numbers.items() if _is_domain(name)}
+    _check(path, numbers["latency_s"], numbers.get("time_s"), domains)
     run, tenant = _labelled(table, "run"), _labelled(table, "tenant")
-    keys: list[npt.NDArray[Any]] = [columns["time_s"]] if "time_s" in columns else []
+    keys: list[npt.NDArray[Any]] = [numbers["time_s"]] if "time_s" in numbers else []
     keys += [run[1]] if run else []
     order = np.lexsort(keys) if keys else np.arange(table.num_rows)
     for code, name in enumerate(tenant[0] if tenant else [None]):
         rows = order[tenant[1][order] == code] if tenant else order
         yield Series(
             tenant=name,
-            latency_s=columns["latency_s"][rows],
+            latency_s=numbers["latency_s"][rows],
             runs=run[1][rows] if run else None,
-            domains={domain: values[rows] for domain, values in domains.items()},
+            parts={domain: values[rows] for domain, values in domains.items()},
         )
+
+
+def _window(path: Path) -> Series | None:
+    """The tenant of a run's window whose samples this file holds; None if it is no such file."""
+    if path.suffix not in _PARQUET:
+        return None
+    try:
+        schema = pa_parquet.read_schema(path)
+    except (OSError, pa.ArrowInvalid):
+        return None
+    crossing: Crossing
+    if columns.is_kind(schema, request_samples.KIND):
+        asked = request_samples.read(path)
+        tenant, crossing = asked.tenant, RequestCrossing.of([asked], None)
+    elif columns.is_kind(schema, samples.KIND):
+        sent, _ = samples.read(path)
+        tenant, crossing = sent.tenant, PacketCrossing.of([sent], [])
+    else:
+        return None
+    if not crossing.latency_s.size:
+        raise TableError(f"{path}: found no {crossing.what} of {tenant} that were due, expected one at least")
+    return Series(tenant, crossing.latency_s, None, crossing.places())
 
 
 def _read(path: Path) -> pa.Table:
     try:
-        table = pa_parquet.read_table(path) if path.suffix in {".parquet", ".pq"} else _read_csv(path)
+        table = pa_parquet.read_table(path) if path.suffix in _PARQUET else _read_csv(path)
     except OSError as error:
         raise TableError(f"{path}: {error.strerror or error}; expected a CSV or Parquet file of latencies") from error
     except pa.ArrowInvalid as error:
@@ -199,7 +240,7 @@ def _first_bad_row(path: Path) -> str | None:
             if len(cells) != len(names) and cells:
                 return f"{path}: row {number} has {len(cells)} cells, expected {len(names)} as the header has"
             for name, cell in zip(names, cells, strict=False):
-                if _is_number(name) and not _NUMBER.fullmatch(cell):
+                if _is_number(name) and not NUMBER.fullmatch(cell):
                     return f"{path}: row {number} has {name} {cell!r:.40}, expected a number of seconds, or nothing"
     return None
 

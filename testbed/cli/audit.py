@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,13 +13,17 @@ import typer
 from typer.core import TyperGroup
 
 from testbed.audit import ledger
+from testbed.audit.evidence import read_evidence
 from testbed.audit.findings import Outcome, recompute, run_statements, table_statements
-from testbed.audit.folder import audit_evidence, read_evidence
+from testbed.audit.folder import audit_evidence
 from testbed.audit.record import Promise
-from testbed.audit.table import audit_table
+from testbed.audit.sequential import Monitor
+from testbed.audit.stream import watch as follow
+from testbed.audit.table import audit_rows, read_series
 from testbed.cli.exits import Exit, exit_of_verdict
 from testbed.envelope.errors import RefusedError
 from testbed.envelope.keys import PublicKey, SigningKey
+from testbed.report.audit_section import run_sections, table_sections, write_page
 from testbed.report.audit_terminal import print_run_audit, print_table_audit
 from testbed.scenario.units import TIME, UnitError, parse
 
@@ -99,6 +104,10 @@ def judge(
         Path | None,
         typer.Option(metavar="KEY", exists=True, dir_okay=False, help="Sign the findings and append them to the log."),
     ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(metavar="PAGE", dir_okay=False, help="Write a page with plots as well."),
+    ] = None,
     log: Annotated[
         Path | None,
         typer.Option(dir_okay=False, help=f"With --sign: the log; default: {LOG_NAME} in RUN, or beside FILE."),
@@ -120,19 +129,59 @@ def judge(
             typer.echo(json.dumps(run.to_dict(), indent=1, allow_nan=False))
         else:
             print_run_audit(run)
+        if html is not None:
+            write_page(html, f"run {run.run_id}", run.verdict, run_sections(evidence, run))
         _append(log or source / LOG_NAME, run_statements(evidence), key)
         raise typer.Exit(exit_of_verdict(run.verdict))
     promise = _promise(deadline, epsilon)
     if key is not None and promise is None:
         raise typer.BadParameter("without --deadline there is no finding to sign")
-    table = audit_table(source, promise)
+    series = tuple(read_series(source))
+    table = audit_rows(series, promise)
     if as_json:
         typer.echo(json.dumps(table.to_dict() if full else table.answer(), indent=1, allow_nan=False))
     else:
         print_table_audit(source.name, table)
+    if html is not None:
+        write_page(html, source.name, str(table.verdict or "NONE"), table_sections(source.name, series, table))
     if promise is not None:
         _append(log or source.with_name(LOG_NAME), table_statements(source, promise), key)
     raise typer.Exit(exit_of_verdict(table.verdict or "NONE"))
+
+
+@app.command()
+def watch(
+    source: Annotated[
+        typer.FileText, typer.Argument(metavar="FILE", help="One latency a line, in seconds; - is standard input.")
+    ],
+    *,
+    deadline: Annotated[float, typer.Option(parser=_seconds, metavar="TIME", help="Promised latency.")],
+    epsilon: Annotated[
+        float, typer.Option(parser=_share, metavar="SHARE", help="Promised largest share of misses, at most 0.1.")
+    ] = 0.001,
+    false_alarms: Annotated[
+        float, typer.Option(parser=_share, metavar="SHARE", help="Largest probability of ever alarming falsely.")
+    ] = 0.05,
+    as_json: _Json = False,
+) -> None:
+    """Watch a stream and alarm as soon as it refutes the promise, with a stated probability of a false alarm.
+
+    An empty line was never answered. No certificate is given: that nothing was found is no proof. Exit codes: 0 the
+    stream ended without an alarm, 1 alarm, 2 the command or a line is wrong.
+    """
+    try:
+        monitor = Monitor(deadline, epsilon, false_alarms)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    alarm = follow(source, monitor)
+    if as_json:
+        seen = {"samples": monitor.samples, "evidence": monitor.evidence, "memory": monitor.memory}
+        typer.echo(json.dumps(seen | {"alarm": asdict(alarm) if alarm else None}, indent=1))
+    elif alarm is None:
+        typer.echo(f"no alarm in {monitor.samples} samples; evidence {monitor.evidence:.3g} of {1 / false_alarms:.3g}")
+    else:
+        typer.echo(f"ALARM at sample {alarm.sample}, {alarm.misses} misses so far. Refuted: {alarm.null}.")
+    raise typer.Exit(Exit.PASS if alarm is None else Exit.FAIL)
 
 
 @app.command()

@@ -19,9 +19,8 @@ from testbed.report.plots import BOUND, DEADLINE, DOMAIN_COLOURS, IDEAL, MEASURE
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    import numpy.typing as npt
-
     from testbed.audit.attribution import Attribution
+    from testbed.audit.clusters import FloatArray, IntArray
     from testbed.audit.record import Audit
 
 _RARITIES = np.geomspace(0.5, 1e-4, 24)
@@ -31,14 +30,14 @@ _NORMAL_95 = 1.96
 _SIZE = (6.4, 3.2)
 
 
-def quantile_plot(name: str, audit: Audit, latency_s: npt.NDArray[np.float64], runs: npt.NDArray[np.int64]) -> str:
+def quantile_plot(name: str, audit: Audit, latency_s: FloatArray, runs: IntArray | None) -> str:
     """Quantiles with their band against how rarely they are exceeded, the fitted tail and the promise beside them.
 
     Args:
         name: Tenant.
         audit: Of these latencies.
         latency_s: Latencies in seconds, NaN: never answered; float64 [n].
-        runs: Run of each, int64 [n].
+        runs: Run of each, int64 [n]; None for a single one.
     """
     found = [q for q in quantiles(latency_s, tuple(1 - _RARITIES), runs=runs) if q.estimate_s is not None]
     rarity = np.array([1 - q.level for q in found])
@@ -74,7 +73,7 @@ def quantile_plot(name: str, audit: Audit, latency_s: npt.NDArray[np.float64], r
         return svg(figure, f"Quantiles of {name} against its promise")
 
 
-def mean_excess_plot(name: str, latency_s: npt.NDArray[np.float64]) -> str:
+def mean_excess_plot(name: str, latency_s: FloatArray) -> str:
     """Mean excess above thresholds: rising for a heavy tail, level for an exponential one, falling where it ends."""
     found = mean_excess(latency_s)
     x_ms, mean_ms, reach_ms = found.threshold_s * 1e3, found.mean_s * 1e3, _NORMAL_95 * found.error_s * 1e3
@@ -90,7 +89,7 @@ def mean_excess_plot(name: str, latency_s: npt.NDArray[np.float64]) -> str:
         return svg(figure, f"Mean excess of {name}")
 
 
-def stability_plot(name: str, latency_s: npt.NDArray[np.float64], runs: npt.NDArray[np.int64]) -> str | None:
+def stability_plot(name: str, latency_s: FloatArray, runs: IntArray | None) -> str | None:
     """Shape of the tail fitted above each threshold; where it settles, and the fit passes its test, it may be used.
 
     Returns:
@@ -125,7 +124,7 @@ def blame_plot(name: str, found: Mapping[str, Attribution]) -> str:
 
     Args:
         name: Tenant.
-        found: Attributions by what they share out among, such as `domain` or `cause`.
+        found: Attributions by what they share out among, such as `place` or `cause`.
     """
     rows = [(f"{kind}, {method}", kind, method.lower()) for kind in found for method in ("Euler", "Shapley")][::-1]
     names = list(dict.fromkeys(part for attribution in found.values() for part in attribution.blame))
@@ -148,7 +147,7 @@ def blame_plot(name: str, found: Mapping[str, Attribution]) -> str:
         return svg(figure, f"Whose the tail of {name} is")
 
 
-def _drawable(values_s: list[float | None]) -> npt.NDArray[np.float64]:
+def _drawable(values_s: list[float | None]) -> FloatArray:
     """Milliseconds, NaN (drawn as nothing) where there is no finite value."""
     found = np.array([np.nan if value is None else value for value in values_s]) * 1e3
     return np.where(np.isfinite(found), found, np.nan)

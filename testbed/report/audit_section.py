@@ -1,15 +1,21 @@
-"""The audit's part of a report: for each tenant a sentence per finding, the numbers behind them, and pictures."""
+"""The audit on a page: for each tenant a sentence per finding, the numbers behind them, and pictures."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from markupsafe import Markup
 
-from testbed.audit.folder import Crossing, TenantAudit, audit_evidence, read_evidence
+from testbed.audit.clusters import FloatArray, IntArray
+from testbed.audit.evidence import RunEvidence
+from testbed.audit.folder import RunAudit, TenantAudit
+from testbed.audit.table import Series, TableAudit
+from testbed.errors import TestbedError
 from testbed.report.audit_plots import blame_plot, mean_excess_plot, quantile_plot, stability_plot
+from testbed.report.page import template
 
 _ENOUGH = 100
 """Answered requests below which a distribution is not worth a picture."""
@@ -21,37 +27,68 @@ class TenantSection:
 
     Attributes:
         found: The audit.
-        sentences: One for each finding, the most important first.
+        what: What its samples are: packets, requests or just samples.
         pictures: Caption to `<svg>` element.
     """
 
     found: TenantAudit
-    sentences: tuple[str, ...]
+    what: str
     pictures: dict[str, Markup]
 
 
-def audit_sections(folder: Path) -> tuple[TenantSection, ...]:
-    """Audit a run folder for its page.
+def run_sections(evidence: RunEvidence, audit: RunAudit) -> tuple[TenantSection, ...]:
+    """The sections of a run.
+
+    Args:
+        evidence: Of the run.
+        audit: Of that evidence.
+    """
+    pairs = [(found, evidence.crossings[found.tenant]) for found in audit.tenants]
+    return tuple(TenantSection(found, seen.what, _pictures(found, seen.latency_s, seen.runs)) for found, seen in pairs)
+
+
+def table_sections(name: str, series: Sequence[Series], audit: TableAudit) -> tuple[TenantSection, ...]:
+    """The sections of a table, one for each of its tenants.
+
+    Args:
+        name: What to call the only tenant of a table that names none.
+        series: Rows of the table.
+        audit: Of those rows.
+    """
+    sections = []
+    for rows, (tenant, judged) in zip(series, audit.tenants, strict=True):
+        verdict = str(judged.compliance.verdict) if judged.compliance else "NONE"
+        found = TenantAudit(tenant or name, verdict, judged, None, (), (), judged.n, None)
+        sections.append(TenantSection(found, "samples", _pictures(found, rows.latency_s, rows.runs)))
+    return tuple(sections)
+
+
+def write_page(target: Path, name: str, verdict: str, sections: Sequence[TenantSection]) -> None:
+    """Write an audit as a page of its own.
+
+    Args:
+        target: The file.
+        name: Of what was audited.
+        verdict: The worst of its tenants'.
+        sections: One for each tenant.
 
     Raises:
-        TestbedError: No such folder, or one that this version cannot read.
+        TestbedError: The file cannot be written.
     """
-    evidence = read_evidence(folder)
-    return tuple(
-        TenantSection(found, found.sentences(), _pictures(found, evidence.crossings[found.tenant]))
-        for found in audit_evidence(evidence).tenants
-    )
+    page = template("audit_page.html").render(name=name, verdict=verdict, audit=sections)
+    try:
+        target.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise TestbedError(f"{target}: {error.strerror}; name a file in a folder that can be written to") from error
 
 
-def _pictures(found: TenantAudit, crossing: Crossing) -> dict[str, Markup]:
+def _pictures(found: TenantAudit, latency_s: FloatArray, runs: IntArray | None) -> dict[str, Markup]:
     drawn: dict[str, str | None] = {}
-    if np.count_nonzero(np.isfinite(crossing.latency_s)) >= _ENOUGH:
-        drawn["quantiles against the promise"] = quantile_plot(
-            found.tenant, found.audit, crossing.latency_s, crossing.runs
-        )
-        drawn["mean excess"] = mean_excess_plot(found.tenant, crossing.latency_s)
-        drawn["threshold stability"] = stability_plot(found.tenant, crossing.latency_s, crossing.runs)
-    attributions = {"domain": found.audit.attribution, "cause": found.causes}
+    if np.count_nonzero(np.isfinite(latency_s)) >= _ENOUGH:
+        drawn["quantiles against the promise"] = quantile_plot(found.tenant, found.audit, latency_s, runs)
+        drawn["mean excess"] = mean_excess_plot(found.tenant, latency_s)
+        drawn["threshold stability"] = stability_plot(found.tenant, latency_s, runs)
+    attributions = {"place": found.audit.attribution, "cause": found.causes}
     known = {kind: attribution for kind, attribution in attributions.items() if attribution is not None}
     if known:
         drawn["whose the tail is"] = blame_plot(found.tenant, known)

@@ -73,7 +73,7 @@ def _audit(audit: Audit, sentences: tuple[str, ...]) -> RenderableType:
         table.add_row(f"p{100 * seen.level:g}", *(_cell(value) for value in values))
     parts.append(table)
     if audit.attribution is not None:
-        parts.append(_blame("by domain", audit.attribution))
+        parts.append(_blame("by place", audit.attribution))
     return Group(*parts)
 
 

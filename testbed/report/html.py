@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from testbed.report.audit_section import audit_sections
+from testbed.audit.evidence import read_evidence
+from testbed.audit.folder import audit_evidence
+from testbed.report.audit_section import run_sections
+from testbed.report.page import template
 from testbed.report.plots import FloatArray, Series, ccdf_plot, stack_plot, time_plot
-from testbed.report.record import DomainDelay, RunRecord, TenantRecord, WindowRecord, read_record
-from testbed.report.terminal import milliseconds
+from testbed.report.record import DomainDelay, RunRecord, TenantRecord, WindowRecord
 from testbed.telemetry import request_samples, samples
 
 REPORT_NAME = "report.html"
@@ -25,13 +25,11 @@ def render(folder: Path) -> str:
     Raises:
         TestbedError: The folder holds no readable record.
     """
-    record = read_record(folder)
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
-    environment.filters["ms"] = milliseconds
-    environment.filters["command"] = shlex.join
+    evidence = read_evidence(folder)
+    record = evidence.record
     pictures = {tenant.name: _pictures(folder, record, tenant) for tenant in record.tenants}
-    return environment.get_template("template.html").render(run=record, pictures=pictures, audit=audit_sections(folder))
+    sections = run_sections(evidence, audit_evidence(evidence))
+    return template("template.html").render(run=record, pictures=pictures, audit=sections)
 
 
 def write_report(folder: Path) -> Path:
@@ -46,7 +44,7 @@ def load_series(folder: Path, record: RunRecord, tenant: str) -> Series:
     time_s, latency_s, ideal_s = [], [], [np.empty(0)]
     for start_s, window in _starts(record):
         if tenant in window.requests:
-            asked = request_samples.read(folder / window.requests[tenant])
+            asked = request_samples.read(folder / window.requests[tenant]).due()
             time_s.append(start_s + asked.intended_s)
             latency_s.append(asked.latency_s)
         elif tenant in window.samples:

@@ -7,8 +7,8 @@ framing and the parts of a request's life go with it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
-import grpc
 import numpy as np
 
 from testbed.audit.compliance import judge
@@ -20,10 +20,7 @@ from testbed.run.requests import RequestOutcome
 from testbed.run.window import Shaper
 from testbed.scenario.model import Requests, Tenant
 from testbed.telemetry.samples import FloatArray
-from testbed.traffic.request_records import OK, OVERDUE, SKIPPED
-
-_TIMEOUT = grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
-_REJECTED = grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
+from testbed.traffic.request_records import Endings
 
 
 def judge_requests(
@@ -96,20 +93,12 @@ def _requests(
     asked: Requests, outcomes: Sequence[RequestOutcome], latency: FloatArray, network: FloatArray, ideal: FloatArray
 ) -> RequestsRecord:
     status = np.concatenate([o.record.status[o.record.attempted] for o in outcomes])
-    correct = np.concatenate([o.record.correct[o.record.answered] for o in outcomes])
-    judged = correct[correct >= 0]
-    failed = ~np.isin(status, (OK, SKIPPED, OVERDUE, _TIMEOUT, _REJECTED))
+    correct = np.concatenate([o.record.correct[o.record.attempted] for o in outcomes])
     return RequestsRecord(
         model=asked.model,
         images=asked.images,
         compute_share=asked.compute_share,
-        answered=int(np.count_nonzero(status == OK)),
-        accuracy=float(judged.sum() / (judged.size * asked.images)) if judged.size else None,
-        timeouts=int(np.count_nonzero(status == _TIMEOUT)),
-        rejected=int(np.count_nonzero(status == _REJECTED)),
-        errors=int(np.count_nonzero(failed)),
-        skipped=int(np.count_nonzero(status == SKIPPED)),
-        overdue=int(np.count_nonzero(status == OVERDUE)),
+        **asdict(Endings.of(status, correct, asked.images)),
         framing_out=_mean(np.array([o.match.out.factor for o in outcomes])),
         framing_back=_mean(np.array([o.match.back.factor for o in outcomes])),
         reordered=sum(o.match.reordered for o in outcomes),

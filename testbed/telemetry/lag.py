@@ -99,7 +99,7 @@ def replay(samples: TenantSamples, rate_bps: float, latency_s: Sequence[float], 
 
 
 def ideal_wait_s(
-    arrival_s: FloatArray, size_bits: npt.NDArray[np.int32], rate_bps: float, served: BoolArray
+    arrival_s: FloatArray, size_bits: npt.NDArray[np.int32] | FloatArray, rate_bps: float, served: BoolArray
 ) -> FloatArray:
     """W0: each served packet's wait, itself excluded, in an ideal server; NaN for the others; [n].
 

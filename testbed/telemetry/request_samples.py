@@ -6,24 +6,22 @@ Parquet. It holds what happened and judges nothing.
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from testbed.errors import FidelityError
+from testbed.telemetry import columns as files
 from testbed.traffic.request_records import NOT_ATTEMPTED, OK
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 
-SCHEMA_VERSION = 1
-_METADATA_KEY = b"testbed-requests"
+KIND = files.Kind(b"testbed-requests", 1, "requests")
 _SERVER = ("received", "queued", "started", "finished")
 _BACK = ("server", "client")
 
@@ -54,6 +52,8 @@ class RequestSamples:
         out_bits: L2 bits that carried the request at border 0, [n].
         back_bits: L2 bits that carried its answer from the compute host, [n].
         correct: Images classified rightly, -1 without an answer, int32 [n].
+        resent_s: What waiting to send lost bytes again cost in each domain on the way out, and last on the way back,
+            [n, D + 1]; a part of the delays there. None in files of a time when it was not measured.
     """
 
     tenant: str
@@ -75,10 +75,13 @@ class RequestSamples:
     out_bits: FloatArray
     back_bits: FloatArray
     correct: npt.NDArray[np.int32]
+    resent_s: FloatArray | None = None
 
     def __post_init__(self) -> None:
         n = self.intended_s.size
         wide = {"out_s": (n, len(self.domains) + 1), "server_s": (n, 4), "back_s": (n, 2)}
+        if self.resent_s is not None:
+            wide["resent_s"] = (n, len(self.domains) + 1)
         wanted = dict.fromkeys(_PLAIN, (n,)) | wide
         wrong = {name: found for name, shape in wanted.items() if (found := getattr(self, name).shape) != shape}
         if wrong:
@@ -86,6 +89,12 @@ class RequestSamples:
 
     def __len__(self) -> int:
         return self.intended_s.size
+
+    def due(self) -> Self:
+        """The requests that were due before the sender ended: the ones a verdict is about."""
+        due = self.status != NOT_ATTEMPTED
+        arrays = {name: value for name, value in vars(self).items() if isinstance(value, np.ndarray)}
+        return replace(self, **{name: value[due] for name, value in arrays.items()})
 
     @property
     def latency_s(self) -> FloatArray:
@@ -163,14 +172,15 @@ _PLAIN = (
 
 
 def write(path: Path, samples: RequestSamples) -> None:
-    """Writes one tenant's window as Parquet, the schema's version and the scalars in the file's metadata."""
+    """Writes one tenant's window; see `testbed.telemetry.columns`."""
     columns: dict[str, npt.NDArray[np.generic]] = {name: getattr(samples, name) for name in _PLAIN}
     columns |= {f"border_{k}_s": samples.out_s[:, k] for k in range(len(samples.domains) + 1)}
     columns |= {f"server_{name}_s": samples.server_s[:, k] for k, name in enumerate(_SERVER)}
     columns |= {f"back_{name}_s": samples.back_s[:, k] for k, name in enumerate(_BACK)}
+    if samples.resent_s is not None:
+        columns |= {f"resent_{k}_s": samples.resent_s[:, k] for k in range(len(samples.domains) + 1)}
     columns["latency_s"] = samples.latency_s
     metadata: dict[str, object] = {
-        "schema_version": SCHEMA_VERSION,
         "tenant": samples.tenant,
         "number": samples.number,
         "domains": samples.domains,
@@ -178,8 +188,7 @@ def write(path: Path, samples: RequestSamples) -> None:
         "deadline_s": samples.deadline_s,
         "images": samples.images,
     }
-    table = pa.table({name: np.ascontiguousarray(column) for name, column in columns.items()})
-    pq.write_table(table.replace_schema_metadata({_METADATA_KEY: json.dumps(metadata)}), path, compression="zstd")
+    files.write(path, KIND, columns, metadata)
 
 
 def read(path: Path) -> RequestSamples:
@@ -188,21 +197,12 @@ def read(path: Path) -> RequestSamples:
     Raises:
         FidelityError: Not a file of requests, or one of a newer schema.
     """
-    try:
-        table = pq.read_table(path)
-    except pa.ArrowInvalid as error:
-        raise FidelityError(f"{path}: not a Parquet file ({error})") from error
-    stored = (table.schema.metadata or {}).get(_METADATA_KEY)
-    if stored is None:
-        raise FidelityError(f"{path}: found a Parquet file without requests, expected one with this testbed's metadata")
-    metadata = json.loads(stored)
-    if metadata["schema_version"] > SCHEMA_VERSION:
-        raise FidelityError(
-            f"{path}: found schema version {metadata['schema_version']}, "
-            f"expected at most {SCHEMA_VERSION}; read it with the version that wrote it"
-        )
-    column = {name: table[name].to_numpy() for name in table.column_names}
+    column, metadata = files.read(path, KIND)
     domains = tuple(metadata["domains"])
+
+    def matrix(names: Sequence[str]) -> FloatArray:
+        return np.stack([column[f"{name}_s"] for name in names], axis=1)
+
     return RequestSamples(
         tenant=metadata["tenant"],
         number=metadata["number"],
@@ -210,8 +210,9 @@ def read(path: Path) -> RequestSamples:
         window_start_ns=metadata["window_start_ns"],
         deadline_s=metadata["deadline_s"],
         images=metadata["images"],
-        out_s=np.stack([column[f"border_{k}_s"] for k in range(len(domains) + 1)], axis=1),
-        server_s=np.stack([column[f"server_{name}_s"] for name in _SERVER], axis=1),
-        back_s=np.stack([column[f"back_{name}_s"] for name in _BACK], axis=1),
+        out_s=matrix([f"border_{k}" for k in range(len(domains) + 1)]),
+        server_s=matrix([f"server_{name}" for name in _SERVER]),
+        back_s=matrix([f"back_{name}" for name in _BACK]),
+        resent_s=matrix([f"resent_{k}" for k in range(len(domains) + 1)]) if "resent_0_s" in column else None,
         **{name: column[name] for name in _PLAIN},
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +23,9 @@ from testbed.telemetry.pcap import Records
 from testbed.telemetry.request_samples import RequestSamples
 from testbed.telemetry.tcp import NEVER_NS, Flow, Segments
 from testbed.traffic.request_records import RequestRecord
+
+_LESS_THAN_A_PACKET_BITS = 8 * 40
+"""What a header is at least; differences below it are rounding."""
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -129,6 +133,8 @@ def match_requests(
     back_ns = np.stack(
         [_per_request(found.answers, found.answer, n, place) for place in (leaving, found.received)], axis=1
     )
+    ways = [(found.requests, found.request, before, behind) for before, behind in pairwise(places)]
+    ways.append((found.answers, found.answer, leaving, found.received))
     samples = RequestSamples(
         tenant=name,
         number=record.tenant,
@@ -149,6 +155,7 @@ def match_requests(
         out_bits=_wire_bits(found.requests, found.request, n, places[0]),
         back_bits=_wire_bits(found.answers, found.answer, n, leaving),
         correct=record.correct,
+        resent_s=np.stack([_resent_s(frames, owner, n, *ends) for frames, owner, *ends in ways], axis=1),
     )
     end_ns = zero_ns + int(1e9 * (record.schedule.time_s.max(initial=0.0) + record.deadline_s + 1.0))
     entered, left = places[0].within(zero_ns, end_ns), leaving.within(zero_ns, end_ns)
@@ -190,11 +197,16 @@ def _at(records: Records, flow: Flow, base: int, server_port: int) -> Segments:
     return tcp.segments(records, packets, base=base)
 
 
-def _per_request(frames: Frames, owner: IntArray, n: int, place: Segments, *, last: bool = True) -> IntArray:
-    """When the last (or the first) byte of each request's frames was seen at a place, CLOCK_REALTIME; [n]."""
+def _per_request(
+    frames: Frames, owner: IntArray, n: int, place: Segments, *, last: bool = True, again: bool = False
+) -> IntArray:
+    """When the last (or the first) byte of each request's frames was seen at a place, CLOCK_REALTIME; [n].
+
+    Each byte for the first time, or, with `again`, for the last.
+    """
     ours = _ours(owner, n)
     start = frames.start[ours]
-    seen = place.seen_ns(start, frames.end[ours] if last else start + 1)
+    seen = place.seen_ns(start, frames.end[ours] if last else start + 1, again=again)
     if last:
         moments = np.full(n, np.iinfo(np.int64).min)
         np.maximum.at(moments, owner[ours], seen)
@@ -209,6 +221,18 @@ def _wire_bits(frames: Frames, owner: IntArray, n: int, place: Segments) -> Floa
     bits = np.zeros(n)
     np.add.at(bits, owner[ours], place.wire_bits(frames.start[ours], frames.end[ours]))
     return bits
+
+
+def _resent_s(frames: Frames, owner: IntArray, n: int, before: Segments, behind: Segments) -> FloatArray:
+    """Of each request's way between two places, the part that passed before lost bytes set out again; [n].
+
+    Only where more bits entered than left was something lost: what was sent again in vain cost no time.
+    """
+    entered_ns, left_ns = (_per_request(frames, owner, n, place) for place in (before, behind))
+    again_ns = np.minimum(_per_request(frames, owner, n, before, again=True), left_ns)
+    lost = _wire_bits(frames, owner, n, before) > _wire_bits(frames, owner, n, behind) + _LESS_THAN_A_PACKET_BITS
+    told = lost & (left_ns != NEVER_NS) & (again_ns > entered_ns)
+    return np.where(told, (again_ns - entered_ns) / 1e9, 0.0)
 
 
 def _ours(owner: IntArray, n: int) -> npt.NDArray[np.intp]:

@@ -7,23 +7,19 @@ nothing.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from testbed.errors import FidelityError
+from testbed.telemetry import columns as files
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 
-SCHEMA_VERSION = 1
-_METADATA_KEY = b"testbed"
+KIND = files.Kind(b"testbed", 1, "samples")
 
 
 @dataclass(frozen=True)
@@ -146,7 +142,7 @@ class Replay:
 
 
 def write(path: Path, samples: TenantSamples, replay: Replay | None = None) -> None:
-    """Writes one tenant's window as Parquet, the schema's version and the scalars in the file's metadata."""
+    """Writes one tenant's window; see `testbed.telemetry.columns`."""
     columns: dict[str, npt.NDArray[np.generic]] = {
         "sequence": samples.sequence,
         "intended_s": samples.intended_s,
@@ -158,7 +154,6 @@ def write(path: Path, samples: TenantSamples, replay: Replay | None = None) -> N
     columns |= {f"border_{k}_s": samples.border_s[:, k] for k in range(len(samples.domains) + 1)}
     columns["latency_s"] = samples.latency_s
     metadata: dict[str, object] = {
-        "schema_version": SCHEMA_VERSION,
         "tenant": samples.tenant,
         "number": samples.number,
         "domains": samples.domains,
@@ -169,8 +164,7 @@ def write(path: Path, samples: TenantSamples, replay: Replay | None = None) -> N
         columns |= {f"lag_{name}_s": replay.lag_s[:, d] for d, name in enumerate(samples.domains)}
         columns |= {f"excess_{name}_s": replay.excess_s[:, d] for d, name in enumerate(samples.domains)}
         metadata["replay"] = {"rate_bps": replay.rate_bps, "latency_s": replay.latency_s, "credit_s": replay.credit_s}
-    table = pa.table({name: np.ascontiguousarray(column) for name, column in columns.items()})
-    pq.write_table(table.replace_schema_metadata({_METADATA_KEY: json.dumps(metadata)}), path, compression="zstd")
+    files.write(path, KIND, columns, metadata)
 
 
 def read(path: Path) -> tuple[TenantSamples, Replay | None]:
@@ -179,20 +173,7 @@ def read(path: Path) -> tuple[TenantSamples, Replay | None]:
     Raises:
         FidelityError: Not a file of samples, or one of a newer schema.
     """
-    try:
-        table = pq.read_table(path)
-    except pa.ArrowInvalid as error:
-        raise FidelityError(f"{path}: not a Parquet file ({error})") from error
-    stored = (table.schema.metadata or {}).get(_METADATA_KEY)
-    if stored is None:
-        raise FidelityError(f"{path}: found a Parquet file without this testbed's metadata, expected samples")
-    metadata = json.loads(stored)
-    if metadata["schema_version"] > SCHEMA_VERSION:
-        raise FidelityError(
-            f"{path}: found schema version {metadata['schema_version']}, "
-            f"expected at most {SCHEMA_VERSION}; read it with the version that wrote it"
-        )
-    column = {name: table[name].to_numpy() for name in table.column_names}
+    column, metadata = files.read(path, KIND)
     domains = tuple(metadata["domains"])
     samples = TenantSamples(
         tenant=metadata["tenant"],

@@ -79,12 +79,13 @@ class Segments:
         chosen = (self.time_ns >= start_ns) & (self.time_ns < end_ns)
         return replace(self, **{name: getattr(self, name)[chosen] for name in _ARRAYS})
 
-    def seen_ns(self, start: IntArray, end: IntArray) -> IntArray:
+    def seen_ns(self, start: IntArray, end: IntArray, *, again: bool = False) -> IntArray:
         """When all bytes of each range had been seen here, each byte for the first time; [m].
 
         Args:
             start: First offset of each range, [m].
             end: Offset behind its last byte, [m].
+            again: Each byte for the last time instead.
 
         Returns:
             CLOCK_REALTIME ns; `NEVER_NS` where a byte was not seen.
@@ -93,7 +94,9 @@ class Segments:
         first, last = self.start[filled], self.end[filled]
         edges = np.unique(np.concatenate((first, last, start, end)))
         pieces = np.full(edges.size, NEVER_NS, dtype=np.int64)
-        _first_seen(np.searchsorted(edges, first), np.searchsorted(edges, last), self.time_ns[filled], pieces)
+        sign = -1 if again else 1
+        _first_seen(np.searchsorted(edges, first), np.searchsorted(edges, last), sign * self.time_ns[filled], pieces)
+        pieces[pieces != NEVER_NS] *= sign
         return np.asarray(_latest(np.searchsorted(edges, start), np.searchsorted(edges, end), pieces))
 
     def wire_bits(self, start: IntArray, end: IntArray) -> FloatArray:

@@ -7,8 +7,7 @@ the captures' to tell.
 from __future__ import annotations
 
 import errno
-import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,13 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from testbed.traffic.schedules import Schedule, load_arrays, save_arrays
+from testbed.traffic.specs import load_spec, require, save_spec, upper
 from testbed.traffic.wire import SERVER_PORT
 
 FloatArray = npt.NDArray[np.float64]
 
 NOT_ATTEMPTED = errno.ECANCELED
 """Error of the packets that were still to come when a sender was ended."""
-_QUANTILES = {"p50": 0.5, "p99": 0.99, "p999": 0.999, "max": 1.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +54,7 @@ class SenderSpec:
 
     def save(self, path: Path) -> None:
         """Write the specification as JSON."""
-        path.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
+        save_spec(path, self)
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -65,24 +64,13 @@ class SenderSpec:
             ValueError: No JSON object, an unknown or missing key, or a value of the wrong type.
             OSError: The file cannot be read.
         """
-        data: Any = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(data, dict):
-            raise ValueError(f"{path}: found {type(data).__name__}, expected an object")  # noqa: TRY004 - a bad file
-        known = {field.name for field in fields(cls)}
-        if unknown := sorted(set(data) - known):
-            raise ValueError(f"{path}: unknown keys {unknown}, expected {sorted(known)}")
-        try:
-            spec = cls(**data)
-        except TypeError as error:
-            raise ValueError(f"{path}: {error}") from error
-        for name in ("tenant", "clock_offset_ns", "flags", "port", "spin_ns"):
-            if type(getattr(spec, name)) is not int:
-                raise ValueError(f"{path}: {name} is {getattr(spec, name)!r}, expected a whole number")
-        for name in ("source", "destination", "schedule", "result"):
-            if type(getattr(spec, name)) is not str:
-                raise ValueError(f"{path}: {name} is {getattr(spec, name)!r}, expected text")
-        if spec.priority is not None and type(spec.priority) is not int:
-            raise ValueError(f"{path}: priority is {spec.priority!r}, expected a whole number or null")
+        spec = load_spec(path, cls)
+        require(
+            path,
+            spec,
+            whole=("tenant", "clock_offset_ns", "flags", "port", "spin_ns"),
+            text=("source", "destination", "schedule", "result"),
+        )
         return spec
 
 
@@ -115,16 +103,12 @@ class SendRecord:
         """Counts and the upper quantiles of lateness, JSON-ready."""
         codes, counts = np.unique(self.error[self.error != 0], return_counts=True)
         sent = self.error == 0
-        late = self.lateness_s[sent]
         return {
             "tenant": self.tenant,
             "packets": len(self.schedule),
             "sent": int(sent.sum()),
             "errors": {errno.errorcode.get(int(c), str(c)): int(k) for c, k in zip(codes, counts, strict=True)},
-            "lateness_s": {
-                name: float(np.quantile(late, q, method="higher")) if late.size else None
-                for name, q in _QUANTILES.items()
-            },
+            "lateness_s": upper(self.lateness_s[sent]),
         }
 
     def save(self, path: Path) -> None:

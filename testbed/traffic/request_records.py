@@ -6,8 +6,7 @@ happened between them is the captures' to tell.
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,6 +16,7 @@ import numpy.typing as npt
 
 from testbed.traffic.request_schedules import RequestSchedule
 from testbed.traffic.schedules import load_arrays, save_arrays
+from testbed.traffic.specs import load_spec, require, save_spec, upper
 
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
@@ -29,10 +29,70 @@ OVERDUE = -2
 NOT_ATTEMPTED = -3
 """Status of the requests that were still to come when a sender was ended."""
 
+_TIMEOUT = grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
+_REJECTED = grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
 _NAMES = {SKIPPED: "SKIPPED", OVERDUE: "OVERDUE", NOT_ATTEMPTED: "NOT_ATTEMPTED"} | {
     code.value[0]: code.name for code in grpc.StatusCode
 }
-_QUANTILES = {"p50": 0.5, "p99": 0.99, "p999": 0.999, "max": 1.0}
+
+
+@dataclass(frozen=True, slots=True)
+class Endings:
+    """How requests that were due ended, and whether the answers were right.
+
+    Attributes:
+        answered: With an answer, in time or not.
+        timeouts: Without an answer in time.
+        rejected: Refused by the server's queue or limits.
+        errors: Ended in another error.
+        skipped: Never sent, because as many as allowed were unanswered.
+        overdue: Never sent, because the host came to them after their deadline.
+        accuracy: Share of the images answered for that were classified rightly; None without an answer. No promise is
+            about it.
+    """
+
+    answered: int
+    timeouts: int
+    rejected: int
+    errors: int
+    skipped: int
+    overdue: int
+    accuracy: float | None
+
+    @classmethod
+    def of(cls, status: npt.NDArray[np.int16], correct: npt.NDArray[np.int32], images: int) -> Self:
+        """Count statuses.
+
+        Args:
+            status: As in `RequestRecord`, of requests that were due, [n].
+            correct: Images classified rightly, -1 where that is not known, [n].
+            images: Images in each request.
+        """
+        codes = (OK, _TIMEOUT, _REJECTED, SKIPPED, OVERDUE)
+        answered, timeouts, rejected, skipped, overdue = (int(np.count_nonzero(status == code)) for code in codes)
+        judged = correct[(status == OK) & (correct >= 0)]
+        return cls(
+            answered=answered,
+            timeouts=timeouts,
+            rejected=rejected,
+            errors=status.size - answered - timeouts - rejected - skipped - overdue,
+            skipped=skipped,
+            overdue=overdue,
+            accuracy=float(judged.sum() / (judged.size * images)) if judged.size else None,
+        )
+
+    def __str__(self) -> str:
+        """The counts in one sentence."""
+        kinds = {
+            "timed out": self.timeouts,
+            "were rejected": self.rejected,
+            "ended in an error": self.errors,
+            "were never sent with too many unanswered": self.skipped,
+            "were never sent past their deadline": self.overdue,
+        }
+        failed = ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
+        right = "" if self.accuracy is None else f"; {self.accuracy:.2%} of the images were classified rightly"
+        return f"{self.answered} requests were answered{', ' + failed if failed else ''}{right}."
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +131,7 @@ class RequestSpec:
 
     def save(self, path: Path) -> None:
         """Write the specification as JSON."""
-        path.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
+        save_spec(path, self)
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -81,34 +141,20 @@ class RequestSpec:
             ValueError: No JSON object, an unknown or missing key, or a value of the wrong type or range.
             OSError: The file cannot be read.
         """
-        data: Any = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(data, dict):
-            raise ValueError(f"{path}: found {type(data).__name__}, expected an object")  # noqa: TRY004 - a bad file
-        known = {field.name for field in fields(cls)}
-        if unknown := sorted(set(data) - known):
-            raise ValueError(f"{path}: unknown keys {unknown}, expected {sorted(known)}")
-        try:
-            spec = cls(**data)
-        except TypeError as error:
-            raise ValueError(f"{path}: {error}") from error
-        spec._check(path)
-        return spec
-
-    def _check(self, path: Path) -> None:
-        for name in ("tenant", "images", "clock_offset_ns", "in_flight", "spin_ns"):
-            if type(getattr(self, name)) is not int:
-                raise ValueError(f"{path}: {name} is {getattr(self, name)!r}, expected a whole number")
-        for name in ("name", "target", "model", "schedule", "result"):
-            if type(getattr(self, name)) is not str:
-                raise ValueError(f"{path}: {name} is {getattr(self, name)!r}, expected text")
+        spec = load_spec(path, cls)
+        require(
+            path,
+            spec,
+            whole=("tenant", "images", "clock_offset_ns", "in_flight", "spin_ns"),
+            text=("name", "target", "model", "schedule", "result"),
+        )
         for name in ("deadline_s", "ready_s"):
-            value = getattr(self, name)
+            value = getattr(spec, name)
             if type(value) not in {int, float} or not value > 0:
                 raise ValueError(f"{path}: {name} is {value!r}, expected a number above 0")
-        if self.images < 1 or self.in_flight < 1:
-            raise ValueError(f"{path}: found {self.images} images and {self.in_flight} in flight, expected at least 1")
-        if self.priority is not None and type(self.priority) is not int:
-            raise ValueError(f"{path}: priority is {self.priority!r}, expected a whole number or null")
+        if spec.images < 1 or spec.in_flight < 1:
+            raise ValueError(f"{path}: found {spec.images} images and {spec.in_flight} in flight, expected at least 1")
+        return spec
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -188,8 +234,8 @@ class RequestRecord:
             "status": {_NAMES.get(int(c), str(c)): int(k) for c, k in zip(codes, counts, strict=True)},
             "missed": int(self.missed.sum()),
             "accuracy": None if np.isnan(accuracy) else accuracy,
-            "latency_s": _upper(self.latency_s),
-            "lateness_s": _upper(self.lateness_s),
+            "latency_s": upper(self.latency_s),
+            "lateness_s": upper(self.lateness_s),
         }
 
     def save(self, path: Path) -> None:
@@ -227,10 +273,3 @@ class RequestRecord:
 
 
 _COLUMNS = ("sent_s", "received_s", "server_s", "status", "request_bytes", "response_bytes", "correct")
-
-
-def _upper(values: FloatArray) -> dict[str, float | None]:
-    known = values[np.isfinite(values)]
-    return {
-        name: float(np.quantile(known, q, method="higher")) if known.size else None for name, q in _QUANTILES.items()
-    }

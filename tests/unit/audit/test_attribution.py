@@ -46,6 +46,23 @@ def test_both_methods_are_those_of_their_definitions() -> None:
     assert found.cvar_s == pytest.approx(cvar(total, level))
 
 
+@pytest.mark.parametrize("count", [10, 15])
+def test_many_parts_take_some_orders_of_adding_and_come_close_to_all_of_them(count: int) -> None:
+    rng = np.random.default_rng(11)
+    parts = domains(rng, 20_000, hit=0.02)
+    exact = attribute(parts, 0.98)
+    # Parts that never vary join without effect, so the exact values of the others are known.
+    still = {f"still {i}": np.full(20_000, 1e-3) for i in range(count - 4)}
+    found = attribute(parts | still, 0.98)
+    assert sum(blame.shapley.share for blame in found.blame.values()) == pytest.approx(1)
+    for name in still:
+        assert found.blame[name].shapley.share == pytest.approx(0, abs=1e-9)
+    for name in parts:
+        assert found.blame[name].euler.share == pytest.approx(exact.blame[name].euler.share)
+        assert found.blame[name].shapley.share == pytest.approx(exact.blame[name].shapley.share, abs=0.025)
+    assert found.named == exact.named == "south"
+
+
 def test_shares_of_each_method_add_up_to_one() -> None:
     found = attribute(domains(np.random.default_rng(2), 30_000, hit=0.02))
     assert sum(blame.euler.share for blame in found.blame.values()) == pytest.approx(1)
@@ -116,7 +133,7 @@ def test_resampled_blocks_never_cross_runs() -> None:
     ("parts", "message"),
     [
         ({}, "found 0"),
-        ({str(i): np.ones(5) for i in range(10)}, "found 10"),
+        ({str(i): np.ones(5) for i in range(21)}, "found 21"),
         ({"a": np.ones(5), "b": np.ones(6)}, "one length"),
         ({"a": np.full(5, math.nan)}, "fewer than two"),
         ({"a": np.ones(500)}, "no excess"),

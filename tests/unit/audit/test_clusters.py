@@ -66,6 +66,11 @@ def test_exceedances_one_by_one_have_extremal_index_one() -> None:
     assert decluster(np.arange(0, 5000, 100), 5000).design_effect == 1
 
 
+def test_the_extremal_index_is_the_intervals_estimate_of_ferro_and_segers() -> None:
+    # 2 (sum of t - 1)^2 over n sum of (t - 1) (t - 2), where a gap is longer than two.
+    assert extremal_index(np.array([1, 1, 5, 1, 9])) == pytest.approx(2 * 12**2 / (5 * (4 * 3 + 8 * 7)))
+
+
 def test_extremal_index_of_a_moving_maximum_is_one_over_its_length() -> None:
     rng = np.random.default_rng(3)
     noise = 1 / -np.log(rng.random(400_003))

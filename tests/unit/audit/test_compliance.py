@@ -62,6 +62,18 @@ def test_one_outage_in_a_quiet_series_does_not_certify(length: int) -> None:
     assert found.verdict is Verdict.UNDETERMINED
 
 
+def test_limits_are_binomial_on_effective_counts_rounded_to_the_side_that_claims_less() -> None:
+    series = known.mm1(0.5).draw(30_000, np.random.default_rng(15))
+    found = judge(series, 12.0, EPSILON)
+    effect = found.design_effect
+    assert effect is not None
+    worth = found.misses / effect
+    assert effect > 2
+    assert worth % 1 > 0.05
+    assert found.miss_rate_upper == pytest.approx(upper_limit(math.floor(worth) + 1, found.n / effect, 0.95))
+    assert found.miss_rate_lower == pytest.approx(lower_limit(math.floor(worth), found.n / effect, 0.95))
+
+
 def test_samples_needed_are_about_enough() -> None:
     series = np.random.default_rng(5).standard_exponential(10_000)
     found = judge(series, 8.0, EPSILON)
@@ -71,6 +83,8 @@ def test_samples_needed_are_about_enough() -> None:
     total = (found.n + found.samples_needed) / found.design_effect
     misses = found.misses / found.n * total
     assert upper_limit(math.ceil(misses), total, 0.95) <= EPSILON
+    short = (found.n + found.samples_needed / 2) / found.design_effect
+    assert upper_limit(math.ceil(found.misses / found.n * short), short, 0.95) > EPSILON
     assert str(found.samples_needed) in found.reason
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from testbed.audit.evidence import read_evidence
 from testbed.audit.findings import Outcome, recompute, run_statements, table_statements
-from testbed.audit.folder import read_evidence
 from testbed.audit.record import Promise
+from tests.unit.audit import asking
 from tests.unit.audit.test_folder import folder, window
 
 PROMISE = Promise(0.025, 0.001)
@@ -59,6 +60,14 @@ def test_a_run_gives_a_finding_for_each_promise_and_one_for_all_envelopes(tmp_pa
     again = recompute([promise, envelopes], read_evidence(tmp_path / "run"))
     assert [item.outcome for item in again] == [Outcome.SAME, Outcome.SAME]
     assert "metro for alice BROKEN" in again[1].about
+
+
+def test_requests_are_a_finding_that_is_computed_again_from_the_folder(tmp_path: Path) -> None:
+    seen = asking.failed(asking.window(1), timeout=30, to_come=10)
+    path = folder(tmp_path / "run", [seen], deadline_s=0.04)
+    (promise,) = run_statements(read_evidence(path))
+    assert (promise["subject"], promise["n"], promise["misses"]) == ("vision", 19_990, 30)
+    assert [item.outcome for item in recompute([promise], read_evidence(path))] == [Outcome.SAME]
 
 
 def test_a_changed_accusation_differs_and_another_run_is_other_evidence(tmp_path: Path) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from testbed.audit.contracts import ContractVerdict
 from testbed.audit.folder import audit_run
-from testbed.envelope.descriptor import Envelope
+from testbed.envelope.store import issue
+from testbed.errors import TestbedError
 from testbed.report.record import (
     ConformanceRecord,
     EnvelopeRecord,
@@ -21,9 +25,13 @@ from testbed.report.record import (
     read_record,
     write_record,
 )
+from testbed.telemetry import request_samples
 from testbed.telemetry.lag import replay
+from testbed.telemetry.request_samples import RequestSamples
 from testbed.telemetry.samples import TenantSamples, write
+from tests.unit.audit import asking
 from tests.unit.audit.test_contracts import envelope
+from tests.unit.envelope.samples import key
 
 DOMAINS = ("access", "metro", "core")
 RATE_BPS, SIZE_BITS = 10_000_000, 8000
@@ -55,23 +63,37 @@ def window(seed: int, n: int = 30_000, *, pause_share: float = 0.0) -> TenantSam
     )
 
 
-def promised(domain: str) -> Envelope:
-    """No impairment beyond T = 5 ms."""
-    return replace(envelope(domain, impaired=False), version=2)
+def signed(domain: str, tenant: str, signer: str) -> dict[str, Any]:
+    """A promise of no impairment beyond T = 5 ms, as it was signed."""
+    promised = replace(envelope(domain, impaired=False), version=2)
+    promised = replace(promised, subject=replace(promised.subject, tenant=tenant))
+    found: dict[str, Any] = json.loads(issue(promised, [key(signer)]))
+    return found
 
 
 def folder(
     path: Path,
-    windows: list[TenantSamples],
+    windows: Sequence[TenantSamples | RequestSamples],
     *,
     valid: bool = True,
     nonconforming: int = 0,
     installed_bps: float = RATE_BPS,
     confidence: float = 0.95,
+    deadline_s: float = 0.025,
+    counted: int | None = None,
 ) -> Path:
     path.mkdir(exist_ok=True)
+    described = []
     for index, samples in enumerate(windows):
-        write(path / f"{index}.parquet", samples, replay(samples, installed_bps, [0.0] * 3))
+        name = f"{index}.parquet"
+        if isinstance(samples, TenantSamples):
+            write(path / name, samples, replay(samples, installed_bps, [0.0] * len(samples.domains)))
+            files = {"samples": {samples.tenant: name}, "requests": {}}
+        else:
+            request_samples.write(path / name, samples)
+            files = {"samples": {}, "requests": {samples.tenant: name}}
+        described.append(WindowRecord(index=index, seed=index, duration_s=60, valid=valid, **files))
+    tenant, domains = windows[0].tenant, windows[0].domains
     record = RunRecord(
         run_id="made-up",
         name="made up",
@@ -81,15 +103,14 @@ def folder(
         command=(),
         datapath="netdev",
         verdict="PASS",
-        scenario={"tenants": [{"name": "alice", "promise": {"confidence": confidence}}]},
-        gates=(GateRecord(name="host allowance, alice", value=0.0, limit=2.5e-4, ok=valid),),
-        envelopes=tuple(
-            EnvelopeRecord(domain=d, tenant="alice", version=2, dsse={}, payload=promised(d).to_dict()) for d in DOMAINS
-        ),
+        scenario={"tenants": [{"name": tenant, "promise": {"confidence": confidence}}]},
+        public_keys={d: key(d).public_key.raw.hex() for d in domains},
+        gates=(GateRecord(name=f"host allowance, {tenant}", value=0.0, limit=2.5e-4, ok=valid),),
+        envelopes=tuple(EnvelopeRecord(domain=d, tenant=tenant, version=2, dsse=signed(d, tenant, d)) for d in domains),
         tenants=(
             TenantRecord(
-                name="alice",
-                n=sum(map(len, windows)),
+                name=tenant,
+                n=sum(map(len, windows)) if counted is None else counted,
                 misses=0,
                 lost=0,
                 p999_s=None,
@@ -98,7 +119,7 @@ def folder(
                 ideal_p999_s=None,
                 bound_s=None,
                 bound_method=None,
-                deadline_s=0.025,
+                deadline_s=deadline_s,
                 epsilon=0.001,
                 verdict="PASS",
                 conformance=ConformanceRecord(
@@ -106,10 +127,7 @@ def folder(
                 ),
             ),
         ),
-        windows=tuple(
-            WindowRecord(index=i, seed=i, duration_s=60, valid=valid, samples={"alice": f"{i}.parquet"})
-            for i in range(len(windows))
-        ),
+        windows=tuple(described),
     )
     write_record(path, record)
     return path
@@ -228,3 +246,80 @@ def test_what_the_host_does_in_every_domain_accuses_none(tmp_path: Path) -> None
         border[:, d] = np.maximum.accumulate(np.maximum(border[:, d], border[:, d - 1]) + pause)
     (tenant,) = audit_run(folder(tmp_path / "run", [replace(samples, border_s=border)])).tenants
     assert all(finding.verdict is not ContractVerdict.BROKEN for finding in tenant.contracts)
+
+
+def test_requests_are_judged_on_the_whole_way_and_every_kind_of_failure_is_a_miss(tmp_path: Path) -> None:
+    seen = asking.failed(asking.window(1), timeout=5, rejected=4, error=3, skipped=2, to_come=50)
+    found = audit_run(folder(tmp_path / "run", [seen], deadline_s=0.04))
+    (tenant,) = found.tenants
+    assert tenant.audit.compliance is not None
+    assert (tenant.audit.n, tenant.audit.unanswered, tenant.audit.compliance.misses) == (19_950, 14, 14)
+    assert (tenant.verdict, found.verdict) == ("UNDETERMINED", "UNDETERMINED")
+    assert tenant.endings is not None
+    assert (tenant.endings.accuracy, tenant.endings.timeouts) == (0.75, 5)
+    document = found.to_dict()["tenants"]["vision"]
+    assert document["requests"]["accuracy"] == 0.75
+    assert any("75.00% of the images were classified rightly" in said for said in document["findings"])
+    late = audit_run(folder(tmp_path / "late", [seen], deadline_s=0.008))
+    assert late.verdict == "FAIL"
+
+
+@pytest.mark.parametrize(
+    ("injected", "place", "cause"),
+    [
+        ({"pause_share": 0.01}, "east", "east"),
+        ({"slow_share": 0.01}, "server queue", "inference queueing"),
+        ({"slow_share": 0.01, "shared": False}, "compute", "compute"),
+        ({}, "west", "tenant's own burst"),
+    ],
+    ids=["pauses in a domain", "computations others wait for", "slow computations", "nothing but its own bursts"],
+)
+def test_what_made_requests_slow_is_named_by_place_and_by_cause(
+    tmp_path: Path, injected: dict[str, float], place: str, cause: str
+) -> None:
+    windows = [asking.window(seed, **injected) for seed in (1, 2)]
+    (tenant,) = audit_run(folder(tmp_path / "run", windows)).tenants
+    assert tenant.audit.attribution is not None
+    assert tenant.causes is not None
+    assert tenant.audit.attribution.named == place
+    assert tenant.causes.named == cause
+    assert set(tenant.audit.attribution.blame) == {
+        "client wait", "west", "east", "server queue", "compute", "network back", "residual",
+    }  # fmt: skip
+    assert tenant.contracts == ()
+
+
+def test_a_path_of_eight_domains_has_a_blame_and_causes(tmp_path: Path) -> None:
+    samples = window(10, pause_share=0.01)
+    border = np.concatenate([samples.border_s, samples.border_s[:, -1:] + 1e-3 * np.arange(1, 6)], axis=1)
+    long = replace(samples, domains=(*DOMAINS, "four", "five", "six", "seven", "eight"), border_s=border)
+    (tenant,) = audit_run(folder(tmp_path / "run", [long])).tenants
+    assert tenant.causes is not None
+    assert tenant.causes.named == "metro"
+    assert sum(blame.shapley.share for blame in tenant.causes.blame.values()) == pytest.approx(1)
+
+
+def test_a_simulation_that_recorded_only_its_first_packets_says_so(tmp_path: Path) -> None:
+    (tenant,) = audit_run(folder(tmp_path / "run", [window(11)], counted=1_000_000)).tenants
+    assert (tenant.audit.n, tenant.counted) == (30_000, 1_000_000)
+    assert tenant.sentences()[0].startswith("The first 30,000 of 1,000,000 packets were recorded and are judged here")
+
+
+@pytest.mark.parametrize(
+    ("dsse", "said"),
+    [
+        (signed("metro", "alice", "mallory"), "signature by key"),
+        (signed("core", "alice", "metro"), "found the promise of core to alice"),
+        (signed("metro", "bob", "metro"), "found the promise of metro to bob"),
+        ({}, "expected an object of payload"),
+    ],
+    ids=["signed by somebody else", "another domain's", "another tenant's", "not signed"],
+)
+def test_no_domain_is_held_to_what_it_did_not_sign(tmp_path: Path, dsse: dict[str, Any], said: str) -> None:
+    path = folder(tmp_path / "run", [window(1, 1000)])
+    record = read_record(path)
+    access, metro, core = record.envelopes
+    forged = metro.model_copy(update={"dsse": dsse})
+    write_record(path, record.model_copy(update={"envelopes": (access, forged, core)}))
+    with pytest.raises(TestbedError, match=f"envelope of metro for alice: .*{said}"):
+        audit_run(path)

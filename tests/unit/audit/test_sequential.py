@@ -44,6 +44,18 @@ def test_a_doubled_miss_rate_is_found_within_one_and_a_half_times_a_fixed_test()
     assert np.median([alarm.sample if alarm else math.inf for alarm in found]) <= 1.5 * 8038
 
 
+@pytest.mark.parametrize("rate", [0.05, 0.01])
+def test_an_alarm_comes_when_the_wealth_reaches_one_over_the_false_alarm_rate_and_not_before(rate: float) -> None:
+    process, rng = known.exponential(), np.random.default_rng(5)
+    monitor, before = Monitor(process.quantile_s(1 - 3 * EPSILON), EPSILON, rate), 0.0
+    for latency in process.draw(40_000, rng):
+        if monitor.observe(latency):
+            break
+        before = monitor.evidence
+    assert monitor.alarm is not None
+    assert before < 1 / rate <= monitor.alarm.evidence
+
+
 def test_clustered_misses_lengthen_the_blocks_that_count() -> None:
     rng = np.random.default_rng(4)
     independent = watch(known.exponential(), EPSILON, 100_000, rng)

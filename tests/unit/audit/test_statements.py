@@ -38,6 +38,7 @@ def test_a_digest_has_one_spelling_of_what_is_missing_and_of_zero_and_ignores_na
     assert evidence_digest([0.0, math.nan]) == evidence_digest([-0.0, -math.nan])
     assert evidence_digest([1.0, 2.0], ["a", "b"]) == evidence_digest([1.0, 2.0], [7, 3])
     assert evidence_digest([1.0, 2.0], [1, 2]) != evidence_digest([1.0, 2.0])
+    assert evidence_digest([1.0, 2.0, 3.0], [1, 1, 2]) != evidence_digest([1.0, 2.0, 3.0], [1, 2, 2])
 
 
 def test_a_blamed_domain_recomputes_the_finding_in_the_log(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,9 @@ from testbed.audit import known
 from testbed.audit.compliance import Verdict, judge
 from testbed.audit.record import Promise, audit_series
 from testbed.audit.table import TableError, audit_table, read_series
+from testbed.telemetry import request_samples, samples
+from tests.unit.audit import asking
+from tests.unit.audit.test_folder import window as packets
 
 PROMISE = Promise(deadline_s=25.0, epsilon=0.001)
 
@@ -146,8 +150,8 @@ def test_domains_that_explain_nothing_are_said_to(tmp_path: Path) -> None:
         ("latency_s,time_s\n0.1,1\n0.1,\n", "row 2 has no time_s"),
         ("latency_s\n0.1,0.2\n", "row 1 has 2 cells, expected 1"),
         (
-            ",".join(["latency_s", *(f"domain_{i}_s" for i in range(9))]) + "\n" + ",".join(["1"] * 10) + "\n",
-            "9 domains",
+            ",".join(["latency_s", *(f"domain_{i}_s" for i in range(20))]) + "\n" + ",".join(["1"] * 21) + "\n",
+            "20 domains",
         ),
     ],
 )
@@ -186,11 +190,45 @@ def test_not_a_number_in_parquet_is_refused_and_a_null_is_not(tmp_path: Path) ->
         list(read_series(path))
 
 
+@pytest.mark.parametrize("old", [False, True], ids=["as written now", "as written when a lost packet was a NaN"])
+def test_the_samples_of_a_runs_window_are_a_table_with_a_tenant_and_its_domains(tmp_path: Path, old: bool) -> None:
+    sent = packets(1, 20_000)
+    border = sent.border_s.copy()
+    border[::100, 2:] = np.nan
+    path = tmp_path / "window-1.parquet"
+    samples.write(path, replace(sent, border_s=border))
+    if old:
+        stored = pq.read_table(path)
+        pq.write_table(pa.table([stored[c].to_numpy() for c in stored.column_names], schema=stored.schema), path)
+    (found,) = read_series(path)
+    assert (found.tenant, list(found.parts)) == ("alice", ["access", "metro", "core"])
+    assert np.count_nonzero(np.isnan(found.latency_s)) == 200
+    document = audit_table(path, Promise(0.025, 0.001)).to_dict()
+    assert (document["verdict"], document["unanswered"], document["n"]) == ("FAIL", 200, 20_000)
+    assert set(document["blame"]) == {"access", "metro", "core", "elsewhere"}
+
+
+def test_a_window_of_requests_is_a_table_of_those_that_were_due(tmp_path: Path) -> None:
+    path = tmp_path / "window-1.parquet"
+    request_samples.write(path, asking.failed(asking.window(1), timeout=7, to_come=100))
+    (found,) = read_series(path)
+    assert (found.tenant, found.latency_s.size) == ("vision", 19_900)
+    assert np.count_nonzero(np.isnan(found.latency_s)) == 7
+    assert list(found.parts) == ["client wait", "west", "east", "server queue", "compute", "network back", "residual"]
+
+
+def test_a_window_in_which_nothing_was_due_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "window-1.parquet"
+    request_samples.write(path, asking.failed(asking.window(1, 10), to_come=10))
+    with pytest.raises(TableError, match="no requests of vision that were due"):
+        list(read_series(path))
+
+
 def test_whole_numbers_first_do_not_make_a_column_of_whole_numbers(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text("latency_s,time_s,domain_a_s\n" + "1,2,\n" * 300_000 + "0.5,2.5,0.25\n")
     (found,) = read_series(path)
-    assert (found.latency_s[-1], found.domains["a"][-1]) == (0.5, 0.25)
+    assert (found.latency_s[-1], found.parts["a"][-1]) == (0.5, 0.25)
 
 
 def test_a_column_of_words_in_parquet_is_refused(tmp_path: Path) -> None:

@@ -64,6 +64,12 @@ def test_rare_hiccups_are_refused_once_the_data_show_them() -> None:
     assert all(refused)
 
 
+def test_a_tail_that_fits_and_yet_contradicts_the_order_statistics_is_refused() -> None:
+    series = known.hiccups(0.002, 8.0).draw(60_000, np.random.default_rng(3))
+    assert thresholds(series)[-1].fits
+    assert (tail_quantile(series).refused or "").startswith("The fitted tail contradicts the data: it puts the 0.9")
+
+
 def test_requests_never_answered_have_no_tail() -> None:
     series = np.random.default_rng(5).random(20_000)
     series[7] = math.nan
@@ -101,6 +107,13 @@ def test_mean_excess_of_an_exponential_tail_is_flat() -> None:
     found = mean_excess(known.exponential().draw(100_000, np.random.default_rng(10)))
     assert np.all(np.diff(found.threshold_s) > 0)
     assert np.all(np.abs(found.mean_s - 1) < 5 * found.error_s)
+
+
+def test_dependence_widens_the_error_of_the_mean_excess() -> None:
+    rng = np.random.default_rng(11)
+    queue = known.mm1(0.7).draw(100_000, rng)
+    clinging, mixed = mean_excess(queue), mean_excess(rng.permutation(queue))
+    assert np.median(clinging.error_s / mixed.error_s) > 2
 
 
 def test_levels_outside_zero_and_one_are_refused() -> None:

@@ -13,6 +13,7 @@ from testbed.audit import ledger
 from testbed.cli.app import app
 from testbed.envelope.keys import SigningKey
 from testbed.errors import TestbedError
+from testbed.report.html import render
 from tests.unit.audit.test_folder import folder, window
 
 
@@ -119,6 +120,69 @@ def test_a_run_brings_its_promises_along(tmp_path: Path) -> None:
     assert "run made-up: FAIL" in shown
     assert command(run, "--deadline", "1").exit_code == 2
     assert command(folder(tmp_path / "invalid", [window(1)], valid=False)).exit_code == 3
+
+
+PLOTS = ("quantiles against the promise", "mean excess", "threshold stability", "whose the tail is")
+
+
+def test_a_page_has_the_sentences_the_numbers_and_every_plot(table: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    # Nothing unanswered here, or no tail could be fitted and there would be no thresholds to show.
+    answered = [line for line in table.read_text().splitlines() if not line.startswith(",")]
+    table.write_text("\n".join(answered) + "\n")
+    assert command(table, "--deadline", "200ms", "--html", page).exit_code == 0
+    said = page.read_text()
+    assert '<span class="badge PASS">PASS</span>' in said
+    assert "0 of 19990 samples missed 200 ms" in said
+    assert "north holds" in said
+    assert all(f">{caption}</figcaption><svg" in said for caption in PLOTS)
+    assert "<script" not in said
+
+
+def test_the_page_of_a_run_is_that_of_its_report(tmp_path: Path) -> None:
+    run = folder(tmp_path / "run", [window(1, pause_share=0.005)])
+    page = tmp_path / "page.html"
+    assert command(run, "--html", page).exit_code == 1
+    said = page.read_text()
+    assert "Had metro kept its envelope" in said
+    assert all(f">{caption}</figcaption><svg" in said for caption in PLOTS)
+    section = said[said.index("<h2>Audit</h2>") : said.rindex("</section>")]
+    assert section in render(run)
+
+
+def test_a_page_that_cannot_be_written_is_one_error(table: Path, tmp_path: Path) -> None:
+    ended = command(table, "--html", tmp_path / "nowhere" / "page.html")
+    assert isinstance(ended.exception, TestbedError)
+    assert "nowhere/page.html" in str(ended.exception)
+
+
+@pytest.mark.parametrize(("mean_s", "code", "said"), [(0.01, 0, "no alarm in 20000 samples"), (0.03, 1, "ALARM at")])
+def test_a_stream_is_watched_until_it_refutes_the_promise(tmp_path: Path, mean_s: float, code: int, said: str) -> None:
+    path = tmp_path / "stream"
+    path.write_text("\n".join(map(repr, np.random.default_rng(3).exponential(mean_s, 20_000).tolist())) + "\n")
+    ended = command("watch", path, "--deadline", "80ms", "--epsilon", "0.001")
+    assert (ended.exit_code, said in ended.stdout) == (code, True), ended.output
+    found = json.loads(command("watch", path, "--deadline", "80ms", "--json").stdout)
+    assert (found["alarm"] is None) == (code == 0)
+    assert found["samples"] == (20_000 if code == 0 else found["alarm"]["sample"])
+
+
+def test_a_line_that_was_never_answered_is_a_miss_of_the_stream() -> None:
+    lines = ("0.001\n" * 99 + "\n") * 300
+    ended = CliRunner().invoke(app, ["audit", "watch", "-", "--deadline", "1"], input=lines)
+    assert (ended.exit_code, "ALARM" in ended.stdout) == (1, True)
+
+
+@pytest.mark.parametrize("line", ["fast", "-1", "nan", "1_0"])
+def test_a_line_that_is_no_latency_is_named(line: str) -> None:
+    ended = CliRunner().invoke(app, ["audit", "watch", "-", "--deadline", "1"], input=f"0.1\n{line}\n")
+    assert isinstance(ended.exception, TestbedError)
+    assert f"line 2 is '{line}'" in str(ended.exception)
+
+
+def test_a_promise_too_loose_to_watch_is_a_wrong_command() -> None:
+    ended = CliRunner().invoke(app, ["audit", "watch", "-", "--deadline", "1", "--epsilon", "0.5"], input="0.1\n")
+    assert ended.exit_code == 2
 
 
 def test_findings_are_signed_verified_and_computed_again(table: Path, key: Path, tmp_path: Path) -> None:

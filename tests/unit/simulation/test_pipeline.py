@@ -14,7 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from testbed.audit.evidence import read_evidence
+from testbed.audit.findings import Outcome, recompute, run_statements
 from testbed.audit.folder import audit_run
+from testbed.audit.table import audit_table
 from testbed.errors import PreflightError, ScenarioError
 from testbed.report.html import write_report
 from testbed.report.record import RunRecord, read_record
@@ -81,6 +84,33 @@ def test_audit_and_report_work_on_the_folder(folder: Path) -> None:
     bursty = next(tenant for tenant in audited.tenants if tenant.tenant == "bursty")
     assert {finding.verdict.value for finding in bursty.contracts} == {"HELD"}
     assert "<svg" in write_report(folder).read_text(encoding="utf-8")
+
+
+def test_findings_about_a_simulation_are_computed_again_from_its_folder(folder: Path) -> None:
+    findings = list(run_statements(read_evidence(folder)))
+    assert {finding["kind"] for finding in findings} == {"compliance", "contracts"}
+    again = recompute(findings, read_evidence(folder))
+    assert {item.outcome for item in again} == {Outcome.SAME}
+
+
+def test_each_file_of_a_window_is_a_table_in_which_lost_packets_were_never_answered(folder: Path) -> None:
+    record = read_record(folder)
+    for tenant in record.tenants:
+        tables = [audit_table(folder / window.samples[tenant.name]) for window in record.windows]
+        audits = [audit for table in tables for name, audit in table.tenants if name == tenant.name]
+        assert (sum(a.n for a in audits), sum(a.unanswered for a in audits)) == (tenant.n, tenant.lost)
+    assert any(tenant.lost for tenant in record.tenants)
+
+
+def test_of_a_simulation_recorded_in_part_the_audit_judges_that_part_and_says_so(tmp_path: Path) -> None:
+    simulated(tmp_path, recorded_packets=2000)
+    (folder,) = tmp_path.iterdir()
+    counted = {tenant.name: tenant.n for tenant in read_record(folder).tenants}
+    for tenant in audit_run(folder).tenants:
+        assert tenant.counted == counted[tenant.tenant] > tenant.audit.n
+        assert any(
+            said.startswith(f"The first {tenant.audit.n:,} of {tenant.counted:,}") for said in tenant.sentences()
+        )
 
 
 def test_counted_and_recorded_packets_give_the_same_answers(folder: Path, tmp_path: Path) -> None:

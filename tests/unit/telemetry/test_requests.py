@@ -53,10 +53,11 @@ def record(n: int = 2) -> RequestRecord:
     )  # fmt: skip
 
 
-def played(folder: Path, *, lost_in_first: bool = False) -> RequestCaptures:
+def played(folder: Path, *, lost_in_first: bool = False, repeated: bool = False) -> RequestCaptures:
     """Two requests over two domains: on each way 1 ms to border 0, then 2 ms and 0.5 ms, back in 2 ms; one is a probe.
 
-    Their frames interleave: the second request's data comes before the last data of the first.
+    Their frames interleave: the second request's data comes before the last data of the first. The last data of the
+    first may be lost in the first domain and sent again after 200 ms, or sent again though it arrived.
     """
     probe, first, second = message(0), message(0), message(1)
     probe = probe[:7] + b"probe-----" + probe[17:]
@@ -73,6 +74,8 @@ def played(folder: Path, *, lost_in_first: bool = False) -> RequestCaptures:
             line.see(ZERO_NS + int((when + delay + late) * MS), int(at[k]), part)
         if lost_in_first and name in {"sent", "b0"}:
             line.see(ZERO_NS + 203 * MS, int(at[2]), two)
+        if repeated:
+            line.see(ZERO_NS + int((4 + delay) * MS), int(at[2]), two)
         places[name] = line
     answers = [SETTINGS + headers(1) + data(1, message(0, 100)) + headers(1)]
     answers += [headers(k) + data(k, message(0, 100)) + headers(k, 20, 5) for k in (3, 5)]
@@ -120,6 +123,21 @@ def test_what_a_domain_lost_is_that_domains_delay(tmp_path: Path) -> None:
     assert lost.retransmitted_bits == 8 * (66 + 9 + 105)
 
 
+def test_waiting_to_send_again_is_told_from_the_rest_of_a_domains_delay(tmp_path: Path) -> None:
+    plain, lost = matched(tmp_path).samples, matched(tmp_path, lost_in_first=True).samples
+    assert plain.resent_s is not None
+    assert lost.resent_s is not None
+    assert plain.resent_s == pytest.approx(np.zeros((2, 3)))
+    assert lost.resent_s == pytest.approx(np.array([[0.2, 0.0, 0.0], [0.0, 0.0, 0.0]]))
+
+
+def test_what_was_sent_again_in_vain_cost_no_time(tmp_path: Path) -> None:
+    captures = played(tmp_path, repeated=True)
+    found = match_requests("alpha", record(), captures, domains=["a", "b"], server_port=8001)
+    assert found.retransmitted_bits > 0
+    assert found.samples.resent_s == pytest.approx(np.zeros((2, 3)))
+
+
 def test_the_framing_is_what_the_captured_bits_say(tmp_path: Path) -> None:
     found = matched(tmp_path)
     first = 8 * ((66 + 49 + 9 + 100) + (66 + 9 + 105))
@@ -163,6 +181,11 @@ def test_requests_come_back_from_their_file(tmp_path: Path) -> None:
     for name, part in found.parts_s().items():
         assert np.array_equal(read.parts_s()[name], part)
     assert np.array_equal(read.out_bits, found.out_bits)
+    assert found.resent_s is not None
+    assert read.resent_s is not None
+    assert np.array_equal(read.resent_s, found.resent_s)
+    request_samples.write(tmp_path / "old.parquet", replace(found, resent_s=None))
+    assert request_samples.read(tmp_path / "old.parquet").resent_s is None
 
 
 def test_a_file_without_requests_is_refused(tmp_path: Path) -> None:

@@ -57,6 +57,19 @@ def test_lost_packets_have_no_latency_and_a_last_border() -> None:
     assert measured.last_border.tolist() == [2, 1, 0, -1]
 
 
+def test_a_packet_that_was_not_seen_is_an_empty_cell_and_a_file_of_a_time_when_it_was_not_a_number_reads_the_same(
+    tmp_path: Path,
+) -> None:
+    samples.write(tmp_path / "a.parquet", window())
+    table = pq.read_table(tmp_path / "a.parquet")
+    assert table["latency_s"].null_count == 3
+    assert table["border_0_s"].null_count == 1
+    filled = [pa.array(table[name].to_numpy()) for name in table.column_names]
+    pq.write_table(pa.table(filled, schema=table.schema), tmp_path / "old.parquet")
+    assert pq.read_table(tmp_path / "old.parquet")["latency_s"].null_count == 0
+    assert_same(samples.read(tmp_path / "old.parquet")[0], samples.read(tmp_path / "a.parquet")[0])
+
+
 def test_samples_of_unequal_length_are_refused() -> None:
     with pytest.raises(ValueError, match="sent_s"):
         dataclasses.replace(window(), sent_s=np.zeros(3))
@@ -64,7 +77,7 @@ def test_samples_of_unequal_length_are_refused() -> None:
 
 def test_a_file_of_a_newer_schema_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(samples, "SCHEMA_VERSION", 99)
+        patch.setattr(samples, "KIND", dataclasses.replace(samples.KIND, version=99))
         samples.write(tmp_path / "a.parquet", window())
     with pytest.raises(FidelityError, match="found schema version 99, expected at most 1"):
         samples.read(tmp_path / "a.parquet")

@@ -1,0 +1,181 @@
+"""What a run's folder holds, read and replayed: everything that the audit's findings rest on.
+
+`run.json` and the samples beside it are all that is needed. Packets are replayed through ideal servers with the rate
+and the latencies that the signed envelopes promise. Promised, not installed: a domain that installed less would
+otherwise be measured against its own neglect. Judging is for `testbed.audit.folder`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from testbed.audit.clusters import FloatArray
+from testbed.audit.contracts import DomainEvidence, excess_share_upper
+from testbed.audit.crossing import Crossing, PacketCrossing, RequestCrossing
+from testbed.envelope import strict_json
+from testbed.envelope.descriptor import PAYLOAD_TYPE, Envelope
+from testbed.envelope.dsse import Sealed
+from testbed.envelope.errors import RefusedError, WrongDomainError
+from testbed.envelope.keys import PublicKey
+from testbed.errors import TestbedError
+from testbed.report.record import RECORD_NAME, EnvelopeRecord, RunRecord, TenantRecord, read_record
+from testbed.telemetry import request_samples, samples
+from testbed.telemetry.lag import replay
+from testbed.telemetry.samples import TenantSamples
+
+CONFIDENCE = 0.95
+"""Of every limit, unless something else is asked for or promised."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunEvidence:
+    """What a folder holds, replayed: everything that findings rest on.
+
+    Attributes:
+        record: The run's record.
+        crossings: What each tenant sent, by name; a tenant that sent nothing is missing.
+        contracts: What each domain did with each tenant's packets, all of them judged together.
+    """
+
+    record: RunRecord
+    crossings: Mapping[str, Crossing]
+    contracts: tuple[DomainEvidence, ...]
+
+    @property
+    def valid(self) -> bool:
+        """Whether every fidelity gate held, to the end of the run."""
+        held = all(gate.ok for gate in self.record.gates)
+        return held and bool(self.record.windows) and all(window.valid for window in self.record.windows)
+
+
+def read_evidence(folder: Path) -> RunEvidence:
+    """Read a run folder and replay it.
+
+    Raises:
+        TestbedError: No such folder, or one that this version cannot read.
+    """
+    record = read_record(folder)
+    envelopes = _envelopes(folder, record)
+    crossings = {
+        tenant.name: crossing
+        for tenant in record.tenants
+        if any(tenant.name in (window.samples | window.requests) for window in record.windows)
+        and (crossing := _crossing(folder, record, tenant.name, envelopes)).latency_s.size
+    }
+    contracts = [
+        item
+        for tenant in record.tenants
+        if tenant.name in crossings
+        for item in _evidence(record, tenant, crossings[tenant.name], envelopes.get(tenant.name, {}))
+    ]
+    return RunEvidence(record, crossings, tuple(contracts))
+
+
+def promised_confidence(record: RunRecord, tenant: str, otherwise: float = CONFIDENCE) -> float:
+    """The confidence at which a tenant's promise is to be judged, where its scenario states one."""
+    for described in record.scenario.get("tenants", ()):
+        if described.get("name") == tenant and described.get("promise"):
+            return float(described["promise"].get("confidence", otherwise))
+    return otherwise
+
+
+def _envelopes(folder: Path, record: RunRecord) -> dict[str, dict[str, Envelope]]:
+    """Tenant to domain to the latest envelope that the run used, each as its domain signed it."""
+    found: dict[str, dict[str, Envelope]] = {}
+    for item in sorted(record.envelopes, key=lambda item: item.version):
+        try:
+            found.setdefault(item.tenant, {})[item.domain] = _signed(item, record.public_keys)
+        except RefusedError as error:
+            raise TestbedError(
+                f"{folder / RECORD_NAME}: envelope of {item.domain} for {item.tenant}: {error}; nobody can be held to "
+                "what was not signed, so take the record from whoever ran it"
+            ) from error
+    return found
+
+
+def _signed(item: EnvelopeRecord, public_keys: Mapping[str, str]) -> Envelope:
+    """Read the signed bytes and not the payload beside them, which is there for readers."""
+    key = PublicKey.from_dict({"keytype": "ed25519", "public": public_keys.get(item.domain, "")})
+    sealed = Sealed.from_bytes(strict_json.dumps(item.dsse), PAYLOAD_TYPE)
+    sealed.verify({key.key_id: key})
+    envelope = Envelope.from_dict(sealed.read("envelope"))
+    if (envelope.domain, envelope.subject.tenant) != (item.domain, item.tenant):
+        raise WrongDomainError(f"found the promise of {envelope.domain} to {envelope.subject.tenant}")
+    return envelope
+
+
+def _crossing(
+    folder: Path, record: RunRecord, tenant: str, envelopes: Mapping[str, Mapping[str, Envelope]]
+) -> Crossing:
+    promised = envelopes.get(tenant, {})
+    asked = [folder / window.requests[tenant] for window in record.windows if tenant in window.requests]
+    if asked:
+        found = [request_samples.read(path) for path in asked]
+        kept = all(domain in promised for domain in found[0].domains)
+        return RequestCrossing.of(found, _rate_bps(promised, found[0].domains) if kept else None)
+    windows, replays = [], []
+    for path in (folder / window.samples[tenant] for window in record.windows if tenant in window.samples):
+        window, stored = samples.read(path)
+        windows.append(window)
+        if stored is not None and all(domain in promised for domain in window.domains):
+            latencies = [promised[domain].latency_s for domain in window.domains]
+            replays.append(replay(window, _rate_bps(promised, window.domains), latencies))
+    return PacketCrossing.of(windows, replays)
+
+
+def _rate_bps(promised: Mapping[str, Envelope], domains: Sequence[str]) -> float:
+    """The smallest rate promised on a path: it is what every packet waits for."""
+    return min(promised[domain].guardrails.reserved_rate_bps for domain in domains)
+
+
+def _evidence(
+    record: RunRecord, tenant: TenantRecord, crossing: Crossing, envelopes: Mapping[str, Envelope]
+) -> list[DomainEvidence]:
+    """What each domain did with the packets that entered it; nothing where no ideal server was replayed.
+
+    Envelopes promise packets, so a tenant of which only requests are known is no evidence.
+    """
+    if not isinstance(crossing, PacketCrossing) or not crossing.replays:
+        return []
+    policed = [gate.limit for gate in record.gates if gate.name == f"host allowance, {tenant.name}"]
+    behinds = [_behind(s, r.rate_bps) for s, r in zip(crossing.samples, crossing.replays, strict=True)]
+    found = []
+    for d, domain in enumerate(crossing.samples[0].domains):
+        entered = [np.isfinite(samples.border_s[:, d]) for samples in crossing.samples]
+        here = list(zip(crossing.replays, entered, strict=True))
+        if any(inside.any() for inside in entered):
+            found.append(
+                DomainEvidence(
+                    envelope=envelopes[domain],
+                    excess_s=np.concatenate([replayed.excess_s[inside, d] for replayed, inside in here]),
+                    lag_s=np.concatenate([behind[inside, d] for behind, inside in zip(behinds, entered, strict=True)]),
+                    nonconforming=tenant.conformance.nonconforming if tenant.conformance else 0,
+                    runs=crossing.runs[np.concatenate(entered)],
+                )
+            )
+    if record.kind == "network":
+        shares = _host_shares(found)
+        found = [replace(item, host_share=max(share, *policed, 0.0)) for item, share in zip(found, shares, strict=True)]
+    return found
+
+
+def _host_shares(found: Sequence[DomainEvidence]) -> list[float]:
+    """For each domain of a path, what the host may have done to it, judging by what it did in the others.
+
+    A gate polices how late the host makes packets on the whole path, not in each domain. But a host that stands still
+    strikes whatever domain a packet is in, so in no domain will it exceed the promised latency much more often than in
+    the domain where that is seen least; the limit for that one is the measure for all others. Alone on its path, a
+    domain cannot be told from its host.
+    """
+    level = 1 - (1 - CONFIDENCE) / max(1, len(found) - 1)
+    upper = [excess_share_upper(np.asarray(item.excess_s), np.asarray(item.lag_s), item.runs, level) for item in found]
+    return [min((upper[j] for j in range(len(found)) if j != i), default=1.0) for i in range(len(found))]
+
+
+def _behind(samples: TenantSamples, rate_bps: float) -> FloatArray:
+    """How far behind its start in each domain's ideal server a packet left it; float64 [n, D]."""
+    return replay(samples, rate_bps, [0.0] * len(samples.domains)).lag_s

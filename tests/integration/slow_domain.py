@@ -1,0 +1,68 @@
+"""A run on a real network in which one domain serves a tenant slower than it signed for, on purpose.
+
+The scenario is the smoke scenario without its flood. Between the probes and the measured window the rate of one queue
+is lowered behind the controller's back, and the check that would see it is told that nothing drifted: the run is left
+to think that all is well, as with a domain that cheats.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from unittest import mock
+
+from testbed.management.federation import Federation
+from testbed.report.record import read_record
+from testbed.run.pipeline import Options, run
+from testbed.run.progress import Silent
+from testbed.scenario.loader import load
+from testbed.scenario.model import PoissonArrivals, Scenario
+
+SLOW, KEPT = "east", "west"
+TENANT = "steady"
+RATE = "2500kbit"
+"""Where 4 Mbit/s were signed for and 2 Mbit/s are sent: the queue still drains, with a long tail."""
+
+_SMOKE = Path(__file__).resolve().parents[2] / "topologies" / "smoke.yaml"
+_PORT = "d2i-dn"
+
+
+def scenario(duration_s: float, seed: int) -> Scenario:
+    """Long enough for some forty independent slow events of the slow domain in 50 s."""
+    smoke = load(_SMOKE)
+    steady, bulk = (tenant for tenant in smoke.tenants if tenant.misbehaviour is None)
+    steady = replace(steady, arrivals=PoissonArrivals(rate_per_s=625.0, size_bits=3200))
+    return replace(smoke, tenants=(steady, bulk), duration_s=duration_s, seed=seed)
+
+
+def run_slowed(out: Path, *, duration_s: float = 50.0, seed: int = 7) -> Path:
+    """One whole run; its folder."""
+    with _slowed():
+        return run(scenario(duration_s, seed), Options(out=out), Silent())
+
+
+def broken_gates(folder: Path) -> list[str]:
+    """Names of the gates by which the host could not keep up."""
+    return [gate.name for gate in read_record(folder).gates if not gate.ok]
+
+
+@contextmanager
+def _slowed() -> Iterator[None]:
+    def drift(federation: Federation) -> tuple[str, ...]:
+        """Lower the rate of one class and nothing else, then see no drift.
+
+        The host is held to what is installed, slow queue and all. The burst of rate and ceil stays, for a larger one
+        would let more through at once.
+        """
+        (queue,) = [rule.queue for rule in federation.agents[SLOW].program.rules if rule.tenant == TENANT]
+        burst = f"{queue.burst_bytes}b"
+        command = ["tc", "class", "change", "dev", _PORT, "parent", "1:1", "classid", f"1:{queue.minor:x}", "htb"]
+        command += ["rate", RATE, "ceil", RATE, "burst", burst, "cburst", burst]
+        subprocess.run(command, check=True, capture_output=True)
+        return ()
+
+    with mock.patch.object(Federation, "drift", drift):
+        yield
