@@ -31,7 +31,7 @@ _PEAK_BPS, _RATE_BPS, _MEAN_ON_S, _MEAN_OFF_S, _PACKET_BITS = 20e6, 10e6, 5e-3, 
 _LEVEL = 0.999
 _TOP = 1 << 22
 _PACKETS, _BORDERS, _SNAP = 1_000_000, 4, 96
-_SEQUENCE_AT = 14 + 20 + 8 + 8
+_NUMBERS_AT = 14 + 20 + 8 + 8
 _COLUMNS = ("sequence", "intended_ns", "sent_ns", "size_bits", "last_of_request")
 
 IntArray = npt.NDArray[np.int64]
@@ -161,7 +161,7 @@ def _telemetry_s() -> float:
     due_ns = np.arange(_PACKETS, dtype=np.int64) * 1_200_000
     at_ns = [due_ns + border * 2_000_000 for border in range(_BORDERS)]
     with tempfile.TemporaryDirectory(prefix="bench-pcap-") as folder:
-        files = [_capture(Path(folder) / f"{border}.pcap", stamps) for border, stamps in enumerate(at_ns)]
+        files = [_capture(Path(folder) / f"{border}.pcap", due_ns, stamps) for border, stamps in enumerate(at_ns)]
         sent = SentPackets(
             tenant="one",
             number=1,
@@ -188,15 +188,15 @@ def _found(sent: SentPackets, files: Sequence[Path], packets: int) -> TenantSamp
     return match(some, chosen, domains=names, window_start_ns=0).samples
 
 
-def _capture(path: Path, stamps_ns: IntArray) -> Path:
+def _capture(path: Path, due_ns: IntArray, stamps_ns: IntArray) -> Path:
     """A capture of the tenant's packets, one record each, made from one frame by changing what differs."""
     frame = frames.udp_frame(tenant=1, payload_bytes=_PACKET_BITS // 8 - 42)[:_SNAP]
     records = np.zeros(stamps_ns.size, dtype=[("head", "<u4", 4), ("frame", "u1", len(frame))])
     records["head"][:, 0], records["head"][:, 1] = stamps_ns // 10**9, stamps_ns % 10**9
     records["head"][:, 2:] = len(frame), _PACKET_BITS // 8
     records["frame"] = np.frombuffer(frame, dtype=np.uint8)
-    records["frame"][:, _SEQUENCE_AT : _SEQUENCE_AT + 8] = (
-        np.arange(stamps_ns.size, dtype=">u8").view(np.uint8).reshape(-1, 8)
-    )
+    # Sequence number and intended time lie side by side in the testbed's header.
+    numbers = np.stack([np.arange(stamps_ns.size, dtype=np.int64), due_ns], axis=1).astype(">i8")
+    records["frame"][:, _NUMBERS_AT : _NUMBERS_AT + 16] = numbers.view(np.uint8)
     path.write_bytes(frames.pcap([], snap=_SNAP) + records.tobytes())
     return path

@@ -47,8 +47,9 @@ class RunEvidence:
 
     @property
     def valid(self) -> bool:
-        """Whether every fidelity gate held."""
-        return bool(self.record.windows) and all(window.valid for window in self.record.windows)
+        """Whether every fidelity gate held, to the end of the run."""
+        held = all(gate.ok for gate in self.record.gates)
+        return held and bool(self.record.windows) and all(window.valid for window in self.record.windows)
 
 
 def read_evidence(folder: Path) -> RunEvidence:
@@ -62,7 +63,8 @@ def read_evidence(folder: Path) -> RunEvidence:
     crossings = {
         tenant.name: crossing
         for tenant in record.tenants
-        if (crossing := _crossing(folder, record, tenant.name, envelopes)).latency_s.size
+        if any(tenant.name in (window.samples | window.requests) for window in record.windows)
+        and (crossing := _crossing(folder, record, tenant.name, envelopes)).latency_s.size
     }
     contracts = [
         item

@@ -57,12 +57,14 @@ class TenantAudit:
 
     def sentences(self) -> tuple[str, ...]:
         """One sentence for each finding, the most important first."""
+        first, *rest = self.audit.sentences()
         return (
             *((_INVALID,) if self.verdict == "INVALID" else ()),
             *((_EXCUSED,) if self.verdict == "EXCUSED" else ()),
             *((_RECORDED.format(self.audit.n, self.counted),) if self.counted > self.audit.n else ()),
-            *self.audit.sentences(),
+            first,
             *((str(self.endings),) if self.endings else ()),
+            *rest,
             *((f"By cause: {say_blame(self.causes)}",) if self.causes else ()),
             *(finding.reason for finding in self.contracts),
             *map(str, self.counterfactuals),

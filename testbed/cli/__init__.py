@@ -3,6 +3,14 @@
 Exit codes are the same for every verb (`testbed.cli.exits`).
 """
 
-from testbed.cli.main import main
+import sys
 
-__all__ = ["main"]
+
+def main() -> None:
+    """Entry point of the command."""
+    try:
+        # Importing the verbs takes a second or two, in which Ctrl-C must be as quiet as it is later.
+        from testbed.cli import app  # noqa: PLC0415
+    except KeyboardInterrupt:
+        sys.exit(130)
+    app.main()

@@ -6,6 +6,7 @@ may have bunched together, so its burst follows from their promises. Any failure
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -136,7 +137,7 @@ class Federation:
         capped = [
             replace(to_service(e), latency_s=e.latency_s + e.guardrails.delay_cap_s, excess=None) for e in upstream
         ]
-        return round(burst_after(bucket, capped, refill_grain_s=0.0) + 0.5) if upstream else int(bucket.burst_bits)
+        return math.ceil(burst_after(bucket, capped)) if upstream else int(bucket.burst_bits)
 
 
 def found(

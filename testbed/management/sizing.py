@@ -1,8 +1,8 @@
 """Token buckets and quanta of a port's HTB classes, and the latency that follows for each reservation.
 
-A class needs `burst >= R T + L` and as much quantum, else it loses rate while it waits for the others; the others'
-bursts are in its T. The smallest such parameters are found together, by iteration from below. What is installed from
-them, and read back, is the controller's business.
+A class needs `quantum >= R T + L`, and a burst that covers its waits, else it loses rate for good; the others' quanta
+are in its T. The smallest such parameters are found together, by iteration from below. What is installed from them,
+and read back, is the controller's business.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ the calibration. A port that reserves a larger share of it leaves no room for a 
 TIMER_S = 0.2e-3
 """Lateness of the kernel timer that wakes a throttled class, beyond which the host allowance answers."""
 
-TIMER_CAP_S = 1e-3
-"""Timer lateness that a bucket survives without losing rate."""
+PAUSE_S = 10e-3
+"""How long the host may leave a class unserved without its losing rate: afterwards its bucket pays for all that it
+missed, at once. With less, a pause in the middle of a busy period delays every packet to the end of that period. The
+bucket never makes a packet late and, being larger than a turn's quantum, no other class either."""
 
 CLASS_BASE = 0x10
 """Classes 1:0 to 1:f are the root and the default class."""
@@ -102,10 +104,8 @@ def design_classes(
     classes = [HtbClass(float(d.rate_bps), d.packet_bits, d.packet_bits, d.packet_bits) for d in demands]
     for _ in range(_MAX_ROUNDS):
         latencies = [_latency(i, classes, bystander, drain_bps) for i in range(len(classes))]
-        needed = [
-            d.rate_bps * (latency + TIMER_CAP_S) + d.packet_bits for d, latency in zip(demands, latencies, strict=True)
-        ]
-        if all(need <= c.burst_bits + _TOLERANCE_BITS for need, c in zip(needed, classes, strict=True)):
+        turns = [d.rate_bps * latency + d.packet_bits for d, latency in zip(demands, latencies, strict=True)]
+        if all(turn <= c.quantum_bits + _TOLERANCE_BITS for turn, c in zip(turns, classes, strict=True)):
             break
         if max(latencies) > 1.0:
             total = sum(demand.rate_bps for demand in demands)
@@ -113,7 +113,10 @@ def design_classes(
                 f"reservations of {total} bit/s on a port drained at {drain_bps:g} bit/s: no finite burst lets every "
                 "class keep its rate; reserve less"
             )
-        classes = [replace(c, burst_bits=need, quantum_bits=need) for need, c in zip(needed, classes, strict=True)]
+        classes = [
+            replace(c, burst_bits=turn + c.rate_bps * PAUSE_S, quantum_bits=turn)
+            for turn, c in zip(turns, classes, strict=True)
+        ]
     return {
         d.tenant: ReservedClass(-(-int(c.burst_bits + 8) // 8), -(-int(c.quantum_bits + 8) // 8), latency)
         for d, c, latency in zip(demands, classes, latencies, strict=True)

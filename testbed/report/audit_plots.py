@@ -17,7 +17,9 @@ from testbed.audit.tail import mean_excess, thresholds
 from testbed.report.plots import BOUND, DEADLINE, DOMAIN_COLOURS, IDEAL, MEASURED, STYLE, svg
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
+
+    from matplotlib.typing import ColorType
 
     from testbed.audit.attribution import Attribution
     from testbed.audit.clusters import FloatArray, IntArray
@@ -128,6 +130,8 @@ def blame_plot(name: str, found: Mapping[str, Attribution]) -> str:
     """
     rows = [(f"{kind}, {method}", kind, method.lower()) for kind in found for method in ("Euler", "Shapley")][::-1]
     names = list(dict.fromkeys(part for attribution in found.values() for part in attribution.blame))
+    few = len(names) <= len(DOMAIN_COLOURS)
+    colours: Sequence[ColorType] = DOMAIN_COLOURS if few else mpl.color_sequences["tab20"]
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 0.8 + 0.45 * len(rows)), layout="constrained")
         axes = figure.add_subplot()
@@ -136,11 +140,11 @@ def blame_plot(name: str, found: Mapping[str, Attribution]) -> str:
             for part, blame in found[kind].blame.items():
                 # A part that was faster than usual when the whole was slow has a negative share, and no length.
                 share = max(0.0, getattr(blame, method).share)
-                colour = DOMAIN_COLOURS[names.index(part) % len(DOMAIN_COLOURS)]
+                colour = colours[names.index(part) % len(colours)]
                 axes.barh(row, 100 * share, left=100 * left, color=colour, height=0.6)
                 left += share
         for index, part in enumerate(names):
-            axes.barh(0, 0, color=DOMAIN_COLOURS[index % len(DOMAIN_COLOURS)], label=part)
+            axes.barh(0, 0, color=colours[index % len(colours)], label=part)
         axes.set_yticks(range(len(rows)), [label for label, _, _ in rows])
         axes.set_xlabel("share of the excess of the slowest requests, %")
         figure.legend(loc="outside upper center", ncols=4, fontsize=8)

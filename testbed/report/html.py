@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,8 @@ from testbed.audit.evidence import read_evidence
 from testbed.audit.folder import audit_evidence
 from testbed.report.audit_section import run_sections
 from testbed.report.page import template
-from testbed.report.plots import Series, ccdf_plot, stack_plot
-from testbed.report.record import DomainDelay, RunRecord, TenantRecord
+from testbed.report.plots import FloatArray, Series, ccdf_plot, stack_plot, time_plot
+from testbed.report.record import DomainDelay, RunRecord, TenantRecord, WindowRecord
 from testbed.telemetry import request_samples, samples
 
 REPORT_NAME = "report.html"
@@ -39,17 +40,37 @@ def write_report(folder: Path) -> Path:
 
 
 def load_series(folder: Path, record: RunRecord, tenant: str) -> Series:
-    """Latency and ideal replay of one tenant over all windows of a run, in order."""
-    found = [folder / window.requests[tenant] for window in record.windows if tenant in window.requests]
-    if found:
-        asked = [request_samples.read(file).due().latency_s for file in found]
-        return Series(latency_s=np.concatenate(asked), ideal_s=np.empty(0))
-    files = [folder / window.samples[tenant] for window in record.windows if tenant in window.samples]
-    stored = [samples.read(file) for file in files]
+    """Latency and ideal replay of one tenant over all windows of a run, one window after the other."""
+    time_s, latency_s, ideal_s = [], [], [np.empty(0)]
+    for start_s, window in _starts(record):
+        if tenant in window.requests:
+            asked = request_samples.read(folder / window.requests[tenant]).due()
+            time_s.append(start_s + asked.intended_s)
+            latency_s.append(asked.latency_s)
+        elif tenant in window.samples:
+            measured, replay = samples.read(folder / window.samples[tenant])
+            time_s.append(start_s + measured.intended_s)
+            latency_s.append(measured.latency_s)
+            if replay is not None:
+                ideal_s.append(replay.shaped_s)
     return Series(
-        latency_s=np.concatenate([np.empty(0), *(measured.latency_s for measured, _ in stored)]),
-        ideal_s=np.concatenate([np.empty(0), *(replay.shaped_s for _, replay in stored if replay is not None)]),
+        time_s=np.concatenate([np.empty(0), *time_s]),
+        latency_s=np.concatenate([np.empty(0), *latency_s]),
+        ideal_s=np.concatenate(ideal_s),
     )
+
+
+def load_stalls(record: RunRecord) -> FloatArray:
+    """When a core was away, on the axis of `load_series`, and for how long: seconds, [n, 2]."""
+    found = [(start_s + at_s, late_s) for start_s, window in _starts(record) for at_s, late_s in window.stalls]
+    return np.array(found, dtype=np.float64).reshape(-1, 2)
+
+
+def _starts(record: RunRecord) -> Iterator[tuple[float, WindowRecord]]:
+    start_s = 0.0
+    for window in record.windows:
+        yield start_s, window
+        start_s += window.duration_s
 
 
 def _pictures(folder: Path, record: RunRecord, tenant: TenantRecord) -> dict[str, Markup]:
@@ -57,6 +78,7 @@ def _pictures(folder: Path, record: RunRecord, tenant: TenantRecord) -> dict[str
     series = load_series(folder, record, tenant.name)
     if series.latency_s.size:
         pictures["ccdf"] = ccdf_plot(tenant, series)
+        pictures["time"] = time_plot(tenant, series, load_stalls(record))
     if any(domain.mean_s is not None for domain in tenant.domains):
         pictures["stack"] = stack_plot(tenant, tenant.domains)
     if tenant.requests is not None:

@@ -1,8 +1,8 @@
-"""The pictures of a report, as inline SVG: one CCDF and one delay stack per tenant.
+"""The pictures of a report, as inline SVG: a CCDF, a course over time and a delay stack per tenant.
 
 A picture is made from the record and the samples alone; it computes nothing that the record does not already state,
 except the empirical distribution it shows. Colours keep one meaning throughout: blue is measured, grey is the ideal
-replay, vermilion is the bound, black is the deadline.
+replay, vermilion is the bound, black is the deadline, violet is the host's own doing.
 """
 
 from __future__ import annotations
@@ -15,20 +15,24 @@ from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 import numpy as np
+import numpy.typing as npt
 from matplotlib.figure import Figure
 
 from testbed.audit.quantile import ccdf
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from numpy.typing import NDArray
 
     from testbed.report.record import DomainDelay, TenantRecord
 
+FloatArray = npt.NDArray[np.float64]
+
 MEASURED = "#0072b2"
+STALL = "#7b1fa2"
 IDEAL = "#7f7f7f"
 BOUND = "#d55e00"
 DEADLINE = "#000000"
+_SLICES = 300
 DOMAIN_COLOURS = ("#56b4e9", "#009e73", "#e69f00", "#cc79a7", "#f0e442", "#0072b2", "#d55e00", "#999999")
 STYLE: Any = {
     "font.size": 9.0,
@@ -46,12 +50,14 @@ class Series:
     """What the pictures of one tenant are drawn from.
 
     Attributes:
+        time_s: float64[n] intended send times, windows one after the other.
         latency_s: float64[n] in order of intended send time, NaN where never answered.
         ideal_s: float64[m] wait in the ideal replay of the same arrivals, NaN where a packet was not served.
     """
 
-    latency_s: NDArray[np.float64]
-    ideal_s: NDArray[np.float64]
+    time_s: FloatArray
+    latency_s: FloatArray
+    ideal_s: FloatArray
 
 
 def ccdf_plot(tenant: TenantRecord, series: Series) -> str:
@@ -101,6 +107,43 @@ def ccdf_plot(tenant: TenantRecord, series: Series) -> str:
         figure.legend(loc="outside upper center", ncols=4, fontsize=8)
         axes.grid(visible=True, which="major", axis="both", alpha=0.25, lw=0.5)
         return svg(figure, f"Latency distribution of tenant {tenant.name}")
+
+
+def time_plot(tenant: TenantRecord, series: Series, stalls_s: FloatArray) -> str:
+    """The largest latency in each of some hundred slices of the run, and every stall of the host above its moment.
+
+    Args:
+        tenant: Whose bound and deadline are drawn.
+        series: Its packets or requests.
+        stalls_s: When a core was away and for how long, [n, 2], on the time axis of `series`.
+
+    Returns:
+        An `<svg>` element.
+    """
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(6.4, 2.6), layout="constrained")
+        axes: Axes = figure.add_subplot()
+        delivered = np.isfinite(series.latency_s)
+        time_s, latency_ms = series.time_s[delivered], series.latency_s[delivered] * 1e3
+        if time_s.size:
+            edges = np.linspace(0.0, float(time_s.max()) * (1.0 + 1e-9) + 1e-9, _SLICES + 1)
+            worst = np.full(_SLICES, np.nan)
+            np.fmax.at(worst, np.searchsorted(edges, time_s, side="right") - 1, latency_ms)
+            axes.stairs(np.nan_to_num(worst), edges, color=MEASURED, fill=True, alpha=0.75, label="largest measured")
+        if tenant.bound_s is not None:
+            axes.axhline(tenant.bound_s * 1e3, color=BOUND, lw=1.4, label="bound")
+        if tenant.deadline_s is not None:
+            axes.axhline(tenant.deadline_s * 1e3, color=DEADLINE, lw=1.0, ls=":", label="deadline")
+        if len(stalls_s):
+            axes.vlines(
+                stalls_s[:, 0], 0.0, stalls_s[:, 1] * 1e3, color=STALL, lw=1.0, label="a core away, for how long"
+            )
+        axes.set_ylim(bottom=0.0)
+        axes.set_xlim(left=0.0)
+        axes.set_xlabel("time in the run, s")
+        axes.set_ylabel("latency, ms")
+        figure.legend(loc="outside upper center", ncols=4, fontsize=8)
+        return svg(figure, f"Latency of tenant {tenant.name} over the run")
 
 
 def stack_plot(tenant: TenantRecord, domains: Sequence[DomainDelay]) -> str:

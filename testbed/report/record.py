@@ -201,6 +201,7 @@ class WindowRecord(_Part):
     Attributes:
         samples: Packets, by tenant that sends packets.
         requests: Requests, by tenant that sends requests.
+        stalls: When a core was away, in seconds since the window's start, and for how long; the long ones.
     """
 
     index: int

@@ -21,7 +21,7 @@ from testbed.report.record import (
     TenantRecord,
     WindowRecord,
 )
-from testbed.run.judge import Observed, judge_tenant, run_verdict
+from testbed.run.judge import Observed, judge_tenant, run_verdict, unmeasured
 from testbed.run.judge_requests import judge_requests
 from testbed.run.request_terms import Granted
 from testbed.run.terms import Terms
@@ -29,6 +29,9 @@ from testbed.run.window import Window
 from testbed.scenario.dictionary import to_dict
 from testbed.scenario.model import Scenario, Tenant
 from testbed.telemetry import lag, request_samples, samples
+
+STALL_S = 2e-3
+"""Shorter absences of a core are every busy host's and are not recorded one by one."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +76,22 @@ def assemble(
     measured: Sequence[Measured],
     bounds: Mapping[str, BoundRecord],
     federation: Federation,
+    *,
+    failure: Sequence[str] = (),
 ) -> RunRecord:
-    """Write the samples and make the record; what the run alone knows (identity, host, timings) is still empty."""
+    """Write the samples and make the record; what the run alone knows (identity, host, timings) is still empty.
+
+    Args:
+        scenario: What was run.
+        folder: Receives the samples.
+        measured: Its windows; none if the run failed before the first one ended.
+        bounds: By tenant.
+        federation: Holds the envelopes in force.
+        failure: Why the run could not go on; empty if it could.
+    """
     gates = tuple(gate for item in measured for gate in item.gates)
+    if failure:
+        gates = (*gates, _unfinished(failure, window=len(measured) + 1))
     valid = all(gate.ok for gate in gates)
     observed: dict[str, list[Observed]] = {tenant.name: [] for tenant in scenario.tenants}
     seconds = sum(item.window.duration_s for item in measured)
@@ -96,6 +112,8 @@ def assemble(
 
     def judged(tenant: Tenant) -> TenantRecord:
         bound = bounds.get(tenant.name)
+        if not measured:
+            return unmeasured(tenant, bound)
         if tenant.requests is None:
             return judge_tenant(tenant, observed[tenant.name], bound, valid=valid)
         outcomes = [item.window.requests[tenant.name] for item in measured]
@@ -126,6 +144,12 @@ def assemble(
     )
 
 
+def _unfinished(failure: Sequence[str], window: int) -> GateRecord:
+    return GateRecord(
+        name="measured to the end", value=1.0, limit=0.0, ok=False, detail="; ".join(failure), window=window
+    )
+
+
 def _window_record(item: Measured, files: dict[str, str], requests: dict[str, str]) -> WindowRecord:
     window = item.window
     lateness = {
@@ -143,7 +167,22 @@ def _window_record(item: Measured, files: dict[str, str], requests: dict[str, st
         environment_before=asdict(window.host_before),
         environment_after=asdict(window.host_after),
         sender_lateness_p999_s=lateness,
+        stalls=_stalls(window),
     )
+
+
+def _stalls(window: Window) -> tuple[tuple[float, float], ...]:
+    """When and for how long a core was away, seconds since the window's start, in order."""
+    start_ns = next(iter(window.sent.values())).start_monotonic_ns
+    end_ns = start_ns + round(window.duration_s * 1e9)
+    seen = [core.during(start_ns, end_ns) for core in window.stalls]
+    found = [
+        ((at_ns - start_ns) / 1e9, late_ns / 1e9)
+        for core in seen
+        for at_ns, late_ns in zip(core.at_ns.tolist(), core.late_ns.tolist(), strict=True)
+        if late_ns >= STALL_S * 1e9
+    ]
+    return tuple(sorted(found))
 
 
 def envelope_records(federation: Federation) -> tuple[EnvelopeRecord, ...]:

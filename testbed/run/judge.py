@@ -109,6 +109,29 @@ def judge_tenant(
     )
 
 
+def unmeasured(tenant: Tenant, bound: BoundRecord | None) -> TenantRecord:
+    """The row of a tenant in a run that ended before anything was measured: its promise and its bound alone."""
+    promise = tenant.promise
+    return TenantRecord(
+        name=tenant.name,
+        n=0,
+        misses=0,
+        lost=0,
+        p999_s=None,
+        p999_interval_s=None,
+        p999_lower_s=None,
+        ideal_p999_s=None,
+        bound_s=bound.bound_s if bound else None,
+        bound_method=bound.method if bound else None,
+        network_bound_s=bound.network_bound_s if bound else None,
+        deadline_s=promise.deadline_s if promise else None,
+        epsilon=promise.epsilon if promise else None,
+        verdict="INVALID" if promise else "NONE",
+        reason="the run ended before anything was measured" if promise else "",
+        bound=bound,
+    )
+
+
 def _verdict(
     tenant: Tenant, latency: FloatArray, runs: np.ndarray, contract: ConformanceRecord | None, *, valid: bool
 ) -> tuple[Verdict, str]:

@@ -10,16 +10,18 @@ import datetime as dt
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from controller.client import ControllerClient
 from testbed.emulation.layout import controller_port
 from testbed.emulation.network import TandemNetwork
 from testbed.emulation.probe import probe
-from testbed.errors import InterruptedRunError, PreflightError
+from testbed.emulation.probe_checks import ProbeResult
+from testbed.errors import FidelityError, InterruptedRunError, PreflightError
 from testbed.management.bounds import bound_tenant
 from testbed.management.domain import HOST_ALLOWANCE_CAP_S
 from testbed.management.federation import Federation, found
@@ -65,58 +67,48 @@ def run(scenario: Scenario, options: Options, progress: Progress) -> Path:
     """Run a scenario and write its folder.
 
     Returns:
-        The run folder; its record holds the verdict.
+        The run folder; its record holds the verdict, INVALID if the host did not let the run go on.
 
     Raises:
         PreflightError: This host cannot run it; nothing was changed.
         ReservationError: A domain refused, or what it installed is not what it promised.
-        FidelityError: The run could not be measured at all.
         InterruptedRunError: The user ended it before anything was measured.
     """
     require_root()
     datapath = choose_datapath(scenario.datapath)
     require_room(options.out, scenario, options.seeds)
     steps = _Steps(progress, options.stop)
+    evidence = _Evidence()
     with ExitStack() as outer, ExitStack() as stack:
         with steps.step("building the network"):
             network = stack.enter_context(TandemNetwork(scenario, datapath))
             folder = outer.enter_context(_new_folder(options.out, scenario.name, network.journal.runid))
             controllers = {
-                domain.name: stack.enter_context(_controller(network, index, domain.name))
+                domain.name: stack.enter_context(start_controller(network, index, domain.name))
                 for index, domain in enumerate(scenario.domains)
             }
-        federation = _federation(network, controllers)
+        federation = found_federation(network, controllers)
         with steps.step("reserving"):
             federation.collect_offers()
             federation.reserve()
             stack.callback(federation.release)
-        if asking(scenario):
-            with steps.step("starting inference servers"):
-                start_servers(network)
-        stage = Stage(network, controllers, folder)
-        with steps.step("calibrating") as step:
-            granted = _calibrate(stage, federation, step, options.stop)
-            steps.require_wanted()
-        with steps.step("probing"):
-            programs = {name: agent.program for name, agent in federation.agents.items()}
-            probes = probe(network, programs, before_each=steps.require_wanted)
-            network.enlarge_buffers()
-        bounds = _bounds(scenario, federation, granted)
-        measured = list(_measure(stage, federation, granted, options, steps))
-        installed = {name: client.read_back() for name, client in controllers.items()}
+        try:
+            _gather(evidence, Stage(network, controllers, folder), federation, options, steps)
+        except FidelityError as error:
+            evidence.failure = error.problems
         fingerprint = host.fingerprint()
     with steps.step("judging"):
-        record = assemble(scenario, folder, measured, bounds, federation)
+        record = assemble(scenario, folder, evidence.measured, evidence.bounds, federation, failure=evidence.failure)
     record = record.model_copy(
         update={
             "run_id": network.journal.runid,
             "command": options.command,
             "datapath": datapath.value,
             "host": fingerprint,
-            "probes": tuple(ProbeRecord(**asdict(result)) for result in probes),
-            "installed": installed,
+            "probes": tuple(ProbeRecord(**asdict(result)) for result in evidence.probes),
+            "installed": evidence.installed,
             "timings_s": steps.timings_s,
-            "partial": record.partial or len(measured) < options.seeds,
+            "partial": record.partial or (not evidence.failure and len(evidence.measured) < options.seeds),
         }
     )
     write_record(folder, record)
@@ -126,6 +118,63 @@ def run(scenario: Scenario, options: Options, progress: Progress) -> Path:
         for capture in folder.glob("window-*/*.pcap"):
             capture.unlink()
     return folder
+
+
+def start_controller(network: TandemNetwork, index: int, domain: str) -> ControllerClient:
+    """Start the controller process of the domain at place `index`, whose switches connect to it."""
+    socket = network.journal.directory / f"controller-{index + 1}.sock"
+    listen = f"127.0.0.1:{controller_port(index)}"
+    command = [sys.executable, "-m", "controller", "--domain", domain, "--listen", listen, "--socket", str(socket)]
+    network.start(f"controller-{domain}", command)
+    return ControllerClient(socket)
+
+
+def found_federation(network: TandemNetwork, controllers: Mapping[str, ControllerClient]) -> Federation:
+    """The domains of a network as they agree with each other, nothing offered yet."""
+    return found(
+        network.in_force,
+        {path.tenant: (path.client.address, path.server.address) for path in network.layout.paths},
+        {skeleton.domain: (controllers[skeleton.domain], skeleton) for skeleton in network.layout.skeletons},
+        host_allowance_s=HOST_ALLOWANCE_CAP_S,
+    )
+
+
+@dataclass
+class _Evidence:
+    """What a run has gathered so far, so that one which cannot go on still says how far it came.
+
+    Attributes:
+        failure: Why it could not go on; empty if it could.
+    """
+
+    bounds: Mapping[str, BoundRecord] = field(default_factory=dict)
+    probes: Sequence[ProbeResult] = ()
+    measured: list[Measured] = field(default_factory=list)
+    installed: dict[str, Any] = field(default_factory=dict)
+    failure: tuple[str, ...] = ()
+
+
+def _gather(evidence: _Evidence, stage: Stage, federation: Federation, options: Options, steps: _Steps) -> None:
+    """Calibrate, probe and measure a network whose domains have reserved.
+
+    Raises:
+        FidelityError: The host does not let it go on.
+    """
+    network = stage.network
+    if asking(network.scenario):
+        with steps.step("starting inference servers"):
+            start_servers(network)
+    with steps.step("calibrating") as step:
+        granted = _calibrate(stage, federation, step, options.stop)
+        steps.require_wanted()
+    with steps.step("probing"):
+        programs = {name: agent.program for name, agent in federation.agents.items()}
+        evidence.probes = probe(network, programs, before_each=steps.require_wanted)
+        network.enlarge_buffers()
+    evidence.bounds = _bounds(network.scenario, federation, granted)
+    for measured in _measure(stage, federation, granted, options, steps):
+        evidence.measured.append(measured)
+    evidence.installed = {name: client.read_back() for name, client in stage.controllers.items()}
 
 
 class _Steps:
@@ -167,23 +216,6 @@ def _new_folder(out: Path, name: str, runid: str) -> Iterator[Path]:
     except (InterruptedRunError, PreflightError):
         shutil.rmtree(folder)
         raise
-
-
-def _controller(network: TandemNetwork, index: int, domain: str) -> ControllerClient:
-    socket = network.journal.directory / f"controller-{index + 1}.sock"
-    listen = f"127.0.0.1:{controller_port(index)}"
-    command = [sys.executable, "-m", "controller", "--domain", domain, "--listen", listen, "--socket", str(socket)]
-    network.start(f"controller-{domain}", command)
-    return ControllerClient(socket)
-
-
-def _federation(network: TandemNetwork, controllers: Mapping[str, ControllerClient]) -> Federation:
-    return found(
-        network.in_force,
-        {path.tenant: (path.client.address, path.server.address) for path in network.layout.paths},
-        {skeleton.domain: (controllers[skeleton.domain], skeleton) for skeleton in network.layout.skeletons},
-        host_allowance_s=HOST_ALLOWANCE_CAP_S,
-    )
 
 
 @dataclass(frozen=True)

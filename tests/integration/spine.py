@@ -18,7 +18,7 @@ from controller.program import DomainProgram
 from testbed.emulation.network import TandemNetwork
 from testbed.emulation.probe import probe
 from testbed.management.federation import Federation
-from testbed.run.pipeline import _controller, _federation
+from testbed.run.pipeline import found_federation, start_controller
 from testbed.scenario.loader import load
 from testbed.scenario.model import Datapath
 from tests.integration.conftest import ROOT
@@ -47,10 +47,10 @@ def reserved(file: Path = SMOKE, datapath: Datapath = Datapath.USERSPACE) -> Ite
     with ExitStack() as stack:
         network = stack.enter_context(TandemNetwork(scenario, datapath))
         controllers = {
-            domain.name: stack.enter_context(_controller(network, index, domain.name))
+            domain.name: stack.enter_context(start_controller(network, index, domain.name))
             for index, domain in enumerate(scenario.domains)
         }
-        federation = _federation(network, controllers)
+        federation = found_federation(network, controllers)
         federation.collect_offers()
         federation.reserve()
         yield Reserved(network, controllers, federation)

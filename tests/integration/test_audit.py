@@ -10,7 +10,7 @@ import pytest
 from tests.integration.conftest import Command
 from tests.integration.slow_domain import KEPT, SLOW, TENANT, broken_gates, run_slowed
 
-pytestmark = [pytest.mark.network, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.network, pytest.mark.slow, pytest.mark.timeout(400)]
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -60,3 +61,11 @@ def test_requests_are_answered_found_and_bounded(testbed: Command, tmp_path: Pat
     assert parts == pytest.approx(samples.latency_s, abs=1e-9)
     assert "digits-medium" in (folder / "report.html").read_text(encoding="utf-8")
     assert not list(folder.glob("**/*.pcap"))
+
+    audited = json.loads(testbed("audit", str(folder), "--json").stdout)["tenants"]["vision"]
+    assert (audited["verdict"], audited["n"], audited["misses"]) == (vision.verdict, vision.n, vision.misses)
+    assert audited["requests"]["accuracy"] == asked.accuracy
+    assert list(audited["blame"]) == [part.name for part in asked.parts]
+    causes = {"west", "east", "tenant's own burst", "client's transport", "compute", "network back", "host artefact"}
+    assert causes <= set(audited["causes"])
+    assert "retransmission" not in audited["causes"]

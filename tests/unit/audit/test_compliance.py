@@ -83,7 +83,7 @@ def test_samples_needed_are_about_enough() -> None:
     total = (found.n + found.samples_needed) / found.design_effect
     misses = found.misses / found.n * total
     assert upper_limit(math.ceil(misses), total, 0.95) <= EPSILON
-    short = (found.n + found.samples_needed / 2) / found.design_effect
+    short = (found.n + found.samples_needed - 1) / found.design_effect
     assert upper_limit(math.ceil(found.misses / found.n * short), short, 0.95) > EPSILON
     assert str(found.samples_needed) in found.reason
 

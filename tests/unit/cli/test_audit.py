@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from testbed.audit import ledger
-from testbed.cli.main import app
+from testbed.cli.app import app
 from testbed.envelope.keys import SigningKey
 from testbed.errors import TestbedError
 from testbed.report.html import render

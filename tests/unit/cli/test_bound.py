@@ -10,7 +10,7 @@ from xml.etree import ElementTree as ET
 import pytest
 from typer.testing import CliRunner
 
-from testbed.cli.main import app
+from testbed.cli.app import app
 from testbed.scenario.loader import load
 
 DEMO = Path(__file__).parents[3] / "topologies" / "demo.yaml"

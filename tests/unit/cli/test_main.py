@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
 from typer.testing import CliRunner
 
 import testbed
+from testbed.cli import app as command
 from testbed.cli.exits import Exit, exit_of_error, exit_of_verdict
 from testbed.cli.watching import Interrupt
 from testbed.errors import (
@@ -23,9 +25,6 @@ from testbed.errors import (
     ScenarioError,
     TestbedError,
 )
-
-# The package shows the function of the same name.
-command = importlib.import_module("testbed.cli.main")
 
 CODES = {
     ScenarioError: 2,
@@ -111,3 +110,20 @@ def test_the_first_signal_asks_and_the_second_breaks_off(
     assert "once more breaks off" in capfd.readouterr().err
     with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), number)
+
+
+def test_ctrl_c_while_the_verbs_are_imported_is_quiet() -> None:
+    program = """
+import sys
+
+class Interrupt:
+    def find_spec(self, name, path, target=None):
+        if name == "typer":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupt())
+from testbed.cli import main
+main()
+"""
+    ended = subprocess.run([sys.executable, "-c", program, "--version"], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "")

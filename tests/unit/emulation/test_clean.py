@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from testbed.cli.main import app
+from testbed.cli.app import app
 from testbed.emulation import clean, journal
 from testbed.emulation.journal import Journal
 from testbed.errors import CleanupError, PreflightError

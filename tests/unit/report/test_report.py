@@ -7,12 +7,14 @@ import json
 import re
 from xml.etree import ElementTree as ET
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from testbed.errors import TestbedError
-from testbed.report.html import render, write_report
+from testbed.report.html import load_series, load_stalls, render, write_report
 from testbed.report.junit import junit_xml
+from testbed.report.plots import time_plot
 from testbed.report.record import GateRecord, read_record, write_record
 from testbed.report.terminal import summary
 from tests.unit.report.conftest import FolderMaker, tenant
@@ -68,7 +70,7 @@ def test_the_page_shows_bound_and_measurement_and_needs_nothing_from_outside(run
     page = write_report(folder).read_text()
     assert "79.10" in page
     assert "69.20" in page
-    assert page.count("<svg") == 10
+    assert page.count("<svg") == 12
     assert "testbed run &#39;demo file.yaml&#39;" in page
     assert not re.search(r"""(src|href)=["']http""", re.sub(r"<svg.*?</svg>", "", page, flags=re.DOTALL))
 
@@ -115,3 +117,17 @@ def test_junit_counts_promises_bounds_and_gates_apart(run_folder: FolderMaker) -
     promises, fidelity = suites["promises"], suites["fidelity"]
     assert (promises.get("tests"), promises.get("failures"), promises.get("skipped")) == ("6", "1", "1")
     assert (fidelity.get("tests"), fidelity.get("failures")) == ("2", "1")
+
+
+def test_windows_lie_one_after_the_other_and_stalls_at_their_moments(run_folder: FolderMaker) -> None:
+    folder, record = run_folder(tenant())
+    (window,) = record.windows
+    first = window.model_copy(update={"stalls": ((12.5, 0.004),)})
+    second = window.model_copy(update={"index": 1, "stalls": ((3.0, 0.007), (59.0, 0.002))})
+    twice = record.model_copy(update={"windows": (first, second)})
+    np.testing.assert_allclose(load_stalls(twice), [(12.5, 0.004), (63.0, 0.007), (119.0, 0.002)])
+    series = load_series(folder, twice, "alpha")
+    half = series.time_s.size // 2
+    np.testing.assert_allclose(series.time_s[half:], series.time_s[:half] + 60.0)
+    assert time_plot(tenant(), series, load_stalls(twice)).count("a core away") == 1
+    assert "a core away" not in time_plot(tenant(), series, load_stalls(record))
