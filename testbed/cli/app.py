@@ -15,6 +15,7 @@ from testbed.cli.clean import clean
 from testbed.cli.doctor import doctor
 from testbed.cli.exits import Exit, exit_of_error
 from testbed.cli.experiment import experiment
+from testbed.cli.plan import plan_verb
 from testbed.cli.report import report
 from testbed.cli.run import run
 from testbed.cli.simulate import simulate
@@ -51,6 +52,7 @@ def _options(
 
 for verb in (validate, run, simulate, sweep, experiment, bound, report, doctor, clean):
     app.command()(verb)
+app.command(name="plan")(plan_verb)
 app.add_typer(audit.app, name="audit")
 app.add_typer(envelope.app, name="envelope")
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from testbed.cli.exits import Exit
-from testbed.scenario import summary
+from testbed.scenario import market, summary
 from testbed.scenario.definition import schema_text
 from testbed.scenario.dictionary import to_dict
 from testbed.scenario.loader import load
@@ -17,7 +17,7 @@ from testbed.scenario.problems import ScenarioFileError
 
 
 def validate(
-    file: Annotated[Path | None, typer.Argument(help="Scenario file (YAML).", show_default=False)] = None,
+    file: Annotated[Path | None, typer.Argument(help="Scenario or federation file (YAML).", show_default=False)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Answer with JSON.")] = False,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of scenario files and exit.")] = False,
 ) -> None:
@@ -32,13 +32,15 @@ def validate(
         raise typer.BadParameter("name a scenario file, or --schema", param_hint="FILE")
     if as_json:
         _answer_in_json(file)
+    elif market.is_market(file):
+        typer.echo("\n".join(summary.market_lines(market.load(file))))
     else:
         typer.echo("\n".join(summary.lines(load(file))))
 
 
 def _answer_in_json(file: Path) -> None:
     try:
-        scenario = load(file)
+        scenario = summary.market_record(market.load(file)) if market.is_market(file) else to_dict(load(file))
     except ScenarioFileError as error:
         problems = [
             {"file": str(found.file), "line": found.line, "where": found.where, "message": found.message}
@@ -46,4 +48,4 @@ def _answer_in_json(file: Path) -> None:
         ]
         typer.echo(json.dumps({"ok": False, "problems": problems}, indent=2))
         raise typer.Exit(Exit.WRONG_COMMAND) from error
-    typer.echo(json.dumps({"ok": True, "problems": [], "scenario": to_dict(scenario)}, indent=2))
+    typer.echo(json.dumps({"ok": True, "problems": [], "scenario": scenario}, indent=2))

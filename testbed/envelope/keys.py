@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
+from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -119,6 +120,15 @@ class SigningKey:
     def sign(self, message: bytes) -> bytes:
         """The 64-byte signature of `message`."""
         return self._private.sign(message)
+
+    @property
+    def certified_key(self) -> Ed25519PublicKey:
+        """The public half as certificates hold it."""
+        return self._private.public_key()
+
+    def certify(self, builder: x509.CertificateBuilder) -> x509.Certificate:
+        """Sign a certificate: the key that speaks for a domain also says which connections are the domain's."""
+        return builder.sign(self._private, algorithm=None)
 
     def save(self, path: Path) -> None:
         """Write the key, unencrypted PKCS #8 PEM, to a new file that only its owner can read (mode 0600).

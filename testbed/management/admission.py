@@ -1,13 +1,14 @@
 """Whether a tenant may enter, and what must be reserved for it: the one rule of the management plane and experiments.
 
-A rule turns a demand into the rate that keeps its promise and admits while the rates of a link's tenants fit. With a
-reservation of its own nobody's promise depends on who else is admitted, so none has to be computed again. Pure: no
-clock, no ledger, no network.
+A rule turns a demand into the rate that keeps its promise and admits while the rates of a link's tenants fit. What a
+tenant's promise does depend on is how much the others of a port or a server can be in its way: `Crowd` computes that
+again for everybody at each admission. Pure: no clock, no ledger, no network.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -21,6 +22,8 @@ from testbed.calculus import (
     delay_bound,
     required_rate,
 )
+from testbed.calculus.tandem import PromisedService
+from testbed.errors import ReservationError
 
 
 class Rule(StrEnum):
@@ -101,7 +104,7 @@ def reserve(rule: Rule, demand: Demand, path: Sequence[RateLatency]) -> tuple[fl
             rate_bps = required_rate(demand.contract, path, demand.deadline_s, demand.epsilon)
             bound = _bound(demand.contract, demand, path, rate_bps)
         case Rule.STOCHASTIC:
-            flow = demand.contract if demand.flow is None else Metered(demand.flow, demand.contract)
+            flow = _flow(rule, demand)
             rate_bps = required_rate(flow, path, demand.deadline_s, demand.epsilon - demand.meter_loss)
             bound = _bound(flow, demand, path, rate_bps)
     return rate_bps, bound.delay_s
@@ -133,6 +136,116 @@ def decide(rule: Rule, demand: Demand, path: Sequence[RateLatency], free_bps: fl
             f"tenant {demand.tenant}: needs {rate_bps:,.0f} bit/s by the rule {rule}; {free_bps:,.0f} bit/s are free",
         )
     return Decision(True, rate_bps, bound_s, f"tenant {demand.tenant}: {rate_bps:,.0f} bit/s by the rule {rule}")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a tenant would take of one resource.
+
+    Attributes:
+        resource: Name, for messages.
+        wanted: How much.
+        free: How much nobody holds.
+    """
+
+    resource: str
+    wanted: float
+    free: float
+
+
+def confirm(
+    rule: Rule, demand: Demand, path: Sequence[PromisedService], claims: Iterable[Claim] = (), *, method: str = "best"
+) -> tuple[Decision, DelayBound | None]:
+    """Judge a reservation that somebody proposes, as `decide` judges the one it finds itself.
+
+    Args:
+        rule: The rule.
+        demand: What is wanted.
+        path: What each domain would promise, at the rates proposed.
+        claims: What would be held of each resource.
+        method: The theorem to use, or best.
+
+    Returns:
+        The decision, and the bound with its parts; None where nothing is promised or no theorem applies.
+    """
+    claims = tuple(claims)
+    rate_bps = min((service.rate_bps for service in path), default=0.0)
+    short = [claim for claim in claims if not fits(claim.wanted, claim.free)]
+    if short:
+        needs = "; ".join(f"{c.wanted:,.0f} of {c.resource} with {c.free:,.0f} free" for c in short)
+        return Decision(False, 0.0, None, f"tenant {demand.tenant}: needs {needs}"), None
+    if rule is Rule.NONE:
+        return Decision(True, 0.0, None, f"tenant {demand.tenant}: nothing is reserved by the rule {rule}"), None
+    epsilon = demand.epsilon - (demand.meter_loss if rule is Rule.STOCHASTIC else 0.0)
+    try:
+        bound = delay_bound(_flow(rule, demand), path, epsilon, method=method)
+    except CalculusError as error:
+        return Decision(False, 0.0, None, f"tenant {demand.tenant}: no bound: {error}"), None
+    if bound.delay_s > demand.deadline_s:
+        reason = f"tenant {demand.tenant}: its bound is {bound.delay_s:g} s, promised are {demand.deadline_s:g} s"
+        return Decision(False, 0.0, bound.delay_s, reason), bound
+    return Decision(True, rate_bps, bound.delay_s, f"tenant {demand.tenant}: by the rule {rule}"), bound
+
+
+def _flow(rule: Rule, demand: Demand) -> Arrival:
+    """What a rule believes of a tenant: its contract, or its model behind the meter that enforces the contract."""
+    if rule is Rule.STOCHASTIC and demand.flow is not None:
+        return Metered(demand.flow, demand.contract)
+    return demand.contract
+
+
+@dataclass(frozen=True)
+class Guest:
+    """One of those who share a port or a server without preemption.
+
+    Attributes:
+        tenant: Name.
+        weight: What it can put in front of each of the others: bits of a round at a port, seconds at a server.
+        bears: How much all others together may put in front of it before its own promise breaks.
+    """
+
+    tenant: str
+    weight: float
+    bears: float
+
+
+class Crowd:
+    """Those who share a resource, and whether everybody's promise holds.
+
+    What stands in the way of one is the sum of all others, so the sum of all may be no more than `bears + weight` of
+    anybody: one comparison recomputes every promise whose input a newcomer changes, which is all of them.
+    """
+
+    def __init__(self, guests: Iterable[Guest] = ()) -> None:
+        self._total, self._limit, self._tightest = 0.0, math.inf, ""
+        for guest in guests:
+            self._take(guest)
+
+    def broken_by(self, newcomer: Guest) -> str | None:
+        """Whose promise breaks if this one comes, the newcomer's own included; None if all hold."""
+        after = self._total + newcomer.weight
+        if after > self._limit:
+            return self._tightest
+        return newcomer.tenant if self._total > newcomer.bears else None
+
+    def admit(self, newcomer: Guest) -> None:
+        """Let one in.
+
+        Raises:
+            ReservationError: Somebody's promise would break.
+        """
+        broken = self.broken_by(newcomer)
+        if broken is not None:
+            raise ReservationError(
+                f"tenant {newcomer.tenant}: would break the promise made to {broken}; try again when somebody has left"
+            )
+        self._take(newcomer)
+
+    def _take(self, guest: Guest) -> None:
+        self._total += guest.weight
+        limit = guest.bears + guest.weight
+        if limit < self._limit:
+            self._limit, self._tightest = limit, guest.tenant
 
 
 def _bound(flow: Arrival, demand: Demand, path: Sequence[RateLatency], rate_bps: float) -> DelayBound:

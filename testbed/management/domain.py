@@ -14,27 +14,23 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from controller.client import CallError
-from controller.program import DomainProgram, Meter, Queue, Rule
+from controller.program import DomainProgram, Rule
 from controller.report import sentence
-from testbed.envelope.descriptor import Envelope, Evidence, Stage, Subject, Validity
-from testbed.envelope.guardrails import Guardrails
+from testbed.envelope.descriptor import Envelope, Evidence, Validity
 from testbed.envelope.keys import PublicKey, SigningKey
 from testbed.envelope.store import issue, verify
 from testbed.envelope.tail import Stochastic
 from testbed.envelope.trust import Trust
-from testbed.envelope.units import ns_up
 from testbed.errors import EnvelopeError, ReservationError
-from testbed.management.sizing import ClassDemand, ReservedClass, best_effort_class, class_minor, design_classes
-from testbed.scenario.model import Domain, Reservation
+from testbed.management.sealing import Demand, best_effort_rule, network_envelope, reserved_rule
+from testbed.management.sizing import ClassDemand, ReservedClass, design_classes
+from testbed.scenario.model import Domain
 
 VALIDITY_S = 24 * 3600
 """An offer outlives any run and not much more."""
 
 HOST_ALLOWANCE_CAP_S = 10e-3
 """The largest part of a latency that may be granted to the emulating host; offers before a calibration grant it all."""
-
-QUEUED_HOPS = 2
-"""Queues a packet crosses in a domain: one leaving the ingress switch, one leaving the egress switch."""
 
 
 class Controller(Protocol):
@@ -45,31 +41,6 @@ class Controller(Protocol):
 
     def verify(self) -> Sequence[Mapping[str, str]]:
         """Differences between the program and what is read back: object, tenant, found, expected."""
-
-
-@dataclass(frozen=True)
-class Demand:
-    """What one tenant asks of one domain.
-
-    Attributes:
-        tenant: Name.
-        number: The tenant's number in addresses, classes and meters.
-        client: IPv4 address of its client.
-        server: IPv4 address it talks to.
-        reservation: None asks for best effort, which needs no envelope.
-        burst_bits: Burst of the meter in this domain, larger than the reservation's in later domains.
-        largest_packet_bits: Largest L2 frame it sends.
-        peak_rate_bps: Declared peak rate, None if unlimited.
-    """
-
-    tenant: str
-    number: int
-    client: str
-    server: str
-    reservation: Reservation | None
-    burst_bits: int
-    largest_packet_bits: int
-    peak_rate_bps: int | None = None
 
 
 @dataclass
@@ -164,7 +135,7 @@ class DomainAgent:
         if demand is None:
             raise ReservationError(f"domain {self.domain.name}: no offer for tenant {tenant}; ask for an offer first")
         if demand.reservation is None or shaped is None:
-            self._prepared[tenant] = self._best_effort_rule(demand)
+            self._prepared[tenant] = best_effort_rule(self.domain, demand)
             return
         promise = verify(envelope, self.trust, self.clock())
         if promise.domain != self.domain.name or promise.subject.tenant != tenant:
@@ -177,7 +148,7 @@ class DomainAgent:
                 f"domain {self.domain.name}, tenant {tenant}: offer {promise.version} is not the latest; ask again"
             )
         self._require_capacity(self.reserved_bps - self._reserved_by(tenant) + promise.guardrails.reserved_rate_bps)
-        self._prepared[tenant] = self._reserved_rule(demand, promise.guardrails, shaped)
+        self._prepared[tenant] = reserved_rule(demand, promise.guardrails, shaped)
 
     def commit(self) -> None:
         """Install everything prepared and read it back.
@@ -230,49 +201,18 @@ class DomainAgent:
     def _envelope(
         self, demand: Demand, shaped: ReservedClass, calibrated: tuple[Stochastic, Evidence] | None
     ) -> Envelope:
-        reservation = demand.reservation
-        if reservation is None:
+        if demand.reservation is None:
             raise ReservationError(
                 f"tenant {demand.tenant}: best effort is not promised anything, so nothing is signed"
             )
         now = int(self.clock())
-        latency_s = QUEUED_HOPS * shaped.latency_s + self.domain.link_delay_s + self.host_allowance_s
-        stochastic, evidence = calibrated or (None, None)
-        return Envelope(
-            domain=self.domain.name,
-            subject=Subject(demand.tenant, "reserved", "packet-forwarding", Stage.NETWORK),
-            guardrails=Guardrails(
-                reserved_rate_bps=reservation.rate_bps,
-                meter_rate_bps=reservation.meter_rate_bps,
-                peak_rate_bps=demand.peak_rate_bps,
-                burst_bits=demand.burst_bits,
-                latency_ns=ns_up(latency_s),
-                host_allowance_ns=ns_up(self.host_allowance_s),
-                largest_packet_bits=demand.largest_packet_bits,
-                delay_cap_ns=ns_up(QUEUED_HOPS * reservation.queue_bits / reservation.rate_bps),
-                loss_cap_ppb=0,
-                error_cap_ppb=0,
-                load_cap_ppm=1_000_000 * reservation.meter_rate_bps // reservation.rate_bps,
-            ),
-            stochastic=stochastic,
-            validity=Validity(now, now + VALIDITY_S),
+        return network_envelope(
+            self.domain,
+            demand,
+            demand.reservation,
+            shaped,
+            host_allowance_s=self.host_allowance_s,
             version=self._version,
-            evidence=evidence,
+            validity=Validity(now, now + VALIDITY_S),
+            calibrated=calibrated,
         )
-
-    def _best_effort_rule(self, demand: Demand) -> Rule:
-        queue = best_effort_class(demand.number, self.domain.link_rate_bps, demand.largest_packet_bits)
-        return Rule(demand.tenant, demand.number, demand.client, demand.server, None, queue)
-
-    def _reserved_rule(self, demand: Demand, guardrails: Guardrails, shaped: ReservedClass) -> Rule:
-        meter = Meter(demand.number, guardrails.meter_rate_bps // 1000, -(-guardrails.burst_bits // 1000))
-        queued_bits = guardrails.delay_cap_ns * guardrails.reserved_rate_bps // (QUEUED_HOPS * 10**9)
-        queue = Queue(
-            minor=class_minor(demand.number),
-            rate_bps=guardrails.reserved_rate_bps,
-            ceil_bps=guardrails.reserved_rate_bps,
-            burst_bytes=shaped.burst_bytes,
-            quantum_bytes=shaped.quantum_bytes,
-            limit_packets=-(-queued_bits // guardrails.largest_packet_bits),
-        )
-        return Rule(demand.tenant, demand.number, demand.client, demand.server, meter, queue)

@@ -20,7 +20,8 @@ from testbed.envelope.store import verify
 from testbed.envelope.tail import Stochastic
 from testbed.envelope.trust import Trust
 from testbed.errors import TestbedError
-from testbed.management.domain import Controller, Demand, DomainAgent
+from testbed.management.domain import Controller, DomainAgent
+from testbed.management.sealing import Demand
 from testbed.scenario.model import Scenario, Tenant
 
 Calibrated = Mapping[str, tuple[Stochastic, Evidence]]

@@ -65,7 +65,7 @@ _SIZE = Field(
     required=True,
 )
 
-_ARRIVALS = _Variants(
+ARRIVALS = _Variants(
     "an arrival model",
     "model",
     {
@@ -264,7 +264,7 @@ _TENANT = Record(
     (
         Field("name", Name(), "Unique among the tenants.", required=True),
         Field("site", Name(), "Domain that serves the tenant. Left out: the last one that offers compute."),
-        Field("arrivals", _ARRIVALS, "What the tenant declares that it sends.", required=True),
+        Field("arrivals", ARRIVALS, "What the tenant declares that it sends.", required=True),
         Field("requests", _REQUESTS, "What each arrival asks of an inference server. Left out: arrivals are packets."),
         Field("reservation", _RESERVATION, "What the tenant buys in every domain. Left out: best effort."),
         Field("promise", _PROMISE, "What the tenant is promised; needs a reservation."),

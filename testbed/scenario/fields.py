@@ -84,6 +84,30 @@ class Text:
 
 
 @dataclass(frozen=True)
+class Names:
+    """A list of identifiers, each once."""
+
+    what: str
+    most: int
+
+    @property
+    def expected(self) -> str:
+        """The number of entries."""
+        return f"a list of 1 to {self.most} names of {self.what}s"
+
+    def check(self, node: Node, where: str, report: Report) -> Any:
+        """A tuple of (name, line); UNUSABLE if one of them is no name."""
+        if not isinstance(node, Sequence) or not 0 < len(node.items) <= self.most:
+            return _refuse(node, where, report, self.expected, "write them in brackets, with commas between")
+        names = [(Name().check(item, where, report), item.line) for item in node.items]
+        return UNUSABLE if any(name is UNUSABLE for name, _ in names) else tuple(names)
+
+    def schema(self) -> dict[str, Any]:
+        """An array of names."""
+        return {"type": "array", "minItems": 1, "maxItems": self.most, "items": Name().schema(), "uniqueItems": True}
+
+
+@dataclass(frozen=True)
 class Choice:
     """One of a few words."""
 

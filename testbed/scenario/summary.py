@@ -5,6 +5,11 @@ For readers of `testbed validate` and of reports; nothing decides anything by th
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+from testbed.scenario.federation import Intent, Market, Operator
 from testbed.scenario.model import (
     Arrivals,
     DrawnSize,
@@ -33,6 +38,44 @@ def lines(scenario: Scenario) -> list[str]:
         described.append(f"{tenant.name:{width}}  {first}")
         described.extend(f"{'':{width}}  {line}" for line in others)
     return described
+
+
+def market_lines(sold: Market) -> list[str]:
+    """Headline, a line an operator, and a line an intent, each without its end."""
+    described = [f"{sold.name}: {len(sold.intents)} intents by the rule {sold.rule}"]
+    described += [f"{operator.segment}: {operator.name} {_operator(operator)}" for operator in sold.operators]
+    width = max(len(intent.tenant) for intent in sold.intents)
+    return [*described, *(f"{intent.tenant:{width}}  {_intent(intent)}" for intent in sold.intents)]
+
+
+def market_record(sold: Market) -> dict[str, Any]:
+    """A federation as JSON-ready data, with the attributes of the model."""
+    written = asdict(sold)
+    for intent in written["intents"]:
+        intent["domains"] = None if intent["domains"] is None else sorted(intent["domains"])
+    return {**written, "source": None if sold.source is None else str(sold.source)}
+
+
+def _operator(operator: Operator) -> str:
+    def parts() -> Iterator[str]:
+        yield f"{quantity(operator.link_rate_bps, RATE)} ({quantity(operator.reservable_bps, RATE)} reservable)"
+        if operator.link_delay_s:
+            yield f"+ {quantity(operator.link_delay_s, TIME)}"
+        yield f"at {operator.price_per_mbps:g} a Mbit/s"
+        if operator.site is not None:
+            served = ", ".join(f"{model.name} ({100 * model.accuracy:.3g} %)" for model in operator.site.models)
+            yield f"with {served} on {operator.site.workers} workers at {operator.site.price:g}"
+
+    return " ".join(parts())
+
+
+def _intent(intent: Intent) -> str:
+    where = "" if intent.domains is None else f" by way of {', '.join(sorted(intent.domains))} only"
+    share = f"{100 * (1 - intent.epsilon):.6g} %"
+    return (
+        f"wants {intent.task} at {100 * intent.accuracy:.4g} % or better within {quantity(intent.deadline_s, TIME)} "
+        f"for {share} of {arrivals_text(intent.arrivals)}, for at most {intent.price:g}{where}"
+    )
 
 
 def arrivals_text(arrivals: Arrivals) -> str:

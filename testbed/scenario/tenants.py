@@ -46,6 +46,15 @@ def arrivals(tenant: Section, folder: Path, report: Report) -> Arrivals | None:
     if section is None:
         return None
     before = len(report.findings)
+    built = process(section, folder, report)
+    if tenant.settled("requests") and tenant.get("requests") is None:
+        _require_frames(section, report)
+    return built if len(report.findings) == before else None
+
+
+def process(section: Section, folder: Path, report: Report) -> Arrivals | None:
+    """An arrival process by itself, whatever arrives, None if it cannot be used; arguments as `arrivals`."""
+    before = len(report.findings)
     match section.get("model"):
         case "trace":
             built: Arrivals | None = _trace(section, folder, report)
@@ -58,8 +67,6 @@ def arrivals(tenant: Section, folder: Path, report: Report) -> Arrivals | None:
         case _:
             peak, on, off = (float(section.get(key)) for key in ("peak", "mean-on", "mean-off"))
             built = OnOffArrivals(peak, on, off, int(section.get("size")))
-    if tenant.settled("requests") and tenant.get("requests") is None:
-        _require_frames(section, report)
     return built if len(report.findings) == before else None
 
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from testbed.envelope.descriptor import Envelope
 from testbed.errors import ScenarioError
 from testbed.management.bounds import bound_tenant
-from testbed.management.domain import QUEUED_HOPS
 from testbed.management.federation import Federation
 from testbed.management.paper import on_paper
+from testbed.management.sealing import QUEUED_HOPS
 from testbed.management.sizing import DRAIN_BPS, ClassDemand, best_effort_class, design_classes
 from testbed.report.record import BoundRecord
 from testbed.scenario.model import Domain, Scenario, Tenant

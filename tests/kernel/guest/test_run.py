@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from testbed.cli.app import app
 from testbed.cli.exits import Exit
-from testbed.cli.main import app
 from testbed.report.record import RunRecord, TenantRecord, read_record
 from testbed.scenario.loader import load
 from testbed.scenario.model import Scenario

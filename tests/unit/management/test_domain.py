@@ -14,7 +14,8 @@ from testbed.envelope.keys import SigningKey
 from testbed.envelope.store import verify
 from testbed.envelope.trust import Trust
 from testbed.errors import EnvelopeError, ReservationError
-from testbed.management.domain import Demand, DomainAgent
+from testbed.management.domain import DomainAgent
+from testbed.management.sealing import Demand
 from testbed.scenario.model import Domain, Reservation
 
 NOW = 1_800_000_000.0

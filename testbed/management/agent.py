@@ -1,0 +1,434 @@
+"""One operator's agent: the eight calls of a domain, between its ledger, its key and its controller.
+
+An agent signs what it offers, holds only what it signed and what breaks no earlier promise, and calls a reservation
+committed when its controller has installed it *and read it back*. Whoever calls has been identified already
+(`testbed.management.service`); here every reservation belongs to who asked for it. The agent knows no other domain and
+no route.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from google.protobuf.message import Message
+
+from testbed.envelope.descriptor import Envelope, Stage, Subject, Validity
+from testbed.envelope.guardrails import Guardrails
+from testbed.envelope.keys import SigningKey
+from testbed.envelope.store import issue, verify
+from testbed.envelope.trust import Root
+from testbed.envelope.units import ns_up
+from testbed.errors import EnvelopeError, ReservationError
+from testbed.management import market, sealing
+from testbed.management.admission import Crowd, Guest
+from testbed.management.generated import management_pb2 as wire
+from testbed.management.installer import ControllerError, Installer, body_of
+from testbed.management.ledger import HOLDING, Books, Entry, Ledger, Request, State, UnknownReservationError
+from testbed.scenario.federation import Operator, ServedModel, Site
+from testbed.scenario.model import Domain, Reservation
+
+LOG = logging.getLogger("testbed.agent")
+
+OFFER_S = 600
+"""How long an offer may be taken up."""
+
+PREPARED_S = 30.0
+COMMITTED_S = 3600.0
+LONGEST_LEASE_S = 24 * 3600.0
+"""Leases where the caller asks for none, and the longest that are given."""
+
+MICRO = 1_000_000
+
+
+@dataclass
+class Agent:
+    """The agent of one domain.
+
+    Attributes:
+        operator: What the domain is and sells.
+        key: Signs its envelopes.
+        root: The federation's trust root: which keys count, its own included.
+        ledger: What is offered, held and installed.
+        installer: The way to its controller.
+        clock: Unix time in seconds.
+        reached: Told each point that a call reaches; tests end the process there.
+        refusals: How often a call was refused, by reason.
+    """
+
+    operator: Operator
+    key: SigningKey
+    root: Root
+    ledger: Ledger
+    installer: Installer
+    clock: Callable[[], float] = time.time
+    reached: Callable[[str], None] = lambda _point: None
+    refusals: Counter[str] = field(default_factory=Counter)
+    _sealing: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def offer(self, caller: str, asked: wire.OfferRequest) -> wire.OfferAnswer:
+        """Sign envelopes for each demand, or say why not; nothing is held by an offer.
+
+        Raises:
+            ReusedRequestError: The request id stood for something else.
+        """
+
+        def act(books: Books) -> bytes:
+            answer = wire.OfferAnswer()
+            entries: list[Entry] = []
+            for demand in asked.demands:
+                offered = answer.offers.add(tenant=demand.tenant)
+                try:
+                    entries.append(self._offered(caller, demand, offered, books))
+                except (EnvelopeError, ReservationError) as error:
+                    offered.refused = str(error)
+                    self.refusals["offer"] += 1
+            books.offer(entries)
+            return answer.SerializeToString()
+
+        return wire.OfferAnswer.FromString(self.ledger.once(_request("offer", caller, asked), act))
+
+    def prepare(self, caller: str, asked: wire.PrepareRequest) -> wire.HoldingAnswer:
+        """Hold what was offered; what is refused says so, the rest is held.
+
+        Raises:
+            ReusedRequestError: The request id stood for something else.
+        """
+        self.reached("prepare:received")
+        expires_s = self._lease_end(asked.lease_ms, PREPARED_S)
+
+        def act(books: Books) -> bytes:
+            crowds = _Crowds(books.entries(*HOLDING))
+            answer = wire.HoldingAnswer()
+            for presented in asked.presented:
+                try:
+                    with books.undoable():
+                        entry = self._prepared(caller, presented, expires_s, books, crowds)
+                except (EnvelopeError, ReservationError) as error:
+                    reason = getattr(error, "reason", "capacity")
+                    self.refusals[reason] += 1
+                    LOG.warning("refused Prepare of %s: %s: %s: %s", caller, presented.reservation, reason, error)
+                    answer.holdings.add(reservation=presented.reservation, refused=f"{reason}: {error}")
+                else:
+                    answer.holdings.append(_holding(entry))
+            return answer.SerializeToString()
+
+        return wire.HoldingAnswer.FromString(self.ledger.once(_request("prepare", caller, asked), act))
+
+    def commit(self, caller: str, asked: wire.ChangeRequest) -> wire.HoldingAnswer:
+        """Install what is prepared, read it back, and only then call it committed; all of it or none.
+
+        Raises:
+            ControllerError: It could not be installed; it is still prepared, and the switches are as they were.
+            ReservationError: One is not the caller's, not prepared, or its lease ended.
+        """
+        self.reached("commit:received")
+        request = _request("commit", caller, asked)
+        expires_s = self._lease_end(asked.lease_ms, COMMITTED_S)
+        with self.installer.alone():
+            known = self.ledger.answered(request)
+            if known is not None:
+                return wire.HoldingAnswer.FromString(known)
+            with self.ledger.transaction("check") as books:
+                joining = [books.require_committable(one, caller) for one in asked.reservations]
+            try:
+                self.installer.follow([entry for entry in joining if entry.state is State.PREPARED])
+            except ControllerError:
+                self._undo_installation()
+                raise
+            self.reached("commit:installed")
+
+            def act(books: Books) -> bytes:
+                answer = wire.HoldingAnswer()
+                answer.holdings.extend(_holding(books.commit(one, caller, expires_s)) for one in asked.reservations)
+                return answer.SerializeToString()
+
+            try:
+                answered = self.ledger.once(request, act)
+            except ReservationError:
+                self._undo_installation()
+                raise
+        self.reached("commit:recorded")
+        return wire.HoldingAnswer.FromString(answered)
+
+    def abort(self, caller: str, asked: wire.ChangeRequest) -> wire.HoldingAnswer:
+        """Give up what is offered or prepared; unknown reservations were given up before."""
+        self.reached("abort:received")
+        return self._give_up("abort", caller, asked, lambda books, one: books.abort(one, caller))
+
+    def release(self, caller: str, asked: wire.ChangeRequest) -> wire.HoldingAnswer:
+        """Give back what is held and take it off the switches.
+
+        Raises:
+            ControllerError: It is released, but the switches do not show it yet; they will as soon as the controller
+                answers, and asking again says when.
+        """
+        self.reached("release:received")
+        with self.installer.alone():
+            answer = self._give_up("release", caller, asked, lambda books, one: books.release(one, caller))
+            self.reached("release:recorded")
+            self.installer.follow()
+        self.reached("release:removed")
+        return answer
+
+    def renew(self, caller: str, asked: wire.ChangeRequest) -> wire.HoldingAnswer:
+        """Move the end of leases.
+
+        Raises:
+            ReservationError: One is not the caller's, or holds nothing.
+        """
+        expires_s = self._lease_end(asked.lease_ms, COMMITTED_S)
+
+        def act(books: Books) -> bytes:
+            answer = wire.HoldingAnswer()
+            answer.holdings.extend(_holding(books.renew(one, caller, expires_s)) for one in asked.reservations)
+            return answer.SerializeToString()
+
+        return wire.HoldingAnswer.FromString(self.ledger.once(_request("renew", caller, asked), act))
+
+    def report(self, caller: str, asked: wire.ReportRequest) -> wire.ReportAnswer:
+        """What the domain sells, what is left of it, and the caller's own reservations."""
+        use = self.ledger.use()
+        prospectus = market.Prospectus(self.operator, {name: one.free for name, one in use.items()})
+        answer = wire.ReportAnswer(domain=self.operator.name, prospectus=prospectus.to_json())
+        for name, one in use.items():
+            answer.resources.add(name=name, capacity=one.capacity, held=one.held)
+        if asked.with_holdings:
+            answer.holdings.extend(_holding(e) for e in self.ledger.entries() if e.owner == caller)
+        return answer
+
+    def health(self, _caller: str, _asked: wire.HealthRequest) -> wire.HealthAnswer:
+        """Whether switches and ledger agree, and what was repaired and refused."""
+        counts = self.installer.counts
+        return wire.HealthAnswer(
+            in_step=counts.in_step,
+            repairs=counts.repairs,
+            expired=counts.expired,
+            refusals=dict(self.refusals),
+            last_problem=counts.last_problem,
+        )
+
+    def recover(self) -> None:
+        """After a start: drop what is over and bring the switches in step, however the last process ended."""
+        self.installer.look_after()
+
+    def _undo_installation(self) -> None:
+        """Take a half-made installation off again; where that fails too, the keeper goes on trying."""
+        self.installer.look_after()
+
+    def _give_up(
+        self, call: str, caller: str, asked: wire.ChangeRequest, end: Callable[[Books, str], Entry]
+    ) -> wire.HoldingAnswer:
+        def act(books: Books) -> bytes:
+            answer = wire.HoldingAnswer()
+            for one in asked.reservations:
+                try:
+                    answer.holdings.append(_holding(end(books, one)))
+                except UnknownReservationError:
+                    # Giving up is asked for when answers were lost: one that never arrived holds nothing either.
+                    answer.holdings.add(reservation=one, state=State.ABORTED)
+            return answer.SerializeToString()
+
+        return wire.HoldingAnswer.FromString(self.ledger.once(_request(call, caller, asked), act))
+
+    def _offered(self, caller: str, demand: wire.Demand, offered: wire.Offered, books: Books) -> Entry:
+        """Sign for one demand and say what the ledger is to remember of it."""
+        version = books.next("version")
+        network, shaped = demand.network, market.house_of(self.operator)
+        reservation = Reservation(network.rate_bps, network.meter_rate_bps, network.burst_bits, network.queue_bits)
+        self._require_sellable(demand)
+        wanted = sealing.Demand(
+            tenant=demand.tenant,
+            number=1,
+            client=network.client,
+            server=network.server,
+            reservation=reservation,
+            burst_bits=network.burst_bits,
+            largest_packet_bits=network.largest_packet_bits,
+        )
+        klass = shaped.shape(network.rate_bps, network.largest_packet_bits)
+        now = int(self.clock())
+        validity = Validity(now, now + OFFER_S)
+        envelopes = [
+            sealing.network_envelope(
+                self._domain,
+                wanted,
+                reservation,
+                klass,
+                host_allowance_s=self.operator.host_allowance_s,
+                version=version,
+                validity=validity,
+            )
+        ]
+        crowd = {market.NETWORK: shaped.guest(demand.tenant, network.rate_bps, klass, network.largest_packet_bits)}
+        amounts = {market.NETWORK: network.rate_bps, market.CLASSES: 1}
+        price = market.network_price(self.operator, network.rate_bps)
+        if demand.HasField("compute"):
+            site, model = self._model(demand)
+            envelopes.append(_compute_envelope(self.operator.name, demand, site, model, version, validity))
+            crowd[market.COMPUTE] = market.compute_guest(demand.tenant, site, model)
+            amounts |= {market.COMPUTE: demand.compute.share_ppm, market.SEATS: 1}
+            price += market.compute_price(site, demand.compute.share_ppm / market.WHOLE_PPM)
+        with self._sealing:
+            sealed = [issue(envelope, [self.key]) for envelope in envelopes]
+        rule = sealing.reserved_rule(wanted, envelopes[0].guardrails, klass)
+        offered.reservation = f"{self.operator.name}/{demand.tenant}/{version}"
+        offered.envelopes.extend(sealed)
+        offered.price_micro = round(price * MICRO)
+        return Entry(
+            reservation=offered.reservation,
+            tenant=demand.tenant,
+            owner=caller,
+            place=network.client,
+            amounts=amounts,
+            body=body_of(
+                rule,
+                envelopes=[base64.b64encode(data).decode() for data in sealed],
+                crowd={name: [guest.weight, guest.bears] for name, guest in crowd.items()},
+            ),
+            expires_s=float(validity.not_after_s),
+            replaces=demand.replaces or None,
+        )
+
+    def _prepared(
+        self, caller: str, presented: wire.Presented, expires_s: float, books: Books, crowds: _Crowds
+    ) -> Entry:
+        """Check what is presented against what was signed, and everybody's promise, then hold it."""
+        for data in presented.envelopes:
+            promise = verify(data, self.root.trust, self.clock())
+            if promise.domain != self.operator.name:
+                raise EnvelopeError(f"envelope of {promise.domain}: presented to {self.operator.name}; present its own")
+        before = books.state_of(presented.reservation, caller)
+        entry = books.prepare(presented.reservation, caller, expires_s)
+        if before is not State.OFFERED:
+            return entry
+        kept = json.loads(entry.body)
+        if [base64.b64encode(data).decode() for data in presented.envelopes] != kept["envelopes"]:
+            raise EnvelopeError(f"reservation {entry.reservation}: other envelopes than were offered; present those")
+        if entry.replaces:
+            crowds.count(books.entries(*HOLDING))
+        else:
+            crowds.admit(entry)
+        return entry
+
+    def _model(self, demand: wire.Demand) -> tuple[Site, ServedModel]:
+        site, name = self.operator.site, demand.compute.model
+        if site is None:
+            raise ReservationError(f"domain {self.operator.name}: asked for the model {name}, has no inference server")
+        for model in site.models:
+            if model.name == name:
+                return site, model
+        known = ", ".join(model.name for model in site.models)
+        raise ReservationError(f"domain {self.operator.name}: found no model {name}, expected one of {known}")
+
+    def _require_sellable(self, demand: wire.Demand) -> None:
+        if demand.network.rate_bps > self.operator.reservable_bps:
+            raise ReservationError(
+                f"domain {self.operator.name}: {demand.network.rate_bps} bit/s asked for, "
+                f"{self.operator.reservable_bps} are sold altogether; ask for less"
+            )
+        for name, value in (("network.client", demand.network.client), ("network.server", demand.network.server)):
+            if not value:
+                raise ReservationError(f"demand of {demand.tenant}: found no {name}, expected an IPv4 address")
+
+    @property
+    def _domain(self) -> Domain:
+        operator = self.operator
+        return Domain(operator.name, operator.link_rate_bps, operator.link_delay_s, operator.site is not None)
+
+    def _lease_end(self, lease_ms: int, otherwise_s: float) -> float:
+        return self.clock() + min(lease_ms / 1000 or otherwise_s, LONGEST_LEASE_S)
+
+
+class _Crowds:
+    """Everybody on the domain's ports and at its server."""
+
+    def __init__(self, entries: Iterable[Entry]) -> None:
+        self.count(entries)
+
+    def count(self, entries: Iterable[Entry]) -> None:
+        """Count again from the beginning; one that replaces another counts as the heavier and tenderer of the two.
+
+        Raises:
+            ReservationError: Somebody's promise breaks.
+        """
+        self._by_resource = {market.NETWORK: Crowd(), market.COMPUTE: Crowd()}
+        together: dict[tuple[str, str], Guest] = {}
+        for entry in entries:
+            for resource, guest in _guests(entry):
+                key = (entry.place, resource)
+                known = together.get(key, guest)
+                together[key] = Guest(entry.tenant, max(known.weight, guest.weight), min(known.bears, guest.bears))
+        for (_, resource), guest in together.items():
+            self._by_resource[resource].admit(guest)
+
+    def admit(self, entry: Entry) -> None:
+        """Let one more in; raises `ReservationError` naming whose promise would break."""
+        for resource, guest in _guests(entry):
+            self._by_resource[resource].admit(guest)
+
+
+def _guests(entry: Entry) -> list[tuple[str, Guest]]:
+    crowd = json.loads(entry.body)["crowd"]
+    return [(resource, Guest(entry.tenant, weight, bears)) for resource, (weight, bears) in crowd.items()]
+
+
+def _compute_envelope(  # noqa: PLR0917 - everything that is signed
+    domain: str, demand: wire.Demand, site: Site, model: ServedModel, version: int, validity: Validity
+) -> Envelope:
+    """The promise to compute a tenant's requests at its share of the server.
+
+    In bits of the request on the wire, so that one unit serves the whole path: requests of up to S bits that take w
+    seconds of a worker are served at `share c S / w` bit/s.
+    """
+    asked = demand.compute
+    share = asked.share_ppm / market.WHOLE_PPM
+    rate_bps = int(share * site.workers * asked.largest_request_bits / model.work_s)
+    return Envelope(
+        domain=domain,
+        subject=Subject(demand.tenant, sealing.TENANT_CLASS, model.name, Stage.COMPUTE),
+        guardrails=Guardrails(
+            reserved_rate_bps=rate_bps,
+            meter_rate_bps=asked.meter_rate_bps,
+            peak_rate_bps=None,
+            burst_bits=asked.burst_bits,
+            latency_ns=ns_up(market.compute_latency_s(site, model)),
+            host_allowance_ns=0,
+            largest_packet_bits=asked.largest_request_bits,
+            delay_cap_ns=ns_up(asked.burst_bits / max(rate_bps, 1)),
+            loss_cap_ppb=0,
+            error_cap_ppb=0,
+            load_cap_ppm=min(market.WHOLE_PPM, max(1, market.WHOLE_PPM * asked.meter_rate_bps // max(rate_bps, 1))),
+        ),
+        stochastic=None,
+        validity=validity,
+        version=version,
+        evidence=None,
+    )
+
+
+def _request(call: str, caller: str, asked: Message) -> Request:
+    """The call as the ledger remembers it; its id is the caller's own, and nobody else's."""
+    request_id = str(getattr(asked, "request_id", ""))
+    if not request_id:
+        raise ReservationError(f"{call}: found no request id, expected one of the caller's choice")
+    digest = hashlib.sha256(asked.SerializeToString(deterministic=True)).digest()
+    return Request(f"{caller}/{request_id}", call, caller, digest)
+
+
+def _holding(entry: Entry) -> wire.Holding:
+    return wire.Holding(
+        reservation=entry.reservation,
+        tenant=entry.tenant,
+        state=str(entry.state),
+        number=entry.number or 0,
+        expires_s=entry.expires_s,
+        owner=entry.owner,
+    )

@@ -1,0 +1,393 @@
+"""Carries intents through a federation: survey, plan, offers, two-phase reservation, and nothing left where it fails.
+
+Domains do not trust each other and need not trust the orchestrator: it can only present what they signed. It trusts
+them no further either: a bound is recomputed from the verified envelopes, and a plan that they do not support is
+dropped. Every decision is in the journal before it is acted upon (`testbed.management.journal`), so that whatever dies
+in between, `recover` finishes what was decided and undoes the rest; should it never run, leases end by themselves.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from testbed.envelope.descriptor import Envelope, Stage
+from testbed.envelope.service import to_service
+from testbed.envelope.store import EnvelopeStore
+from testbed.errors import EnvelopeError, ReservationError
+from testbed.management import market
+from testbed.management.admission import Rule, confirm
+from testbed.management.calls import AgentClient, UnreachableError
+from testbed.management.generated import management_pb2 as wire
+from testbed.management.journal import UNFINISHED, Journal, Phase, Transfer
+from testbed.management.market import Prospectus
+from testbed.management.planner import (
+    Decision,
+    Planner,
+    Purchase,
+    SignedStage,
+    demand_of,
+    request_path_of,
+    wish_method,
+)
+from testbed.management.refusal import Refusal
+from testbed.management.search import Wish
+from testbed.scenario.federation import Intent
+from testbed.scenario.model import FULL_FRAME_BITS
+
+PREPARED_MS = 30_000
+COMMITTED_MS = 3_600_000
+
+
+def _nothing(_point: str) -> None:
+    """Called at each named point; tests end the process there."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of an intent.
+
+    Attributes:
+        decision: What was planned, or why not; a domain's refusal is in its `refusal`.
+        transfer: The reservations that hold it, None where nothing is reserved.
+    """
+
+    decision: Decision
+    transfer: Transfer | None = None
+
+    @property
+    def admitted(self) -> bool:
+        """Whether every domain has committed what is to be reserved, which under the rule none is nothing."""
+        return self.transfer is not None or (self.decision.admitted and not self.decision.purchases)
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """One tenant on its way: what was planned and what was offered for it."""
+
+    wish: Wish
+    decision: Decision
+    transfer: Transfer
+    envelopes: Mapping[str, tuple[bytes, ...]]
+
+
+@dataclass
+class Orchestrator:
+    """Reserves across domains on behalf of tenants.
+
+    Attributes:
+        clients: A connection to each domain's agent.
+        segments: Names, in path order.
+        rule: The admission rule.
+        store: Verifies envelopes and remembers which offers were seen.
+        journal: What must survive a crash.
+        address_of: (client, server) address of a tenant's traffic to a site.
+        clock: Unix time in seconds.
+        reached: Told each point that a transfer reaches.
+    """
+
+    clients: Mapping[str, AgentClient]
+    segments: Sequence[str]
+    rule: Rule
+    store: EnvelopeStore
+    journal: Journal
+    address_of: Callable[[str, str], tuple[str, str]]
+    clock: Callable[[], float] = time.time
+    reached: Callable[[str], None] = _nothing
+    _workers: dict[str, int] = field(default_factory=dict, repr=False)
+
+    def survey(self) -> dict[str, Prospectus]:
+        """What every domain sells and has left now; domains that do not answer sell nothing."""
+        found = {}
+        for name, client in self.clients.items():
+            try:
+                found[name] = Prospectus.from_json(client.report().prospectus)
+            except UnreachableError:
+                continue
+        self._workers = {name: p.operator.site.workers for name, p in found.items() if p.operator.site is not None}
+        return found
+
+    def admit(self, intents: Sequence[Intent]) -> list[Outcome]:
+        """Plan and reserve; each intent is held by every domain of its route, or by none.
+
+        Raises:
+            ReservationError: A segment that no reachable domain sells.
+        """
+        planner = Planner(self.rule, self.segments, self.survey().values())
+        decisions = planner.decide(intents)
+        wishes = {intent.tenant: Wish.of(intent) for intent in intents}
+        self.reached("planned")
+        return self._reserve([(wishes[decision.tenant], decision) for decision in decisions], {})
+
+    def renegotiate(self, intent: Intent) -> Outcome:
+        """Replace what a tenant holds by what a new intent needs, in place; refused, it keeps what it has.
+
+        Raises:
+            ReservationError: The tenant holds nothing.
+        """
+        present = self._held(intent.tenant)
+        planner = Planner(self.rule, self.segments, self.survey().values())
+        for domain, rate_bps in present.rates_bps.items():
+            left, share_ppm = planner.free[domain], present.shares_ppm.get(domain, 0)
+            left[market.NETWORK] += rate_bps
+            left[market.CLASSES] += 1
+            if share_ppm:
+                left[market.COMPUTE] += share_ppm
+                left[market.SEATS] += 1
+        (decision,) = planner.decide([intent])
+        (outcome,) = self._reserve([(Wish.of(intent), decision)], {intent.tenant: present})
+        return outcome
+
+    def release(self, tenants: Sequence[str]) -> None:
+        """Give back everything these tenants hold.
+
+        Raises:
+            UnreachableError: A domain did not answer; `recover` will ask it again, and its lease ends anyway.
+        """
+        wanted = set(tenants)
+        self._undo([one for one in self.journal.transfers(Phase.COMMITTED) if one.tenant in wanted], strict=True)
+
+    def renew(self, lease_ms: int = COMMITTED_MS) -> None:
+        """Move the end of every lease that is held.
+
+        Raises:
+            ReservationError: A domain no longer holds one of them.
+        """
+        by_domain = _by_domain(self.journal.transfers(Phase.COMMITTED))
+        for domain, reservations in by_domain.items():
+            self.clients[domain].renew(reservations, lease_ms)
+
+    def recover(self) -> None:
+        """Finish what a crash interrupted: what was decided is committed, everything else is undone."""
+        unfinished = self.journal.transfers(*UNFINISHED)
+        self._undo([one for one in unfinished if one.phase is not Phase.COMMITTING])
+        decided = [one for one in unfinished if one.phase is Phase.COMMITTING]
+        self._finish(decided)
+
+    def held(self) -> list[Transfer]:
+        """What every admitted tenant holds."""
+        return self.journal.transfers(Phase.COMMITTED)
+
+    def _held(self, tenant: str) -> Transfer:
+        found = [one for one in self.held() if one.tenant == tenant]
+        if not found:
+            raise ReservationError(f"tenant {tenant}: holds nothing here; admit it first")
+        return found[-1]
+
+    def _reserve(self, planned: Sequence[tuple[Wish, Decision]], present: Mapping[str, Transfer]) -> list[Outcome]:
+        pending, refused = self._offers([(w, d) for w, d in planned if d.purchases], present)
+        self.reached("offered")
+        self.journal.begin([one.transfer for one in pending])
+        self.reached("journalled")
+        prepared, failed = self._prepare(pending)
+        refused |= failed
+        self.journal.move([one.transfer.transfer for one in prepared], Phase.COMMITTING)
+        self.reached("decided")
+        committed, lost = self._finish([one.transfer for one in prepared])
+        refused |= lost
+        firm = {one.tenant: one for one in committed}
+        return [self._outcome(decision, firm, refused) for _, decision in planned]
+
+    def _outcome(self, decision: Decision, firm: Mapping[str, Transfer], refused: Mapping[str, str]) -> Outcome:
+        transfer = firm.get(decision.tenant)
+        if transfer is not None:
+            return Outcome(replace(decision, bound_s=transfer.bound_s, price=transfer.price), transfer)
+        if decision.tenant in refused:
+            why = Refusal(refused[decision.tenant], ("domain",))
+            return Outcome(Decision(decision.tenant, refusal=why))
+        return Outcome(decision)
+
+    def _offers(
+        self, planned: Sequence[tuple[Wish, Decision]], present: Mapping[str, Transfer]
+    ) -> tuple[list[_Pending], dict[str, str]]:
+        """Ask every domain at once for all that is planned in it; drop what it refuses or does not support."""
+        demands: dict[str, list[wire.Demand]] = {}
+        for wish, decision in planned:
+            for bought in decision.purchases:
+                demands.setdefault(bought.domain, []).append(self._demand(wish, decision, bought, present))
+        offers: dict[tuple[str, str], wire.Offered] = {}
+        refused: dict[str, str] = {}
+        for domain, asked in demands.items():
+            try:
+                answers = self.clients[domain].offer(asked)
+            except ReservationError as error:
+                refused |= {demand.tenant: str(error) for demand in asked}
+                continue
+            offers |= {(domain, offered.tenant): offered for offered in answers}
+            refused |= {offered.tenant: offered.refused for offered in answers if offered.refused}
+        pending = []
+        for wish, decision in planned:
+            if decision.tenant in refused:
+                continue
+            mine = {bought.domain: offers[bought.domain, decision.tenant] for bought in decision.purchases}
+            try:
+                pending.append(self._supported(wish, decision, mine, present.get(decision.tenant)))
+            except (EnvelopeError, ReservationError) as error:
+                refused[decision.tenant] = str(error)
+        return pending, refused
+
+    def _supported(
+        self, wish: Wish, decision: Decision, offers: Mapping[str, wire.Offered], present: Transfer | None
+    ) -> _Pending:
+        """Check that what was signed keeps the promise, whatever prospectuses said.
+
+        Raises:
+            EnvelopeError: An envelope does not verify, or is an old one.
+            ReservationError: The envelopes promise less than was planned, or cost more than the tenant pays.
+        """
+        sealed = {domain: tuple(offered.envelopes) for domain, offered in offers.items()}
+        accepted = self.store.accept_offer([data for datas in sealed.values() for data in datas], self.clock())
+        bound_s = self._signed_bound_s(wish, decision, accepted)
+        price = sum(offered.price_micro for offered in offers.values()) / 1e6
+        if price > wish.intent.price * (1 + 1e-6) + 1e-6 * len(offers):
+            raise ReservationError(f"tenant {decision.tenant}: offered for {price:g}, it pays {wish.intent.price:g}")
+        transfer = Transfer(
+            transfer=uuid.uuid4().hex,
+            tenant=decision.tenant,
+            reservations={domain: offered.reservation for domain, offered in offers.items()},
+            rates_bps={bought.domain: bought.rate_bps for bought in decision.purchases},
+            shares_ppm={bought.domain: bought.share_ppm for bought in decision.purchases if bought.share_ppm},
+            bound_s=bound_s,
+            price=price,
+            replaces=None if present is None else present.transfer,
+        )
+        return _Pending(wish, decision, transfer, sealed)
+
+    def _signed_bound_s(self, wish: Wish, decision: Decision, accepted: Sequence[Envelope]) -> float | None:
+        route = decision.route
+        if route is None:
+            raise ReservationError(f"tenant {decision.tenant}: reservations without a route")
+        network = {e.domain: e for e in accepted if e.subject.stage is Stage.NETWORK}
+        compute = [e for e in accepted if e.subject.stage is Stage.COMPUTE]
+        if set(network) != set(route.domains) or [e.domain for e in compute] != [route.where]:
+            raise ReservationError(
+                f"tenant {decision.tenant}: found envelopes of {sorted(network)} and a server of "
+                f"{[e.domain for e in compute]}, expected {sorted(route.domains)} and {route.where}"
+            )
+        rate_bps = min(e.guardrails.reserved_rate_bps for e in network.values())
+        services = [to_service(network[name], rate_bps) for name in route.domains]
+        rails = compute[0].guardrails
+        if rails.largest_packet_bits < wish.request_bits:
+            raise ReservationError(f"tenant {decision.tenant}: {route.where} signed for smaller requests than it sends")
+        work_per_s = rails.reserved_rate_bps * wish.request_bits / rails.largest_packet_bits
+        stage = SignedStage(work_per_s, rails.latency_s, self._workers[route.where], wish.request_bits)
+        path = request_path_of(wish, route, services, stage)
+        demand = demand_of(self.rule, wish, path, rate_bps)
+        method = wish_method(wish) if self.rule is Rule.STOCHASTIC else "deterministic"
+        judged, _ = confirm(self.rule, demand, path.services, method=method)
+        if not judged.admitted:
+            raise ReservationError(f"what was signed does not keep the promise: {judged.reason}")
+        return judged.bound_s
+
+    def _demand(self, wish: Wish, decision: Decision, bought: Purchase, present: Mapping[str, Transfer]) -> wire.Demand:
+        where = "" if decision.route is None else decision.route.where
+        client, server = self.address_of(decision.tenant, where)
+        before = present.get(decision.tenant)
+        asked = wire.Demand(
+            tenant=decision.tenant,
+            network=wire.NetworkDemand(
+                client=client,
+                server=server,
+                rate_bps=bought.rate_bps,
+                meter_rate_bps=bought.meter_rate_bps,
+                burst_bits=bought.burst_bits,
+                queue_bits=bought.queue_bits,
+                largest_packet_bits=FULL_FRAME_BITS,
+            ),
+            replaces="" if before is None else before.reservations.get(bought.domain, ""),
+        )
+        if bought.share_ppm and decision.route is not None:
+            asked.compute.CopyFrom(
+                wire.ComputeDemand(
+                    model=decision.route.model.name,
+                    share_ppm=bought.share_ppm,
+                    largest_request_bits=int(wish.request_bits),
+                    meter_rate_bps=bought.meter_rate_bps,
+                    burst_bits=bought.burst_bits,
+                )
+            )
+        return asked
+
+    def _prepare(self, pending: Sequence[_Pending]) -> tuple[list[_Pending], dict[str, str]]:
+        """Have every domain hold its part; a tenant that one of them refuses is given up in all of them."""
+        refused: dict[str, str] = {}
+        for domain in dict.fromkeys(name for one in pending for name in one.transfer.reservations):
+            here = [
+                one for one in pending if domain in one.transfer.reservations and one.transfer.tenant not in refused
+            ]
+            owners = {one.transfer.reservations[domain]: one.transfer.tenant for one in here}
+            presented = [
+                wire.Presented(reservation=one.transfer.reservations[domain], envelopes=one.envelopes[domain])
+                for one in here
+            ]
+            try:
+                answers = self.clients[domain].prepare(presented, PREPARED_MS)
+            except ReservationError as error:
+                refused |= dict.fromkeys(owners.values(), str(error))
+            else:
+                refused |= {owners[held.reservation]: held.refused for held in answers if held.refused}
+            self.reached(f"prepared:{domain}")
+        self._undo([one.transfer for one in pending if one.transfer.tenant in refused])
+        return [one for one in pending if one.transfer.tenant not in refused], refused
+
+    def _finish(self, decided: Sequence[Transfer]) -> tuple[list[Transfer], dict[str, str]]:
+        """Have every domain install its part; a tenant that one of them cannot install is undone in all of them."""
+        lost: dict[str, str] = {}
+        for domain, reservations in _by_domain(decided).items():
+            owners = {one.reservations[domain]: one.tenant for one in decided if domain in one.reservations}
+            wanted = [reservation for reservation in reservations if owners[reservation] not in lost]
+            lost |= {owners[reservation]: why for reservation, why in self._commit(domain, wanted).items()}
+            self.reached(f"committed:{domain}")
+        self._undo([one for one in decided if one.tenant in lost])
+        firm = [one for one in decided if one.tenant not in lost]
+        # What is replaced has given way where both had a reservation, and is still to leave the other domains.
+        replaced = {one.replaces for one in firm if one.replaces}
+        leaving = [one for one in self.journal.transfers(Phase.COMMITTED) if one.transfer in replaced]
+        self.journal.move(replaced, Phase.UNDOING)
+        self.journal.move([one.transfer for one in firm], Phase.COMMITTED)
+        self.reached("done")
+        self._undo(leaving)
+        return firm, lost
+
+    def _commit(self, domain: str, reservations: Sequence[str]) -> dict[str, str]:
+        """Commit together, and one by one where that fails; which failed and why."""
+        if not reservations:
+            return {}
+        try:
+            self.clients[domain].commit(reservations, COMMITTED_MS)
+        except UnreachableError as error:
+            return dict.fromkeys(reservations, str(error))
+        except ReservationError as error:
+            if len(reservations) == 1:
+                return {reservations[0]: str(error)}
+        else:
+            return {}
+        return {one: why for single in reservations for one, why in self._commit(domain, [single]).items()}
+
+    def _undo(self, transfers: Sequence[Transfer], *, strict: bool = False) -> None:
+        """Give up whatever these hold or were offered, everywhere; what cannot be reached is left to `recover`."""
+        if not transfers:
+            return
+        self.journal.move([one.transfer for one in transfers], Phase.UNDOING)
+        self.reached("undoing")
+        failures: dict[str, ReservationError] = {}
+        for domain, reservations in _by_domain(transfers).items():
+            try:
+                self.clients[domain].release(reservations)
+            except ReservationError as error:
+                failures[domain] = error
+            self.reached(f"released:{domain}")
+        done = [one for one in transfers if failures.keys().isdisjoint(one.reservations)]
+        self.journal.move([one.transfer for one in done], Phase.UNDONE)
+        if failures and strict:
+            raise next(iter(failures.values()))
+
+
+def _by_domain(transfers: Sequence[Transfer]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for one in transfers:
+        for domain, reservation in one.reservations.items():
+            found.setdefault(domain, []).append(reservation)
+    return found

@@ -1,0 +1,117 @@
+"""What a domain signs for a demand, and what its controller installs for it: pure, and the only place that knows both.
+
+An envelope is what the others see of a reservation, a rule is what the switches see; both come from one demand and one
+class, here, so that they cannot differ. Who signs, who holds and who installs is not known here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from controller.program import Meter, Queue, Rule
+from testbed.envelope.descriptor import Envelope, Evidence, Stage, Subject, Validity
+from testbed.envelope.guardrails import Guardrails
+from testbed.envelope.tail import Stochastic
+from testbed.envelope.units import ns_up
+from testbed.management.sizing import ReservedClass, best_effort_class, class_minor
+from testbed.scenario.model import Domain, Reservation
+
+TENANT_CLASS = "reserved"
+FORWARDING = "packet-forwarding"
+
+QUEUED_HOPS = 2
+"""Queues a packet crosses in a domain: one leaving the ingress switch, one leaving the egress switch."""
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What one tenant asks of one domain.
+
+    Attributes:
+        tenant: Name.
+        number: The tenant's number in addresses, classes and meters.
+        client: IPv4 address of its client.
+        server: IPv4 address it talks to.
+        reservation: None asks for best effort, which needs no envelope.
+        burst_bits: Burst of the meter in this domain, larger than the reservation's in later domains.
+        largest_packet_bits: Largest L2 frame it sends.
+        peak_rate_bps: Declared peak rate, None if unlimited.
+    """
+
+    tenant: str
+    number: int
+    client: str
+    server: str
+    reservation: Reservation | None
+    burst_bits: int
+    largest_packet_bits: int
+    peak_rate_bps: int | None = None
+
+
+def network_envelope(
+    domain: Domain,
+    demand: Demand,
+    reservation: Reservation,
+    shaped: ReservedClass,
+    *,
+    host_allowance_s: float,
+    version: int,
+    validity: Validity,
+    calibrated: tuple[Stochastic, Evidence] | None = None,
+) -> Envelope:
+    """The promise to forward a tenant's packets at its reserved rate.
+
+    Args:
+        domain: Who promises.
+        demand: What was asked.
+        reservation: The demand's, which is not best effort.
+        shaped: The class at each of the domain's ports.
+        host_allowance_s: Part of the latency granted to the emulating host.
+        version: Number of the offer.
+        validity: When it may be used.
+        calibrated: What a calibration supports.
+    """
+    latency_s = QUEUED_HOPS * shaped.latency_s + domain.link_delay_s + host_allowance_s
+    stochastic, evidence = calibrated or (None, None)
+    return Envelope(
+        domain=domain.name,
+        subject=Subject(demand.tenant, TENANT_CLASS, FORWARDING, Stage.NETWORK),
+        guardrails=Guardrails(
+            reserved_rate_bps=reservation.rate_bps,
+            meter_rate_bps=reservation.meter_rate_bps,
+            peak_rate_bps=demand.peak_rate_bps,
+            burst_bits=demand.burst_bits,
+            latency_ns=ns_up(latency_s),
+            host_allowance_ns=ns_up(host_allowance_s),
+            largest_packet_bits=demand.largest_packet_bits,
+            delay_cap_ns=ns_up(QUEUED_HOPS * reservation.queue_bits / reservation.rate_bps),
+            loss_cap_ppb=0,
+            error_cap_ppb=0,
+            load_cap_ppm=min(1_000_000, 1_000_000 * reservation.meter_rate_bps // reservation.rate_bps),
+        ),
+        stochastic=stochastic,
+        validity=validity,
+        version=version,
+        evidence=evidence,
+    )
+
+
+def best_effort_rule(domain: Domain, demand: Demand) -> Rule:
+    """A class that may borrow what reservations leave; no meter."""
+    queue = best_effort_class(demand.number, domain.link_rate_bps, demand.largest_packet_bits)
+    return Rule(demand.tenant, demand.number, demand.client, demand.server, None, queue)
+
+
+def reserved_rule(demand: Demand, guardrails: Guardrails, shaped: ReservedClass) -> Rule:
+    """A meter and a class that enforce exactly what the envelope says."""
+    meter = Meter(demand.number, guardrails.meter_rate_bps // 1000, -(-guardrails.burst_bits // 1000))
+    queued_bits = guardrails.delay_cap_ns * guardrails.reserved_rate_bps // (QUEUED_HOPS * 10**9)
+    queue = Queue(
+        minor=class_minor(demand.number),
+        rate_bps=guardrails.reserved_rate_bps,
+        ceil_bps=guardrails.reserved_rate_bps,
+        burst_bytes=shaped.burst_bytes,
+        quantum_bytes=shaped.quantum_bytes,
+        limit_packets=-(-queued_bits // guardrails.largest_packet_bits),
+    )
+    return Rule(demand.tenant, demand.number, demand.client, demand.server, meter, queue)
