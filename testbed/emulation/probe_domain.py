@@ -24,7 +24,7 @@ from testbed.emulation.probe_checks import Passed, ProbeResult, judge
 from testbed.emulation.probe_effort import Effort, is_reserved, reserved_bps
 from testbed.emulation.probe_traffic import SMALLEST_FRAME_BYTES, Injector, Pacer, Sent, Stream, flood, frame
 from testbed.errors import ReservationError
-from testbed.scenario.model import Datapath
+from testbed.scenario.model import FULL_FRAME_BITS, Datapath
 
 _STRANGER = "10.255.255.254"
 _FLOODS = 3
@@ -262,7 +262,7 @@ class DomainProbe:
         Raises:
             ReservationError: Packets wait where none belongs, or something does not come to rest.
         """
-        deadline = time.monotonic() + _SETTLED_WITHIN_S
+        deadline = time.monotonic() + _SETTLED_WITHIN_S + self._longest_drain_s
         quiet_s = _QUIET_S + max(self._network.link_delays_s)
         previous, still_from_s = None, time.monotonic()
         while True:
@@ -281,13 +281,19 @@ class DomainProbe:
                     f"{count} packets in 1:{minor:x} at {port}" for (port, minor), count in waiting.items()
                 )
                 raise ReservationError(
-                    f"probe of {self._program.domain}: queues still move {_SETTLED_WITHIN_S:g} s after the last packet "
+                    f"probe of {self._program.domain}: queues still move long after the last packet "
                     f"({where or 'none holds any'}); stop whatever else sends into this network"
                 )
             if found != previous or waiting:
                 previous, still_from_s = found, time.monotonic()
             elif looked_s - still_from_s >= quiet_s:
                 return found[0]
+
+    @property
+    def _longest_drain_s(self) -> float:
+        """How long the slowest of the queues takes to empty when it is full."""
+        queues = [rule.queue for rule in self._program.rules]
+        return max((queue.limit_packets * FULL_FRAME_BITS / queue.ceil_bps for queue in queues), default=0.0)
 
     def _require_classified(self, waiting: Mapping[tuple[str, int], int]) -> None:
         """Not left to be counted in the end: the default class is so slow that there would be no end."""

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from controller.client import ControllerClient
+from testbed.calculus import CalculusError
 from testbed.emulation.layout import controller_port
 from testbed.emulation.network import TandemNetwork
 from testbed.emulation.probe import probe
@@ -227,14 +228,24 @@ class _Granted:
 
 
 def _bounds(scenario: Scenario, federation: Federation, granted: _Granted) -> dict[str, BoundRecord]:
-    """The bound of every tenant that has a contract, by name."""
+    """The bound of every tenant that has a contract, by name.
+
+    Raises:
+        FidelityError: What the warm-up measured leaves a tenant without one.
+    """
     found = {}
     for tenant in scenario.tenants:
-        if tenant.requests is None:
-            bound = bound_tenant(tenant, federation.envelopes(tenant), host_s=granted.host_s)
-        else:
-            own = granted.requests.get(tenant.name)
-            bound = None if own is None else bound_requests(tenant, own.terms, host_s=own.host_s)
+        try:
+            if tenant.requests is None:
+                bound = bound_tenant(tenant, federation.envelopes(tenant), host_s=granted.host_s)
+            else:
+                own = granted.requests.get(tenant.name)
+                bound = None if own is None else bound_requests(tenant, own.terms, host_s=own.host_s)
+        except CalculusError as error:
+            raise FidelityError(
+                f"tenant {tenant.name}: no bound with what the warm-up measured ({error}); its computations took too "
+                "long for its reservation, so reserve more or end what else runs on this host"
+            ) from error
         if bound is not None:
             found[tenant.name] = bound
     return found
