@@ -124,6 +124,8 @@ class Orchestrator:
     def renegotiate(self, intent: Intent) -> Outcome:
         """Replace what a tenant holds by what a new intent needs, in place; refused, it keeps what it has.
 
+        Only a domain lost for good after another one has committed costs the tenant both.
+
         Raises:
             ReservationError: The tenant holds nothing.
         """
