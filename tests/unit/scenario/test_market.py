@@ -39,7 +39,7 @@ def test_the_shipped_federation_is_what_it_says() -> None:
     assert found.segments == ("access", "metro", "core")
     assert {operator.segment for operator in found.operators} == set(found.segments)
     assert found.intents[0] == Intent(
-        "archive", "digits", 0.0, 0.4, 0.01, PoissonArrivals(40.0, 64_000), 5.0, domains=None
+        "archive", "digits", 0.99, 0.4, 0.01, PoissonArrivals(40.0, 64_000), 5.0, domains=None
     )
     site = found.operators[0].site
     assert site is not None
