@@ -52,13 +52,13 @@ def broken_gates(folder: Path) -> list[str]:
 @contextmanager
 def _slowed() -> Iterator[None]:
     def drift(federation: Federation) -> tuple[str, ...]:
-        """Lower the rate of one class and nothing else, then see no drift.
+        """Lower the rate of one class, and its bucket to one turn of the round robin; then see no drift.
 
-        The host is held to what is installed, slow queue and all. The burst of rate and ceil stays, for a larger one
-        would let more through at once.
+        The host is held to what is installed, slow queue and all. With the bucket it was given to outlast pauses, the
+        class would make up at once for nearly all that the lower rate costs, and keep what it signed for.
         """
         (queue,) = [rule.queue for rule in federation.agents[SLOW].program.rules if rule.tenant == TENANT]
-        burst = f"{queue.burst_bytes}b"
+        burst = f"{queue.quantum_bytes}b"
         command = ["tc", "class", "change", "dev", _PORT, "parent", "1:1", "classid", f"1:{queue.minor:x}", "htb"]
         command += ["rate", RATE, "ceil", RATE, "burst", burst, "cburst", burst]
         subprocess.run(command, check=True, capture_output=True)
