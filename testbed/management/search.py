@@ -12,6 +12,7 @@ theorem by theorem, before anything is reserved, and a proposal that were too sm
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -183,14 +184,15 @@ def answer_wire_bits(route: Route) -> float:
     return float(request_demand.wire_bits(np.array([route.model.answer_bits]))[0])
 
 
-class _Family:
+class _Family(ABC):
     """Tenants whose arrivals have one closed form: coefficient a and spare time s give the largest v."""
 
     def __init__(self, wishes: Sequence[Wish]) -> None:
         self._log_inverse = np.array([-math.log(w.intent.epsilon - guardrails.OVERFLOW) for w in wishes])[:, None]
 
+    @abstractmethod
     def __call__(self, a: FloatArray, spare_s: FloatArray) -> FloatArray:
-        raise NotImplementedError
+        """The largest v, one row a tenant."""
 
 
 class _GammaGaps(_Family):
