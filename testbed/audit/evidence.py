@@ -17,7 +17,7 @@ from testbed.audit.clusters import FloatArray
 from testbed.audit.contracts import DomainEvidence, excess_share_upper
 from testbed.audit.crossing import Crossing, PacketCrossing, RequestCrossing
 from testbed.envelope import strict_json
-from testbed.envelope.descriptor import PAYLOAD_TYPE, Envelope
+from testbed.envelope.descriptor import PAYLOAD_TYPE, Envelope, Stage
 from testbed.envelope.dsse import Sealed
 from testbed.envelope.errors import RefusedError, WrongDomainError
 from testbed.envelope.keys import PublicKey
@@ -84,16 +84,18 @@ def promised_confidence(record: RunRecord, tenant: str, otherwise: float = CONFI
 
 
 def _envelopes(folder: Path, record: RunRecord) -> dict[str, dict[str, Envelope]]:
-    """Tenant to domain to the latest envelope that the run used, each as its domain signed it."""
+    """Tenant to domain to the latest promise about packets that the run used, each as its domain signed it."""
     found: dict[str, dict[str, Envelope]] = {}
     for item in sorted(record.envelopes, key=lambda item: item.version):
         try:
-            found.setdefault(item.tenant, {})[item.domain] = _signed(item, record.public_keys)
+            envelope = _signed(item, record.public_keys)
         except RefusedError as error:
             raise TestbedError(
                 f"{folder / RECORD_NAME}: envelope of {item.domain} for {item.tenant}: {error}; nobody can be held to "
                 "what was not signed, so take the record from whoever ran it"
             ) from error
+        if envelope.subject.stage is Stage.NETWORK:
+            found.setdefault(item.tenant, {})[item.domain] = envelope
     return found
 
 

@@ -8,6 +8,7 @@ but whatever it refuses is refused by `check` too. Rules between several values 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from collections.abc import Mapping as MappingType
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
@@ -433,6 +434,24 @@ class ListOf:
     def schema(self) -> dict[str, Any]:
         """An array."""
         return {"type": "array", "minItems": 1, "maxItems": self.most, "items": self.record.schema()}
+
+
+def require_unique(what: str, sections: Iterable[Section], report: Report) -> None:
+    """Report every record of a list that has the name of one before it."""
+    first: dict[str, int] = {}
+    for section in sections:
+        name = section.get("name")
+        if name is None:
+            continue
+        if name in first:
+            report.add(
+                section.line_of("name"),
+                f"{what} {name}",
+                found=f"a second {what} {name} beside the one in line {first[name]}",
+                expected=f"a name of its own for every {what}",
+                remedy="rename one of the two",
+            )
+        first.setdefault(name, section.line_of("name"))
 
 
 def _property(item: Field) -> dict[str, Any]:
