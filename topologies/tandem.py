@@ -5,11 +5,11 @@
                           s1                 s2
 
 Every domain `i` has an ingress switch `d<i>i`, an egress switch `d<i>e` and, if it offers compute, a host `s<i>`.
-Clients hang on a customer edge switch `ce` that belongs to no operator. A link with propagation delay passes through
-a switch `w<i>` of its own, so that delay is never an affair of a port that has queues. Where several domains sell the
-same segment of the path they stand beside each other, between exchanges `x<k>` that belong to no operator either. Names, addresses and ports are
-decided here and nowhere else; rates, queues and flows are not decided here. The file needs nothing but Mininet, because
-`mn` runs it outside this project's environment.
+Clients hang on a customer edge switch `ce` that belongs to no operator. A link with propagation delay passes through a
+switch `w<i>` of its own, so that delay is never an affair of a port that has queues. Where several domains sell the
+same segment of the path they stand beside each other, between exchanges `x<k>` that belong to no operator either.
+Names, addresses and ports are decided here and nowhere else; rates, queues and flows are not decided here. The file
+needs nothing but Mininet, because `mn` runs it outside this project's environment.
 """
 
 from __future__ import annotations

@@ -275,7 +275,7 @@ def _hops(i: int, servers: Mapping[int, Endpoint], *, last: bool) -> tuple[Hop, 
         server_ports=(),
         queued_ports=(f"{ingress}-up", f"{ingress}-dn"),
     )
-    last = Hop(
+    second = Hop(
         bridge=egress,
         dpid=tandem.egress_dpid(i),
         ingress=False,
@@ -285,12 +285,10 @@ def _hops(i: int, servers: Mapping[int, Endpoint], *, last: bool) -> tuple[Hop, 
         server_ports=local,
         queued_ports=(f"{egress}-up", *((onward,) if onward else ()), *(port for _, port in local)),
     )
-    return first, last
+    return first, second
 
 
-def _borders(
-    segments: Sequence[Sequence[int]], servers: Mapping[int, Endpoint], wired: set[int]
-) -> tuple[Border, ...]:
+def _borders(segments: Sequence[Sequence[int]], servers: Mapping[int, Endpoint], wired: set[int]) -> tuple[Border, ...]:
     def leaving(i: int, port: str) -> str:
         return f"{tandem.wire_name(i)}-dn" if i in wired else port
 

@@ -1,6 +1,6 @@
-"""From a plan to the scenario that a network is built and judged by: who is where, what was reserved, what was promised.
+"""From a plan to the scenario that a network is built and judged by: who is where, what was reserved and promised.
 
-A `Market` says what operators sell and tenants want, a plan who serves whom; a `Scenario` says what a run needs to know.
+A `Market` says what operators sell and tenants want, a plan who serves whom; a `Scenario` says what a run needs.
 Pure: nothing is offered, reserved or built here. What a run cannot emulate is refused before anything is begun.
 """
 

@@ -78,7 +78,9 @@ def reserving(
         ReservationError: An agent decides otherwise than the network was built for; nothing is left reserved.
     """
     with ExitStack() as stack:
-        members = Members.found(network.journal.directory / "management", sold.name, [one.name for one in sold.operators])
+        members = Members.found(
+            network.journal.directory / "management", sold.name, [one.name for one in sold.operators]
+        )
         clients = {}
         by_name = {operator.name: operator for operator in sold.operators}
         for index, skeleton in enumerate(network.layout.skeletons):

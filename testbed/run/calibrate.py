@@ -54,7 +54,9 @@ class Allowances:
     path_s: float
 
 
-def calibrate(scenario: Scenario, reservations: Reservations, warm_up: Window, terms: Mapping[str, Terms]) -> Allowances:
+def calibrate(
+    scenario: Scenario, reservations: Reservations, warm_up: Window, terms: Mapping[str, Terms]
+) -> Allowances:
     """What the host is granted from now on.
 
     Args:

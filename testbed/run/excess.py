@@ -55,7 +55,7 @@ def excess_of(packets: Passages, domain: int, rate_bps: int, latency_s: float) -
 
 
 def supported(found: Excess, rate_bps: int, *, declares_none: bool) -> Calibration | None:
-    """What a domain may sign of it: a declaration where it is true and wanted, else a tail; None where too little is known.
+    """What a domain may sign of it: a declaration where true and wanted, else a tail; None where too little is known.
 
     Args:
         found: The samples.

@@ -1,8 +1,8 @@
 """A federation founded for one run: who its members are, and the files that make a process the agent of one of them.
 
-Every domain has a folder of its own with its key, its ledger and what its agent is told. Whoever founds a run founds the
-federation too, so here one hand makes all keys; between operators that is a matter of `testbed envelope` on each one's
-own machine. Nothing is started here.
+Every domain has a folder of its own with its key, its ledger and what its agent is told. Whoever founds a run founds
+the federation too, so here one hand makes all keys; between operators that is a matter of `testbed envelope` on each
+one's own machine. Nothing is started here.
 """
 
 from __future__ import annotations
@@ -71,9 +71,7 @@ class Members:
         root_key = SigningKey.generate()
         held = {key.key_id: key.public_key for key in (root_key, *keys.values())}
         roles = {name: Role(frozenset({key.key_id}), 1) for name, key in keys.items()}
-        root = Root(
-            federation, 1, int(time.time()) + ROOT_LIFE_S, held, Role(frozenset({root_key.key_id}), 1), roles
-        )
+        root = Root(federation, 1, int(time.time()) + ROOT_LIFE_S, held, Role(frozenset({root_key.key_id}), 1), roles)
         root_file = folder / "root.json"
         root_file.write_bytes(root.sign([root_key]))
         authorities = []
@@ -83,9 +81,7 @@ class Members:
             authorities.append(path)
         return cls(folder, broker, keys, root, root_file, authorities, {})
 
-    def settle(
-        self, operator: Operator, skeleton: DomainProgram, controller: Path, *, look_every_s: float
-    ) -> Member:
+    def settle(self, operator: Operator, skeleton: DomainProgram, controller: Path, *, look_every_s: float) -> Member:
         """Write what an agent is told.
 
         Args:

@@ -36,8 +36,8 @@ from testbed.run.gates import gates_of
 from testbed.run.preflight import choose_datapath, require_room, require_root
 from testbed.run.progress import Progress, Step
 from testbed.run.request_terms import Granted, calibrate_requests
-from testbed.run.reservations import Reservations
 from testbed.run.requests import asking, start_servers
+from testbed.run.reservations import Reservations
 from testbed.run.terms import terms_of
 from testbed.run.window import Stage
 from testbed.scenario.model import Scenario

@@ -1,4 +1,4 @@
-"""What a run needs to know of whoever reserves for it, be it domains in this process or agents in processes of their own.
+"""What a run needs to know of whoever reserves for it, domains in this process or agents in their own.
 
 Both promise by signed envelopes and install through the domains' controllers; a run asks what is in force, never how it
 came about. `testbed.management.federation` and `testbed.run.agents` are the two.
