@@ -200,10 +200,10 @@ def _gather(evidence: _Evidence, stage: Stage, reservations: Reservations, optio
     with steps.step("probing"):
         evidence.probes = probe(network, reservations.programs, before_each=steps.require_wanted)
         network.enlarge_buffers()
+    evidence.installed = {name: client.read_back() for name, client in stage.controllers.items()}
     evidence.bounds = _bounds(network.scenario, reservations, granted)
     for measured in _measure(stage, reservations, granted, options, steps):
         evidence.measured.append(measured)
-    evidence.installed = {name: client.read_back() for name, client in stage.controllers.items()}
 
 
 class _Steps:

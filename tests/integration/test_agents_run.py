@@ -9,20 +9,49 @@ import pytest
 
 from testbed.envelope.descriptor import Stage
 from testbed.report.record import read_record
-from tests.integration.conftest import ROOT, Command
+from tests.integration.conftest import Command
 
 pytestmark = pytest.mark.network
 
-SHORT = {"warm-up: 20 s": "warm-up: 2 s", "duration: 30 s": "duration: 3 s"}
+FEDERATION = """
+name: short
+seed: 5
+warm-up: 2 s
+duration: 3 s
+segments:
+  - name: metro
+    operators:
+      - {name: gold, link-rate: 100 Mbit/s, reservable: 40 Mbit/s, classes: 4, price: 0.5, calibrated: true}
+      - {name: blue, link-rate: 40 Mbit/s, reservable: 4 Mbit/s, classes: 4, price: 0.1}
+  - name: core
+    operators:
+      - name: core
+        link-rate: 100 Mbit/s
+        reservable: 40 Mbit/s
+        classes: 4
+        price: 0.1
+        site:
+          workers: 1
+          seats: 4
+          price: 10
+          models: [{name: digits-medium, task: digits, work: 8 ms}]
+intents:
+"""
+INTENT = """
+  - name: {name}
+    task: digits
+    deadline: {deadline}
+    epsilon: 0.02
+    arrivals: {{model: poisson, rate: 30 requests/s, size: 8 kB}}
+    price: 20
+"""
+DEADLINES = {"clinic": "300 ms", "studio": "300 ms", "trader": "10 ms"}
 
 
 def test_a_federation_is_planned_reserved_by_its_agents_measured_and_released(testbed: Command, tmp_path: Path) -> None:
-    text = (ROOT / "topologies/intents.yaml").read_text(encoding="utf-8")
-    for long, short in SHORT.items():
-        assert long in text
-        text = text.replace(long, short)
     federation = tmp_path / "short.yaml"
-    federation.write_text(text, encoding="utf-8")
+    intents = [INTENT.format(name=name, deadline=deadline) for name, deadline in DEADLINES.items()]
+    federation.write_text(FEDERATION + "".join(intents), encoding="utf-8")
     planned = json.loads(testbed("plan", str(federation), "--json").stdout)["decisions"]
 
     # A run also fails if a controller still holds a rule after the release. Of the verdict nothing is asked: seconds
@@ -33,11 +62,7 @@ def test_a_federation_is_planned_reserved_by_its_agents_measured_and_released(te
     record = read_record(folder)
 
     ways = {d["tenant"]: [r["domain"] for r in d["reservations"]] for d in planned if d["admitted"]}
-    assert ways == {
-        "kiosk": ["access"],
-        "clinic": ["access", "metro-blue", "core"],
-        "studio": ["access", "metro-gold", "core"],
-    }
+    assert ways == {"clinic": ["blue", "core"], "studio": ["gold", "core"]}
     decided = {decision["tenant"]: decision for decision in record.plan["decisions"]}
     for before in planned:
         now = decided[before["tenant"]]
@@ -56,12 +81,10 @@ def test_a_federation_is_planned_reserved_by_its_agents_measured_and_released(te
     for tenant, way in ways.items():
         held = {name for name, read in record.installed.items() if tenant in read["tenants"]}
         assert held == set(way)
-    for tenant in record.tenants:
-        assert tenant.requests is not None
-        assert tenant.requests.answered == tenant.n > 0
-        assert not tenant.bound_broken
+    assert not any(tenant.bound_broken for tenant in record.tenants)
+    assert {probe.domain for probe in record.probes} >= {"blue", "gold", "core"}
     assert all(probe.ok for probe in record.probes)
     page = (folder / "report.html").read_text(encoding="utf-8")
-    assert "access &gt; metro-blue &gt; core" in page
+    assert "blue &gt; core" in page
     assert "trader was refused" in page
     assert "refused because of a deadline of 10 ms" in ended.stdout
