@@ -29,10 +29,12 @@ from testbed.envelope.units import ns_up
 from testbed.errors import EnvelopeError, ReservationError
 from testbed.management import market, sealing
 from testbed.management.admission import Crowd, Guest
+from testbed.management.books import Books
 from testbed.management.calibrations import Calibrations
+from testbed.management.entry import HOLDING, Entry, Request, State, UnknownReservationError
 from testbed.management.generated import management_pb2 as wire
 from testbed.management.installer import ControllerError, Installer, body_of
-from testbed.management.ledger import HOLDING, Books, Entry, Ledger, Request, State, UnknownReservationError
+from testbed.management.ledger import Ledger
 from testbed.scenario.federation import Operator, ServedModel, Site
 from testbed.scenario.model import Domain, Reservation
 

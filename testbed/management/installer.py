@@ -19,7 +19,8 @@ from typing import Any
 from controller.client import CallError, ControllerClient
 from controller.program import DomainProgram, Meter, Queue, Rule
 from testbed.errors import ReservationError
-from testbed.management.ledger import Entry, Ledger, State
+from testbed.management.entry import Entry, State
+from testbed.management.ledger import Ledger
 from testbed.management.sizing import class_minor
 
 LOG = logging.getLogger("testbed.agent")

@@ -27,10 +27,11 @@ from testbed.envelope.keys import PublicKey
 from testbed.envelope.store import EnvelopeStore, verify
 from testbed.errors import ReservationError
 from testbed.management.admission import Rule
+from testbed.management.entry import State
 from testbed.management.federation import Signed
 from testbed.management.installer import program_of
 from testbed.management.journal import Journal
-from testbed.management.ledger import Ledger, State
+from testbed.management.ledger import Ledger
 from testbed.management.orchestrator import Orchestrator, Outcome
 from testbed.management.plan_record import plan_record
 from testbed.management.planner import plan

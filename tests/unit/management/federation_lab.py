@@ -27,9 +27,10 @@ from testbed.envelope.trust import Role, Root
 from testbed.management import service
 from testbed.management.admission import Rule
 from testbed.management.calls import AgentClient
+from testbed.management.entry import State
 from testbed.management.identity import Credentials, anchors, authority, credentials
 from testbed.management.journal import Journal
-from testbed.management.ledger import Ledger, State
+from testbed.management.ledger import Ledger
 from testbed.management.orchestrator import Orchestrator
 from testbed.scenario.federation import Intent, Operator, ServedModel, Site
 from testbed.scenario.model import PoissonArrivals
