@@ -1,7 +1,7 @@
 """The scenario file format, version 1, as one table: keys, kinds of values, ranges, defaults and what they mean.
 
 The loader checks files against this table and `schema()` derives the JSON Schema that ships with the package
-(`python -m testbed.scenario.definition` prints it). Rules between several values are `testbed.scenario.rules`'.
+(`python -m testbed.scenario.definition` prints it). Rules between several values are `testbed.scenario.tenants`'.
 """
 
 from __future__ import annotations
@@ -12,22 +12,11 @@ from fractions import Fraction
 from importlib import resources
 from typing import Any
 
-from testbed.scenario.fields import (
-    ArrivalRate,
-    Boolean,
-    Choice,
-    Field,
-    ListOf,
-    Name,
-    Number,
-    Quantity,
-    Record,
-    Section,
-    Text,
-)
+from testbed.scenario.fields import Field, ListOf, Record, Section
 from testbed.scenario.fields import Variants as _Variants
 from testbed.scenario.model import FULL_FRAME_BITS, Datapath
 from testbed.scenario.units import FREQUENCY, RATE, SIZE, TIME
+from testbed.scenario.values import ArrivalRate, Boolean, Choice, Name, Number, Quantity, Text
 
 MOST_DOMAINS = 8
 MOST_TENANTS = 500

@@ -13,10 +13,11 @@ from pathlib import Path
 from testbed.scenario import document, requests, tenants
 from testbed.scenario.definition import SCENARIO, run_settings
 from testbed.scenario.document import Node
-from testbed.scenario.fields import UNUSABLE, Section, require_unique
+from testbed.scenario.fields import Section, require_unique
 from testbed.scenario.model import Domain, OnOffArrivals, Scenario, Tenant
 from testbed.scenario.problems import Report, did_you_mean
 from testbed.scenario.units import RATE, TIME, quantity
+from testbed.scenario.values import UNUSABLE
 
 
 def load(path: Path) -> Scenario:

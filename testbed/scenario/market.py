@@ -18,24 +18,11 @@ from testbed.scenario import document, tenants
 from testbed.scenario.definition import ARRIVALS, MODELS, RUN_FIELDS, run_settings
 from testbed.scenario.document import Mapping
 from testbed.scenario.federation import Intent, Market, Operator, ServedModel, Site
-from testbed.scenario.fields import (
-    UNUSABLE,
-    Boolean,
-    Choice,
-    Field,
-    ListOf,
-    Name,
-    Names,
-    Number,
-    Quantity,
-    Record,
-    Section,
-    Variants,
-    require_unique,
-)
+from testbed.scenario.fields import Field, ListOf, Record, Section, Variants, require_unique
 from testbed.scenario.model import OnOffArrivals, PoissonArrivals, RenewalArrivals
 from testbed.scenario.problems import Report, did_you_mean
 from testbed.scenario.units import RATE, TIME, quantity
+from testbed.scenario.values import UNUSABLE, Boolean, Choice, Name, Names, Number, Quantity
 
 MOST_SEGMENTS, MOST_OPERATORS, MOST_MODELS, MOST_INTENTS = 8, 16, 32, 5000
 SOFTWARE_DRAIN_BPS = 400_000_000

@@ -98,6 +98,8 @@ class Place:
         if what == "controller":
             assert self.controller is not None
             self.controller.wait(DEADLINE_S)
+            assert self.controller.stdout is not None
+            self.controller.stdout.close()
         wait_for(lambda: not Path(f"/proc/{pid}").exists(), f"the end of the {what} of {self.domain}")
 
     def start(self, what: str) -> None:

@@ -1,4 +1,4 @@
-"""Real agents, controllers and Open vSwitch: whatever is killed at whatever step, ledgers and switches agree afterwards.
+"""Real agents, controllers and Open vSwitch: whatever is killed at whatever step, they agree afterwards.
 
 The whole matrix takes minutes and runs with `scripts/test --full`; a case of each kind is quick. How long recovery took
 is listed at the end of the tests.
@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Self
 
 import pytest
 
@@ -255,7 +256,7 @@ class _Streams:
         self._passed = dict.fromkeys(WAY, 0)
         self._threads = [threading.Thread(target=self._stream, args=(name,)) for name in WAY]
 
-    def __enter__(self) -> _Streams:
+    def __enter__(self) -> Self:
         for thread in self._threads:
             thread.start()
         wait_for(lambda: min(self._sent.values()) > 0, "traffic in every domain")

@@ -237,6 +237,7 @@ class Lab:
                 "controller": str(self.controller_socket(one)),
                 "skeleton": self.skeleton(one).to_dict(),
                 "look_every_s": self.look_every_s,
+                "evidence": str(folder / "calibrations.json"),
             }
             (folder / "settings.json").write_text(json.dumps(settings))
             self.seats[one.name] = self.seat(one, folder)

@@ -258,7 +258,7 @@ def test_what_yielded_can_neither_be_aborted_nor_committed_nor_replaced_again(le
     do(ledger, offered("a", 60), prepared("a"), committed("a"))
     do(ledger, replacing("c", 90), prepared("c"), committed("c"), replacing("d", 10))
     for step in (aborted("a"), committed("a"), prepared("a"), prepared("d")):
-        with pytest.raises(WrongStateError, match="found (it|that) yielded"):
+        with pytest.raises(WrongStateError, match=r"found (it|that) yielded"):
             do(ledger, step)
     with pytest.raises(WrongStateError, match="found it yielded, expected prepared"):
         do(ledger, lambda books: books.require_committable("a", "broker"))
