@@ -126,7 +126,7 @@ def _packets(captures: Sequence[Records]) -> ByteArray:
         start += capture.data.size
     entries = np.concatenate(tables)
     data = np.concatenate([capture.data for capture in captures])
-    return _written(data, entries[np.argsort(entries["time_ns"], kind="stable")])
+    return np.asarray(_written(data, entries[np.argsort(entries["time_ns"], kind="stable")]))
 
 
 @numba.njit(cache=True)
