@@ -46,7 +46,7 @@ def _waits(n: int, rng: np.random.Generator) -> np.ndarray:
     service = rng.standard_exponential(n)
     first = 0.0 if rng.random() > 0.5 else float(rng.exponential(2.0))
     waits: np.ndarray = known.lindley(service, rng.exponential(2.0, n), first) - service
-    return np.maximum(waits, 0.0) * 1e-3
+    return np.asarray(np.maximum(waits, 0.0) * 1e-3)
 
 
 def _injected(n: int, share: float, size: float, rng: np.random.Generator) -> np.ndarray:

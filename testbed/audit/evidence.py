@@ -145,7 +145,7 @@ def _nonconforming(tenant: TenantRecord, crossing: Crossing, envelopes: Sequence
     """As the run counted packets; requests are counted here, by the bucket of the first domain."""
     if tenant.conformance is not None:
         return tenant.conformance.nonconforming
-    if isinstance(crossing, PacketCrossing) or crossing.rate_bps is None:
+    if not isinstance(crossing, RequestCrossing) or crossing.rate_bps is None:
         return 0
     return crossing.nonconforming(_on_the_network(envelopes)[crossing.samples[0].domains[0]])
 
@@ -154,10 +154,11 @@ def _evidence(
     record: RunRecord, tenant: str, crossing: Crossing, envelopes: Sequence[Envelope], nonconforming: int
 ) -> list[DomainEvidence]:
     """What each domain did with what entered it; nothing where the tenant holds no envelopes of its whole path."""
-    if isinstance(crossing, PacketCrossing):
-        found = _of_packets(crossing, _on_the_network(envelopes)) if crossing.replays else []
-    else:
-        found = _of_requests(crossing, envelopes) if crossing.rate_bps is not None else []
+    found: list[DomainEvidence] = []
+    if isinstance(crossing, PacketCrossing) and crossing.replays:
+        found = _of_packets(crossing, _on_the_network(envelopes))
+    elif isinstance(crossing, RequestCrossing) and crossing.rate_bps is not None:
+        found = _of_requests(crossing, envelopes)
     found = [replace(item, nonconforming=nonconforming) for item in found]
     if record.kind == "network":
         policed = [gate.limit for gate in record.gates if gate.name == f"host allowance, {tenant}"]

@@ -103,7 +103,7 @@ def _abreast_bits(samples: RequestSamples) -> FloatArray:
     bits, moments = samples.out_bits[known], ended[known]
     abreast = np.full(len(samples), np.nan)
     abreast[known] = _total_until(begun[known], bits, moments) - _total_until(moments, bits, moments)
-    return np.maximum(abreast, 0.0)
+    return np.asarray(np.maximum(abreast, 0.0))
 
 
 def _total_until(time_s: FloatArray, bits: FloatArray, moments_s: FloatArray) -> FloatArray:
