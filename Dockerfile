@@ -1,8 +1,8 @@
 # Everything the tests need on plain Debian 12: no kernel module and no service, only privileges.
 #
 #   docker build --tag tail-latency-testbed .
-#   docker run --rm --privileged tail-latency-testbed
-#   docker run --rm --privileged --volume "$PWD/runs:/testbed/runs" tail-latency-testbed scripts/demo
+#   docker run --rm --init --privileged tail-latency-testbed
+#   docker run --rm --init --privileged --volume "$PWD/runs:/testbed/runs" tail-latency-testbed scripts/demo
 #
 # scripts/container follows the same instructions where there is no container engine; it knows FROM, ENV, WORKDIR, COPY,
 # RUN and CMD in the forms used here.
