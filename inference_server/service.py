@@ -88,8 +88,15 @@ class InferenceService:
         handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(self._stream)
         return grpc.method_handlers_generic_handler(SERVICE, handlers)
 
-    def admitted(self, message: bytes, context: Context) -> tuple[pb.ModelInferRequest, Job]:
+    def admitted(
+        self, message: bytes, context: Context, *, streaming: bool = False
+    ) -> tuple[pb.ModelInferRequest, Job]:
         """Check a request and queue it; whoever calls this awaits `computed` next.
+
+        Args:
+            message: The request, serialised.
+            context: Its call.
+            streaming: Whether the call can have several answers.
 
         Raises:
             InferenceError: It is refused; that has been counted.
@@ -100,7 +107,7 @@ class InferenceService:
         try:
             _parse(message, request)
             tenant = _tenant(request, context)
-            return request, self._job(request, context, tenant, received_ns)
+            return request, self._job(request, context, tenant, received_ns, streaming=streaming)
         except InferenceError as error:
             name = request.model_name if request.model_name in self.models else ""
             self._refused(name, tenant, error.code, received_ns)
@@ -180,10 +187,13 @@ class InferenceService:
             async for answer in found:
                 yield answer
 
-    def _job(self, request: pb.ModelInferRequest, context: Context, tenant: str, received_ns: int) -> Job:
+    def _job(
+        self, request: pb.ModelInferRequest, context: Context, tenant: str, received_ns: int, *, streaming: bool
+    ) -> Job:
         model = self._model(request.model_name, request.model_version)
         inputs = tensors.inputs_of(request, model.inputs)
         tensors.wanted_outputs(request, model.outputs)
+        rows = model.rows(inputs)
         job = Job(
             tenant=tenant,
             id=request.id,
@@ -193,9 +203,10 @@ class InferenceService:
             queued_ns=time.monotonic_ns(),
             model=model,
             inputs=inputs,
-            rows=model.rows(inputs),
+            rows=rows,
             batch=batches.key(model, inputs),
             answer=asyncio.get_running_loop().create_future(),
+            parts=asyncio.Queue() if streaming and model.decoupled else None,
         )
         self._scheduler.submit(job)
         return job

@@ -76,7 +76,7 @@ class Stream:
             async for message in requests:
                 await self._room.acquire()
                 try:
-                    request, job = self._service.admitted(message, self._context)
+                    request, job = self._service.admitted(message, self._context, streaming=True)
                 except InferenceError as error:
                     self._admitted.put_nowait(_Refused(_readable(message), error))
                     continue
@@ -91,7 +91,7 @@ class Stream:
 async def _answer(admitted: _Admitted) -> AsyncIterator[bytes]:
     request, job = admitted.request, admitted.job
     try:
-        while job.model.decoupled and (part := await job.parts.get()) is not None:
+        while job.parts is not None and (part := await job.parts.get()) is not None:
             yield _message(answers.response_with(request, job, part), final=False)
         yield _message(answers.response_to(request, job, await admitted.answer), final=True)
     except InferenceError as error:

@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
@@ -58,7 +58,8 @@ class Job:
         rows: Rows of its inputs.
         batch: What requests that are computed with it have in common, None if none can be.
         answer: Where the event loop waits.
-        parts: Where the event loop waits for what is there before the answer; None at the end.
+        parts: Where the event loop waits for what is there before the answer, with None at its end; None where it
+            waits for the answer only.
     """
 
     tenant: str
@@ -72,19 +73,20 @@ class Job:
     rows: int
     batch: Hashable | None
     answer: asyncio.Future[Answer]
-    parts: asyncio.Queue[Mapping[str, Array] | None] = field(default_factory=asyncio.Queue)
+    parts: asyncio.Queue[Mapping[str, Array] | None] | None = None
 
     def resolve(self, outcome: Answer | Exception) -> None:
         """Hand the outcome to whoever waits, if somebody still does; from any thread."""
         self.answer.get_loop().call_soon_threadsafe(self._settle, outcome)
 
     def emit(self, outputs: Mapping[str, Array]) -> None:
-        """Hand over a part of what will be the answer; from any thread."""
-        self.answer.get_loop().call_soon_threadsafe(self.parts.put_nowait, outputs)
+        """Hand over a part of what will be the answer, where it is waited for; from any thread."""
+        if self.parts is not None:
+            self.answer.get_loop().call_soon_threadsafe(self.parts.put_nowait, outputs)
 
     def expire(self) -> None:
-        """Say that the deadline passed before the request was computed."""
-        self.resolve(ExpiredError(f"model {self.model.name!r}: the deadline passed before it was computed"))
+        """Say that the deadline passed before the answer was there."""
+        self.resolve(ExpiredError(f"model {self.model.name!r}: the deadline passed before the answer was there"))
 
     def expired(self) -> bool:
         """Whether the deadline has passed."""
@@ -95,7 +97,8 @@ class Job:
         return not self.answer.done() and not self.expired()
 
     def _settle(self, outcome: Answer | Exception) -> None:
-        self.parts.put_nowait(None)
+        if self.parts is not None:
+            self.parts.put_nowait(None)
         if self.answer.done():
             return
         if isinstance(outcome, Exception):

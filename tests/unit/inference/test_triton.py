@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -181,6 +182,8 @@ def test_a_request_may_say_itself_how_long_the_server_may_take(running: Running,
     hurried.parameters["timeout"].int64_param = 1_000
     call_ = infer(channel).future(hurried, timeout=LONG_S)
     until(lambda: len(running.server._scheduler) == 1)
+    due_ns = time.monotonic_ns() + 1_000_000
+    until(lambda: time.monotonic_ns() > due_ns)
     running.gate.open.set()
     first.result(LONG_S)
     assert call_.code() is grpc.StatusCode.DEADLINE_EXCEEDED
