@@ -14,7 +14,10 @@ import signal
 import sys
 from pathlib import Path
 
-from inference_server.errors import ModelError
+from inference_server.errors import InferenceError, ModelError
+from inference_server.impairments import read
+from inference_server.scheduler import Batching
+from inference_server.security import Security
 from inference_server.server import InferenceServer, Settings
 
 
@@ -37,17 +40,18 @@ async def serve(settings: Settings) -> None:
             "models": sorted(server.service.models),
             "device": str(server.device),
         }
+        if server.metrics is not None:
+            ready["metrics"] = f"{(settings.metrics or '').rpartition(':')[0]}:{server.metrics.port}"
         print(json.dumps(ready), flush=True)
         await ended.wait()
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse, serve, and say why where that is impossible."""
-    settings = _settings(arguments)
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     try:
-        asyncio.run(serve(settings))
-    except (ModelError, OSError, ValueError) as error:
+        asyncio.run(serve(_settings(arguments)))
+    except (InferenceError, ModelError, OSError, ValueError) as error:
         print(f"inference_server: {error}", file=sys.stderr)
         return 2
     return 0
@@ -60,7 +64,12 @@ def _settings(arguments: list[str] | None) -> Settings:
     parser.add_argument("--models", type=lambda text: text.split(","), help="NAME,...: serve only these")
     parser.add_argument("--repository", type=Path, help="folder of your own models, see docs/inference.md")
     parser.add_argument(
-        "--share", action="append", default=[], type=_share, metavar="TENANT=FRACTION", help="guarantee; repeatable"
+        "--share",
+        action="append",
+        default=[],
+        type=_share,
+        metavar="TENANT=FRACTION[:LIMIT]",
+        help="guarantee, and most waiting; repeatable",
     )
     parser.add_argument("--queue-limit", type=int, default=default.queue_limit, help="most waiting for each tenant")
     parser.add_argument("--workers", type=_count, default=default.workers, help="threads that compute")
@@ -69,12 +78,28 @@ def _settings(arguments: list[str] | None) -> Settings:
     parser.add_argument("--max-message-bytes", type=_count, default=default.message_bytes, help="largest request")
     parser.add_argument("--max-rows", type=_count, default=default.max_rows, help="most rows of a request")
     parser.add_argument("--drain-s", type=float, default=default.drain_s, help="how long the end waits for requests")
+    parser.add_argument("--batch-rows", type=_count, default=1, help="most rows computed together; 1 for no batching")
+    parser.add_argument("--batch-delay-ms", type=float, default=0.0, help="how long a batch that is not full waits")
+    parser.add_argument("--tls-certificate", type=Path, metavar="PEM", help="serve over TLS with this certificate")
+    parser.add_argument("--tls-key", type=Path, metavar="PEM", help="and its private key")
+    parser.add_argument(
+        "--tls-client-authority", type=Path, metavar="PEM", help="clients must show a certificate of it"
+    )
+    parser.add_argument("--metrics", type=_address, metavar="HOST:PORT", help="serve a page for Prometheus there")
+    parser.add_argument("--impair", type=Path, metavar="JSON", help="impairments, their times from the ready line")
+    parser.add_argument("--impairment-record", type=Path, metavar="FILE", help="append what begins and ends")
+    parser.add_argument("--allow-impairments", action="store_true", help="let clients ask for impairments")
     options = parser.parse_args(arguments)
+    if (options.tls_certificate is None) != (options.tls_key is None):
+        parser.error("--tls-certificate and --tls-key are needed together")
+    if options.tls_client_authority is not None and options.tls_certificate is None:
+        parser.error("--tls-client-authority needs --tls-certificate and --tls-key")
     return Settings(
         listen=options.listen,
         models=options.models,
         folder=options.repository,
-        shares=dict(options.share),
+        shares={tenant: fraction for tenant, fraction, _ in options.share},
+        queue_limits={tenant: limit for tenant, _, limit in options.share if limit is not None},
         queue_limit=options.queue_limit,
         workers=options.workers,
         threads=options.threads,
@@ -82,6 +107,13 @@ def _settings(arguments: list[str] | None) -> Settings:
         message_bytes=options.max_message_bytes,
         max_rows=options.max_rows,
         drain_s=options.drain_s,
+        batching=Batching(options.batch_rows, options.batch_delay_ms / 1e3),
+        security=options.tls_certificate
+        and Security(options.tls_certificate, options.tls_key, options.tls_client_authority),
+        metrics=options.metrics,
+        impair=options.impair and read(options.impair),
+        impairment_record=options.impairment_record,
+        allow_impairments=options.allow_impairments,
     )
 
 
@@ -92,15 +124,18 @@ def _address(text: str) -> str:
     return text
 
 
-def _share(text: str) -> tuple[str, float]:
-    tenant, separator, fraction = text.partition("=")
+def _share(text: str) -> tuple[str, float, int | None]:
+    tenant, separator, amount = text.rpartition("=")
+    fraction, limited, limit = amount.partition(":")
     try:
         value = float(fraction)
     except ValueError:
         value = -1.0
     if not tenant or not separator or not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected TENANT=FRACTION with a fraction above 0, at most 1")
-    return tenant, value
+        raise argparse.ArgumentTypeError(
+            f"found {text!r}, expected TENANT=FRACTION[:LIMIT] with a fraction above 0, at most 1"
+        )
+    return tenant, value, _count(limit) if limited else None
 
 
 def _count(text: str) -> int:

@@ -51,5 +51,9 @@ class FailedError(InferenceError):
     code = grpc.StatusCode.INTERNAL
 
 
+class AbandonedError(Exception):
+    """A computation that stopped because nobody waits for its result any more."""
+
+
 class ModelError(Exception):
     """Models that cannot be loaded as asked; the server does not start with less than it was told to serve."""

@@ -7,34 +7,42 @@ come from is `repository`'s business.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import nn
 
 from inference_server.errors import InvalidRequestError, ModelError
+from inference_server.statistics import Execution
 from inference_server.tensors import DTYPES, Array, TensorSpec
 
 _COST_REPEATS = 7
 
 
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """What a request is expected to take of one worker, as shares of the server are charged for it.
+class Watch(Protocol):
+    """Who waits for a computation."""
+
+    def wanted(self) -> bool:
+        """Whether somebody still does."""
+
+    def emit(self, outputs: Mapping[str, Array]) -> None:
+        """Take a part of the outputs that is there before the rest."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Computed:
+    """What a computation gave.
 
     Attributes:
-        call_s: For any request.
-        row_s: For each row more.
+        outputs: By name.
+        execution: How long it took.
     """
 
-    call_s: float
-    row_s: float
-
-    def of(self, rows: int) -> float:
-        """Seconds for a request of this many rows."""
-        return self.call_s + rows * self.row_s
+    outputs: Mapping[str, Array]
+    execution: Execution
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,6 +74,16 @@ class Model:
         """Whether the first dimension of the first input is free."""
         return self.inputs[0].shape[:1] == (-1,)
 
+    @property
+    def joins(self) -> bool:
+        """Whether several requests can be computed as one: the first dimension of every tensor counts rows."""
+        return all(spec.shape[:1] == (-1,) for spec in (*self.inputs, *self.outputs))
+
+    @property
+    def decoupled(self) -> bool:
+        """Whether a request of a stream has several answers."""
+        return False
+
     def rows(self, inputs: Mapping[str, Array]) -> int:
         """Rows of a request, 1 where the model takes only one size.
 
@@ -79,13 +97,25 @@ class Model:
             )
         return int(rows)
 
-    def compute(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Outputs by name; returns when they are there, on CUDA too."""
+    def compute(self, inputs: Mapping[str, Array], watch: Watch | None = None) -> Computed:  # noqa: ARG002
+        """Compute; returns when the outputs are there, on CUDA too.
+
+        Args:
+            inputs: Checked inputs by name.
+            watch: Who waits for the outputs, where that is one; of use to computations with several steps.
+        """
+        begun_ns = time.monotonic_ns()
         with torch.inference_mode():
             arguments = [torch.tensor(inputs[spec.name], device=self.device) for spec in self.inputs]
+            ready_ns = time.monotonic_ns()
             results = self.network(*arguments)
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            computed_ns = time.monotonic_ns()
             tensors: Sequence[torch.Tensor] = [results] if isinstance(results, torch.Tensor) else results
-            return {spec.name: result.cpu().numpy() for spec, result in zip(self.outputs, tensors, strict=True)}
+            outputs = {spec.name: result.cpu().numpy() for spec, result in zip(self.outputs, tensors, strict=True)}
+        execution = Execution(ready_ns - begun_ns, computed_ns - ready_ns, time.monotonic_ns() - computed_ns)
+        return Computed(outputs, execution)
 
     def examples(self, rows: int) -> dict[str, Array]:
         """Inputs of zeros, free dimensions as large as `rows`."""
@@ -101,7 +131,7 @@ class Model:
             ModelError: It cannot compute, or gives something else.
         """
         try:
-            results = self.compute(self.examples(2))
+            results = self.compute(self.examples(2)).outputs
         except (RuntimeError, TypeError, ValueError) as error:
             raise ModelError(f"model {self.name!r}: cannot compute its declared inputs: {error}") from error
         for spec in self.outputs:
@@ -111,13 +141,17 @@ class Model:
                     f"model {self.name!r}: found output {found.dtype} {list(found.shape)}, expected {spec}"
                 )
 
-    def measure_cost(self) -> Cost:
-        """Time one row and the most rows; the fastest of several runs each, because a host only ever adds time."""
+    def measure_cost(self) -> Callable[[Mapping[str, Array]], float]:
+        """What requests are expected to take of one worker, in seconds.
+
+        One row and the most rows are timed, each by the fastest of several runs, because a host only ever adds time.
+        """
         single = self._fastest_s(1)
         if not self.batched or self.max_rows == 1:
-            return Cost(single, 0.0)
+            return lambda _inputs: single
         row_s = max(0.0, self._fastest_s(self.max_rows) - single) / (self.max_rows - 1)
-        return Cost(max(0.0, single - row_s), row_s)
+        call_s = max(0.0, single - row_s)
+        return lambda inputs: call_s + self.rows(inputs) * row_s
 
     def _fastest_s(self, rows: int) -> float:
         inputs = self.examples(rows)

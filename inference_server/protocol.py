@@ -21,6 +21,14 @@ PADDING = "padding"
 """Request parameter (text) that is ignored: it makes a request as large on the wire as its sender wants it. Servers of
 this protocol let parameters they do not know pass, while most refuse an input tensor that their model does not have."""
 
+IMPAIRED = "impaired"
+"""Parameter of an answer (text): kinds of impairment, made on purpose, that touched the request, with commas."""
+
+TIMEOUT = "timeout"
+"""Request parameter (whole number, microseconds) of Triton's clients: how long the server may take."""
+
+IMPAIRMENTS = "inference.Impairments"
+
 
 def method(name: str) -> str:
     """Path of a call, as HTTP/2 and a channel's `unary_unary` name it."""

@@ -16,15 +16,21 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from inference_server import text
 from inference_server.digits import CLASSES, HELD_OUT, PIXELS
 from inference_server.errors import ModelError
 from inference_server.models import Model
 from inference_server.networks import NETWORKS
 from inference_server.tensors import DTYPES, TensorSpec
+from inference_server.text import TextModel
+from inference_server.transformer import Transformer
 
 _DIGIT_INPUTS = (TensorSpec("pixels", "FP32", (-1, PIXELS)),)
 _DIGIT_OUTPUTS = (TensorSpec("logits", "FP32", (-1, CLASSES)),)
 _KEYS = {"inputs", "outputs"}
+
+TEXT = "text-small"
+"""Name of the transformer."""
 
 
 def load(names: Sequence[str] | None, folder: Path | None, *, device: torch.device, max_rows: int) -> list[Model]:
@@ -40,7 +46,7 @@ def load(names: Sequence[str] | None, folder: Path | None, *, device: torch.devi
         ModelError: A name that is nowhere, or a model that cannot be loaded or does not compute what it says.
     """
     own = _own(folder)
-    available = list(dict.fromkeys((*NETWORKS, *own)))
+    available = list(dict.fromkeys((*NETWORKS, TEXT, *own)))
     unknown = [name for name in names or () if name not in available]
     if unknown:
         where = f" or in {folder}" if folder else ""
@@ -60,14 +66,27 @@ def record() -> dict[str, Any]:
     return found
 
 
+def text_record() -> dict[str, Any]:
+    """What was measured when the transformer was trained."""
+    found: dict[str, Any] = json.loads((HELD_OUT.parent / "text-record.json").read_text(encoding="utf-8"))
+    return found
+
+
+def _checksum(name: str) -> str:
+    measured = text_record() if name == TEXT else record()["models"][name]
+    return str(measured["sha256"])
+
+
 def _shipped(name: str, folder: Path, device: torch.device, max_rows: int) -> Model:
     path = folder / f"{name}.safetensors"
-    found, expected = hashlib.sha256(path.read_bytes()).hexdigest(), record()["models"][name]["sha256"]
+    found, expected = hashlib.sha256(path.read_bytes()).hexdigest(), _checksum(name)
     if found != expected:
         raise ModelError(f"{path}: found checksum {found}, expected the recorded {expected}; train or install again")
-    network = NETWORKS[name]()
+    network = Transformer() if name == TEXT else NETWORKS[name]()
     network.load_state_dict(load_file(path))
     network.eval().to(device)
+    if name == TEXT:
+        return TextModel(name, "1", "pytorch", text.INPUTS, text.OUTPUTS, network, device, 1)
     return Model(name, "1", "pytorch", _DIGIT_INPUTS, _DIGIT_OUTPUTS, network, device, max_rows)
 
 

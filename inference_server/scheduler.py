@@ -5,13 +5,19 @@ time at which a server of the tenant's share alone would finish it, and the smal
 c workers is then never further behind such a server than one largest request of every other tenant, over c, which is
 what a bound on a shared compute stage allows for. A tenant that floods fills its own queue and nobody else's. What
 computing means, and who waits for the answer, this module does not know.
+
+A batch is a stretch of that order: it ends before the first request that cannot join, so batching changes nobody's
+turn. A request is finished with its batch instead of alone, which is at most the work of one batch later; a batch that
+is not full waits for more only while nothing else waits, so it is late by at most the delay. Both add to the latency
+of a share, neither takes any of its rate: whatever has a full batch waiting never waits for more. Each request is
+charged as if it were computed alone, so what batching saves makes the server faster and nobody's share smaller.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
@@ -36,8 +42,35 @@ class Work(Protocol):
     def deadline_ns(self) -> int | None:
         """CLOCK_MONOTONIC time after which nobody wants it, None for never."""
 
+    @property
+    def rows(self) -> int:
+        """What it counts for in a batch."""
+
+    @property
+    def batch(self) -> Hashable | None:
+        """What all requests of a batch have in common; None for a request that is computed alone."""
+
 
 W = TypeVar("W", bound=Work)
+
+
+@dataclass(frozen=True, slots=True)
+class Batching:
+    """When requests are computed together.
+
+    Attributes:
+        rows: Most rows of a batch, 1 for no batching. A request with more is computed alone.
+        delay_s: How long a batch that is not full waits for more.
+    """
+
+    rows: int = 1
+    delay_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.rows < 1 or not self.delay_s >= 0:
+            raise ValueError(
+                f"batching: found {self.rows} rows and {self.delay_s} s, expected at least 1 row and no negative delay"
+            )
 
 
 @dataclass(slots=True)
@@ -45,11 +78,15 @@ class _Share(Generic[W]):
     """One tenant's queue. `finish_s` is the virtual time at which its own server is done with all that was taken."""
 
     fraction: float
+    limit: int
     finish_s: float = 0.0
     queue: OrderedDict[int, W] = field(default_factory=OrderedDict)
 
+    def head(self) -> W:
+        return next(iter(self.queue.values()))
+
     def tag_s(self) -> float:
-        return self.finish_s + next(iter(self.queue.values())).work_s / self.fraction
+        return self.finish_s + self.head().work_s / self.fraction
 
 
 class Scheduler(Generic[W]):
@@ -62,6 +99,8 @@ class Scheduler(Generic[W]):
         queue_limit: int,
         now_ns: Callable[[], int],
         expired: Callable[[W], None],
+        queue_limits: Mapping[str, int] | None = None,
+        batching: Batching | None = None,
     ) -> None:
         """Make the queues.
 
@@ -69,20 +108,27 @@ class Scheduler(Generic[W]):
             shares: Fraction of the workers that each named tenant is guaranteed; what is left is everybody else's.
             queue_limit: Most requests that wait in each queue.
             now_ns: The clock of the deadlines.
-            expired: Told of requests that are dropped because their deadline passed, from the thread that took them.
+            expired: Told of requests that are dropped because their deadline passed, from the thread that took them
+                and while the queues are locked.
+            queue_limits: Most requests that wait in the queues of these tenants, instead of `queue_limit`.
+            batching: When requests are computed together; never, if left out.
 
         Raises:
-            ValueError: Fractions that are not above 0, or more than 1 together.
+            ValueError: Fractions that are not above 0, or more than 1 together; a limit below 1; a limit for a tenant
+                without a share.
         """
         left = 1.0 - sum(shares.values())
         if any(not fraction > 0 for fraction in shares.values()) or left < -1e-9:
             raise ValueError(f"shares: found {dict(shares)}, expected fractions above 0 and at most 1 together")
-        if queue_limit < 1:
-            raise ValueError(f"queue limit: found {queue_limit}, expected at least 1")
-        self._shares: dict[str, _Share[W]] = {name: _Share(fraction) for name, fraction in shares.items()}
+        limits = dict.fromkeys((*shares, EVERYBODY_ELSE), queue_limit) | dict(queue_limits or {})
+        if unknown := sorted(set(limits) - {*shares, EVERYBODY_ELSE}):
+            raise ValueError(f"queue limits: found tenants {unknown} without a share, expected some of {list(shares)}")
+        if too_small := {name: limit for name, limit in limits.items() if limit < 1}:
+            raise ValueError(f"queue limit: found {min(too_small.values())}, expected at least 1")
+        self._shares: dict[str, _Share[W]] = {name: _Share(part, limits[name]) for name, part in shares.items()}
         if left > 1e-9:
-            self._shares[EVERYBODY_ELSE] = _Share(left)
-        self._queue_limit = queue_limit
+            self._shares[EVERYBODY_ELSE] = _Share(left, limits[EVERYBODY_ELSE])
+        self._batching = batching or Batching()
         self._now_ns = now_ns
         self._expired = expired
         self._ready = threading.Condition()
@@ -90,8 +136,16 @@ class Scheduler(Generic[W]):
         self._closed = False
 
     def __len__(self) -> int:
+        return sum(self.waiting().values())
+
+    def waiting(self) -> dict[str, int]:
+        """Requests that wait, by share."""
         with self._ready:
-            return sum(len(share.queue) for share in self._shares.values())
+            return {name: len(share.queue) for name, share in self._shares.items()}
+
+    def share_of(self, tenant: str) -> str:
+        """Name of the share that a tenant uses."""
+        return tenant if tenant in self._shares else EVERYBODY_ELSE
 
     def submit(self, work: W) -> None:
         """Queue a request.
@@ -99,14 +153,14 @@ class Scheduler(Generic[W]):
         Raises:
             ExhaustedError: Its tenant's queue is full, or it has no share.
         """
-        share = self._shares.get(work.tenant) or self._shares.get(EVERYBODY_ELSE)
+        share = self._shares.get(self.share_of(work.tenant))
         if share is None:
             raise ExhaustedError(
                 f"tenant {work.tenant!r}: found no share of the server, expected one of {sorted(self._shares)}: "
                 "they hold all of it"
             )
         with self._ready:
-            if len(share.queue) >= self._queue_limit:
+            if len(share.queue) >= share.limit:
                 raise ExhaustedError(
                     f"tenant {work.tenant!r}: found {len(share.queue)} requests waiting, expected less than the limit "
                     "of its queue; send less or ask for a larger share"
@@ -121,29 +175,53 @@ class Scheduler(Generic[W]):
         with self._ready:
             return any(share.queue.pop(id(work), None) is not None for share in self._shares.values())
 
-    def take(self) -> W | None:
-        """Wait for the next request to compute; None when closed and empty. Expired ones cost their tenant nothing."""
-        while True:
-            with self._ready:
-                while (share := self._next()) is None:
-                    if self._closed:
-                        return None
-                    self._ready.wait()
-                tag_s = share.tag_s()
-                _, work = share.queue.popitem(last=False)
-                late = work.deadline_ns is not None and work.deadline_ns <= self._now_ns()
-                if not late:
-                    share.finish_s = self._virtual_s = tag_s
-            if not late:
-                return work
-            self._expired(work)
+    def take(self) -> list[W]:
+        """Wait for the next requests to compute; none when closed and empty. Expired ones cost their tenant nothing."""
+        with self._ready:
+            while (share := self._next()) is None:
+                if self._closed:
+                    return []
+                self._ready.wait()
+            first = self._pop(share)
+            batch = [first]
+            if first.batch is not None and first.rows < self._batching.rows:
+                self._grow(batch)
+            return batch
 
     def close(self) -> None:
-        """Let `take` return None once all queues are empty."""
+        """Let `take` return nothing once all queues are empty."""
         with self._ready:
             self._closed = True
             self._ready.notify_all()
 
+    def _grow(self, batch: list[W]) -> None:
+        """Add what comes next in the fair order, until something cannot join or the batch has waited long enough."""
+        room = self._batching.rows - batch[0].rows
+        until_ns = self._now_ns() + int(self._batching.delay_s * 1e9)
+        while room > 0 and not self._closed:
+            if (share := self._next()) is None:
+                if batch[-1].deadline_ns is not None:
+                    until_ns = min(until_ns, batch[-1].deadline_ns - int(batch[-1].work_s * 1e9))
+                left_s = (until_ns - self._now_ns()) / 1e9
+                if left_s <= 0:
+                    return
+                self._ready.wait(left_s)
+                continue
+            following = share.head()
+            if following.batch != batch[0].batch or following.rows > room:
+                return
+            batch.append(self._pop(share))
+            room -= following.rows
+
+    def _pop(self, share: _Share[W]) -> W:
+        share.finish_s = self._virtual_s = share.tag_s()
+        return share.queue.popitem(last=False)[1]
+
     def _next(self) -> _Share[W] | None:
+        """Whose turn it is, once heads of queues that nobody wants any more are gone."""
+        now_ns = self._now_ns()
+        for share in self._shares.values():
+            while share.queue and (until_ns := share.head().deadline_ns) is not None and until_ns <= now_ns:
+                self._expired(share.queue.popitem(last=False)[1])
         waiting = [share for share in self._shares.values() if share.queue]
         return min(waiting, key=_Share.tag_s) if waiting else None

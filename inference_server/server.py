@@ -22,9 +22,15 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from inference_server import repository
-from inference_server.protocol import SERVICE
-from inference_server.scheduler import Scheduler
+from inference_server.generated.open_inference_pb2 import ImpairRequest
+from inference_server.impairments import Impairments, impairment_handler, parse
+from inference_server.metrics import MetricsPage
+from inference_server.protocol import IMPAIRMENTS, SERVICE
+from inference_server.scheduler import Batching, Scheduler
+from inference_server.security import Security
 from inference_server.service import InferenceService
+from inference_server.statistics import Statistics
+from inference_server.triton import Serving
 from inference_server.workers import Job, Workers
 
 MESSAGE_BYTES = 16 * 1024 * 1024
@@ -50,6 +56,13 @@ class Settings:
         message_bytes: Largest message accepted; a larger one is answered RESOURCE_EXHAUSTED.
         max_rows: Most rows of a request; one with more is answered INVALID_ARGUMENT.
         drain_s: How long the end waits for requests in progress.
+        queue_limits: Most requests that wait of these tenants, instead of `queue_limit`.
+        batching: When requests are computed together.
+        security: Certificates; None for plain text.
+        metrics: `HOST:PORT` of the page for Prometheus, None for none.
+        impair: What makes the server worse from the moment it is ready; None for nothing.
+        impairment_record: File to append to when impairments begin and end.
+        allow_impairments: Whether clients may ask for impairments.
     """
 
     listen: str = "127.0.0.1:8001"
@@ -63,6 +76,13 @@ class Settings:
     message_bytes: int = MESSAGE_BYTES
     max_rows: int = 1024
     drain_s: float = 10.0
+    queue_limits: Mapping[str, int] = field(default_factory=dict)
+    batching: Batching = field(default_factory=Batching)
+    security: Security | None = None
+    metrics: str | None = None
+    impair: ImpairRequest | None = None
+    impairment_record: Path | None = None
+    allow_impairments: bool = False
 
 
 class InferenceServer:
@@ -72,23 +92,41 @@ class InferenceServer:
         port: The port it listens on.
         service: The calls it serves.
         workers: The threads that compute.
+        metrics: The page for Prometheus, None where nobody asked for one.
     """
 
     port: int
     service: InferenceService
     workers: Workers
+    metrics: MetricsPage | None = None
 
     def __init__(self, settings: Settings) -> None:
         """Make the queues.
 
         Raises:
-            ValueError: Shares or a queue limit that make no sense.
+            ValueError: Shares, a queue limit or an impairment that make no sense.
+            OSError: The record of impairments cannot be written.
         """
         self._settings = settings
+        statistics = Statistics()
         self._scheduler: Scheduler[Job] = Scheduler(
-            settings.shares, queue_limit=settings.queue_limit, now_ns=time.monotonic_ns, expired=Job.expire
+            settings.shares,
+            queue_limit=settings.queue_limit,
+            queue_limits=settings.queue_limits,
+            batching=settings.batching,
+            now_ns=time.monotonic_ns,
+            expired=Job.expire,
         )
-        self.service = InferenceService(self._scheduler)
+        self._impairments = Impairments(settings.impairment_record, touched=statistics.touched)
+        self._due = [] if settings.impair is None else parse(settings.impair, 0)
+        serving = Serving(
+            workers=settings.workers,
+            device=self.device,
+            queue_limit=settings.queue_limit,
+            batch_rows=settings.batching.rows,
+            batch_delay_s=settings.batching.delay_s,
+        )
+        self.service = InferenceService(self._scheduler, statistics, serving)
         self._health = health.aio.HealthServicer()
 
     async def __aenter__(self) -> Self:
@@ -96,32 +134,39 @@ class InferenceServer:
 
         Raises:
             ModelError: A model cannot be loaded.
-            OSError: The address cannot be used.
+            OSError: An address cannot be used, or a certificate not be read.
+            ValueError: A certificate that is none.
         """
         settings = self._settings
         self._server = grpc.aio.server(options=_options(settings.message_bytes))
         self._server.add_generic_rpc_handlers((self.service.handler(),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        names = [SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME]
+        if settings.allow_impairments:
+            self._server.add_generic_rpc_handlers((impairment_handler(self._impairments),))
+            names.append(IMPAIRMENTS)
         reflection.enable_server_reflection(names, self._server)
-        try:
-            self.port = self._server.add_insecure_port(settings.listen)
-        except RuntimeError as error:
-            raise OSError(f"{settings.listen}: cannot listen there ({error}); is the port taken?") from error
+        self.port = self._add_port(settings.listen, settings.security)
         await self._say(health_pb2.HealthCheckResponse.NOT_SERVING)
         await self._server.start()
         try:
             self.service.serve(await asyncio.to_thread(self._load))
+            if settings.metrics is not None:
+                self.metrics = MetricsPage(settings.metrics, self.service.statistics, self._scheduler.waiting)
         except BaseException:
             await self._server.stop(None)
             raise
-        self.workers = Workers(self._scheduler, settings.workers, settings.threads)
+        self.workers = Workers(
+            self._scheduler, settings.workers, settings.threads, self.service.statistics, self._impairments
+        )
         # What is loaded stays: the collector need not look at PyTorch's modules again, in the middle of a request.
         gc.collect()
         gc.freeze()
         # A worker that has an answer must not wait 5 ms, Python's default, for a busy event loop to let it run.
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
         await self._say(health_pb2.HealthCheckResponse.SERVING)
+        ready_ns = time.monotonic_ns()
+        self._impairments.add([each.later(ready_ns) for each in self._due])
         return self
 
     async def __aexit__(
@@ -133,7 +178,10 @@ class InferenceServer:
         await self.service.drain(self._settings.drain_s)
         await self._server.stop(_FLUSH_S)
         self._scheduler.close()
+        self._impairments.close()
         await asyncio.to_thread(self.workers.join)
+        if self.metrics is not None:
+            self.metrics.close()
 
     @property
     def device(self) -> torch.device:
@@ -145,6 +193,14 @@ class InferenceServer:
         settings = self._settings
         torch.set_num_threads(settings.threads)
         return repository.load(settings.models, settings.folder, device=self.device, max_rows=settings.max_rows)
+
+    def _add_port(self, listen: str, security: Security | None) -> int:
+        try:
+            if security is None:
+                return self._server.add_insecure_port(listen)
+            return self._server.add_secure_port(listen, security.credentials())
+        except RuntimeError as error:
+            raise OSError(f"{listen}: cannot listen there ({error}); is the port taken?") from error
 
     async def _say(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         for name in ("", SERVICE):

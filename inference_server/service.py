@@ -1,7 +1,8 @@
 """The calls of the protocol: checks a request, queues it, waits, answers; every refusal with the status it deserves.
 
-One event loop serves the network and never computes. `ModelInfer` takes and gives plain bytes, so that the first stamp
-is taken before a message is parsed, and a message that cannot be parsed is the client's mistake rather than ours.
+One event loop serves the network and never computes. Inferences take and give plain bytes, so that the first stamp is
+taken before a message is parsed, and a message that cannot be parsed is the client's mistake rather than ours. How
+many inferences share one call is `streams`' business, and what Triton asks beside them `triton`'s.
 """
 
 from __future__ import annotations
@@ -9,51 +10,45 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import grpc
 from google.protobuf.message import DecodeError
 
-from inference_server import __version__, tensors
+from inference_server import __version__, answers, batches, tensors, triton
 from inference_server.errors import InferenceError, InvalidRequestError, NotFoundError, UnavailableError
-from inference_server.generated.open_inference_pb2 import (
-    ModelInferRequest,
-    ModelInferResponse,
-    ModelMetadataRequest,
-    ModelMetadataResponse,
-    ModelReadyRequest,
-    ModelReadyResponse,
-    ServerLiveRequest,
-    ServerLiveResponse,
-    ServerMetadataRequest,
-    ServerMetadataResponse,
-    ServerReadyRequest,
-    ServerReadyResponse,
-)
-from inference_server.models import Cost, Model
-from inference_server.protocol import SERVICE, TENANT
+from inference_server.generated import open_inference_pb2 as pb
+from inference_server.models import Model
+from inference_server.protocol import SERVICE, TENANT, TIMEOUT
 from inference_server.scheduler import EVERYBODY_ELSE, Scheduler
+from inference_server.statistics import Statistics
+from inference_server.streams import Stream
+from inference_server.tensors import Array
+from inference_server.triton import Serving
 from inference_server.workers import Answer, Job
 
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 
 NAME = "tail-latency-testbed"
-EXTENSIONS = ("server_stamps", "tenant_shares")
+EXTENSIONS = ("server_stamps", "tenant_shares", "model_configuration", "statistics", "model_repository")
 
 
 class InferenceService:
-    """All six calls over one scheduler.
+    """All calls over one scheduler.
 
     Attributes:
         accepting: False while models load and once the server drains.
         models: What is served, by name; filled when loading is done.
+        statistics: What has been done.
     """
 
-    def __init__(self, scheduler: Scheduler[Job]) -> None:
+    def __init__(self, scheduler: Scheduler[Job], statistics: Statistics, serving: Serving) -> None:
         self.accepting = False
         self.models: Mapping[str, Model] = {}
-        self._costs: Mapping[str, Cost] = {}
+        self.statistics = statistics
+        self._serving = serving
+        self._costs: Mapping[str, Callable[[Mapping[str, Array]], float]] = {}
         self._scheduler = scheduler
         self._unanswered = 0
         self._idle = asyncio.Event()
@@ -74,92 +69,151 @@ class InferenceService:
     def handler(self) -> grpc.GenericRpcHandler:
         """The service, to be added to a server."""
         calls: dict[str, tuple[Callable[..., Any], type[Any]]] = {
-            "ServerLive": (self._live, ServerLiveRequest),
-            "ServerReady": (self._ready, ServerReadyRequest),
-            "ModelReady": (self._model_ready, ModelReadyRequest),
-            "ServerMetadata": (self._metadata, ServerMetadataRequest),
-            "ModelMetadata": (self._model_metadata, ModelMetadataRequest),
+            "ServerLive": (self._live, pb.ServerLiveRequest),
+            "ServerReady": (self._ready, pb.ServerReadyRequest),
+            "ModelReady": (self._model_ready, pb.ModelReadyRequest),
+            "ServerMetadata": (self._metadata, pb.ServerMetadataRequest),
+            "ModelMetadata": (self._model_metadata, pb.ModelMetadataRequest),
+            "ModelConfig": (self._model_config, pb.ModelConfigRequest),
+            "ModelStatistics": (self._model_statistics, pb.ModelStatisticsRequest),
+            "RepositoryIndex": (self._index, pb.RepositoryIndexRequest),
         }
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
             name: grpc.unary_unary_rpc_method_handler(
-                call, request_deserializer=request.FromString, response_serializer=_serialised
+                _refusing(call), request_deserializer=request.FromString, response_serializer=_serialised
             )
             for name, (call, request) in calls.items()
         }
         handlers["ModelInfer"] = grpc.unary_unary_rpc_method_handler(self._infer)
+        handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(self._stream)
         return grpc.method_handlers_generic_handler(SERVICE, handlers)
 
-    async def _live(self, _request: ServerLiveRequest, _context: Context) -> ServerLiveResponse:
-        return ServerLiveResponse(live=True)
+    def admitted(
+        self, message: bytes, context: Context, *, streaming: bool = False
+    ) -> tuple[pb.ModelInferRequest, Job]:
+        """Check a request and queue it; whoever calls this awaits `computed` next.
 
-    async def _ready(self, _request: ServerReadyRequest, _context: Context) -> ServerReadyResponse:
-        return ServerReadyResponse(ready=self.accepting)
+        Args:
+            message: The request, serialised.
+            context: Its call.
+            streaming: Whether the call can have several answers.
 
-    async def _model_ready(self, request: ModelReadyRequest, _context: Context) -> ModelReadyResponse:
-        model = self.models.get(request.name)
-        return ModelReadyResponse(ready=self.accepting and model is not None and request.version in {"", model.version})
-
-    async def _metadata(self, _request: ServerMetadataRequest, _context: Context) -> ServerMetadataResponse:
-        return ServerMetadataResponse(name=NAME, version=__version__, extensions=EXTENSIONS)
-
-    async def _model_metadata(self, request: ModelMetadataRequest, context: Context) -> ModelMetadataResponse:
-        try:
-            model = self._model(request.name, request.version)
-        except InferenceError as error:
-            await context.abort(error.code, str(error))
-        response = ModelMetadataResponse(name=model.name, versions=[model.version], platform=model.platform)
-        for specs, into in ((model.inputs, response.inputs), (model.outputs, response.outputs)):
-            for spec in specs:
-                into.add(name=spec.name, datatype=spec.datatype, shape=spec.shape)
-        return response
-
-    async def _infer(self, message: bytes, context: Context) -> bytes:
+        Raises:
+            InferenceError: It is refused; that has been counted.
+        """
         received_ns = time.monotonic_ns()
+        request = pb.ModelInferRequest()
+        tenant = EVERYBODY_ELSE
         try:
-            request = _parsed(message)
-            job = self._admitted(request, context, received_ns)
-            answer = await self._computed(job)
+            _parse(message, request)
+            tenant = _tenant(request, context)
+            return request, self._job(request, context, tenant, received_ns, streaming=streaming)
         except InferenceError as error:
-            await context.abort(error.code, str(error))
-        response = ModelInferResponse(model_name=job.model.name, model_version=job.model.version, id=request.id)
-        answer.stamps.write(response.parameters)
-        wanted = tensors.wanted_outputs(request, job.model.outputs)
-        tensors.put_outputs(response, wanted, answer.outputs, raw=bool(request.raw_input_contents))
-        return response.SerializeToString()
+            name = request.model_name if request.model_name in self.models else ""
+            self._refused(name, tenant, error.code, received_ns)
+            raise
 
-    def _admitted(self, request: ModelInferRequest, context: Context, received_ns: int) -> Job:
-        """Check a request and queue it."""
-        model = self._model(request.model_name, request.model_version)
-        inputs = tensors.inputs_of(request, model.inputs)
-        tensors.wanted_outputs(request, model.outputs)
-        rows = model.rows(inputs)
-        remaining_s = context.time_remaining()
-        job = Job(
-            tenant=_tenant(request, context),
-            work_s=self._costs[model.name].of(rows),
-            deadline_ns=None if remaining_s is None else time.monotonic_ns() + int(remaining_s * 1e9),
-            received_ns=received_ns,
-            queued_ns=time.monotonic_ns(),
-            model=model,
-            inputs=inputs,
-            answer=asyncio.get_running_loop().create_future(),
-        )
-        self._scheduler.submit(job)
-        return job
+    async def computed(self, job: Job) -> Answer:
+        """Wait for the answer to a request that was admitted.
 
-    async def _computed(self, job: Job) -> Answer:
+        Raises:
+            InferenceError: It is refused; that has been counted.
+        """
         self._unanswered += 1
         self._idle.clear()
         try:
-            return await job.answer
+            answer = await job.answer
         except asyncio.CancelledError:
             # The client hung up or its deadline passed: what has not begun shall not begin.
             self._scheduler.withdraw(job)
+            code = grpc.StatusCode.DEADLINE_EXCEEDED if job.expired() else grpc.StatusCode.CANCELLED
+            self._refused(job.model.name, job.tenant, code, job.received_ns)
+            raise
+        except InferenceError as error:
+            self._refused(job.model.name, job.tenant, error.code, job.received_ns)
             raise
         finally:
             self._unanswered -= 1
             if self._unanswered == 0:
                 self._idle.set()
+        self.statistics.answered(job.model.name, self._scheduler.share_of(job.tenant), answer.stamps)
+        return answer
+
+    async def _live(self, _request: pb.ServerLiveRequest) -> pb.ServerLiveResponse:
+        return pb.ServerLiveResponse(live=True)
+
+    async def _ready(self, _request: pb.ServerReadyRequest) -> pb.ServerReadyResponse:
+        return pb.ServerReadyResponse(ready=self.accepting)
+
+    async def _model_ready(self, request: pb.ModelReadyRequest) -> pb.ModelReadyResponse:
+        model = self.models.get(request.name)
+        ready = self.accepting and model is not None and request.version in {"", model.version}
+        return pb.ModelReadyResponse(ready=ready)
+
+    async def _metadata(self, _request: pb.ServerMetadataRequest) -> pb.ServerMetadataResponse:
+        return pb.ServerMetadataResponse(name=NAME, version=__version__, extensions=EXTENSIONS)
+
+    async def _model_metadata(self, request: pb.ModelMetadataRequest) -> pb.ModelMetadataResponse:
+        model = self._model(request.name, request.version)
+        response = pb.ModelMetadataResponse(name=model.name, versions=[model.version], platform=model.platform)
+        for specs, into in ((model.inputs, response.inputs), (model.outputs, response.outputs)):
+            for spec in specs:
+                into.add(name=spec.name, datatype=spec.datatype, shape=spec.shape)
+        return response
+
+    async def _model_config(self, request: pb.ModelConfigRequest) -> pb.ModelConfigResponse:
+        return pb.ModelConfigResponse(config=triton.config(self._model(request.name, request.version), self._serving))
+
+    async def _model_statistics(self, request: pb.ModelStatisticsRequest) -> pb.ModelStatisticsResponse:
+        models = [self._model(request.name, request.version)] if request.name else self.models.values()
+        with self.statistics.lock:
+            found = [triton.statistics(model, self.statistics.models[model.name]) for model in models]
+        return pb.ModelStatisticsResponse(model_stats=found)
+
+    async def _index(self, request: pb.RepositoryIndexRequest) -> pb.RepositoryIndexResponse:
+        models = [] if request.ready and not self.accepting else self.models.values()
+        return triton.index(models, accepting=self.accepting)
+
+    async def _infer(self, message: bytes, context: Context) -> bytes:
+        try:
+            request, job = self.admitted(message, context)
+            answer = await self.computed(job)
+        except InferenceError as error:
+            await context.abort(error.code, str(error))
+        return answers.response_to(request, job, answer).SerializeToString()
+
+    async def _stream(self, requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
+        async with contextlib.aclosing(Stream(self, context).answers(requests)) as found:
+            async for answer in found:
+                yield answer
+
+    def _job(
+        self, request: pb.ModelInferRequest, context: Context, tenant: str, received_ns: int, *, streaming: bool
+    ) -> Job:
+        model = self._model(request.model_name, request.model_version)
+        inputs = tensors.inputs_of(request, model.inputs)
+        tensors.wanted_outputs(request, model.outputs)
+        rows = model.rows(inputs)
+        job = Job(
+            tenant=tenant,
+            id=request.id,
+            work_s=self._costs[model.name](inputs),
+            deadline_ns=_deadline_ns(request, context, received_ns),
+            received_ns=received_ns,
+            queued_ns=time.monotonic_ns(),
+            model=model,
+            inputs=inputs,
+            rows=rows,
+            batch=batches.key(model, inputs),
+            answer=asyncio.get_running_loop().create_future(),
+            parts=asyncio.Queue() if streaming and model.decoupled else None,
+        )
+        self._scheduler.submit(job)
+        return job
+
+    def _refused(self, model: str, tenant: str, code: grpc.StatusCode, received_ns: int) -> None:
+        share = self._scheduler.share_of(tenant)
+        self.statistics.refused(model, share, code, time.monotonic_ns() - received_ns)
 
     def _model(self, name: str, version: str) -> Model:
         if not self.accepting:
@@ -172,14 +226,35 @@ class InferenceService:
         return model
 
 
-def _parsed(message: bytes) -> ModelInferRequest:
+def _refusing(call: Callable[[Any], Any]) -> Callable[[Any, Context], Any]:
+    """A call whose errors become the status they name."""
+
+    async def answered(request: Any, context: Context) -> Any:
+        try:
+            return await call(request)
+        except InferenceError as error:
+            await context.abort(error.code, str(error))
+
+    return answered
+
+
+def _parse(message: bytes, into: pb.ModelInferRequest) -> None:
     try:
-        return ModelInferRequest.FromString(message)
+        into.ParseFromString(message)
     except DecodeError as error:
         raise InvalidRequestError(f"found {len(message)} bytes that are no ModelInferRequest ({error})") from error
 
 
-def _tenant(request: ModelInferRequest, context: Context) -> str:
+def _deadline_ns(request: pb.ModelInferRequest, context: Context, received_ns: int) -> int | None:
+    """The earlier of the call's deadline and the request's own timeout."""
+    remaining_s = context.time_remaining()
+    moments = [] if remaining_s is None else [time.monotonic_ns() + int(remaining_s * 1e9)]
+    if TIMEOUT in request.parameters and (timeout_us := request.parameters[TIMEOUT].int64_param) > 0:
+        moments.append(received_ns + timeout_us * 1000)
+    return min(moments, default=None)
+
+
+def _tenant(request: pb.ModelInferRequest, context: Context) -> str:
     """The tenant a request names in its parameters, else in the call's metadata, else everybody else."""
     if TENANT in request.parameters:
         return request.parameters[TENANT].string_param

@@ -10,15 +10,18 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from inference_server.errors import ExpiredError, FailedError
+from inference_server import batches
+from inference_server.errors import AbandonedError, ExpiredError, FailedError
+from inference_server.impairments import Impairments
 from inference_server.models import Model
 from inference_server.protocol import Stamps
 from inference_server.scheduler import Scheduler
+from inference_server.statistics import Statistics
 from inference_server.tensors import Array
 
 _LOG = logging.getLogger(__name__)
@@ -26,10 +29,17 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a worker made of a request."""
+    """What a worker made of a request.
+
+    Attributes:
+        outputs: By name.
+        stamps: When.
+        impaired: Kinds of impairment that touched it.
+    """
 
     outputs: Mapping[str, Array]
     stamps: Stamps
+    impaired: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,33 +48,57 @@ class Job:
 
     Attributes:
         tenant: Whose share it uses.
+        id: What its sender calls it.
         work_s: Its expected cost.
         deadline_ns: CLOCK_MONOTONIC, None for none.
         received_ns: See `Stamps`.
         queued_ns: See `Stamps`.
         model: What computes it.
         inputs: Checked inputs.
+        rows: Rows of its inputs.
+        batch: What requests that are computed with it have in common, None if none can be.
         answer: Where the event loop waits.
+        parts: Where the event loop waits for what is there before the answer, with None at its end; None where it
+            waits for the answer only.
     """
 
     tenant: str
+    id: str
     work_s: float
     deadline_ns: int | None
     received_ns: int
     queued_ns: int
     model: Model
     inputs: Mapping[str, Array]
+    rows: int
+    batch: Hashable | None
     answer: asyncio.Future[Answer]
+    parts: asyncio.Queue[Mapping[str, Array] | None] | None = None
 
     def resolve(self, outcome: Answer | Exception) -> None:
         """Hand the outcome to whoever waits, if somebody still does; from any thread."""
         self.answer.get_loop().call_soon_threadsafe(self._settle, outcome)
 
+    def emit(self, outputs: Mapping[str, Array]) -> None:
+        """Hand over a part of what will be the answer, where it is waited for; from any thread."""
+        if self.parts is not None:
+            self.answer.get_loop().call_soon_threadsafe(self.parts.put_nowait, outputs)
+
     def expire(self) -> None:
-        """Say that the deadline passed before the request's turn came."""
-        self.resolve(ExpiredError(f"model {self.model.name!r}: the deadline passed in the queue; nothing was computed"))
+        """Say that the deadline passed before the answer was there."""
+        self.resolve(ExpiredError(f"model {self.model.name!r}: the deadline passed before the answer was there"))
+
+    def expired(self) -> bool:
+        """Whether the deadline has passed."""
+        return self.deadline_ns is not None and self.deadline_ns <= time.monotonic_ns()
+
+    def wanted(self) -> bool:
+        """Whether somebody still waits, and not in vain; from any thread."""
+        return not self.answer.done() and not self.expired()
 
     def _settle(self, outcome: Answer | Exception) -> None:
+        if self.parts is not None:
+            self.parts.put_nowait(None)
         if self.answer.done():
             return
         if isinstance(outcome, Exception):
@@ -80,11 +114,15 @@ class Workers:
         computed: Requests computed so far.
     """
 
-    def __init__(self, scheduler: Scheduler[Job], count: int, threads: int) -> None:
+    def __init__(
+        self, scheduler: Scheduler[Job], count: int, threads: int, statistics: Statistics, impairments: Impairments
+    ) -> None:
         self._cpu_threads = threads
         self.computed = 0
         self._lock = threading.Lock()
         self._scheduler = scheduler
+        self._statistics = statistics
+        self._impairments = impairments
         self._threads = [threading.Thread(target=self._run, name=f"compute-{i}", daemon=True) for i in range(count)]
         for thread in self._threads:
             thread.start()
@@ -96,16 +134,45 @@ class Workers:
 
     def _run(self) -> None:
         torch.set_num_threads(self._cpu_threads)  # a setting of the thread that computes
-        while (job := self._scheduler.take()) is not None:
-            started_ns = time.monotonic_ns()
-            try:
-                outputs = job.model.compute(job.inputs)
-            # A model may raise anything; that is its request's outcome and not the worker's end.
-            except Exception as error:  # noqa: BLE001
-                _LOG.exception("model %s failed", job.model.name)
-                job.resolve(FailedError(f"model {job.model.name!r}: {type(error).__name__}: {error}"))
+        while batch := self._scheduler.take():
+            self._impairments.wait_out_pause()
+            wanted = [job for job in batch if job.wanted()]
+            for job in batch:
+                if job.expired():
+                    job.expire()
+            if not wanted:
                 continue
-            stamps = Stamps(job.received_ns, job.queued_ns, started_ns, time.monotonic_ns())
-            with self._lock:
-                self.computed += 1
-            job.resolve(Answer(outputs, stamps))
+            try:
+                self._compute(wanted)
+            except AbandonedError:
+                if wanted[0].expired():
+                    wanted[0].expire()
+            # A model may raise anything; that is its requests' outcome and not the worker's end.
+            except Exception as error:  # noqa: BLE001
+                self._failed(wanted, error)
+
+    def _failed(self, batch: Sequence[Job], error: Exception) -> None:
+        """Fail a request; of several, find out whose fault it was by computing each alone."""
+        if len(batch) == 1:
+            _LOG.error("model %s failed", batch[0].model.name, exc_info=error)
+            batch[0].resolve(FailedError(f"model {batch[0].model.name!r}: {type(error).__name__}: {error}"))
+            return
+        for job in batch:
+            try:
+                self._compute([job])
+            except Exception as mine:  # noqa: BLE001 - as above
+                self._failed([job], mine)
+
+    def _compute(self, batch: Sequence[Job]) -> None:
+        model, rows = batch[0].model, [job.rows for job in batch]
+        started_ns = time.monotonic_ns()
+        computed = model.compute(batches.joined([job.inputs for job in batch]), batch[0] if len(batch) == 1 else None)
+        outputs = batches.divided(computed.outputs, rows)
+        self._impairments.slow_down(time.monotonic_ns() - started_ns)
+        finished_ns = time.monotonic_ns()
+        self._statistics.executed(model.name, computed.execution, requests=len(batch), rows=sum(rows))
+        with self._lock:
+            self.computed += len(batch)
+        for job, mine in zip(batch, outputs, strict=True):
+            stamps = Stamps(job.received_ns, job.queued_ns, started_ns, finished_ns)
+            job.resolve(Answer(*self._impairments.applied(job.tenant, job.id, mine, stamps)))

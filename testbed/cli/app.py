@@ -12,6 +12,7 @@ import testbed
 from testbed.cli import audit, envelope
 from testbed.cli.bound import bound
 from testbed.cli.clean import clean
+from testbed.cli.compare import compare
 from testbed.cli.doctor import doctor
 from testbed.cli.exits import Exit, exit_of_error
 from testbed.cli.experiment import experiment
@@ -50,7 +51,7 @@ def _options(
     """
 
 
-for verb in (validate, run, simulate, sweep, experiment, bound, report, doctor, clean):
+for verb in (validate, run, simulate, sweep, experiment, bound, report, compare, doctor, clean):
     app.command()(verb)
 app.command(name="plan")(plan_verb)
 app.add_typer(audit.app, name="audit")

@@ -25,6 +25,7 @@ from testbed.envelope.files import (
 )
 from testbed.envelope.summary import describe, describe_path
 from testbed.envelope.units import unix_time
+from testbed.management.compute_envelope import calibrate_files
 
 app = typer.Typer(no_args_is_help=True, help="Signed promises: make keys, sign, verify, show, compose.")
 
@@ -106,6 +107,35 @@ def issue(
     """Sign an envelope."""
     with _refusals():
         data = issue_file(file, key)
+    _write(data, out)
+
+
+@app.command()
+def calibrate_compute(
+    record: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="Record of a sender of requests.")],
+    key: _Keys,
+    *,
+    held_out: Annotated[list[Path], typer.Option(exists=True, dir_okay=False, help="Another run; repeat for more.")],
+    domain: Annotated[str, typer.Option(help="Who promises.")],
+    tenant: Annotated[str, typer.Option(help="To whom.")],
+    model: Annotated[str, typer.Option(help="For which model.")],
+    capacity: Annotated[float, typer.Option(min=1e-6, help="The tenant's share times the number of workers.")],
+    days: Annotated[int, typer.Option(min=1, help="How long the promise may be used.")] = 30,
+    out: _Out = None,
+) -> None:
+    """Promise what an inference server was measured to do, if no other run contradicts it, and sign."""
+    with _refusals():
+        data = calibrate_files(
+            record,
+            held_out,
+            key,
+            now_s=time.time(),
+            days=days,
+            domain=domain,
+            tenant=tenant,
+            model=model,
+            capacity=capacity,
+        )
     _write(data, out)
 
 

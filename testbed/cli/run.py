@@ -24,7 +24,10 @@ def run(
     file: Annotated[Path, typer.Argument(help="Scenario or federation file.")],
     seeds: Annotated[int, typer.Option(min=1, help="Measured windows to pool, each with a seed of its own.")] = 1,
     out: Annotated[Path, typer.Option(help="Folder that receives the run's folder.")] = Path("runs"),
-    keep_captures: Annotated[bool, typer.Option("--keep-captures", help="Keep the pcap files.")] = False,
+    keep_captures: Annotated[
+        bool,
+        typer.Option("--keep-captures", help="Keep the pcap files, and put them together for Wireshark, with names."),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the run's record instead of a table.")] = False,
 ) -> None:
     """Run a scenario on a real network: promise, enforce, replay, measure, judge.

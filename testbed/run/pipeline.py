@@ -33,6 +33,7 @@ from testbed.report.record import BoundRecord, ProbeRecord, write_record
 from testbed.run.assemble import Measured, assemble
 from testbed.run.calibrate import PATH_FLOOR_S, calibrate
 from testbed.run.gates import gates_of
+from testbed.run.keepsakes import discard_captures, keep_captures
 from testbed.run.preflight import choose_datapath, require_room, require_root
 from testbed.run.progress import Progress, Step
 from testbed.run.request_terms import Granted, calibrate_requests
@@ -53,7 +54,7 @@ class Options:
     Attributes:
         out: Folder that receives the run folder.
         seeds: How many measured windows, each with a root seed of its own, are pooled.
-        keep_captures: Whether the pcap files stay in the run folder.
+        keep_captures: Whether the pcap files stay in the run folder, with one that shows them together.
         command: What to type to repeat the run.
         stop: Asked now and then whether the run must end early, with what it has.
     """
@@ -128,9 +129,10 @@ def run_reserved(scenario: Scenario, options: Options, progress: Progress, reser
     write_record(folder, record)
     write_junit(record, folder / JUNIT_NAME)
     write_report(folder)
-    if not options.keep_captures:
-        for capture in folder.glob("window-*/*.pcap"):
-            capture.unlink()
+    if options.keep_captures:
+        keep_captures(folder, scenario, network.layout)
+    else:
+        discard_captures(folder)
     return folder
 
 

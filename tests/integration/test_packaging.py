@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import sysconfig
@@ -21,8 +22,10 @@ PACKAGES = ("testbed", "controller", "inference_server", "topologies")
 
 
 def said(cwd: Path, *command: str | Path) -> str:
-    """What a command prints that must succeed."""
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=cwd).stdout.strip()
+    """What a command prints that must succeed, with nothing of the caller's on its path."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    ended = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=cwd, env=environment)
+    return ended.stdout.strip()
 
 
 def build(folder: Path) -> Path:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,14 @@ tenants:
 def halve_queue(port: str, minor: int) -> None:
     command = ["tc", "class", "change", "dev", port, "parent", "1:1", "classid", f"1:{minor:x}", "htb"]
     subprocess.run([*command, "rate", "3200kbit", "ceil", "3200kbit", "burst", "4k"], check=True, capture_output=True)
+
+
+def named(captures: Path) -> dict[tuple[str, ...], int]:
+    """What Wireshark makes of a window's captures: packets of the tenants by place, source and destination."""
+    fields = [word for name in ("frame.interface_description", "ip.src_host", "ip.dst_host") for word in ("-e", name)]
+    command = ["tshark", "-r", str(captures), "-N", "n", "-Y", "udp", "-T", "fields", *fields]
+    told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return dict(Counter(tuple(line.split("\t")) for line in told.splitlines()))
 
 
 def test_a_run_leaves_one_folder_that_says_everything(testbed: Command, tmp_path: Path) -> None:
@@ -166,12 +175,18 @@ def test_a_reservation_that_is_lower_from_the_start_raises_the_bound_and_fails_t
         bounds[name] = tenant["bound_s"]
         # A host that cannot keep up is no failure of the code: up to three tries, each shown.
         for attempt in range(3):
-            ended = testbed("run", str(scenario), "--json", "--out", str(tmp_path / f"{name}-{attempt}"))
+            out = tmp_path / f"{name}-{attempt}"
+            ended = testbed("run", str(scenario), "--json", "--keep-captures", "--out", str(out))
             record = json.loads(ended.stdout)
             print(name, record["verdict"], [gate["name"] for gate in record["gates"] if not gate["ok"]])
             if record["verdict"] != "INVALID":
                 break
         verdicts[name] = record["verdict"]
         assert record["tenants"][0]["bound_s"] == pytest.approx(bounds[name], abs=0.02)
+        (together,) = out.glob("*/window-1/captures.pcapng")
+        sent = record["tenants"][0]["n"]
+        assert named(together) == {("into only", "bursty", "compute-only"): sent} | {
+            ("compute host of only", "bursty", "compute-only"): sent
+        }
     assert bounds["full"] < 0.06 < bounds["lowered"]
     assert verdicts == {"full": "PASS", "lowered": "FAIL"}

@@ -28,7 +28,12 @@ class Checkout:
     log: Path
 
     def setup(
-        self, *, mounts: str = "", prefix: tuple[str, ...] = (), environment: dict[str, str] | None = None
+        self,
+        *arguments: str,
+        mounts: str = "",
+        prefix: tuple[str, ...] = (),
+        seen_at: Path | None = None,
+        environment: dict[str, str] | None = None,
     ) -> subprocess.CompletedProcess[str]:
         """Run the script on a stand-in of Debian 12; `mounts` are commands that change what it finds."""
         release = self.root / "os-release"
@@ -36,10 +41,26 @@ class Checkout:
             f"mount -t tmpfs none /usr/sbin && mount --bind {release} /etc/os-release && {mounts or 'true'} && "
             'exec "$@"'
         )
-        command = ["unshare", "--mount", "sh", "-ec", script, "sh", *prefix, str(self.root / "scripts" / "setup")]
+        command = [
+            "unshare",
+            "--mount",
+            "sh",
+            "-ec",
+            script,
+            "sh",
+            *prefix,
+            str((seen_at or self.root) / "scripts" / "setup"),
+        ]
+        everything = {**self.environment, **(environment or {})}
+        return subprocess.run(
+            [*command, *arguments], env=everything, capture_output=True, text=True, check=False, timeout=60
+        )
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """With stand-ins before programs, and nothing of the machine's own state."""
         path = f"{self.root / 'bin'}:/usr/bin:/bin"
-        everything = {"PATH": path, "HOME": str(self.root), "LOG": str(self.log), **(environment or {})}
-        return subprocess.run(command, env=everything, capture_output=True, text=True, check=False, timeout=60)
+        return {"PATH": path, "HOME": str(self.root), "LOG": str(self.log), "XDG_STATE_HOME": str(self.root / "state")}
 
     def calls(self) -> list[str]:
         """What the stand-ins were called with, in order."""
@@ -60,12 +81,17 @@ def checkout(tmp_path: Path) -> Checkout:
     shutil.copy(ROOT / "scripts" / "setup", tmp_path / "scripts" / "setup")
     (tmp_path / "pyproject.toml").write_text("[project]\n")
     (tmp_path / "os-release").write_text(DEBIAN)
-    # Everything but tcpdump is installed until apt-get has run.
-    found.stand_in("dpkg-query", '[ "$4" = tcpdump ] && [ ! -e "$LOG.apt" ] || printf installed')
+    # Everything but tcpdump is installed until apt-get has run, which brings a library along.
+    found.stand_in(
+        "dpkg-query",
+        'if [ -n "$4" ]; then [ "$4" = tcpdump ] && [ ! -e "$LOG.apt" ] || printf installed; exit; fi\n'
+        'echo "installed bash"; [ ! -e "$LOG.apt" ] || printf "installed %s\\n" libpcap tcpdump',
+    )
     found.stand_in(
         "apt-get",
         'echo "apt-get $* policy:$(cat /usr/sbin/policy-rc.d 2>/dev/null | tail -1)" >>"$LOG"\n'
-        'case "$*" in *install*) [ -z "$APT_FAILS" ] || exit 100; : >"$LOG.apt";; esac',
+        'case "$*" in *install*) [ -z "$APT_FAILS" ] || exit 100; : >"$LOG.apt";;\n'
+        '*--simulate*) printf "Remv %s [1]\\n" libpcap tcpdump $APT_NEEDED_BY;; *remove*) rm -f "$LOG.apt";; esac',
     )
     found.stand_in(
         "python",
@@ -112,8 +138,8 @@ def test_a_host_that_cannot_run_the_testbed_is_refused_in_one_line_before_anythi
 
 def test_a_user_without_privileges_is_refused(checkout: Checkout) -> None:
     checkout.root.chmod(0o755)
-    nobody = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "/mnt/scripts/setup")
-    result = checkout.setup(mounts=f"mount --bind {checkout.root} /mnt", prefix=nobody)
+    nobody = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+    result = checkout.setup(mounts=f"mount --bind {checkout.root} /mnt", prefix=nobody, seen_at=Path("/mnt"))
     assert result.returncode == 2
     assert result.stderr.startswith("setup: this is user nobody, and networks need root")
     assert checkout.calls() == []
@@ -167,13 +193,49 @@ def test_a_second_call_installs_nothing_and_a_changed_pin_installs_again(checkou
 def test_two_calls_at_once_install_once(checkout: Checkout) -> None:
     release, script = checkout.root / "os-release", checkout.root / "scripts" / "setup"
     inside = f"mount -t tmpfs none /usr/sbin && mount --bind {release} /etc/os-release && exec {script}"
-    environment = {"PATH": f"{checkout.root / 'bin'}:/usr/bin:/bin", "HOME": "/", "LOG": str(checkout.log)}
-    running = [
-        subprocess.Popen(["unshare", "--mount", "sh", "-ec", inside], env=environment, stdout=subprocess.DEVNULL)
-        for _ in range(2)
-    ]
+    command = ["unshare", "--mount", "sh", "-ec", inside]
+    running = [subprocess.Popen(command, env=checkout.environment, stdout=subprocess.DEVNULL) for _ in range(2)]
     assert [process.wait(60) for process in running] == [0, 0]
     assert sum("pip install" in call for call in checkout.calls()) == 1
+
+
+def test_an_image_is_set_up_without_a_tun_device(checkout: Checkout) -> None:
+    result = checkout.setup("--image", mounts="mount -t tmpfs none /dev/net")
+    assert result.returncode == 0, result.stderr
+    assert checkout.calls()[-1].startswith("python -m pip install")
+
+
+def test_undoing_removes_what_was_installed_with_all_it_brought_and_leaves_the_rest(checkout: Checkout) -> None:
+    assert checkout.setup().returncode == 0
+    assert checkout.setup("--undo").returncode == 0
+    assert [call for call in checkout.calls() if " remove --yes " in call] == [
+        "apt-get -o DPkg::Lock::Timeout=120 -qq remove --yes libpcap tcpdump policy:"
+    ]
+    assert not (checkout.root / ".venv").exists()
+    assert not list((checkout.root / "state").rglob("packages"))
+    before = checkout.calls()
+    assert checkout.setup("--undo").returncode == 0
+    assert checkout.calls() == before
+
+
+def test_undoing_is_refused_where_something_else_would_go_with_it(checkout: Checkout) -> None:
+    assert checkout.setup().returncode == 0
+    result = checkout.setup("--undo", environment={"APT_NEEDED_BY": "wireshark"})
+    assert result.returncode == 2
+    assert "would also remove wireshark: remove that first" in result.stderr
+    assert result.stderr.endswith("nothing was changed\n")
+    assert (checkout.root / ".venv").exists()
+    assert not any(" remove --yes " in call for call in checkout.calls())
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("--undo", "--image")])
+def test_an_option_it_does_not_know_is_answered_with_those_it_does(
+    checkout: Checkout, arguments: tuple[str, ...]
+) -> None:
+    result = checkout.setup(*arguments)
+    assert result.returncode == 2
+    assert [line.split()[1] for line in result.stderr.splitlines()[1:]] == ["--image", "--undo"]
+    assert checkout.calls() == []
 
 
 def test_the_script_has_a_name_for_every_program_that_a_run_needs() -> None:

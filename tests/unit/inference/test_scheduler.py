@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from dataclasses import dataclass
 
 import pytest
 
 from inference_server.errors import ExhaustedError
-from inference_server.scheduler import Scheduler
+from inference_server.scheduler import Batching, Scheduler
 
 
 @dataclass(eq=False)
@@ -17,6 +18,8 @@ class Item:
     tenant: str
     work_s: float = 1.0
     deadline_ns: int | None = None
+    rows: int = 1
+    batch: str | None = None
 
 
 class Clock:
@@ -29,9 +32,7 @@ def scheduler(dropped: list[Item] | None = None, limit: int = 1000, **shares: fl
 
 
 def taken(queue: Scheduler[Item], count: int) -> list[Item]:
-    items = [queue.take() for _ in range(count)]
-    assert None not in items
-    return [item for item in items if item is not None]
+    return [item for _ in range(count) for item in queue.take()]
 
 
 @pytest.mark.parametrize(("alpha", "bravo"), [(0.5, 0.5), (0.75, 0.25), (0.9, 0.1)])
@@ -128,20 +129,20 @@ def test_what_is_withdrawn_is_not_taken() -> None:
     queue.submit(second)
     assert queue.withdraw(first)
     assert not queue.withdraw(first)
-    assert queue.take() is second
+    assert queue.take() == [second]
     assert len(queue) == 0
 
 
 def test_a_worker_that_waits_is_woken_by_a_request_and_by_the_end() -> None:
     queue = scheduler(alpha=1.0)
-    seen: list[Item | None] = []
+    seen: list[list[Item]] = []
     worker = threading.Thread(target=lambda: seen.extend([queue.take(), queue.take()]))
     worker.start()
     item = Item("alpha")
     queue.submit(item)
     queue.close()
     worker.join(10)
-    assert seen == [item, None]
+    assert seen == [[item], []]
 
 
 def test_what_is_queued_when_the_queue_closes_is_still_taken() -> None:
@@ -149,10 +150,117 @@ def test_what_is_queued_when_the_queue_closes_is_still_taken() -> None:
     item = Item("alpha")
     queue.submit(item)
     queue.close()
-    assert [queue.take(), queue.take()] == [item, None]
+    assert [queue.take(), queue.take()] == [[item], []]
 
 
 @pytest.mark.parametrize("shares", [{"alpha": 0.0}, {"alpha": -0.1}, {"alpha": 0.7, "bravo": 0.4}])
 def test_shares_that_make_no_sense_are_refused(shares: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="expected fractions above 0 and at most 1 together"):
         scheduler(**shares)
+
+
+def batching(rows: int, delay_s: float = 0.0, *, limit: int = 1000, **shares: float) -> Scheduler[Item]:
+    return Scheduler(
+        shares,
+        queue_limit=limit,
+        now_ns=time.monotonic_ns,
+        expired=lambda _: None,
+        batching=Batching(rows, delay_s),
+    )
+
+
+def test_a_batch_is_what_comes_next_in_the_fair_order_and_changes_nobodys_turn() -> None:
+    order: list[list[Item]] = []
+    items = [Item(name, batch="same") for name in ("alpha", "bravo") for _ in range(12)]
+    for queue in (batching(1, alpha=0.75, bravo=0.25), batching(5, alpha=0.75, bravo=0.25)):
+        for item in items:
+            queue.submit(item)
+        order.append([])
+        while len(queue):
+            order[-1] += queue.take()
+    assert order[0] == order[1]
+
+
+def test_a_batch_has_no_more_rows_than_allowed() -> None:
+    queue = batching(8, alpha=1.0)
+    for rows in (3, 3, 3, 9, 1):
+        queue.submit(Item("alpha", rows=rows, batch="same"))
+    assert [[item.rows for item in queue.take()] for _ in range(4)] == [[3, 3], [3], [9], [1]]
+
+
+def test_a_batch_ends_before_what_cannot_join_it() -> None:
+    queue = batching(8, alpha=1.0)
+    kinds = ["one", "one", "two", "one", None, None]
+    for kind in kinds:
+        queue.submit(Item("alpha", batch=kind))
+    assert [[item.batch for item in queue.take()] for _ in range(5)] == [
+        ["one", "one"],
+        ["two"],
+        ["one"],
+        [None],
+        [None],
+    ]
+
+
+def test_without_a_delay_a_batch_waits_for_nobody() -> None:
+    queue = batching(8, alpha=1.0)
+    queue.submit(Item("alpha", batch="same"))
+    assert len(queue.take()) == 1
+
+
+def _taking(queue: Scheduler[Item]) -> tuple[threading.Thread, list[Item]]:
+    taken: list[Item] = []
+    thread = threading.Thread(target=lambda: taken.extend(queue.take()))
+    thread.start()
+    return thread, taken
+
+
+def test_a_batch_that_waits_is_taken_as_soon_as_it_is_full() -> None:
+    queue = batching(3, 3600.0, alpha=1.0)
+    thread, taken = _taking(queue)
+    for _ in range(3):
+        queue.submit(Item("alpha", batch="same"))
+    thread.join(30)
+    assert len(taken) == 3
+
+
+def test_a_batch_does_not_wait_while_something_that_cannot_join_it_waits() -> None:
+    queue = batching(3, 3600.0, alpha=0.5, bravo=0.5)
+    thread, taken = _taking(queue)
+    first, other = Item("alpha", batch="same"), Item("bravo", batch="other")
+    queue.submit(first)
+    queue.submit(other)
+    thread.join(30)
+    assert len(taken) == 1
+    assert len(queue) == 1
+
+
+def test_a_batch_does_not_wait_beyond_the_deadline_of_a_request_in_it() -> None:
+    queue = batching(3, 3600.0, alpha=1.0)
+    queue.submit(Item("alpha", work_s=0.0, deadline_ns=time.monotonic_ns() + 20_000_000, batch="same"))
+    assert len(queue.take()) == 1
+
+
+def test_what_is_batched_is_charged_as_if_it_were_alone() -> None:
+    queue = batching(4, alpha=0.5, bravo=0.5)
+    for _ in range(100):
+        queue.submit(Item("alpha", batch="same"))
+        queue.submit(Item("bravo"))
+    assert Counter(item.tenant for item in taken(queue, 40))["alpha"] == pytest.approx(20, abs=1)
+
+
+def test_a_tenant_has_the_queue_limit_of_its_own() -> None:
+    queue: Scheduler[Item] = Scheduler(
+        {"alpha": 0.5}, queue_limit=2, queue_limits={"alpha": 1}, now_ns=lambda: 0, expired=lambda _: None
+    )
+    queue.submit(Item("alpha"))
+    with pytest.raises(ExhaustedError, match="1 requests waiting"):
+        queue.submit(Item("alpha"))
+    queue.submit(Item("charlie"))
+    queue.submit(Item("charlie"))
+    assert queue.waiting() == {"alpha": 1, "": 2}
+
+
+def test_a_queue_limit_without_a_share_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"tenants \['bravo'\] without a share"):
+        Scheduler({"alpha": 0.5}, queue_limit=2, queue_limits={"bravo": 1}, now_ns=lambda: 0, expired=print)

@@ -1,0 +1,293 @@
+"""Makes the server worse on purpose, so that whoever observes it can be tested: seeded, recorded, and never a secret.
+
+An impairment has a kind, a window of time, and an amount. What it touches carries its kind in the answer and is
+counted; its beginning and end go into the record, a file of JSON lines, with the clock of the stamps. Which answers are
+wrong follows from the seed, the tenant and the request's id alone, so the same requests are answered wrongly again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+from google.protobuf import json_format
+
+from inference_server.errors import InvalidRequestError
+from inference_server.generated import open_inference_pb2 as pb
+from inference_server.protocol import IMPAIRMENTS, Stamps
+from inference_server.tensors import Array
+
+CRASHED = 70
+"""Exit code of a server that crashed on purpose."""
+
+_PAGE_BYTES = 4096
+
+
+class Kind(StrEnum):
+    """What is done to the server."""
+
+    SLOW_DOWN = "slow-down"
+    PAUSE = "pause"
+    WRONG_ANSWERS = "wrong-answers"
+    CRASH = "crash"
+    MEMORY_PRESSURE = "memory-pressure"
+
+
+@dataclass(frozen=True, slots=True)
+class Impairment:
+    """One impairment.
+
+    Attributes:
+        kind: What is done.
+        start_ns: From when, CLOCK_MONOTONIC.
+        end_ns: Until when; a crash needs none.
+        amount: How many times as long a computation takes, share of wrong answers, or bytes held; 0 for the others.
+        seed: Decides which answers are wrong.
+    """
+
+    kind: Kind
+    start_ns: int
+    end_ns: int
+    amount: float
+    seed: int
+
+    def later(self, by_ns: int) -> Impairment:
+        """The same, so much later."""
+        return replace(self, start_ns=self.start_ns + by_ns, end_ns=self.end_ns + by_ns)
+
+    def overlaps(self, from_ns: int, to_ns: int) -> bool:
+        """Whether it was active at any time between these."""
+        return self.start_ns < to_ns and from_ns < self.end_ns
+
+
+def parse(request: pb.ImpairRequest, start_ns: int) -> list[Impairment]:
+    """The impairments a request asks for.
+
+    Args:
+        request: What is asked.
+        start_ns: What its times are counted from, CLOCK_MONOTONIC.
+
+    Raises:
+        InvalidRequestError: An unknown kind, a window that ends before it begins, or an amount that makes no sense.
+    """
+    return [_parsed(item, request.seed, start_ns) for item in request.impairments]
+
+
+def read(path: Path) -> pb.ImpairRequest:
+    """Read the JSON form of an `ImpairRequest`.
+
+    Raises:
+        ValueError: It is none.
+        OSError: The file cannot be read.
+    """
+    try:
+        return json_format.Parse(path.read_text(encoding="utf-8"), pb.ImpairRequest())
+    except (json_format.ParseError, UnicodeDecodeError) as error:
+        found = " ".join(str(error).split())
+        raise ValueError(f"{path}: {found}; expected seed and impairments, see docs/inference.md") from error
+
+
+def impairment_handler(impairments: Impairments) -> grpc.GenericRpcHandler:
+    """The call by which clients ask for impairments."""
+
+    async def impair(request: pb.ImpairRequest, context: grpc.aio.ServicerContext[Any, Any]) -> pb.ImpairResponse:
+        start_ns = time.monotonic_ns()
+        try:
+            impairments.add(parse(request, start_ns))
+        except InvalidRequestError as error:
+            await context.abort(error.code, str(error))
+        return pb.ImpairResponse(start_ns=start_ns)
+
+    handler = grpc.unary_unary_rpc_method_handler(
+        impair,
+        request_deserializer=pb.ImpairRequest.FromString,
+        response_serializer=pb.ImpairResponse.SerializeToString,
+    )
+    return grpc.method_handlers_generic_handler(IMPAIRMENTS, {"Impair": handler})
+
+
+def _parsed(item: pb.Impairment, seed: int, start_ns: int) -> Impairment:
+    try:
+        kind = Kind(item.kind)
+    except ValueError:
+        raise InvalidRequestError(
+            f"impairment: found kind {item.kind!r}, expected one of {[*map(str, Kind)]}"
+        ) from None
+    to_s = item.from_s if kind is Kind.CRASH else item.to_s
+    if not 0 <= item.from_s <= to_s < float("inf"):
+        raise InvalidRequestError(
+            f"impairment {kind}: found it from {item.from_s} s to {to_s} s, expected 0 <= from <= to"
+        )
+    amount, fits, expected = {
+        Kind.SLOW_DOWN: (item.factor, item.factor >= 1, "a factor of at least 1"),
+        Kind.WRONG_ANSWERS: (item.rate, 0 <= item.rate <= 1, "a rate from 0 to 1"),
+        Kind.MEMORY_PRESSURE: (float(item.bytes), item.bytes > 0, "bytes above 0"),
+    }.get(kind, (0.0, True, ""))
+    if not fits:
+        raise InvalidRequestError(f"impairment {kind}: found {amount:g}, expected {expected}")
+    return Impairment(kind, start_ns + int(item.from_s * 1e9), start_ns + int(to_s * 1e9), amount, seed)
+
+
+class Impairments:
+    """The impairments of one server while it runs; every method may be called from any thread."""
+
+    def __init__(
+        self, record: Path | None, *, touched: Callable[[str, int], None], crash: Callable[[int], object] = os._exit
+    ) -> None:
+        """Begin with none.
+
+        Args:
+            record: File to append beginnings and ends to.
+            touched: Told of each kind, and how many requests it touched.
+            crash: Ends the process.
+
+        Raises:
+            OSError: The record cannot be written.
+        """
+        self._record = None if record is None else record.open("a", encoding="utf-8")
+        self._touched = touched
+        self._crash = crash
+        self._lock = threading.Lock()
+        self._all: tuple[Impairment, ...] = ()
+        self._held: dict[Impairment, Array] = {}
+        self._unnamed = count()
+        self._changed = threading.Event()
+        self._ended = threading.Event()
+        self._clock: threading.Thread | None = None
+
+    def add(self, impairments: Sequence[Impairment]) -> None:
+        """Impair the server from now on."""
+        with self._lock:
+            self._all += tuple(impairments)
+            if self._clock is None and impairments:
+                self._clock = threading.Thread(target=self._keep, name="impairments", daemon=True)
+                self._clock.start()
+        self._changed.set()
+
+    def close(self) -> None:
+        """Impair no more."""
+        self._ended.set()
+        self._changed.set()
+        if self._clock is not None:
+            self._clock.join()
+        if self._record is not None:
+            self._record.close()
+
+    def wait_out_pause(self) -> None:
+        """Return when no pause holds the workers up, or the server ends."""
+        while pauses := self._active(Kind.PAUSE):
+            left_ns = max(pause.end_ns for pause in pauses) - time.monotonic_ns()
+            if self._ended.wait(max(0.0, left_ns / 1e9)):
+                return
+
+    def slow_down(self, taken_ns: int) -> None:
+        """Make a computation that took so long take longer."""
+        factor = float(np.prod([impairment.amount for impairment in self._active(Kind.SLOW_DOWN)]))
+        if factor > 1:
+            time.sleep(taken_ns * (factor - 1) / 1e9)
+
+    def applied(
+        self, tenant: str, name: str, outputs: Mapping[str, Array], stamps: Stamps
+    ) -> tuple[Mapping[str, Array], Stamps, tuple[str, ...]]:
+        """The outputs of a request as they shall be answered, with the kinds of impairment that touched it.
+
+        Args:
+            tenant: Who asked.
+            name: The request's id.
+            outputs: What was computed.
+            stamps: When.
+        """
+        if not self._all:
+            return outputs, stamps, ()
+        kinds: set[Kind] = set()
+        for impairment in self._all:
+            match impairment.kind:
+                case Kind.PAUSE if impairment.overlaps(stamps.queued_ns, stamps.started_ns):
+                    kinds.add(impairment.kind)
+                case Kind.SLOW_DOWN | Kind.MEMORY_PRESSURE if impairment.overlaps(
+                    stamps.started_ns, stamps.finished_ns
+                ):
+                    kinds.add(impairment.kind)
+                case Kind.WRONG_ANSWERS if impairment.overlaps(stamps.started_ns, stamps.finished_ns) and self._drawn(
+                    impairment, tenant, name
+                ):
+                    kinds.add(impairment.kind)
+                    outputs = {key: _wrong(array) for key, array in outputs.items()}
+        for kind in kinds:
+            self._touched(kind, 1)
+        return outputs, stamps, tuple(sorted(kinds))
+
+    def _drawn(self, impairment: Impairment, tenant: str, name: str) -> bool:
+        text = f"{impairment.seed}/{tenant}/{name or f'unnamed {next(self._unnamed)}'}"
+        drawn = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
+        return drawn < impairment.amount
+
+    def _active(self, kind: Kind) -> list[Impairment]:
+        if not self._all:
+            return []
+        now_ns = time.monotonic_ns()
+        return [each for each in self._all if each.kind is kind and each.start_ns <= now_ns < each.end_ns]
+
+    def _keep(self) -> None:
+        """Begin and end impairments at their times."""
+        begun: set[Impairment] = set()
+        over: set[Impairment] = set()
+        while not self._ended.is_set():
+            self._changed.clear()
+            now_ns = time.monotonic_ns()
+            for each in self._all:
+                if each.start_ns <= now_ns and each not in begun:
+                    begun.add(each)
+                    self._begin(each)
+                if each.end_ns <= now_ns and each not in over:
+                    over.add(each)
+                    self._end(each)
+            moments = [each.start_ns for each in self._all if each not in begun]
+            moments += [each.end_ns for each in self._all if each not in over]
+            left_s = max(0.0, (min(moments) - time.monotonic_ns()) / 1e9) if moments else None
+            self._changed.wait(left_s)
+        for each in begun - over:
+            self._end(each)
+
+    def _begin(self, each: Impairment) -> None:
+        self._write("begin", each)
+        if each.kind is Kind.CRASH:
+            self._crash(CRASHED)
+        if each.kind is Kind.MEMORY_PRESSURE:
+            held = np.empty(int(each.amount), dtype=np.uint8)
+            held[::_PAGE_BYTES] = 1  # a page that nobody wrote to is held by nobody
+            self._held[each] = held
+
+    def _end(self, each: Impairment) -> None:
+        self._held.pop(each, None)
+        self._write("end", each)
+
+    def _write(self, what: str, each: Impairment) -> None:
+        if self._record is not None:
+            entry = {
+                "at_ns": time.monotonic_ns(),
+                "event": what,
+                "kind": each.kind.value,
+                "amount": each.amount,
+                "seed": each.seed,
+            }
+            print(json.dumps(entry), file=self._record, flush=True)
+
+
+def _wrong(array: Array) -> Array:
+    """What is not the answer, of the same datatype and shape: every last dimension turned by one place."""
+    turned = np.roll(array, 1, axis=-1) if array.ndim and array.shape[-1] > 1 else array
+    if not np.array_equal(turned, array):
+        return turned
+    return ~array if array.dtype == np.bool_ else array + np.ones(1, dtype=array.dtype)

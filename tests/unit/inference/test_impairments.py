@@ -1,0 +1,182 @@
+"""What makes the server worse on purpose does so when it is told to, says so, and does the same again."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+
+from inference_server.errors import InvalidRequestError
+from inference_server.generated import open_inference_pb2 as pb
+from inference_server.impairments import CRASHED, Impairments, parse, read
+from inference_server.protocol import IMPAIRED, Stamps
+from inference_server.server import Settings
+from tests.unit.inference.serving import LONG_S, infer, request, serving
+
+NOW_S = 1_000
+LATER_S = 1e6
+
+
+def asked(*items: dict[str, Any], seed: int = 7) -> pb.ImpairRequest:
+    return pb.ImpairRequest(seed=seed, impairments=[pb.Impairment(**item) for item in items])
+
+
+def impairing(*items: dict[str, Any], seed: int = 7, record: Path | None = None, **more: Any) -> Impairments:
+    found = Impairments(record, **({"touched": lambda *_: None} | more))
+    found.add(parse(asked(*items, seed=seed), time.monotonic_ns()))
+    return found
+
+
+def answered(impairments: Impairments, name: str) -> tuple[np.ndarray, tuple[str, ...]]:
+    now = time.monotonic_ns()
+    outputs = {"logits": np.arange(10, dtype="<f4")[None, :]}
+    found, _, kinds = impairments.applied("alpha", name, outputs, Stamps(now, now, now, now + 1))
+    return found["logits"], kinds
+
+
+WRONG = [
+    ({"kind": "haunting"}, "kind 'haunting', expected one of"),
+    ({"kind": "pause", "from_s": 2.0, "to_s": 1.0}, "from 2.0 s to 1.0 s"),
+    ({"kind": "pause", "from_s": -1.0, "to_s": 1.0}, "0 <= from <= to"),
+    ({"kind": "slow-down", "to_s": 1.0, "factor": 0.5}, "a factor of at least 1"),
+    ({"kind": "wrong-answers", "to_s": 1.0, "rate": 1.5}, "a rate from 0 to 1"),
+    ({"kind": "memory-pressure", "to_s": 1.0}, "bytes above 0"),
+]
+
+
+@pytest.mark.parametrize(("item", "said"), WRONG)
+def test_an_impairment_that_makes_no_sense_is_refused(item: dict[str, Any], said: str) -> None:
+    with pytest.raises(InvalidRequestError, match=said):
+        parse(asked(item), 0)
+
+
+@pytest.mark.parametrize("text", ["{", '{"impairments": [{"kind": "pause", "until": 3}]}', '{"seed": -1}'])
+def test_a_file_that_describes_no_impairments_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "plan.json").write_text(text)
+    with pytest.raises(ValueError, match=r"plan\.json: .* expected seed and impairments"):
+        read(tmp_path / "plan.json")
+
+
+def test_wrong_answers_come_at_their_rate_and_are_the_same_ones_again() -> None:
+    many = {"kind": "wrong-answers", "to_s": LATER_S, "rate": 0.2}
+    first, again = (impairing(many) for _ in range(2))
+    other = impairing(many, seed=8)
+    names = [f"{k:010d}" for k in range(2000)]
+    kinds = [[answered(each, name)[1] for name in names] for each in (first, again, other)]
+    assert kinds[0] == kinds[1]
+    assert kinds[0] != kinds[2]
+    assert sum(map(bool, kinds[0])) == pytest.approx(400, abs=4 * (2000 * 0.2 * 0.8) ** 0.5)
+    for each in (first, again, other):
+        each.close()
+
+
+def test_a_wrong_answer_names_another_class_and_says_that_it_is_wrong() -> None:
+    impairments = impairing({"kind": "wrong-answers", "to_s": LATER_S, "rate": 1.0})
+    logits, kinds = answered(impairments, "1")
+    assert kinds == ("wrong-answers",)
+    assert logits.argmax() != 9
+    assert sorted(logits.ravel()) == list(range(10))
+    impairments.close()
+
+
+@pytest.mark.parametrize("array", [np.zeros((1, 4), "<f4"), np.array([True, True]), np.array([[5]], "<i8")])
+def test_an_answer_that_looks_the_same_turned_is_made_wrong_otherwise(array: np.ndarray) -> None:
+    impairments = impairing({"kind": "wrong-answers", "to_s": LATER_S, "rate": 1.0})
+    outputs, _, _ = impairments.applied("alpha", "1", {"y": array}, Stamps(*[time.monotonic_ns()] * 3, 1 << 62))
+    assert outputs["y"].dtype == array.dtype
+    assert outputs["y"].shape == array.shape
+    assert not np.array_equal(outputs["y"], array)
+    impairments.close()
+
+
+def test_a_request_that_a_pause_held_up_says_so_and_others_do_not() -> None:
+    impairments = impairing({"kind": "pause", "from_s": NOW_S, "to_s": NOW_S + 1})
+    start = impairments._all[0].start_ns
+    before = Stamps(0, start - 20, start - 10, start - 5)
+    held = Stamps(0, start - 20, start + 10, start + 20)
+    assert impairments.applied("alpha", "1", {}, before)[2] == ()
+    assert impairments.applied("alpha", "1", {}, held)[2] == ("pause",)
+    impairments.close()
+
+
+def test_a_slow_down_makes_a_computation_take_its_factor() -> None:
+    impairments = impairing({"kind": "slow-down", "to_s": LATER_S, "factor": 3.0})
+    begun = time.monotonic_ns()
+    impairments.slow_down(10_000_000)
+    assert time.monotonic_ns() - begun >= 20_000_000
+    impairments.close()
+
+
+def test_a_crash_ends_the_process_with_its_code_and_is_on_record_first(tmp_path: Path) -> None:
+    codes: list[int] = []
+    crashed = threading.Event()
+    record = tmp_path / "record.jsonl"
+
+    def crash(code: int) -> None:
+        codes.append(code)
+        assert [json.loads(line)["kind"] for line in record.read_text().splitlines()] == ["crash"]
+        crashed.set()
+
+    impairments = impairing({"kind": "crash"}, record=record, crash=crash)
+    assert crashed.wait(LONG_S)
+    assert codes == [CRASHED]
+    impairments.close()
+
+
+def test_memory_pressure_holds_what_it_says_until_it_ends(tmp_path: Path) -> None:
+    record = tmp_path / "record.jsonl"
+    impairments = impairing({"kind": "memory-pressure", "to_s": LATER_S, "bytes": 1 << 20}, record=record)
+    deadline = time.monotonic() + LONG_S
+    while not (held := list(impairments._held.values())):
+        assert time.monotonic() < deadline
+    assert [each.nbytes for each in held] == [1 << 20]
+    impairments.close()
+    assert not impairments._held
+    assert [json.loads(line)["event"] for line in record.read_text().splitlines()] == ["begin", "end"]
+
+
+def impair(channel: grpc.Channel) -> Callable[..., pb.ImpairResponse]:
+    return channel.unary_unary(
+        "/inference.Impairments/Impair",
+        request_serializer=pb.ImpairRequest.SerializeToString,
+        response_deserializer=pb.ImpairResponse.FromString,
+    )
+
+
+def test_clients_may_impair_a_server_that_allows_it_and_the_answers_say_so() -> None:
+    settings = Settings(listen="127.0.0.1:0", models=["digits-small"], device="cpu", allow_impairments=True)
+    with serving(settings) as running, running.channel() as channel:
+        plain = infer(channel)(request(id="1"), timeout=LONG_S)
+        assert IMPAIRED not in plain.parameters
+        impair(channel)(asked({"kind": "wrong-answers", "to_s": LATER_S, "rate": 1.0}), timeout=LONG_S)
+        found = infer(channel)(request(id="1"), timeout=LONG_S)
+        assert found.parameters[IMPAIRED].string_param == "wrong-answers"
+        assert found.raw_output_contents != plain.raw_output_contents
+        assert running.server.service.statistics.impaired == {"wrong-answers": 1}
+        with pytest.raises(grpc.RpcError, match="haunting") as caught:
+            impair(channel)(asked({"kind": "haunting"}), timeout=LONG_S)
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_clients_may_not_impair_a_server_that_does_not_allow_it(channel: grpc.Channel) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        impair(channel)(asked({"kind": "crash"}), timeout=LONG_S)
+    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_a_plan_counts_from_the_ready_line() -> None:
+    plan = asked({"kind": "slow-down", "to_s": LATER_S, "factor": 1.0})
+    begun = time.monotonic_ns()
+    with serving(Settings(listen="127.0.0.1:0", models=["digits-small"], device="cpu", impair=plan)) as running:
+        (only,) = running.server._impairments._all
+        assert begun < only.start_ns < time.monotonic_ns()
+        with running.channel() as channel:
+            found = infer(channel)(request(), timeout=LONG_S)
+        assert found.parameters[IMPAIRED].string_param == "slow-down"

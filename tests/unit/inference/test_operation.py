@@ -1,0 +1,203 @@
+"""What operators see: TLS and who may call, the page for Prometheus, health as it changes, and large messages."""
+
+from __future__ import annotations
+
+import datetime as dt
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from inference_server.__main__ import main
+from inference_server.security import Security
+from inference_server.server import MESSAGE_BYTES, Settings
+from tests.unit.inference.serving import LONG_S, Running, infer, request, serving
+
+DAY = dt.timedelta(days=1)
+
+
+@dataclass
+class Identity:
+    """A certificate and its key, in memory and in files."""
+
+    name: str
+    folder: Path
+    signer: Identity | None = None
+
+    def __post_init__(self) -> None:
+        self.private = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, self.name)])
+        now = dt.datetime.now(dt.UTC)
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(subject if self.signer is None else self.signer.public.subject)
+            .public_key(self.private.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - DAY)
+            .not_valid_after(now + DAY)
+            .add_extension(x509.BasicConstraints(ca=self.signer is None, path_length=None), critical=True)
+            .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        )
+        signing = self.private if self.signer is None else self.signer.private
+        self.public = builder.sign(signing, hashes.SHA256())
+        self.certificate.write_bytes(self.public.public_bytes(serialization.Encoding.PEM))
+        self.key.write_bytes(
+            self.private.private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            )
+        )
+
+    @property
+    def certificate(self) -> Path:
+        return self.folder / f"{self.name}.pem"
+
+    @property
+    def key(self) -> Path:
+        return self.folder / f"{self.name}.key"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("identities")
+
+
+@pytest.fixture(scope="module")
+def authority(folder: Path) -> Identity:
+    return Identity("authority", folder)
+
+
+@pytest.fixture(scope="module")
+def mutual(folder: Path, authority: Identity) -> Iterator[Running]:
+    """A server that lets only clients of the authority call."""
+    mine = Identity("server", folder, authority)
+    settings = Settings(
+        listen="127.0.0.1:0",
+        models=["digits-small"],
+        device="cpu",
+        security=Security(mine.certificate, mine.key, authority.certificate),
+    )
+    with serving(settings) as running:
+        yield running
+
+
+def secure(running: Running, authority: Identity, client: Identity | None = None) -> grpc.Channel:
+    credentials = grpc.ssl_channel_credentials(
+        authority.certificate.read_bytes(),
+        None if client is None else client.key.read_bytes(),
+        None if client is None else client.certificate.read_bytes(),
+    )
+    return grpc.secure_channel(f"localhost:{running.server.port}", credentials)
+
+
+def test_a_client_of_the_authority_is_answered_over_mutual_tls(
+    mutual: Running, authority: Identity, folder: Path
+) -> None:
+    with secure(mutual, authority, Identity("friend", folder, authority)) as channel:
+        assert infer(channel)(request(), timeout=LONG_S).outputs
+
+
+def test_clients_without_a_certificate_or_with_a_strangers_are_not_let_in(
+    mutual: Running, authority: Identity, folder: Path
+) -> None:
+    stranger = Identity("stranger", folder, Identity("elsewhere", folder))
+    for client in (None, stranger):
+        with secure(mutual, authority, client) as channel, pytest.raises(grpc.RpcError) as caught:
+            infer(channel)(request(), timeout=LONG_S)
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    with mutual.channel() as channel, pytest.raises(grpc.RpcError) as caught:
+        infer(channel)(request(), timeout=LONG_S)
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+def test_over_tls_everybody_may_call_who_trusts_the_server(authority: Identity, folder: Path) -> None:
+    mine = Identity("open", folder, authority)
+    security = Security(mine.certificate, mine.key)
+    settings = Settings(listen="127.0.0.1:0", models=["digits-small"], device="cpu", security=security)
+    with serving(settings) as running:
+        with secure(running, authority) as channel:
+            assert infer(channel)(request(), timeout=LONG_S).outputs
+        with secure(running, Identity("other", folder)) as channel, pytest.raises(grpc.RpcError) as caught:
+            infer(channel)(request(), timeout=LONG_S)
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+WRONG_OPTIONS = [
+    (["--tls-certificate", "server.pem"], "needed together"),
+    (["--tls-client-authority", "server.pem"], "needs --tls-certificate"),
+    (["--share", "alpha=0.5:none"], "expected a whole number"),
+]
+
+
+@pytest.mark.parametrize(("options", "said"), WRONG_OPTIONS)
+def test_options_that_make_no_sense_are_refused(
+    options: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(options)
+    assert caught.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_swapped_files_are_named(folder: Path, authority: Identity, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--tls-certificate", str(authority.key), "--tls-key", str(authority.certificate)]
+    assert main(["--listen", "127.0.0.1:0", *options]) == 2
+    assert "found no PEM of a private key" in capsys.readouterr().err
+
+
+def test_the_page_for_prometheus_counts_requests_by_model_tenant_and_status() -> None:
+    settings = Settings(
+        listen="127.0.0.1:0", models=["digits-small"], shares={"alpha": 0.5}, device="cpu", metrics="127.0.0.1:0"
+    )
+    with serving(settings) as running, running.channel() as channel:
+        named = request(pixels=np.zeros((2, 64)))
+        named.parameters["tenant"].string_param = "alpha"
+        infer(channel)(named, timeout=LONG_S)
+        for wrong in (request(pixels=np.zeros((1, 63))), request("digits-huge")):
+            with pytest.raises(grpc.RpcError):
+                infer(channel)(wrong, timeout=LONG_S)
+        assert running.server.metrics is not None
+        url = f"http://127.0.0.1:{running.server.metrics.port}/metrics"
+        with urllib.request.urlopen(url, timeout=LONG_S) as answer:
+            page = answer.read().decode()
+    for line in (
+        'inference_requests_total{model="digits-small",status="OK",tenant="alpha"} 1.0',
+        'inference_requests_total{model="digits-small",status="INVALID_ARGUMENT",tenant=""} 1.0',
+        'inference_requests_total{model="",status="NOT_FOUND",tenant=""} 1.0',
+        'inference_queue_requests{tenant="alpha"} 0.0',
+        'inference_rows_total{model="digits-small"} 2.0',
+        'inference_executions_total{model="digits-small",rows="2"} 1.0',
+        'inference_compute_seconds_bucket{le="+Inf",model="digits-small",tenant="alpha"} 1.0',
+        'inference_server_seconds_count{model="digits-small",tenant="alpha"} 1.0',
+    ):
+        assert line in page.splitlines(), page
+    assert "process_resident_memory_bytes" in page
+
+
+def test_who_watches_health_sees_it_end() -> None:
+    with serving(Settings(listen="127.0.0.1:0", models=["digits-small"], device="cpu")) as running:
+        with running.channel() as channel:
+            asked = health_pb2.HealthCheckRequest(service="inference.GRPCInferenceService")
+            watched = health_pb2_grpc.HealthStub(channel).Watch(asked, timeout=LONG_S)
+            seen = [next(watched).status]
+            running.loop.call_soon_threadsafe(running.end.set)
+            seen.append(next(watched).status)
+            watched.cancel()
+        assert seen == [health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING]
+
+
+def test_a_large_message_is_answered() -> None:
+    rows = MESSAGE_BYTES // 256 - 16
+    settings = Settings(listen="127.0.0.1:0", models=["digits-small"], device="cpu", max_rows=rows)
+    with serving(settings) as running, running.channel() as channel:
+        answer = infer(channel)(request(pixels=np.zeros((rows, 64))), timeout=LONG_S)
+    assert list(answer.outputs[0].shape) == [rows, 10]
