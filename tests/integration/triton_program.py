@@ -24,9 +24,7 @@ LONG_S = 30.0
 
 def inputs(module: Any = triton, rows: int = 1, width: int = 64, datatype: str = "FP32") -> list[Any]:
     tensor = module.InferInput("pixels", [rows, width], datatype)
-    tensor.set_data_from_numpy(
-        np.arange(rows * width, dtype={"FP32": "<f4", "FP64": "<f8"}[datatype]).reshape(rows, width)
-    )
+    tensor.set_data_from_numpy(np.arange(rows * width, dtype={"FP32": "<f4", "FP64": "<f8"}[datatype]).reshape(rows, width))
     return [tensor]
 
 
