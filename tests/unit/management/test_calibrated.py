@@ -15,11 +15,15 @@ from testbed.envelope.store import verify
 from testbed.errors import ReservationError
 from testbed.management.calibrations import Calibrations
 from testbed.management.orchestrator import Orchestrator, Outcome
+from testbed.scenario.federation import Intent
 
 from .federation_lab import Lab, intent
 
 MEASURED = "core"
-ASKED = intent("t1", epsilon=0.02, deadline_s=0.25)
+ASKED = intent("t1", epsilon=0.05, deadline_s=0.6)
+"""In so little hurry that its contract asks for more than its deadline does: its bound leaves room."""
+HURRIED = intent("t1", epsilon=0.02, deadline_s=0.25)
+"""Reserves no more than its deadline needs."""
 
 
 def measured(rate_bps: int, mean_s: float, *, n: int = 60_000) -> Calibration:
@@ -35,8 +39,8 @@ def network_envelopes(lab: Lab, outcome: Outcome) -> dict[str, Envelope]:
     return {one.domain: one for one in found if one.subject.stage is Stage.NETWORK}
 
 
-def admitted(orchestrator: Orchestrator) -> tuple[Outcome, int]:
-    (outcome,) = orchestrator.admit([ASKED])
+def admitted(orchestrator: Orchestrator, asked: Intent = ASKED) -> tuple[Outcome, int]:
+    (outcome,) = orchestrator.admit([asked])
     assert outcome.transfer is not None
     return outcome, outcome.transfer.rates_bps[MEASURED]
 
@@ -63,10 +67,10 @@ def test_what_a_domain_measured_is_signed_and_is_in_the_bound(lab: Lab) -> None:
 def test_a_tenant_whom_the_tails_would_refuse_keeps_what_it_has(lab: Lab) -> None:
     lab.start()
     with lab.orchestrator() as orchestrator:
-        before, rate_bps = admitted(orchestrator)
+        before, rate_bps = admitted(orchestrator, HURRIED)
         found = measured(rate_bps, 0.2)
         Calibrations(lab.seats[MEASURED].folder / "calibrations.json").write({("t1", rate_bps): found})
-        after = orchestrator.renegotiate(ASKED)
+        after = orchestrator.renegotiate(HURRIED)
         assert not after.admitted
         assert after.decision.refusal is not None
         assert "does not keep the promise" in after.decision.refusal.because
