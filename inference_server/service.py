@@ -242,7 +242,10 @@ async def _abort(context: Context, error: InferenceError) -> NoReturn:
     """End a call with its status, unless it has ended by itself: the deadline may have passed on both sides at once."""
     if context.done():
         raise asyncio.CancelledError
-    await context.abort(error.code, str(error))
+    try:
+        await context.abort(error.code, str(error))
+    except grpc.aio.InternalError:
+        raise asyncio.CancelledError from error
 
 
 def _parse(message: bytes, into: pb.ModelInferRequest) -> None:

@@ -28,12 +28,13 @@ from testbed.management.compute_envelope import calibrate_compute, contradiction
 from testbed.traffic.request_records import OK, RequestRecord
 
 _SMALL, _LARGE = "digits-small", "digits-large"
-_IMAGES = 8
 _CALLS = 8
 """Unanswered calls of a closed loop."""
 _BATCH_ROWS = 32
 _STORM = 3.0
-_FLOOD = 10.0
+_OWN, _FLOODER, _FLOOD = 0.5, 0.1, 10.0
+"""Shares of the two tenants, and how many times its own the second offers: all that the server computes. Clients and
+server have the same two cores, so a flood of much more would measure them."""
 _STORM_S = 10.0
 _QUIET_S = 8.0
 
@@ -42,6 +43,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """What to measure, and for how long."""
     parser.add_argument("--parts", nargs="*", choices=sorted(_PARTS), default=list(_PARTS), help="default: all")
     parser.add_argument("--seconds", type=float, default=30.0, help="length of each window (default 30)")
+    parser.add_argument("--images", type=int, default=64, help="in each request, but for throughput (default 64)")
     parser.add_argument("--seed", type=int, default=1, help="of the arrivals (default 1)")
 
 
@@ -92,14 +94,14 @@ def _agreement(options: argparse.Namespace, folder: Path) -> Iterator[Figure]:
 
 
 def _isolation(options: argparse.Namespace, folder: Path) -> Iterator[Figure]:
-    shares = ("--share", "alpha=0.5", "--share", "bravo=0.5:64")
+    shares = ("--share", f"alpha={_OWN}", "--share", f"bravo={_FLOODER}:64")
     with lab.server("--models", _LARGE, *shares) as target:
-        capacity = _capacity(folder, target)
-        how: dict[str, Any] = {"model": _LARGE, "images": _IMAGES, "seconds": options.seconds, "deadline_s": 1.0}
-        share = 0.5 * capacity
+        capacity = _capacity(folder, target, options.images)
+        how: dict[str, Any] = {"model": _LARGE, "images": options.images, "seconds": options.seconds, "deadline_s": 1.0}
+        share, other = _OWN * capacity, _FLOODER * capacity
         alone = _sent(lab.Sender(folder, "alpha", target, rate=0.7 * share, seed=options.seed, **how))[0]
         mine = lab.Sender(folder, "alpha", target, rate=0.7 * share, seed=options.seed, **how)
-        flood = lab.Sender(folder, "bravo", target, rate=_FLOOD * share, seed=options.seed + 1, **how)
+        flood = lab.Sender(folder, "bravo", target, rate=_FLOOD * other, seed=options.seed + 1, **how)
         beside, flooded = _sent(mine, flood)
     said = f"{len(alone.schedule)} requests at .7 of its share of {capacity:.0f}/s"
     refused = float(np.mean(flooded.status != OK))
@@ -113,8 +115,8 @@ def _isolation(options: argparse.Namespace, folder: Path) -> Iterator[Figure]:
 
 def _storm(options: argparse.Namespace, folder: Path) -> Iterator[Figure]:
     with lab.server("--models", _LARGE) as target:
-        capacity = _capacity(folder, target)
-        how: dict[str, Any] = {"model": _LARGE, "images": _IMAGES}
+        capacity = _capacity(folder, target, options.images)
+        how: dict[str, Any] = {"model": _LARGE, "images": options.images}
         whole_s = 2 * _QUIET_S + _STORM_S
         before = _counted(target, _LARGE)
         probe = lab.Sender(
@@ -145,10 +147,15 @@ def _storm(options: argparse.Namespace, folder: Path) -> Iterator[Figure]:
 
 def _calibration(options: argparse.Namespace, folder: Path) -> Iterator[Figure]:
     with lab.server("--models", _LARGE, "--share", "alpha=0.5", "--share", "bravo=0.5:64") as target:
-        capacity = _capacity(folder, target)
+        capacity = _capacity(folder, target, options.images)
         records = []
         for seed in (options.seed, options.seed + 1):
-            how: dict[str, Any] = {"model": _LARGE, "images": _IMAGES, "seconds": options.seconds, "deadline_s": 2.0}
+            how: dict[str, Any] = {
+                "model": _LARGE,
+                "images": options.images,
+                "seconds": options.seconds,
+                "deadline_s": 2.0,
+            }
             mine = lab.Sender(folder, "alpha", target, rate=0.3 * capacity, seed=seed, **how)
             other = lab.Sender(folder, "bravo", target, rate=0.3 * capacity, seed=seed + 100, **how)
             records.append(_sent(mine, other)[0])
@@ -169,10 +176,10 @@ _PARTS: dict[str, Callable[[argparse.Namespace, Path], Iterator[Figure]]] = {
 }
 
 
-def _capacity(folder: Path, target: str) -> float:
+def _capacity(folder: Path, target: str, images: int) -> float:
     """Requests a second that the server computes, one after another without a pause."""
     request = folder / "capacity"
-    request.write_bytes(lab.message(_LARGE, _IMAGES))
+    request.write_bytes(lab.message(_LARGE, images))
     return float(lab.closed(target, request, calls=2, seconds=3.0)["per_s"])
 
 
