@@ -102,18 +102,21 @@ class Counterfactual:
         level: Quantile.
         measured_s: As measured.
         kept_s: With the domain's excess reduced to what its envelope allows.
+        roughly: Whether the excess may have been larger than was measured.
     """
 
     domain: str
     level: float
     measured_s: float
     kept_s: float
+    roughly: bool = False
 
     def __str__(self) -> str:
         """The finding in one sentence."""
+        nearly = "or so" if self.roughly else "at best"
         return (
             f"Had {self.domain} kept its envelope, p{100 * self.level:g} would have been "
-            f"{self.kept_s * 1e3:.4g} ms at best; it was {self.measured_s * 1e3:.4g} ms."
+            f"{self.kept_s * 1e3:.4g} ms {nearly}; it was {self.measured_s * 1e3:.4g} ms."
         )
 
 
@@ -123,6 +126,8 @@ def counterfactual(
     excess_s: npt.ArrayLike,
     tail: ExcessTail | None,
     level: float = 0.999,
+    *,
+    roughly: bool = False,
 ) -> Counterfactual:
     """Reduce a domain's excess to what its envelope allows, and read off the quantile again.
 
@@ -135,6 +140,7 @@ def counterfactual(
         excess_s: The domain's lingering excess in seconds, [n]; NaN where the packet did not cross it.
         tail: What the envelope allows; None if it allows no excess.
         level: Quantile in (0, 1).
+        roughly: Whether the excess may have been larger than was measured.
     """
     latency = as_series(latency_s)
     excess = np.nan_to_num(_matching(domain, excess_s, latency), nan=0.0)
@@ -142,7 +148,7 @@ def counterfactual(
     rank[np.argsort(-excess, kind="stable")] = np.arange(1, excess.size + 1) / excess.size
     surplus = np.maximum(0.0, excess - (0.0 if tail is None else _allowed(tail, rank)))
     kept = np.maximum(0.0, latency - surplus)
-    return Counterfactual(domain, level, _quantile(latency, level), _quantile(kept, level))
+    return Counterfactual(domain, level, _quantile(latency, level), _quantile(kept, level), roughly)
 
 
 def _allowed(tail: ExcessTail, probability: FloatArray) -> FloatArray:

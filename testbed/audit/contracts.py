@@ -25,7 +25,7 @@ from scipy.special import betainc
 
 from testbed.audit.clusters import FloatArray, measure_dependence
 from testbed.audit.compliance import upper_limit
-from testbed.envelope.descriptor import Envelope
+from testbed.envelope.descriptor import Envelope, Stage
 from testbed.envelope.tail import ExcessTail
 
 _LEVELS = 8
@@ -43,16 +43,18 @@ class ContractVerdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class DomainEvidence:
-    """What was measured in one domain for one tenant, packet by packet in the order of arrival there.
+    """What was measured in one stage of one domain for one tenant, in the order in which its packets were sent.
 
     Attributes:
         envelope: The promise.
         excess_s: Lingering excess of each packet that entered the domain, seconds; NaN where it was lost there.
         lag_s: How far behind the start of its service in the ideal server each of them left, seconds, the promised
-            latency not taken off: it tells how slow packets cling together where hardly one has an excess. None if that
-            was not measured.
+            latency not taken off: it tells how slow packets cling together where hardly one has an excess. Below zero
+            for those that left before. None if that was not measured.
         errors: Requests that entered and were answered by an error.
         nonconforming: Packets the tenant sent beyond its token bucket (`testbed.audit.conformance`).
+        what: `packets`, or `requests` where only those are known; each counts as the packet that ends it.
+        least: Whether the excess may have been larger than measured; then nothing is certified.
         runs: Run id of each packet if several independent runs are pooled.
         host_share: Share of the packets that the host which emulates the domain may delay beyond the envelope; added to
             every promised probability of excess, that of the cap, which is 0, too.
@@ -63,8 +65,16 @@ class DomainEvidence:
     lag_s: npt.ArrayLike | None = None
     errors: int = 0
     nonconforming: int = 0
+    what: str = "packets"
+    least: bool = False
     runs: npt.ArrayLike | None = None
     host_share: float = 0.0
+
+    @property
+    def who(self) -> str:
+        """Who promised, as sentences say it."""
+        domain = self.envelope.domain
+        return domain if self.envelope.subject.stage is Stage.NETWORK else f"the server of {domain}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +105,7 @@ class ContractFinding:
 
     Attributes:
         domain: Whose envelope.
+        stage: What it is about.
         tenant: For whom.
         verdict: BROKEN if the data contradict it; HELD if every probability is certified and no sure statement was
             contradicted; EXCUSED if the tenant broke its own contract first.
@@ -107,6 +118,7 @@ class ContractFinding:
     """
 
     domain: str
+    stage: Stage
     tenant: str
     verdict: ContractVerdict
     p_value: float
@@ -258,33 +270,52 @@ def _levels(tail: ExcessTail, n: int) -> list[float]:
 def _finding(
     evidence: DomainEvidence, statements: tuple[Statement, ...], p_value: float, adjusted: float, alpha: float
 ) -> ContractFinding:
-    envelope, n = evidence.envelope, np.size(evidence.excess_s)
-    domain, tenant = envelope.domain, envelope.subject.tenant
+    envelope, n, what, who = evidence.envelope, np.size(evidence.excess_s), evidence.what, evidence.who
+    tenant = envelope.subject.tenant
     worst = min(statements, key=lambda s: (s.p_value, s.promised - s.measured))
+    open_ = next((s for s in statements if s.upper > s.promised), None)
+    uncontradicted = f"Nothing contradicts the envelope of {who} for {tenant}"
     if evidence.nonconforming:
         verdict = ContractVerdict.EXCUSED
         reason = (
-            f"{domain} is excused: {tenant} sent {evidence.nonconforming} packets beyond its token bucket, and the "
+            f"{who} is excused: {tenant} sent {evidence.nonconforming} {what} beyond its token bucket, and the "
             "envelope speaks of conforming traffic only."
         )
     elif adjusted <= alpha:
         verdict = ContractVerdict.BROKEN
         reason = (
-            f"{domain} broke its envelope for {tenant}: {_said(worst)}, p = {adjusted:.2g} after correction for "
+            f"{who} broke its envelope for {tenant}: {_said(worst, evidence)}, p = {adjusted:.2g} after correction for "
             "everything tested together."
         )
-    elif all(s.upper <= s.promised for s in statements):
-        verdict = ContractVerdict.HELD
-        reason = f"{domain} kept its envelope for {tenant}: {n} packets certify every promised probability."
-    else:
-        open_ = next(s for s in statements if s.upper > s.promised)
+    elif open_ is not None:
         verdict = ContractVerdict.UNDETERMINED
-        reason = f"Nothing contradicts {domain}'s envelope for {tenant}, but {n} packets cannot certify {_said(open_)}."
+        reason = f"{uncontradicted}, but {n} {what} cannot certify {_said(open_, evidence)}."
+    elif evidence.least:
+        verdict = ContractVerdict.UNDETERMINED
+        reason = f"{uncontradicted}, but {what} tell only the least that it was behind."
+    else:
+        verdict = ContractVerdict.HELD
+        reason = f"{who} kept its envelope for {tenant}: {n} {what} certify every promised probability."
     return ContractFinding(
-        domain, tenant, verdict, p_value, adjusted, n, evidence.nonconforming, statements, reason
-    )  # fmt: skip
+        domain=envelope.domain,
+        stage=envelope.subject.stage,
+        tenant=tenant,
+        verdict=verdict,
+        p_value=p_value,
+        adjusted_p_value=adjusted,
+        n=n,
+        nonconforming=evidence.nonconforming,
+        statements=statements,
+        reason=reason[0].upper() + reason[1:] if reason.startswith("the ") else reason,
+    )
 
 
-def _said(statement: Statement) -> str:
-    beyond = "" if statement.x_s is None else f" beyond {statement.x_s * 1e3:.4g} ms"
-    return f"{statement.name}{beyond}: {statement.measured:.3g} of the packets, promised {statement.promised:.3g}"
+def _said(statement: Statement, evidence: DomainEvidence) -> str:
+    beyond = f" beyond {statement.x_s * 1e3:.4g} ms" if statement.x_s else ""
+    promised = "promised"
+    if evidence.host_share and statement.x_s is not None:
+        promised = "allowed, the host's share included"
+    name = "later than promised" if statement.name == "no impairment" else statement.name
+    return (
+        f"{name}{beyond}: {statement.measured:.3g} of the {evidence.what}, at most {statement.promised:.3g} {promised}"
+    )

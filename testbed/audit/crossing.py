@@ -16,6 +16,8 @@ import numpy as np
 
 from testbed.audit.causes import Cause, DomainPassage, separate
 from testbed.audit.clusters import FloatArray, IntArray
+from testbed.audit.request_excess import StageExcess, compute_excess, domain_excess, requests_beyond
+from testbed.envelope.descriptor import Envelope, Stage
 from testbed.telemetry.lag import ideal_wait_s
 from testbed.telemetry.request_samples import RequestSamples
 from testbed.telemetry.samples import BoolArray, Replay, TenantSamples
@@ -44,6 +46,9 @@ class Crossing(Protocol):
     def places(self) -> dict[str, FloatArray]:
         """Seconds in each place; [n] each."""
 
+    def excess_s(self, envelope: Envelope) -> FloatArray:
+        """How far each lagged behind an envelope of its path, NaN where it did not cross that stage; [n]."""
+
     def causes(self) -> dict[str, FloatArray] | None:
         """Seconds for each cause, which add up to the latency, [n] each; None where they cannot be told apart."""
 
@@ -70,6 +75,11 @@ class PacketCrossing:
     def of(cls, samples: Sequence[TenantSamples], replays: Sequence[Replay]) -> PacketCrossing:
         """Windows put one after the other."""
         return cls(tuple(samples), tuple(replays), *_pooled(samples))
+
+    def excess_s(self, envelope: Envelope) -> FloatArray:
+        """As replayed."""
+        d = self.samples[0].domains.index(envelope.domain)
+        return np.concatenate([replayed.excess_s[:, d] for replayed in self.replays])
 
     def places(self) -> dict[str, FloatArray]:
         """Each domain."""
@@ -110,6 +120,36 @@ class RequestCrossing:
         """Windows put one after the other, without requests that were still to come when a sender was ended."""
         due = [window.due() for window in samples]
         return cls(tuple(due), rate_bps, *_pooled(due))
+
+    def excess_s(self, envelope: Envelope) -> FloatArray:
+        """The least by which each lagged behind the envelope; [n]."""
+        return np.concatenate([found.excess_s for found in self.passed(envelope)])
+
+    @property
+    def smallest_bits(self) -> float:
+        """Of the requests that were seen on the wire."""
+        return float(min(np.min(window.out_bits, initial=np.inf, where=window.out_bits > 0) for window in self.samples))
+
+    @property
+    def errors(self) -> int:
+        """Requests that the server refused or failed."""
+        return self.endings.rejected + self.endings.errors
+
+    def nonconforming(self, envelope: Envelope) -> int:
+        """Requests proved to be beyond the token bucket of an envelope."""
+        rails = envelope.guardrails
+        bucket = {"rate_bps": rails.meter_rate_bps, "burst_bits": rails.burst_bits}
+        return sum(requests_beyond(window, **bucket) for window in self.samples)
+
+    def passed(self, envelope: Envelope) -> list[StageExcess]:
+        """Each window in the stage that an envelope of its path is about."""
+        rails, latency_s = envelope.guardrails, envelope.latency_s
+        if envelope.subject.stage is Stage.COMPUTE:
+            promised = float(rails.reserved_rate_bps), float(rails.largest_packet_bits), latency_s
+            return [compute_excess(window, *promised) for window in self.samples]
+        rate_bps = float(rails.reserved_rate_bps) if self.rate_bps is None else self.rate_bps
+        d = self.samples[0].domains.index(envelope.domain)
+        return [domain_excess(window, d, rate_bps, latency_s) for window in self.samples]
 
     @property
     def endings(self) -> Endings:

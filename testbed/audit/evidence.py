@@ -17,7 +17,7 @@ from testbed.audit.clusters import FloatArray
 from testbed.audit.contracts import DomainEvidence, excess_share_upper
 from testbed.audit.crossing import Crossing, PacketCrossing, RequestCrossing
 from testbed.envelope import strict_json
-from testbed.envelope.descriptor import PAYLOAD_TYPE, Envelope
+from testbed.envelope.descriptor import PAYLOAD_TYPE, Envelope, Stage
 from testbed.envelope.dsse import Sealed
 from testbed.envelope.errors import RefusedError, WrongDomainError
 from testbed.envelope.keys import PublicKey
@@ -38,12 +38,14 @@ class RunEvidence:
     Attributes:
         record: The run's record.
         crossings: What each tenant sent, by name; a tenant that sent nothing is missing.
-        contracts: What each domain did with each tenant's packets, all of them judged together.
+        contracts: What each domain did with each tenant's packets or requests, all of them judged together.
+        nonconforming: Packets or requests beyond their token bucket, by tenant.
     """
 
     record: RunRecord
     crossings: Mapping[str, Crossing]
     contracts: tuple[DomainEvidence, ...]
+    nonconforming: Mapping[str, int]
 
     @property
     def valid(self) -> bool:
@@ -64,15 +66,19 @@ def read_evidence(folder: Path) -> RunEvidence:
         tenant.name: crossing
         for tenant in record.tenants
         if any(tenant.name in (window.samples | window.requests) for window in record.windows)
-        and (crossing := _crossing(folder, record, tenant.name, envelopes)).latency_s.size
+        and (crossing := _crossing(folder, record, tenant.name, envelopes.get(tenant.name, ()))).latency_s.size
+    }
+    beyond = {
+        tenant.name: _nonconforming(tenant, crossings[tenant.name], envelopes.get(tenant.name, ()))
+        for tenant in record.tenants
+        if tenant.name in crossings
     }
     contracts = [
         item
-        for tenant in record.tenants
-        if tenant.name in crossings
-        for item in _evidence(record, tenant, crossings[tenant.name], envelopes.get(tenant.name, {}))
+        for name, crossing in crossings.items()
+        for item in _evidence(record, name, crossing, envelopes.get(name, ()), beyond[name])
     ]
-    return RunEvidence(record, crossings, tuple(contracts))
+    return RunEvidence(record, crossings, tuple(contracts), beyond)
 
 
 def promised_confidence(record: RunRecord, tenant: str, otherwise: float = CONFIDENCE) -> float:
@@ -83,18 +89,19 @@ def promised_confidence(record: RunRecord, tenant: str, otherwise: float = CONFI
     return otherwise
 
 
-def _envelopes(folder: Path, record: RunRecord) -> dict[str, dict[str, Envelope]]:
-    """Tenant to domain to the latest envelope that the run used, each as its domain signed it."""
-    found: dict[str, dict[str, Envelope]] = {}
+def _envelopes(folder: Path, record: RunRecord) -> dict[str, tuple[Envelope, ...]]:
+    """Tenant to the latest envelope of each domain and stage that the run used, each as its domain signed it."""
+    found: dict[str, dict[tuple[str, Stage], Envelope]] = {}
     for item in sorted(record.envelopes, key=lambda item: item.version):
         try:
-            found.setdefault(item.tenant, {})[item.domain] = _signed(item, record.public_keys)
+            envelope = _signed(item, record.public_keys)
         except RefusedError as error:
             raise TestbedError(
                 f"{folder / RECORD_NAME}: envelope of {item.domain} for {item.tenant}: {error}; nobody can be held to "
                 "what was not signed, so take the record from whoever ran it"
             ) from error
-    return found
+        found.setdefault(item.tenant, {})[item.domain, envelope.subject.stage] = envelope
+    return {tenant: tuple(promised.values()) for tenant, promised in found.items()}
 
 
 def _signed(item: EnvelopeRecord, public_keys: Mapping[str, str]) -> Envelope:
@@ -108,10 +115,8 @@ def _signed(item: EnvelopeRecord, public_keys: Mapping[str, str]) -> Envelope:
     return envelope
 
 
-def _crossing(
-    folder: Path, record: RunRecord, tenant: str, envelopes: Mapping[str, Mapping[str, Envelope]]
-) -> Crossing:
-    promised = envelopes.get(tenant, {})
+def _crossing(folder: Path, record: RunRecord, tenant: str, envelopes: Sequence[Envelope]) -> Crossing:
+    promised = _on_the_network(envelopes)
     asked = [folder / window.requests[tenant] for window in record.windows if tenant in window.requests]
     if asked:
         found = [request_samples.read(path) for path in asked]
@@ -127,40 +132,87 @@ def _crossing(
     return PacketCrossing.of(windows, replays)
 
 
+def _on_the_network(envelopes: Sequence[Envelope]) -> dict[str, Envelope]:
+    return {envelope.domain: envelope for envelope in envelopes if envelope.subject.stage is Stage.NETWORK}
+
+
 def _rate_bps(promised: Mapping[str, Envelope], domains: Sequence[str]) -> float:
     """The smallest rate promised on a path: it is what every packet waits for."""
     return min(promised[domain].guardrails.reserved_rate_bps for domain in domains)
 
 
-def _evidence(
-    record: RunRecord, tenant: TenantRecord, crossing: Crossing, envelopes: Mapping[str, Envelope]
-) -> list[DomainEvidence]:
-    """What each domain did with the packets that entered it; nothing where no ideal server was replayed.
+def _nonconforming(tenant: TenantRecord, crossing: Crossing, envelopes: Sequence[Envelope]) -> int:
+    """As the run counted packets; requests are counted here, by the bucket of the first domain."""
+    if tenant.conformance is not None:
+        return tenant.conformance.nonconforming
+    if not isinstance(crossing, RequestCrossing) or crossing.rate_bps is None:
+        return 0
+    return crossing.nonconforming(_on_the_network(envelopes)[crossing.samples[0].domains[0]])
 
-    Envelopes promise packets, so a tenant of which only requests are known is no evidence.
-    """
-    if not isinstance(crossing, PacketCrossing) or not crossing.replays:
-        return []
-    policed = [gate.limit for gate in record.gates if gate.name == f"host allowance, {tenant.name}"]
-    behinds = [_behind(s, r.rate_bps) for s, r in zip(crossing.samples, crossing.replays, strict=True)]
-    found = []
-    for d, domain in enumerate(crossing.samples[0].domains):
-        entered = [np.isfinite(samples.border_s[:, d]) for samples in crossing.samples]
-        here = list(zip(crossing.replays, entered, strict=True))
-        if any(inside.any() for inside in entered):
-            found.append(
-                DomainEvidence(
-                    envelope=envelopes[domain],
-                    excess_s=np.concatenate([replayed.excess_s[inside, d] for replayed, inside in here]),
-                    lag_s=np.concatenate([behind[inside, d] for behind, inside in zip(behinds, entered, strict=True)]),
-                    nonconforming=tenant.conformance.nonconforming if tenant.conformance else 0,
-                    runs=crossing.runs[np.concatenate(entered)],
-                )
-            )
+
+def _evidence(
+    record: RunRecord, tenant: str, crossing: Crossing, envelopes: Sequence[Envelope], nonconforming: int
+) -> list[DomainEvidence]:
+    """What each domain did with what entered it; nothing where the tenant holds no envelopes of its whole path."""
+    found: list[DomainEvidence] = []
+    if isinstance(crossing, PacketCrossing) and crossing.replays:
+        found = _of_packets(crossing, _on_the_network(envelopes))
+    elif isinstance(crossing, RequestCrossing) and crossing.rate_bps is not None:
+        found = _of_requests(crossing, envelopes)
+    found = [replace(item, nonconforming=nonconforming) for item in found]
     if record.kind == "network":
+        policed = [gate.limit for gate in record.gates if gate.name == f"host allowance, {tenant}"]
         shares = _host_shares(found)
         found = [replace(item, host_share=max(share, *policed, 0.0)) for item, share in zip(found, shares, strict=True)]
     return found
+
+
+def _of_packets(crossing: PacketCrossing, promised: Mapping[str, Envelope]) -> list[DomainEvidence]:
+    behinds = [_behind(s, r.rate_bps) for s, r in zip(crossing.samples, crossing.replays, strict=True)]
+    found = []
+    for d, domain in enumerate(crossing.samples[0].domains):
+        entered = np.concatenate([np.isfinite(samples.border_s[:, d]) for samples in crossing.samples])
+        if entered.any():
+            found.append(
+                DomainEvidence(
+                    envelope=promised[domain],
+                    excess_s=crossing.excess_s(promised[domain])[entered],
+                    lag_s=np.concatenate([behind[:, d] for behind in behinds])[entered],
+                    runs=crossing.runs[entered],
+                )
+            )
+    return found
+
+
+def _of_requests(crossing: RequestCrossing, envelopes: Sequence[Envelope]) -> list[DomainEvidence]:
+    """The requests that crossed each stage; errors are those of the domain in which the path ends.
+
+    A request that did not cross is no loss: TCP sends lost packets again, and who gives up is the client.
+    """
+    domains, found = crossing.samples[0].domains, []
+    for envelope in envelopes:
+        computed, rails = envelope.subject.stage is Stage.COMPUTE, envelope.guardrails
+        passed = crossing.passed(envelope)
+        excess_s, lag_s = (np.concatenate([getattr(item, name) for item in passed]) for name in ("excess_s", "lag_s"))
+        crossed = np.isfinite(excess_s)
+        ends_here = computed or (envelope.domain == domains[-1] and not _computes(envelopes))
+        if crossed.any():
+            found.append(
+                DomainEvidence(
+                    envelope=envelope,
+                    excess_s=excess_s[crossed],
+                    lag_s=lag_s[crossed],
+                    errors=min(crossing.errors, int(crossed.sum())) if ends_here else 0,
+                    what=crossing.what,
+                    least=not computed or not crossed.all() or crossing.smallest_bits < rails.largest_packet_bits,
+                    runs=crossing.runs[crossed],
+                )
+            )
+    return found
+
+
+def _computes(envelopes: Sequence[Envelope]) -> bool:
+    return any(envelope.subject.stage is Stage.COMPUTE for envelope in envelopes)
 
 
 def _host_shares(found: Sequence[DomainEvidence]) -> list[float]:

@@ -82,7 +82,7 @@ def run_statements(evidence: RunEvidence) -> Iterator[strict_json.Json]:
     if not evidence.valid:
         return
     for tenant in evidence.record.tenants:
-        broke = tenant.conformance is not None and tenant.conformance.nonconforming
+        broke = evidence.nonconforming.get(tenant.name, 0) > 0
         crossing = evidence.crossings.get(tenant.name)
         if crossing is None or tenant.deadline_s is None or tenant.epsilon is None or broke:
             continue

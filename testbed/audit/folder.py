@@ -12,15 +12,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from testbed.audit.attribution import Attribution, attribute
 from testbed.audit.causes import Counterfactual, counterfactual
 from testbed.audit.contracts import ContractFinding, ContractVerdict, DomainEvidence, judge_contracts
-from testbed.audit.crossing import Crossing, PacketCrossing
+from testbed.audit.crossing import Crossing
 from testbed.audit.evidence import CONFIDENCE, RunEvidence, promised_confidence, read_evidence
 from testbed.audit.record import Audit, Promise, audit_series, blame_dict, say_blame
-from testbed.envelope.descriptor import Envelope
 from testbed.report.record import TenantRecord
 from testbed.traffic.request_records import Endings
 
@@ -128,6 +125,7 @@ def audit_evidence(evidence: RunEvidence, confidence: float = CONFIDENCE) -> Run
             _audit_tenant(
                 tenant,
                 evidence.crossings[tenant.name],
+                evidence.nonconforming.get(tenant.name, 0),
                 [(item, finding) for item, finding in judged if finding.tenant == tenant.name],
                 promised_confidence(record, tenant.name, confidence),
                 valid=valid,
@@ -141,6 +139,7 @@ def audit_evidence(evidence: RunEvidence, confidence: float = CONFIDENCE) -> Run
 def _audit_tenant(
     tenant: TenantRecord,
     crossing: Crossing,
+    nonconforming: int,
     judged: Sequence[tuple[DomainEvidence, ContractFinding]],
     confidence: float,
     *,
@@ -156,32 +155,29 @@ def _audit_tenant(
     broken = [(e, f) for e, f in judged if f.verdict is ContractVerdict.BROKEN]
     return TenantAudit(
         tenant=tenant.name,
-        verdict=_verdict(tenant, audit, valid=valid),
+        verdict=_verdict(nonconforming, audit, valid=valid),
         audit=audit,
         causes=attribute(causes, confidence=confidence, runs=crossing.runs) if causes else None,
         contracts=tuple(finding for _, finding in judged),
-        counterfactuals=tuple(
-            _had_kept(crossing, e.envelope) for e, _ in broken if isinstance(crossing, PacketCrossing)
-        ),
+        counterfactuals=tuple(_had_kept(crossing, e) for e, _ in broken),
         counted=tenant.n,
         endings=crossing.endings,
     )
 
 
-def _verdict(tenant: TenantRecord, audit: Audit, *, valid: bool) -> str:
+def _verdict(nonconforming: int, audit: Audit, *, valid: bool) -> str:
     if audit.compliance is None:
         return "NONE"
     if not valid:
         return "INVALID"
-    if tenant.conformance is not None and tenant.conformance.nonconforming:
+    if nonconforming:
         return "EXCUSED"
     return str(audit.compliance.verdict)
 
 
-def _had_kept(crossing: PacketCrossing, envelope: Envelope) -> Counterfactual:
-    d = crossing.samples[0].domains.index(envelope.domain)
-    excess = np.concatenate([replayed.excess_s[:, d] for replayed in crossing.replays])
-    return counterfactual(envelope.domain, crossing.latency_s, excess, envelope.tail)
+def _had_kept(crossing: Crossing, evidence: DomainEvidence) -> Counterfactual:
+    excess_s = crossing.excess_s(evidence.envelope)
+    return counterfactual(evidence.who, crossing.latency_s, excess_s, evidence.envelope.tail, roughly=evidence.least)
 
 
 def _tenant_dict(tenant: TenantAudit) -> dict[str, Any]:
@@ -194,6 +190,7 @@ def _tenant_dict(tenant: TenantAudit) -> dict[str, Any]:
         "contracts": [
             {
                 "domain": finding.domain,
+                "stage": str(finding.stage),
                 "verdict": str(finding.verdict),
                 "p_value": finding.p_value,
                 "adjusted_p_value": finding.adjusted_p_value,

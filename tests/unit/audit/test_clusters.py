@@ -14,7 +14,7 @@ from testbed.audit.clusters import (
     extremal_index,
     measure_dependence,
     run_boundaries,
-    tail_threshold,
+    tail_thresholds,
 )
 
 
@@ -116,7 +116,7 @@ def test_too_few_exceedances_of_every_level_is_no_answer() -> None:
 
 def test_rounded_latencies_still_have_a_tail_level() -> None:
     series = np.where(np.arange(10_000) % 50 == 0, 0.002, 0.001)
-    assert tail_threshold(series, 0.99) == 0.001
+    assert tail_thresholds(series, (0.99,)) == {0.001}
     assert measure_dependence(series) is not None
 
 

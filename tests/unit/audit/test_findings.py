@@ -65,9 +65,11 @@ def test_a_run_gives_a_finding_for_each_promise_and_one_for_all_envelopes(tmp_pa
 def test_requests_are_a_finding_that_is_computed_again_from_the_folder(tmp_path: Path) -> None:
     seen = asking.failed(asking.window(1), timeout=30, to_come=10)
     path = folder(tmp_path / "run", [seen], deadline_s=0.04)
-    (promise,) = run_statements(read_evidence(path))
+    promise, envelopes = run_statements(read_evidence(path))
     assert (promise["subject"], promise["n"], promise["misses"]) == ("vision", 19_990, 30)
-    assert [item.outcome for item in recompute([promise], read_evidence(path))] == [Outcome.SAME]
+    assert [item["domain"] for item in envelopes["findings"]] == list(asking.DOMAINS)
+    again = recompute([promise, envelopes], read_evidence(path))
+    assert [item.outcome for item in again] == [Outcome.SAME, Outcome.SAME]
 
 
 def test_a_changed_accusation_differs_and_another_run_is_other_evidence(tmp_path: Path) -> None:

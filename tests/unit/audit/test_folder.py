@@ -13,6 +13,7 @@ import pytest
 
 from testbed.audit.contracts import ContractVerdict
 from testbed.audit.folder import audit_run
+from testbed.envelope.descriptor import Stage, Subject
 from testbed.envelope.store import issue
 from testbed.errors import TestbedError
 from testbed.report.record import (
@@ -64,10 +65,25 @@ def window(seed: int, n: int = 30_000, *, pause_share: float = 0.0) -> TenantSam
 
 
 def signed(domain: str, tenant: str, signer: str) -> dict[str, Any]:
-    """A promise of no impairment beyond T = 5 ms, as it was signed."""
+    """A promise of no impairment beyond T = 5 ms, for bursts of up to 2 Mbit, as it was signed."""
     promised = replace(envelope(domain, impaired=False), version=2)
+    promised = replace(promised, guardrails=replace(promised.guardrails, burst_bits=2_000_000))
     promised = replace(promised, subject=replace(promised.subject, tenant=tenant))
     found: dict[str, Any] = json.loads(issue(promised, [key(signer)]))
+    return found
+
+
+def computing(domain: str, tenant: str) -> dict[str, Any]:
+    """A promise to compute each request within 5 ms of its turn, 2 ms each, as it was signed."""
+    promised = replace(envelope(domain, impaired=False), version=2)
+    rails = replace(
+        promised.guardrails,
+        reserved_rate_bps=round(asking.SIZE_BITS / 2e-3),
+        meter_rate_bps=RATE_BPS,
+        largest_packet_bits=asking.SIZE_BITS,
+    )
+    promised = replace(promised, subject=Subject(tenant, "reserved", "digits", Stage.COMPUTE), guardrails=rails)
+    found: dict[str, Any] = json.loads(issue(promised, [key(domain)]))
     return found
 
 
@@ -124,7 +140,9 @@ def folder(
                 verdict="PASS",
                 conformance=ConformanceRecord(
                     offered=1, nonconforming=nonconforming, meter_dropped=0, queue_dropped=0, delivered=1
-                ),
+                )
+                if isinstance(windows[0], TenantSamples)
+                else None,
             ),
         ),
         windows=tuple(described),
@@ -286,7 +304,45 @@ def test_what_made_requests_slow_is_named_by_place_and_by_cause(
     assert set(tenant.audit.attribution.blame) == {
         "client wait", "west", "east", "server queue", "compute", "network back", "residual",
     }  # fmt: skip
-    assert tenant.contracts == ()
+    broken = [finding.domain for finding in tenant.contracts if finding.verdict is ContractVerdict.BROKEN]
+    assert broken == (["east"] if cause == "east" else [])
+
+
+def test_a_request_tenant_beyond_its_bucket_excuses_every_domain_and_that_is_shown(tmp_path: Path) -> None:
+    seen = asking.window(1, 4000, pause_share=0.01)
+    flood = replace(seen, out_bits=3 * seen.out_bits)
+    found = audit_run(folder(tmp_path / "run", [flood]))
+    (tenant,) = found.tenants
+    assert tenant.verdict == "EXCUSED"
+    assert {finding.verdict for finding in tenant.contracts} == {ContractVerdict.EXCUSED}
+    count = tenant.contracts[0].nonconforming
+    assert count > 0
+    assert any(f"vision sent {count} requests beyond its token bucket" in said for said in tenant.sentences())
+    assert found.to_dict()["tenants"]["vision"]["contracts"][0]["nonconforming"] == count
+
+
+def test_a_server_is_held_to_the_envelope_of_its_compute_stage(tmp_path: Path) -> None:
+    def verdict(name: str, **injected: float) -> ContractVerdict:
+        path = folder(tmp_path / name, [asking.window(seed, **injected) for seed in (1, 2)])
+        record = read_record(path)
+        computes = EnvelopeRecord(domain="east", tenant="vision", version=2, dsse=computing("east", "vision"))
+        write_record(path, record.model_copy(update={"envelopes": (*record.envelopes, computes)}))
+        (tenant,) = audit_run(path).tenants
+        *network, server = tenant.contracts
+        assert (server.domain, server.stage) == ("east", Stage.COMPUTE)
+        assert all(finding.verdict is not ContractVerdict.BROKEN for finding in network)
+        assert "he server of east" in server.reason
+        return server.verdict
+
+    assert verdict("kept") is not ContractVerdict.BROKEN
+    assert verdict("slow", slow_share=0.02) is ContractVerdict.BROKEN
+
+
+def test_requests_that_a_server_refuses_are_the_errors_of_the_last_domain(tmp_path: Path) -> None:
+    seen = asking.failed(asking.window(1), rejected=4, error=3, timeout=5)
+    (tenant,) = audit_run(folder(tmp_path / "run", [seen])).tenants
+    assert [finding.verdict for finding in tenant.contracts] == [ContractVerdict.UNDETERMINED, ContractVerdict.BROKEN]
+    assert "error: " in tenant.contracts[1].reason
 
 
 def test_a_path_of_eight_domains_has_a_blame_and_causes(tmp_path: Path) -> None:
