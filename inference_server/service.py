@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -179,7 +179,7 @@ class InferenceService:
             request, job = self.admitted(message, context)
             answer = await self.computed(job)
         except InferenceError as error:
-            await context.abort(error.code, str(error))
+            await _abort(context, error)
         return answers.response_to(request, job, answer).SerializeToString()
 
     async def _stream(self, requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
@@ -233,9 +233,19 @@ def _refusing(call: Callable[[Any], Any]) -> Callable[[Any, Context], Any]:
         try:
             return await call(request)
         except InferenceError as error:
-            await context.abort(error.code, str(error))
+            await _abort(context, error)
 
     return answered
+
+
+async def _abort(context: Context, error: InferenceError) -> NoReturn:
+    """End a call with its status, unless it has ended by itself: the deadline may have passed on both sides at once."""
+    if context.done():
+        raise asyncio.CancelledError
+    try:
+        await context.abort(error.code, str(error))
+    except grpc.aio.InternalError:
+        raise asyncio.CancelledError from error
 
 
 def _parse(message: bytes, into: pb.ModelInferRequest) -> None:

@@ -122,9 +122,12 @@ def _digest(folder: Path) -> str:
 
 
 def _read(path: Path, digest: str) -> Iterator[tuple[str, list[list[float]]]]:
-    first, *lines = path.read_text().splitlines()
+    first, *lines = path.read_text().splitlines(keepends=True)
     if json.loads(first) != {"code": digest}:
         raise TestbedError(f"{path}: results of other code than this; begin a new file, or go back to that code")
+    if lines and not lines[-1].endswith("\n"):
+        # Cut off while it was written: that batch is drawn again, from the same seeds.
+        path.write_text("".join([first, *(lines := lines[:-1])]))
     for line in lines:
         entry = json.loads(line)
         yield entry["what"], entry["rows"]

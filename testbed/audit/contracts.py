@@ -284,12 +284,12 @@ def _finding(
     elif adjusted <= alpha:
         verdict = ContractVerdict.BROKEN
         reason = (
-            f"{who} broke its envelope for {tenant}: {_said(worst, what)}, p = {adjusted:.2g} after correction for "
+            f"{who} broke its envelope for {tenant}: {_said(worst, evidence)}, p = {adjusted:.2g} after correction for "
             "everything tested together."
         )
     elif open_ is not None:
         verdict = ContractVerdict.UNDETERMINED
-        reason = f"{uncontradicted}, but {n} {what} cannot certify {_said(open_, what)}."
+        reason = f"{uncontradicted}, but {n} {what} cannot certify {_said(open_, evidence)}."
     elif evidence.least:
         verdict = ContractVerdict.UNDETERMINED
         reason = f"{uncontradicted}, but {what} tell only the least that it was behind."
@@ -310,6 +310,12 @@ def _finding(
     )
 
 
-def _said(statement: Statement, what: str) -> str:
-    beyond = "" if statement.x_s is None else f" beyond {statement.x_s * 1e3:.4g} ms"
-    return f"{statement.name}{beyond}: {statement.measured:.3g} of the {what}, promised {statement.promised:.3g}"
+def _said(statement: Statement, evidence: DomainEvidence) -> str:
+    beyond = f" beyond {statement.x_s * 1e3:.4g} ms" if statement.x_s else ""
+    promised = "promised"
+    if evidence.host_share and statement.x_s is not None:
+        promised = "allowed, the host's share included"
+    name = "later than promised" if statement.name == "no impairment" else statement.name
+    return (
+        f"{name}{beyond}: {statement.measured:.3g} of the {evidence.what}, at most {statement.promised:.3g} {promised}"
+    )

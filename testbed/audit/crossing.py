@@ -126,6 +126,11 @@ class RequestCrossing:
         return np.concatenate([found.excess_s for found in self.passed(envelope)])
 
     @property
+    def smallest_bits(self) -> float:
+        """Of the requests that were seen on the wire."""
+        return float(min(np.min(window.out_bits, initial=np.inf, where=window.out_bits > 0) for window in self.samples))
+
+    @property
     def errors(self) -> int:
         """Requests that the server refused or failed."""
         return self.endings.rejected + self.endings.errors

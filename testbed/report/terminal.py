@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -50,8 +51,10 @@ def print_summary(record: RunRecord) -> None:
 
 
 def milliseconds(value: float | None) -> str:
-    """`value` in ms with a precision a reader can use, or a dash."""
-    return "–" if value is None else f"{value * 1e3:.2f}"
+    """`value` in ms with a precision a reader can use, or a dash; `never` where it is infinite."""
+    if value is None:
+        return "–"
+    return f"{value * 1e3:.2f}" if math.isfinite(value) else "never"
 
 
 def _tenant_table(record: RunRecord) -> Table:

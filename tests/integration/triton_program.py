@@ -1,4 +1,4 @@
-"""Drives a server with Triton's client and prints what it saw as one JSON object; run by the environment of that client.
+"""Drives a server with Triton's client, in that client's environment, and prints what it saw as one JSON object.
 
 `triton_program.py HOST:PORT` knows nothing of the server but its address and the names of its models.
 """
@@ -14,8 +14,7 @@ from typing import Any
 
 import numpy as np
 import tritonclient.grpc as triton
-import tritonclient.grpc.aio as aio
-from tritonclient.grpc import model_config_pb2, service_pb2
+from tritonclient.grpc import aio, model_config_pb2, service_pb2
 from tritonclient.utils import InferenceServerException
 
 MODEL = "digits-small"
@@ -24,7 +23,8 @@ LONG_S = 30.0
 
 def inputs(module: Any = triton, rows: int = 1, width: int = 64, datatype: str = "FP32") -> list[Any]:
     tensor = module.InferInput("pixels", [rows, width], datatype)
-    tensor.set_data_from_numpy(np.arange(rows * width, dtype={"FP32": "<f4", "FP64": "<f8"}[datatype]).reshape(rows, width))
+    values = np.arange(rows * width, dtype={"FP32": "<f4", "FP64": "<f8"}[datatype])
+    tensor.set_data_from_numpy(values.reshape(rows, width))
     return [tensor]
 
 

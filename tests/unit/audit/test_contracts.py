@@ -106,7 +106,7 @@ def test_a_promise_of_no_impairment_is_broken_by_one_packet() -> None:
     excess[7] = 1e-5
     found = judge_contracts([DomainEvidence(envelope(impaired=False), excess)])[0]
     assert found.verdict is ContractVerdict.BROKEN
-    assert "no impairment" in found.reason
+    assert "later than promised: 2.5e-05 of the packets, at most 0 promised" in found.reason
 
 
 def test_silence_certifies_nothing_unless_something_shows_how_packets_cling() -> None:

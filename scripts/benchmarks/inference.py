@@ -1,0 +1,219 @@
+"""The inference server and the request generator, beside MLServer, a bare gRPC echo and MLPerf LoadGen.
+
+Everything runs on one host, clients beside servers, so throughput is that of the pair and tails have the host in them;
+peers are measured the same way in the same run. `--parts` chooses what to measure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import socket
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import load_file
+
+from benchmarks import inference_lab as lab
+from benchmarks.figures import Figure, at_least, at_most
+from inference_server.digits import HELD_OUT
+from inference_server.generated import open_inference_pb2 as pb
+from inference_server.protocol import method
+from testbed.envelope import Validity
+from testbed.management.compute_envelope import calibrate_compute, contradictions
+from testbed.traffic.request_records import OK, RequestRecord
+
+_SMALL, _LARGE = "digits-small", "digits-large"
+_CALLS = 8
+"""Unanswered calls of a closed loop."""
+_BATCH_ROWS = 32
+_STORM = 3.0
+_OWN, _FLOODER, _FLOOD = 0.5, 0.1, 10.0
+"""Shares of the two tenants, and how many times its own the second offers: all that the server computes. Clients and
+server have the same two cores, so a flood of much more would measure them."""
+_STORM_S = 10.0
+_QUIET_S = 8.0
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What to measure, and for how long."""
+    parser.add_argument("--parts", nargs="*", choices=sorted(_PARTS), default=list(_PARTS), help="default: all")
+    parser.add_argument("--seconds", type=float, default=30.0, help="length of each window (default 30)")
+    parser.add_argument("--images", type=int, default=64, help="in each request, but for throughput (default 64)")
+    parser.add_argument("--seed", type=int, default=1, help="of the arrivals (default 1)")
+
+
+def measure(options: argparse.Namespace) -> Iterator[Figure]:
+    """Every figure that was asked for."""
+    with tempfile.TemporaryDirectory(prefix="bench-inference-") as folder:
+        for part in options.parts:
+            yield from _PARTS[part](options, Path(folder))
+
+
+def _throughput(options: argparse.Namespace, folder: Path) -> Iterator[Figure]:
+    request, answer, weights = folder / "request", folder / "answer", folder / "weights.npz"
+    request.write_bytes(lab.message(_SMALL, 1))
+    np.savez(weights, **load_file(HELD_OUT.parent / f"{_SMALL}.safetensors"))
+    how = {"calls": _CALLS, "seconds": options.seconds / 3}
+    with lab.server("--models", _SMALL) as target:
+        ours = lab.closed(target, request, **how)
+    answer.write_bytes(bytes.fromhex(ours["answer"]))
+    with lab.server("--models", _SMALL, "--batch-rows", str(_BATCH_ROWS)) as target:
+        batched = lab.closed(target, request, **how)
+    with lab.echo(answer) as target:
+        bare = lab.closed(target, request, **how)
+    with lab.mlserver(folder, weights, _free_port()) as target:
+        theirs = lab.closed(target, request, **how)
+    for name, found in (("batch 1", ours), (f"batches of {_BATCH_ROWS}", batched)):
+        said = f"{found['per_s']:.0f}/s at p99 {found['p99_ms']:.2f} ms, {_CALLS} calls unanswered"
+        for peer, other, target_ratio in (("MLServer", theirs, 2.0), ("a bare gRPC echo", bare, 0.7)):
+            beside = f"{peer} {other['per_s']:.0f}/s at p99 {other['p99_ms']:.2f} ms"
+            ratio = found["per_s"] / other["per_s"]
+            yield at_least(f"{_SMALL}, {name}: throughput over {peer}", ratio, target_ratio, note=f"{said}; {beside}")
+
+
+def _agreement(options: argparse.Namespace, folder: Path) -> Iterator[Figure]:
+    request = folder / "request"
+    request.write_bytes(lab.message(_SMALL, 1))
+    rate = 300.0
+    with lab.server("--models", _SMALL) as target:
+        driven = lab.loadgen(target, request, rate=rate, seconds=options.seconds)
+        record = _alone(folder, target, options, model=_SMALL, images=1, rate=rate)
+    ours = np.sort(record.received_s[record.status == OK] - record.sent_s[record.status == OK])
+    for name, level, target_share in (("p99", 0.99, 5.0), ("p999", 0.999, 10.0)):
+        mine = float(np.quantile(ours, level, method="higher")) * 1e3
+        theirs = driven[f"{name}_ms"]
+        note = f"ours {mine:.3f} ms, LoadGen {theirs:.3f} ms, {rate:g}/s for {options.seconds:g} s, one after the other"
+        yield at_most(f"generator against LoadGen, {name}", 100 * abs(mine / theirs - 1), target_share, "%", note=note)
+    late = record.lateness_s[np.isfinite(record.lateness_s)]
+    yield Figure("lateness of handing over, p99.9", float(np.quantile(late, 0.999)) * 1e3, "ms", note=f"{rate:g}/s")
+
+
+def _isolation(options: argparse.Namespace, folder: Path) -> Iterator[Figure]:
+    shares = ("--share", f"alpha={_OWN}", "--share", f"bravo={_FLOODER}:64")
+    with lab.server("--models", _LARGE, *shares) as target:
+        capacity = _capacity(folder, target, options.images)
+        how: dict[str, Any] = {"model": _LARGE, "images": options.images, "seconds": options.seconds, "deadline_s": 1.0}
+        share, other = _OWN * capacity, _FLOODER * capacity
+        alone = _sent(lab.Sender(folder, "alpha", target, rate=0.7 * share, seed=options.seed, **how))[0]
+        mine = lab.Sender(folder, "alpha", target, rate=0.7 * share, seed=options.seed, **how)
+        flood = lab.Sender(folder, "bravo", target, rate=_FLOOD * other, seed=options.seed + 1, **how)
+        beside, flooded = _sent(mine, flood)
+    said = f"{len(alone.schedule)} requests at .7 of its share of {capacity:.0f}/s"
+    refused = float(np.mean(flooded.status != OK))
+    for name, level, goal in (("p99", 0.99, None), ("p99.9", 0.999, 10.0)):
+        before, after = (float(np.nanquantile(each.latency_s, level)) * 1e3 for each in (alone, beside))
+        note = f"{before:.2f} ms alone, {after:.2f} ms beside {_FLOOD:g} times its own ({refused:.0%} refused); {said}"
+        growth = 100 * (after / before - 1)
+        title = f"isolation: growth of a tenant's {name}"
+        yield Figure(title, growth, "%", note=note) if goal is None else at_most(title, growth, goal, "%", note=note)
+
+
+def _storm(options: argparse.Namespace, folder: Path) -> Iterator[Figure]:
+    with lab.server("--models", _LARGE) as target:
+        capacity = _capacity(folder, target, options.images)
+        how: dict[str, Any] = {"model": _LARGE, "images": options.images}
+        whole_s = 2 * _QUIET_S + _STORM_S
+        before = _counted(target, _LARGE)
+        probe = lab.Sender(
+            folder, "probe", target, rate=0.1 * capacity, seconds=whole_s, deadline_s=2.0, seed=options.seed, **how
+        )
+        storm = lab.Sender(
+            folder, "storm", target, rate=_STORM * capacity, seconds=_STORM_S, deadline_s=0.25, seed=options.seed, **how
+        )
+        probe.start()
+        storm.start(_QUIET_S)
+        stormed, probed = storm.record(), probe.record()
+        after = _counted(target, _LARGE)
+    end_s = _QUIET_S + _STORM_S
+    time_s = probed.schedule.time_s
+    idle_s, later_s = (
+        float(np.nanquantile(probed.latency_s[chosen], 0.99)) for chosen in (time_s < _QUIET_S, time_s > end_s + 1.0)
+    )
+    note = f"{idle_s * 1e3:.2f} ms before, {later_s * 1e3:.2f} ms from 1 s after on; offered {_STORM:g} times capacity"
+    yield at_most("storm: p99 from 1 s after it over that before it", later_s / idle_s, 1.1, note=note)
+    computed, answered = (a - b for a, b in zip(after, before, strict=True))
+    late_s = np.concatenate((_begun_late_s(stormed), _begun_late_s(probed)))
+    late = late_s[late_s > 0]
+    note = f"of {computed} computed, {answered} were answered; {np.mean(stormed.status == OK):.0%} of the storm were"
+    if late.size:
+        note += f"; by at most {late.max() * 1e3:.2f} ms, as gRPC's deadlines count from a call's arrival at the server"
+    yield at_most("storm: requests begun after their deadline", late.size, 0, note=note)
+
+
+def _calibration(options: argparse.Namespace, folder: Path) -> Iterator[Figure]:
+    with lab.server("--models", _LARGE, "--share", "alpha=0.5", "--share", "bravo=0.5:64") as target:
+        capacity = _capacity(folder, target, options.images)
+        records = []
+        for seed in (options.seed, options.seed + 1):
+            how: dict[str, Any] = {
+                "model": _LARGE,
+                "images": options.images,
+                "seconds": options.seconds,
+                "deadline_s": 2.0,
+            }
+            mine = lab.Sender(folder, "alpha", target, rate=0.3 * capacity, seed=seed, **how)
+            other = lab.Sender(folder, "bravo", target, rate=0.3 * capacity, seed=seed + 100, **how)
+            records.append(_sent(mine, other)[0])
+    promise = {"domain": "core", "tenant": "alpha", "model": _LARGE, "capacity": 0.5, "validity": Validity(0, 1)}
+    envelope = calibrate_compute(records[0], **promise)
+    found = contradictions(envelope, records[1])
+    rate = envelope.guardrails.reserved_rate_bps / envelope.guardrails.largest_packet_bits
+    note = f"T {envelope.latency_s * 1e3:.2f} ms, R {rate:.1f} requests/s, {len(records[1].schedule)} requests held out"
+    yield at_most("calibration: contradictions in a held-out run", len(found), 0, note=note)
+
+
+_PARTS: dict[str, Callable[[argparse.Namespace, Path], Iterator[Figure]]] = {
+    "throughput": _throughput,
+    "agreement": _agreement,
+    "isolation": _isolation,
+    "storm": _storm,
+    "calibration": _calibration,
+}
+
+
+def _capacity(folder: Path, target: str, images: int) -> float:
+    """Requests a second that the server computes, one after another without a pause."""
+    request = folder / "capacity"
+    request.write_bytes(lab.message(_LARGE, images))
+    return float(lab.closed(target, request, calls=2, seconds=3.0)["per_s"])
+
+
+def _alone(folder: Path, target: str, options: argparse.Namespace, **how: Any) -> RequestRecord:
+    how |= {"seconds": options.seconds, "deadline_s": 1.0, "seed": options.seed}
+    return _sent(lab.Sender(folder, "alone", target, **how))[0]
+
+
+def _sent(*senders: lab.Sender) -> list[RequestRecord]:
+    for sender in senders:
+        sender.start()
+    return [sender.record() for sender in senders]
+
+
+def _begun_late_s(record: RequestRecord) -> npt.NDArray[np.float64]:
+    """How long after its deadline the computation of each answered request began; negative before it."""
+    answered = record.status == OK
+    return (record.server_s[:, 2] - record.schedule.time_s - record.deadline_s)[answered]
+
+
+def _counted(target: str, model: str) -> tuple[int, int]:
+    """Requests computed and requests answered so far, as the server counts them."""
+    with grpc.insecure_channel(target) as channel:
+        ask = channel.unary_unary(
+            method("ModelStatistics"),
+            request_serializer=pb.ModelStatisticsRequest.SerializeToString,
+            response_deserializer=pb.ModelStatisticsResponse.FromString,
+        )
+        (found,) = ask(pb.ModelStatisticsRequest(name=model), timeout=30).model_stats
+    return found.inference_stats.compute_infer.count, found.inference_stats.success.count
+
+
+def _free_port() -> int:
+    """A port that is free now, and the one after it as a rule."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,243 @@
+"""Servers to measure and clients that measure them: processes that are started, awaited and ended."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, cast
+
+from benchmarks.peers import environment
+from inference_server.digits import held_out
+from testbed.scenario.model import ModelSize, PoissonArrivals
+from testbed.telemetry import host
+from testbed.traffic.request_records import RequestRecord, RequestSpec
+from testbed.traffic.request_schedules import request_schedule
+from testbed.traffic.request_wire import RequestMaker
+
+ROOT = Path(__file__).resolve().parents[2]
+INFER = "/inference.GRPCInferenceService/ModelInfer"
+_AHEAD_S = 1.0
+
+MLSERVER = ("mlserver==1.7.1",)
+LOADGEN = ("mlcommons_loadgen==6.0.17", "grpcio==1.85.1")
+
+ECHO = """
+import asyncio, sys
+import grpc
+answer = open(sys.argv[1], "rb").read()
+async def echo(message, context): return answer
+async def main():
+    server = grpc.aio.server()
+    handler = grpc.method_handlers_generic_handler(
+        "inference.GRPCInferenceService", {"ModelInfer": grpc.unary_unary_rpc_method_handler(echo)})
+    server.add_generic_rpc_handlers((handler,))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    print(port, flush=True)
+    await server.wait_for_termination()
+asyncio.run(main())
+"""
+"""A gRPC server that answers the bytes it was given: what is left where nothing is parsed, queued or computed."""
+
+CLOSED = """
+import asyncio, json, sys, time
+import grpc
+target, method, path, calls, seconds = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), float(sys.argv[5])
+message = open(path, "rb").read()
+async def main():
+    taken = []
+    async with grpc.aio.insecure_channel(target) as channel:
+        infer = channel.unary_unary(method)
+        answer = await infer(message, timeout=30, wait_for_ready=True)
+        begin = time.perf_counter() + 1.0
+        end = begin + seconds
+        async def ask():
+            while (before := time.perf_counter()) < end:
+                await infer(message, timeout=30)
+                if before >= begin: taken.append(time.perf_counter() - before)
+        await asyncio.gather(*(ask() for _ in range(calls)))
+    taken.sort()
+    at = lambda q: taken[min(len(taken) - 1, int(q * len(taken)))] * 1e3
+    print(json.dumps({"per_s": len(taken) / seconds, "p50_ms": at(.5), "p99_ms": at(.99), "answer": answer.hex()}))
+asyncio.run(main())
+"""
+"""So many calls always unanswered, for so long; the first second does not count."""
+
+RUNTIME = """
+import numpy as np
+from mlserver import MLModel
+from mlserver.codecs import NumpyCodec
+from mlserver.types import InferenceResponse
+
+class Digits(MLModel):
+    async def load(self):
+        self.layers = np.load(self.settings.parameters.uri)
+        return True
+
+    async def predict(self, payload):
+        x = NumpyCodec.decode_input(payload.inputs[0]).astype(np.float32) / np.float32(16)
+        x = np.maximum(x @ self.layers["layers.0.weight"].T + self.layers["layers.0.bias"], 0)
+        x = x @ self.layers["layers.2.weight"].T + self.layers["layers.2.bias"]
+        return InferenceResponse(model_name=self.name, outputs=[NumpyCodec.encode_output("logits", x)])
+"""
+"""digits-small for MLServer, in numpy: its environment has no PyTorch, which makes it faster if anything."""
+
+DRIVEN = """
+import json, re, sys, tempfile, threading
+import grpc
+import mlperf_loadgen as lg
+target, method, path, rate, seconds = sys.argv[1], sys.argv[2], sys.argv[3], float(sys.argv[4]), float(sys.argv[5])
+message = open(path, "rb").read()
+channel = grpc.insecure_channel(target)
+infer = channel.unary_unary(method)
+infer(message, timeout=30, wait_for_ready=True)
+def issue(samples):
+    for sample in samples:
+        call = infer.future(message, timeout=30)
+        call.add_done_callback(lambda _, s=sample: lg.QuerySamplesComplete([lg.QuerySampleResponse(s.id, 0, 0)]))
+sut = lg.ConstructSUT(issue, lambda: None)
+qsl = lg.ConstructQSL(64, 64, lambda _: None, lambda _: None)
+wanted = lg.TestSettings()
+wanted.scenario, wanted.mode = lg.TestScenario.Server, lg.TestMode.PerformanceOnly
+wanted.server_target_qps, wanted.server_target_latency_ns = rate, 10**9
+wanted.min_duration_ms = wanted.max_duration_ms = int(seconds * 1000)
+wanted.min_query_count = int(rate * seconds * .8)
+with tempfile.TemporaryDirectory() as folder:
+    log = lg.LogSettings()
+    log.enable_trace = False
+    log.log_output.outdir = folder
+    lg.StartTestWithLogSettings(sut, qsl, wanted, log)
+    text = open(folder + "/mlperf_log_summary.txt").read()
+found = {name: float(ns) / 1e6 for name, ns in re.findall(r"([0-9.]+) percentile latency \\(ns\\)\\s*: (\\d+)", text)}
+print(json.dumps({"p50_ms": found["50.00"], "p99_ms": found["99.00"], "p999_ms": found["99.90"]}))
+"""
+"""MLPerf LoadGen in its server scenario (Poisson arrivals), with requests of ours."""
+
+
+def message(model: str, images: int, tenant: str = "alpha") -> bytes:
+    """A request for the first images put aside."""
+    maker = RequestMaker(tenant, model, images, held_out())
+    return maker.message(0, 0, 0)
+
+
+@contextmanager
+def process(command: list[str], **options: Any) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A process and the first line it prints; ended afterwards.
+
+    Raises:
+        RuntimeError: It ended before it said anything.
+    """
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True, **options)
+    try:
+        line = cast("IO[str]", running.stdout).readline()
+        if not line:
+            raise RuntimeError(f"bench: {command[:4]} ended with {running.wait()} before it was ready")
+        yield running, line
+    finally:
+        running.terminate()
+        running.wait()
+
+
+@contextmanager
+def server(*options: str) -> Iterator[str]:
+    """Our server; gives its address."""
+    command = [sys.executable, "-m", "inference_server", "--listen", "127.0.0.1:0", "--device", "cpu", *options]
+    with process(command, cwd=ROOT) as (_, line):
+        yield str(json.loads(line)["listen"])
+
+
+@contextmanager
+def echo(answer: Path) -> Iterator[str]:
+    """The bare server; gives its address."""
+    with process([sys.executable, "-c", ECHO, str(answer)]) as (_, line):
+        yield f"127.0.0.1:{int(line)}"
+
+
+@contextmanager
+def mlserver(folder: Path, weights: Path, port: int) -> Iterator[str]:
+    """MLServer with digits-small in its own process, no workers beside it; gives its address."""
+    python = environment("mlserver", *MLSERVER)
+    (folder / "digits_runtime.py").write_text(RUNTIME)
+    settings = {"parallel_workers": 0, "debug": False, "host": "127.0.0.1", "grpc_port": port, "http_port": port + 1,
+                "metrics_endpoint": None}  # fmt: skip
+    model = {"name": "digits-small", "implementation": "digits_runtime.Digits", "parameters": {"uri": str(weights)}}
+    (folder / "settings.json").write_text(json.dumps(settings))
+    (folder / "model-settings.json").write_text(json.dumps(model))
+    with (folder / "mlserver.log").open("w") as log:
+        running = subprocess.Popen([python.with_name("mlserver"), "start", "."], cwd=folder, stdout=log, stderr=log)
+        try:
+            yield f"127.0.0.1:{port}"
+        finally:
+            running.terminate()
+            running.wait()
+
+
+def closed(target: str, request: Path, *, calls: int, seconds: float) -> dict[str, Any]:
+    """Drive a server with so many calls unanswered at any time."""
+    arguments = [target, INFER, str(request), str(calls), str(seconds)]
+    run = subprocess.run([sys.executable, "-c", CLOSED, *arguments], check=True, capture_output=True, text=True)
+    found: dict[str, Any] = json.loads(run.stdout)
+    return found
+
+
+def loadgen(target: str, request: Path, *, rate: float, seconds: float) -> dict[str, float]:
+    """Drive a server with MLPerf LoadGen."""
+    python = environment("loadgen", *LOADGEN)
+    arguments = [target, INFER, str(request), str(rate), str(seconds)]
+    run = subprocess.run([python, "-I", "-c", DRIVEN, *arguments], check=True, capture_output=True, text=True)
+    found: dict[str, float] = json.loads(run.stdout.splitlines()[-1])
+    return found
+
+
+class Sender:
+    """One of our senders: ready when made, sending once started."""
+
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        target: str,
+        *,
+        model: str,
+        images: int,
+        rate: float,
+        seconds: float,
+        deadline_s: float,
+        seed: int,
+    ) -> None:
+        maker = RequestMaker(name, model, images, held_out())
+        drawn = request_schedule(PoissonArrivals(rate, 8), ModelSize(), maker, seed=seed, duration_s=seconds)
+        self._result = folder / f"{name}.npz"
+        drawn.save(folder / f"{name}.schedule.npz")
+        spec = RequestSpec(
+            tenant=1,
+            name=name,
+            target=target,
+            model=model,
+            images=images,
+            schedule=str(folder / f"{name}.schedule.npz"),
+            result=str(self._result),
+            clock_offset_ns=host.clock_offset_ns(),
+            deadline_s=deadline_s,
+        )
+        spec.save(folder / f"{name}.json")
+        command = [sys.executable, "-m", "testbed.traffic.requests", str(folder / f"{name}.json")]
+        self._entered = process(command, cwd=ROOT)
+        self._process, _ = self._entered.__enter__()
+
+    def start(self, after_s: float = 0.0) -> None:
+        """Begin the window in a moment, or so much later."""
+        start_ns = time.monotonic_ns() + int((_AHEAD_S + after_s) * 1e9)
+        told = cast("IO[str]", self._process.stdin)
+        print(json.dumps({"start_monotonic_ns": start_ns}), file=told, flush=True)
+
+    def record(self) -> RequestRecord:
+        """Wait for the end, and read what became of every request."""
+        self._process.wait()
+        self._entered.__exit__(None, None, None)
+        return RequestRecord.load(self._result)
