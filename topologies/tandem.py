@@ -5,16 +5,17 @@
                           s1                 s2
 
 Every domain `i` has an ingress switch `d<i>i`, an egress switch `d<i>e` and, if it offers compute, a host `s<i>`.
-Clients hang on a customer edge switch `ce` that belongs to no operator. A link with propagation delay passes through
-a switch `w<i>` of its own, so that delay is never an affair of a port that has queues. Names, addresses and ports are
-decided here and nowhere else; rates, queues and flows are not decided here. The file needs nothing but Mininet, because
-`mn` runs it outside this project's environment.
+Clients hang on a customer edge switch `ce` that belongs to no operator. A link with propagation delay passes through a
+switch `w<i>` of its own, so that delay is never an affair of a port that has queues. Where several domains sell the
+same segment of the path they stand beside each other, between exchanges `x<k>` that belong to no operator either.
+Names, addresses and ports are decided here and nowhere else; rates, queues and flows are not decided here. The file
+needs nothing but Mininet, because `mn` runs it outside this project's environment.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from mininet.link import Link
@@ -53,6 +54,21 @@ def egress_name(domain: int) -> str:
 def wire_name(domain: int) -> str:
     """Switch that stands for the long link behind domain `domain`."""
     return f"w{domain}"
+
+
+def exchange_name(segment: int) -> str:
+    """Switch at which traffic enters segment `segment`, from 2, where there is a choice before or behind it."""
+    return f"x{segment}"
+
+
+def exchange_port(exchange: str, domain: int) -> str:
+    """Port of an exchange, or of the customer edge, that leads to one domain among others."""
+    return f"{exchange}-d{domain}"
+
+
+def exchange_dpid(segment: int) -> int:
+    """Datapath id of an exchange."""
+    return 16 * segment + 4
 
 
 def ingress_dpid(domain: int) -> int:
@@ -124,6 +140,7 @@ class TandemTopo(Topo):  # type: ignore[misc]
         *,
         compute: Collection[int] | None = None,
         delayed: Collection[int] = (),
+        segments: Sequence[Sequence[int]] | None = None,
         host: Callable[..., Any] = QuietHost,
         link: Callable[..., Any] = PlainLink,
     ) -> None:
@@ -134,6 +151,7 @@ class TandemTopo(Topo):  # type: ignore[misc]
             clients: Number of client hosts, 1 to 1000.
             compute: Domains with a compute host, counted from 1; None for the last domain only.
             delayed: Domains whose outgoing link has a switch of its own, for its propagation delay.
+            segments: Domains by the part of the path that they carry; None for one after the other.
             host: Class of the hosts.
             link: Class of the links.
 
@@ -151,15 +169,41 @@ class TandemTopo(Topo):  # type: ignore[misc]
             )
         if not offering or not (offering | set(delayed)) <= set(range(1, domains + 1)):
             raise ValueError(f"compute {sorted(offering)}, delayed {sorted(delayed)}: domains are 1 to {domains}")
+        parts = [[number] for number in range(1, domains + 1)] if segments is None else [list(s) for s in segments]
+        if sorted(number for part in parts for number in part) != list(range(1, domains + 1)) or not all(parts):
+            raise ValueError(f"segments {parts}: expected each of the domains 1 to {domains} once")
         self._host_class, self._link_class = host, link
         self._switch(EDGE, EDGE_DPID)
         for number in range(1, clients + 1):
             name = client_name(number)
             self._host(name, client_address(number))
             self._connect(EDGE, f"{EDGE}-{name}", name, host_interface(name))
-        upstream = (EDGE, f"{EDGE}-dn")
-        for domain in range(1, domains + 1):
-            upstream = self._domain(domain, upstream, domain in offering, domain in delayed, domain == domains)
+        ends = [(EDGE, f"{EDGE}-dn")]
+        for position, part in enumerate(parts, 1):
+            upstream = self._meet(position, ends, part, parts[position - 2])
+            last = position == len(parts)
+            ends = [self._domain(d, upstream[d], d in offering, d in delayed, last) for d in part]
+
+    def _meet(
+        self, position: int, ends: Sequence[tuple[str, str]], part: Sequence[int], before: Sequence[int]
+    ) -> dict[int, tuple[str, str]]:
+        """What each domain of a segment hangs on: the end before it, the edge, or an exchange where there is a choice.
+
+        Args:
+            position: Of the segment, from 1.
+            ends: Loose ends of the segment before it.
+            part: Domains of the segment.
+            before: Domains of the one before it.
+        """
+        if len(ends) == len(part) == 1:
+            return {part[0]: ends[0]}
+        if position == 1:
+            return {domain: (EDGE, exchange_port(EDGE, domain)) for domain in part}
+        exchange = exchange_name(position)
+        self._switch(exchange, exchange_dpid(position))
+        for domain, end in zip(before, ends, strict=True):
+            self._connect(*end, exchange, exchange_port(exchange, domain))
+        return {domain: (exchange, exchange_port(exchange, domain)) for domain in part}
 
     def _domain(
         self, domain: int, upstream: tuple[str, str], offers: bool, delayed: bool, last: bool

@@ -21,7 +21,8 @@ from controller.program import DomainProgram
 from testbed.envelope.store import EnvelopeStore, issue, verify
 from testbed.errors import EnvelopeError
 from testbed.management.admission import Rule
-from testbed.management.ledger import Entry, Ledger, Request
+from testbed.management.entry import Entry, Request
+from testbed.management.ledger import Ledger
 from testbed.management.market import Prospectus, capacities
 from testbed.management.planner import Planner
 from testbed.scenario.federation import Intent, Operator, RequestArrivals, ServedModel, Site

@@ -235,6 +235,9 @@ def _say_quantile(q: Quantile) -> str:
     if q.estimate_s is None:
         return f"{name} lies beyond the data: fewer than one sample in it is expected."
     low, high = _milliseconds(q.lower_s, "no lower limit"), _milliseconds(q.upper_s, "no upper limit")
+    if math.isinf(q.estimate_s):
+        limit = f"the {q.confidence:.0%} interval begins at {low}" if q.lower_s and math.isfinite(q.lower_s) else ""
+        return f"{name} has no value: more than {1 - q.level:.4g} of them were never answered{limit and '; ' + limit}."
     return f"{name} is {_milliseconds(q.estimate_s, '')} ({q.confidence:.0%} interval: {low} to {high})."
 
 

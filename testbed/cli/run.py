@@ -13,13 +13,15 @@ from testbed.cli.watching import Interrupt, shown
 from testbed.report.html import REPORT_NAME
 from testbed.report.record import RECORD_NAME, read_record
 from testbed.report.terminal import print_summary
+from testbed.run.agents import run_market
 from testbed.run.pipeline import Options
 from testbed.run.pipeline import run as run_scenario
+from testbed.scenario import market
 from testbed.scenario.loader import load
 
 
 def run(
-    file: Annotated[Path, typer.Argument(help="Scenario file.")],
+    file: Annotated[Path, typer.Argument(help="Scenario or federation file.")],
     seeds: Annotated[int, typer.Option(min=1, help="Measured windows to pool, each with a seed of its own.")] = 1,
     out: Annotated[Path, typer.Option(help="Folder that receives the run's folder.")] = Path("runs"),
     keep_captures: Annotated[
@@ -30,11 +32,13 @@ def run(
 ) -> None:
     """Run a scenario on a real network: promise, enforce, replay, measure, judge.
 
+    A federation file's intents are planned, offered, reserved and released by its domains' agents.
+
     Ctrl-C ends it early: with what is measured by then, marked partial, or with nothing left behind.
 
     Exit codes: 0 PASS, 1 FAIL or a broken bound, 2 cannot run, 3 INVALID, 4 UNDETERMINED, 130 interrupted.
     """
-    scenario = load(file)
+    sold = market.load(file) if market.is_market(file) else None
     options = Options(
         out=out,
         seeds=seeds,
@@ -43,7 +47,10 @@ def run(
         stop=Interrupt(),
     )
     with shown() as progress:
-        folder = run_scenario(scenario, options, progress)
+        if sold is not None:
+            folder = run_market(sold, options, progress)
+        else:
+            folder = run_scenario(load(file), options, progress)
     record = read_record(folder)
     if as_json:
         typer.echo((folder / RECORD_NAME).read_text(encoding="utf-8"))

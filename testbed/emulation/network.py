@@ -22,7 +22,16 @@ from mininet.node import Switch
 
 from testbed.emulation import links, namespace
 from testbed.emulation.journal import RUNS, Journal
-from testbed.emulation.layout import Border, Endpoint, Layout, edge_flows, layout_of, wire_flows
+from testbed.emulation.layout import (
+    Border,
+    Endpoint,
+    Layout,
+    edge_flows,
+    edge_port,
+    exchange_flows,
+    layout_of,
+    wire_flows,
+)
 from testbed.emulation.ovs import Bridge, OpenVSwitch, Port, SocketBuffers, environment_of
 from testbed.emulation.supervisor import Child, Readiness, Supervisor
 from testbed.errors import PreflightError
@@ -241,7 +250,10 @@ class TandemNetwork:
         for wire in self.layout.wires:
             self.ovs.add_flows(wire.bridge, wire_flows(wire, ports))
             links.delay(wire)
-        out = f"packet={_UNWANTED_FRAME} actions=output:{ports[f'{tandem.EDGE}-dn']}"
+        for exchange in self.layout.exchanges:
+            self.ovs.add_flows(exchange.bridge, exchange_flows(exchange, ports))
+        first = edge_port(self.layout.segments, self.layout.segments[0][0])
+        out = f"packet={_UNWANTED_FRAME} actions=output:{ports[first]}"
         self.ovs.ofctl("packet-out", tandem.EDGE, f"in_port=CONTROLLER {out}")
         self.enlarge_buffers()
 
@@ -282,6 +294,7 @@ def _mininet(layout: Layout, record: Journal) -> Iterator[Mininet]:
         len(layout.paths),
         compute=tuple(layout.servers),
         delayed=tuple(wire.domain for wire in layout.wires),
+        segments=layout.segments,
         host=functools.partial(_JournaledHost, journal=record),
     )
     network = Mininet(

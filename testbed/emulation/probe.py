@@ -47,7 +47,7 @@ def probe(
         ReservationError: Something does not act as installed; each such thing is named with what was found.
     """
     results: list[ProbeResult] = []
-    for index in reversed(range(len(network.layout.skeletons))):
+    for index in (number - 1 for part in reversed(network.layout.segments) for number in reversed(part)):
         before_each()
         results += _domain(network, index, programs[network.layout.skeletons[index].domain])
     before_each()
@@ -77,7 +77,7 @@ def _may_be_the_hosts(results: Sequence[ProbeResult]) -> bool:
 
 def _message_bytes(path: TenantPath, programs: Mapping[str, DomainProgram]) -> int:
     """What the tenant's slowest guardrail lets through in about a second, a few full segments at least."""
-    rules = [rule for program in programs.values() for rule in program.rules if rule.number == path.number]
+    rules = [rule for program in programs.values() for rule in program.rules if rule.tenant == path.tenant]
     rates = [rule.queue.ceil_bps for rule in rules] + [1000 * rule.meter.rate_kbps for rule in rules if rule.meter]
     return max(_LEAST_TCP_BYTES, min(_TCP_BYTES, min(rates, default=0) // 8))
 

@@ -59,11 +59,11 @@ class DomainProbe:
 
     def __init__(self, network: TandemNetwork, index: int, program: DomainProgram, *, stretch: float = 1.0) -> None:
         self._network = network
-        self._position = index + 1
+        self._number = index + 1
         self._program = program
-        self._effort = Effort(program, len(network.layout.skeletons) - self._position, stretch)
+        self._effort = Effort(program, network.layout.behind(self._number), stretch)
         self._ports = [port for hop in program.hops for port in hop.queued_ports]
-        self._entry = network.layout.border(index).upstream
+        self._entry = network.layout.entry(self._number).upstream
         self._results: list[ProbeResult] = []
 
     def run(self) -> tuple[ProbeResult, ...]:
@@ -159,9 +159,8 @@ class DomainProbe:
         before = self._settled()
         sent: dict[int, int] = {}
         for rule in self._program.rules:
-            path = self._network.layout.path(rule.number)
-            ends_here = path.domains == self._position
-            border = self._network.layout.border(self._position, path.server.host if ends_here else None)
+            path = self._network.layout.path_of(rule.tenant)
+            border = self._network.layout.crossed(path)[path.way.index(self._number) + 1]
             with ExitStack() as stack:
                 stack.enter_context(namespace.entered(self._network.namespace_of(border)))
                 far = stack.enter_context(Injector(border.interface, bypass=True))

@@ -29,9 +29,12 @@ from testbed.envelope.units import ns_up
 from testbed.errors import EnvelopeError, ReservationError
 from testbed.management import market, sealing
 from testbed.management.admission import Crowd, Guest
+from testbed.management.books import Books
+from testbed.management.calibrations import Calibrations
+from testbed.management.entry import HOLDING, Entry, Request, State, UnknownReservationError
 from testbed.management.generated import management_pb2 as wire
 from testbed.management.installer import ControllerError, Installer, body_of
-from testbed.management.ledger import HOLDING, Books, Entry, Ledger, Request, State, UnknownReservationError
+from testbed.management.ledger import Ledger
 from testbed.scenario.federation import Operator, ServedModel, Site
 from testbed.scenario.model import Domain, Reservation
 
@@ -58,6 +61,7 @@ class Agent:
         root: The federation's trust root: which keys count, its own included.
         ledger: What is offered, held and installed.
         installer: The way to its controller.
+        calibrations: What it has measured of its own service.
         clock: Unix time in seconds.
         reached: Told each point that a call reaches; tests end the process there.
         refusals: How often a call was refused, by reason.
@@ -68,6 +72,7 @@ class Agent:
     root: Root
     ledger: Ledger
     installer: Installer
+    calibrations: Calibrations = field(default_factory=Calibrations)
     clock: Callable[[], float] = time.time
     reached: Callable[[str], None] = lambda _point: None
     refusals: Counter[str] = field(default_factory=Counter)
@@ -265,6 +270,7 @@ class Agent:
                 host_allowance_s=self.operator.host_allowance_s,
                 version=version,
                 validity=validity,
+                calibrated=self.calibrations.of(demand.tenant, network.rate_bps),
             )
         ]
         crowd = {market.NETWORK: shaped.guest(demand.tenant, network.rate_bps, klass, network.largest_packet_bits)}

@@ -18,16 +18,16 @@ import grpc
 from google.protobuf.message import Message
 
 from testbed.errors import EnvelopeError, ReservationError
-from testbed.management.generated import management_pb2 as wire
-from testbed.management.identity import Credentials, IdentityError
-from testbed.management.installer import ControllerError
-from testbed.management.ledger import (
+from testbed.management.entry import (
     CapacityError,
     ForeignReservationError,
     ReusedRequestError,
     UnknownReservationError,
     WrongStateError,
 )
+from testbed.management.generated import management_pb2 as wire
+from testbed.management.identity import Credentials, IdentityError
+from testbed.management.installer import ControllerError
 
 SERVICE = "testbed.management.DomainAgent"
 

@@ -10,11 +10,12 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from controller.program import DomainProgram
 from testbed.calculus import TokenBucket, burst_after
 from testbed.envelope.descriptor import Envelope, Evidence
-from testbed.envelope.keys import SigningKey
+from testbed.envelope.keys import PublicKey, SigningKey
 from testbed.envelope.service import to_service
 from testbed.envelope.store import verify
 from testbed.envelope.tail import Stochastic
@@ -101,6 +102,35 @@ class Federation:
                 failures.append(error)
         if failures:
             raise failures[0]
+
+    def calibrated(self, domains_s: Mapping[str, float], _warm_up: object, /) -> None:
+        """Have every domain sign again with what it may grant the emulating host; what is installed stays.
+
+        Raises:
+            TestbedError: As `collect_offers` and `reserve`.
+        """
+        for name, allowance_s in domains_s.items():
+            self.agents[name].host_allowance_s = allowance_s
+        self.collect_offers()
+        self.reserve()
+
+    @property
+    def programs(self) -> dict[str, DomainProgram]:
+        """What each domain's controller is to have installed."""
+        return {name: agent.program for name, agent in self.agents.items()}
+
+    @property
+    def public_keys(self) -> dict[str, PublicKey]:
+        """What verifies each domain's envelopes."""
+        return {name: agent.public_key for name, agent in self.agents.items()}
+
+    def signed(self) -> list[Signed]:
+        """Every envelope in force."""
+        return [signed for offers in self.offers.values() for signed in offers.values()]
+
+    def plan(self) -> dict[str, Any]:
+        """Nothing: the scenario says who serves whom."""
+        return {}
 
     def drift(self) -> tuple[str, ...]:
         """Differences between what is committed and what the switches hold, all domains."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -19,7 +19,8 @@ from typing import Any
 from controller.client import CallError, ControllerClient
 from controller.program import DomainProgram, Meter, Queue, Rule
 from testbed.errors import ReservationError
-from testbed.management.ledger import Entry, Ledger, State
+from testbed.management.entry import Entry, State
+from testbed.management.ledger import Ledger
 from testbed.management.sizing import class_minor
 
 LOG = logging.getLogger("testbed.agent")
@@ -73,8 +74,7 @@ class Installer:
         """Everything committed, and what is about to join, in place of what it replaces."""
         leaving = {entry.replaces for entry in joining} | {entry.reservation for entry in joining}
         staying = [e for e in self.ledger.entries(State.COMMITTED) if e.reservation not in leaving]
-        rules = sorted((rule_of(entry) for entry in (*staying, *joining)), key=lambda rule: rule.number)
-        return replace(self.skeleton, rules=tuple(rules))
+        return program_of(self.skeleton, [*staying, *joining])
 
     def follow(self, joining: Sequence[Entry] = ()) -> int:
         """Make the switches hold the program and read all of it back.
@@ -141,6 +141,12 @@ class Keeper(threading.Thread):
         """Finish the round under way and end."""
         self._stop_asked.set()
         self.join()
+
+
+def program_of(skeleton: DomainProgram, entries: Iterable[Entry]) -> DomainProgram:
+    """The program that holds these reservations and no others."""
+    rules = sorted((rule_of(entry) for entry in entries), key=lambda rule: rule.number)
+    return replace(skeleton, rules=tuple(rules))
 
 
 def body_of(rule: Rule, **more: Any) -> str:

@@ -149,6 +149,7 @@ class _Operator(BaseModel):
     host_allowance_s: _NotNegative
     packet_bits: _Count
     site: _Site | None
+    calibrated: bool
 
     def operator(self) -> Operator:
         sold = None

@@ -52,10 +52,12 @@ class Outcome:
     Attributes:
         decision: What was planned, or why not; a domain's refusal is in its `refusal`.
         transfer: The reservations that hold it, None where nothing is reserved.
+        envelopes: What each domain signed for it.
     """
 
     decision: Decision
     transfer: Transfer | None = None
+    envelopes: Mapping[str, tuple[bytes, ...]] = field(default_factory=dict)
 
     @property
     def admitted(self) -> bool:
@@ -189,13 +191,14 @@ class Orchestrator:
         self.reached("decided")
         committed, lost = self._finish([one.transfer for one in prepared])
         refused |= lost
-        firm = {one.tenant: one for one in committed}
-        return [self._outcome(decision, firm, refused) for _, decision in planned]
+        held = {one.transfer for one in committed}
+        firm = {one.decision.tenant: one for one in prepared if one.transfer.transfer in held}
+        return [self._outcome(decision, firm.get(decision.tenant), refused) for _, decision in planned]
 
-    def _outcome(self, decision: Decision, firm: Mapping[str, Transfer], refused: Mapping[str, str]) -> Outcome:
-        transfer = firm.get(decision.tenant)
-        if transfer is not None:
-            return Outcome(replace(decision, bound_s=transfer.bound_s, price=transfer.price), transfer)
+    def _outcome(self, decision: Decision, firm: _Pending | None, refused: Mapping[str, str]) -> Outcome:
+        if firm is not None:
+            signed = replace(decision, bound_s=firm.transfer.bound_s, price=firm.transfer.price)
+            return Outcome(signed, firm.transfer, firm.envelopes)
         if decision.tenant in refused:
             why = Refusal(refused[decision.tenant], ("domain",))
             return Outcome(Decision(decision.tenant, refusal=why))

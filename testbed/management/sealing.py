@@ -57,7 +57,7 @@ def network_envelope(
     host_allowance_s: float,
     version: int,
     validity: Validity,
-    calibrated: tuple[Stochastic, Evidence] | None = None,
+    calibrated: tuple[Stochastic | None, Evidence] | None = None,
 ) -> Envelope:
     """The promise to forward a tenant's packets at its reserved rate.
 

@@ -27,6 +27,7 @@ from testbed.envelope.keys import SigningKey
 from testbed.envelope.trust import Root
 from testbed.errors import ReservationError, TestbedError
 from testbed.management.agent import Agent
+from testbed.management.calibrations import Calibrations
 from testbed.management.calls import CALLS, OPTIONS, SERVICE, status_of
 from testbed.management.identity import Gate, IdentityError, anchors, credentials
 from testbed.management.installer import Installer, Keeper
@@ -52,7 +53,8 @@ class Settings(BaseModel):
         ledger: Database file; made when missing.
         controller: Unix socket of the domain's controller.
         skeleton: The domain's switches and ports (`controller.program`), without rules.
-        listen: HOST:PORT; port 0 picks one.
+        listen: HOST:PORT, where port 0 picks one, or unix:PATH.
+        evidence: What the domain's calibrations support (`testbed.management.calibrations`); read at every offer.
         look_every_s: How often ledger and switches are compared.
     """
 
@@ -66,6 +68,7 @@ class Settings(BaseModel):
     controller: Path
     skeleton: dict[str, Any]
     listen: str = "127.0.0.1:0"
+    evidence: Path | None = None
     look_every_s: float = 2.0
 
     @classmethod
@@ -110,7 +113,8 @@ class Server:
             raise ReservationError(f"skeleton of {operator.name}: {error}") from error
         ledger = Ledger(settings.ledger, capacities(operator), reached=reached)
         installer = Installer(ledger, settings.controller, skeleton)
-        self.agent = Agent(operator, key, self._root, ledger, installer, reached=reached)
+        calibrations = Calibrations(settings.evidence)
+        self.agent = Agent(operator, key, self._root, ledger, installer, calibrations, reached=reached)
         self._gate = Gate(self._root)
         self._keeper = Keeper(installer.look_after, settings.look_every_s)
         trusted = anchors(self._root, [path.read_bytes() for path in settings.authorities])

@@ -70,15 +70,11 @@ def _audit(audit: Audit, sentences: tuple[str, ...]) -> RenderableType:
         table.add_column(heading.replace("95 %", f"{audit.quantiles[0].confidence:.0%}"), justify="right")
     for seen, model in zip(audit.quantiles, audit.tail, strict=True):
         values = (seen.estimate_s, seen.lower_s, seen.upper_s, model.estimate_s, model.lower_s, model.upper_s)
-        table.add_row(f"p{100 * seen.level:g}", *(_cell(value) for value in values))
+        table.add_row(f"p{100 * seen.level:g}", *map(milliseconds, values))
     parts.append(table)
     if audit.attribution is not None:
         parts.append(_blame("by place", audit.attribution))
     return Group(*parts)
-
-
-def _cell(value: float | None) -> str:
-    return "never" if value == float("inf") else milliseconds(value)
 
 
 def _blame(title: str, found: Attribution) -> Table:

@@ -247,6 +247,7 @@ class RunRecord(_Part):
     """The whole of `run.json`.
 
     Attributes:
+        plan: Where tenants had intents: who was chosen and refused, as `testbed plan --json` says it.
         packets: Packets that a simulation sent, all windows together.
         packet_hops_per_s: Packets through one domain each that it simulated per second of computing.
     """
@@ -262,6 +263,7 @@ class RunRecord(_Part):
     partial: bool = False
     verdict: Verdict
     scenario: dict[str, Any]
+    plan: dict[str, Any] = {}
     host: dict[str, Any] = {}
     public_keys: dict[str, str] = {}
     envelopes: tuple[EnvelopeRecord, ...] = ()

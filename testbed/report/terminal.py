@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE
@@ -27,6 +29,7 @@ STYLES = {
 def summary(record: RunRecord) -> RenderableType:
     """Everything the last screen of a run shows."""
     parts: list[RenderableType] = [_tenant_table(record)]
+    parts += [Text(line) for line in _plan_lines(record)]
     parts += [Text(f"{tenant.name}: {tenant.reason}") for tenant in record.tenants if tenant.reason]
     parts += [_broken(tenant) for tenant in record.tenants if tenant.bound_broken]
     failed = [gate for gate in record.gates if not gate.ok]
@@ -48,8 +51,10 @@ def print_summary(record: RunRecord) -> None:
 
 
 def milliseconds(value: float | None) -> str:
-    """`value` in ms with a precision a reader can use, or a dash."""
-    return "–" if value is None else f"{value * 1e3:.2f}"
+    """`value` in ms with a precision a reader can use, or a dash; `never` where it is infinite."""
+    if value is None:
+        return "–"
+    return f"{value * 1e3:.2f}" if math.isfinite(value) else "never"
 
 
 def _tenant_table(record: RunRecord) -> Table:
@@ -78,6 +83,19 @@ def _tenant_table(record: RunRecord) -> Table:
             Text(tenant.verdict, style=STYLES[tenant.verdict]),
         )
     return table
+
+
+def _plan_lines(record: RunRecord) -> Iterator[str]:
+    """Who was chosen for each intent, or what stood in its way."""
+    for decision in record.plan.get("decisions", ()):
+        if not decision["admitted"]:
+            yield f"{decision['tenant']}: refused because of {decision['refused_because']}"
+            continue
+        way = " > ".join(bought["domain"] for bought in decision["reservations"])
+        yield (
+            f"{decision['tenant']}: {decision['model']} at {decision['site']} by way of {way}, signed bound "
+            f"{milliseconds(decision['bound_s'])} ms, price {decision['price']:.3f}"
+        )
 
 
 def _gate_table(record: RunRecord) -> Table:

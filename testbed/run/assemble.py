@@ -5,14 +5,14 @@ from __future__ import annotations
 import base64
 import datetime as dt
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
 import testbed
-from testbed.management.federation import Federation
+from testbed.management.federation import Signed
 from testbed.report.record import (
     BoundRecord,
     EnvelopeRecord,
@@ -24,6 +24,7 @@ from testbed.report.record import (
 from testbed.run.judge import Observed, judge_tenant, run_verdict, unmeasured
 from testbed.run.judge_requests import judge_requests
 from testbed.run.request_terms import Granted
+from testbed.run.reservations import Reservations
 from testbed.run.terms import Terms
 from testbed.run.window import Window
 from testbed.scenario.dictionary import to_dict
@@ -75,7 +76,7 @@ def assemble(
     folder: Path,
     measured: Sequence[Measured],
     bounds: Mapping[str, BoundRecord],
-    federation: Federation,
+    reservations: Reservations,
     *,
     failure: Sequence[str] = (),
 ) -> RunRecord:
@@ -86,7 +87,7 @@ def assemble(
         folder: Receives the samples.
         measured: Its windows; none if the run failed before the first one ended.
         bounds: By tenant.
-        federation: Holds the envelopes in force.
+        reservations: Holds the envelopes in force.
         failure: Why the run could not go on; empty if it could.
     """
     gates = tuple(gate for item in measured for gate in item.gates)
@@ -136,8 +137,9 @@ def assemble(
         partial=not all(item.window.complete for item in measured),
         verdict=run_verdict(tenants),
         scenario=to_dict(scenario),
-        public_keys={name: agent.public_key.raw.hex() for name, agent in federation.agents.items()},
-        envelopes=envelope_records(federation),
+        plan=reservations.plan(),
+        public_keys={name: key.raw.hex() for name, key in reservations.public_keys.items()},
+        envelopes=envelope_records(reservations.signed()),
         gates=gates,
         tenants=tenants,
         windows=tuple(windows),
@@ -185,16 +187,15 @@ def _stalls(window: Window) -> tuple[tuple[float, float], ...]:
     return tuple(sorted(found))
 
 
-def envelope_records(federation: Federation) -> tuple[EnvelopeRecord, ...]:
-    """Every envelope in force, as a run's record keeps it."""
+def envelope_records(envelopes: Iterable[Signed]) -> tuple[EnvelopeRecord, ...]:
+    """Signed envelopes as a run's record keeps them."""
     return tuple(
         EnvelopeRecord(
-            domain=domain,
-            tenant=tenant,
+            domain=signed.envelope.domain,
+            tenant=signed.envelope.subject.tenant,
             version=signed.envelope.version,
             dsse=json.loads(signed.sealed),
             payload=json.loads(base64.standard_b64decode(json.loads(signed.sealed)["payload"])),
         )
-        for domain, offers in federation.offers.items()
-        for tenant, signed in offers.items()
+        for signed in envelopes
     )

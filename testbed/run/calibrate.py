@@ -18,7 +18,7 @@ import numpy as np
 
 from testbed.management.bounds import HOST_RISK
 from testbed.management.domain import HOST_ALLOWANCE_CAP_S
-from testbed.management.federation import Federation
+from testbed.run.reservations import Reservations
 from testbed.run.terms import Terms
 from testbed.run.window import Window
 from testbed.scenario.model import Scenario
@@ -54,19 +54,21 @@ class Allowances:
     path_s: float
 
 
-def calibrate(scenario: Scenario, federation: Federation, warm_up: Window, terms: Mapping[str, Terms]) -> Allowances:
+def calibrate(
+    scenario: Scenario, reservations: Reservations, warm_up: Window, terms: Mapping[str, Terms]
+) -> Allowances:
     """What the host is granted from now on.
 
     Args:
         scenario: Tenants and domains.
-        federation: Holds the offers the warm-up ran under.
+        reservations: Holds the offers the warm-up ran under.
         warm_up: A window of conforming traffic.
         terms: What the warm-up ran under, by tenant.
     """
     lags = {domain.name: 0.0 for domain in scenario.domains}
     latest_s = 0.0
     for tenant in scenario.tenants:
-        envelopes = federation.envelopes(tenant)
+        envelopes = reservations.envelopes(tenant)
         if not envelopes or tenant.requests is not None:
             continue
         samples, rate_bps = warm_up.matches[tenant.name].samples, terms[tenant.name].shaper.rate_bps

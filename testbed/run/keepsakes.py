@@ -34,9 +34,9 @@ def discard_captures(folder: Path) -> None:
 def _places(scenario: Scenario, layout: Layout) -> dict[str, str]:
     domains = [domain.name for domain in scenario.domains]
     servers = {
-        border.interface: f"compute host of {domains[border.position - 1]}" for border in layout.borders if border.host
+        border.interface: f"compute host of {domains[border.domain - 1]}" for border in layout.borders if border.host
     }
-    between = {border.interface: f"into {domains[border.position]}" for border in layout.borders if not border.host}
+    between = {border.interface: f"into {domains[border.domain - 1]}" for border in layout.borders if not border.host}
     return servers | between | {path.client.interface: f"client of {path.tenant}" for path in layout.paths}
 
 

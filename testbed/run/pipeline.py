@@ -11,7 +11,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from testbed.run.preflight import choose_datapath, require_room, require_root
 from testbed.run.progress import Progress, Step
 from testbed.run.request_terms import Granted, calibrate_requests
 from testbed.run.requests import asking, start_servers
+from testbed.run.reservations import Reservations
 from testbed.run.terms import terms_of
 from testbed.run.window import Stage
 from testbed.scenario.model import Scenario
@@ -65,8 +66,23 @@ class Options:
     stop: Callable[[], bool] = lambda: False
 
 
+Reserving = Callable[[TandemNetwork, Mapping[str, ControllerClient]], AbstractContextManager[Reservations]]
+"""Reserves for a network whose controllers run, and gives everything back in the end."""
+
+
 def run(scenario: Scenario, options: Options, progress: Progress) -> Path:
+    """Run a scenario whose domains agree in this process; as `run_reserved`."""
+    return run_reserved(scenario, options, progress, reserving)
+
+
+def run_reserved(scenario: Scenario, options: Options, progress: Progress, reserving: Reserving) -> Path:
     """Run a scenario and write its folder.
+
+    Args:
+        scenario: What is to be run.
+        options: How.
+        progress: Told how far it has come.
+        reserving: Who reserves for it.
 
     Returns:
         The run folder; its record holds the verdict, INVALID if the host did not let the run go on.
@@ -89,18 +105,15 @@ def run(scenario: Scenario, options: Options, progress: Progress) -> Path:
                 domain.name: stack.enter_context(start_controller(network, index, domain.name))
                 for index, domain in enumerate(scenario.domains)
             }
-        federation = found_federation(network, controllers)
         with steps.step("reserving"):
-            federation.collect_offers()
-            federation.reserve()
-            stack.callback(federation.release)
+            reservations = stack.enter_context(reserving(network, controllers))
         try:
-            _gather(evidence, Stage(network, controllers, folder), federation, options, steps)
+            _gather(evidence, Stage(network, controllers, folder), reservations, options, steps)
         except FidelityError as error:
             evidence.failure = error.problems
         fingerprint = host.fingerprint()
     with steps.step("judging"):
-        record = assemble(scenario, folder, evidence.measured, evidence.bounds, federation, failure=evidence.failure)
+        record = assemble(scenario, folder, evidence.measured, evidence.bounds, reservations, failure=evidence.failure)
     record = record.model_copy(
         update={
             "run_id": network.journal.runid,
@@ -123,9 +136,25 @@ def run(scenario: Scenario, options: Options, progress: Progress) -> Path:
     return folder
 
 
+@contextmanager
+def reserving(network: TandemNetwork, controllers: Mapping[str, ControllerClient]) -> Iterator[Reservations]:
+    """Have the domains of a network agree in this process."""
+    federation = found_federation(network, controllers)
+    federation.collect_offers()
+    federation.reserve()
+    with ExitStack() as stack:
+        stack.callback(federation.release)
+        yield federation
+
+
+def controller_socket(network: TandemNetwork, index: int) -> Path:
+    """Northbound of the controller of the domain at place `index`."""
+    return network.journal.directory / f"controller-{index + 1}.sock"
+
+
 def start_controller(network: TandemNetwork, index: int, domain: str) -> ControllerClient:
     """Start the controller process of the domain at place `index`, whose switches connect to it."""
-    socket = network.journal.directory / f"controller-{index + 1}.sock"
+    socket = controller_socket(network, index)
     listen = f"127.0.0.1:{controller_port(index)}"
     command = [sys.executable, "-m", "controller", "--domain", domain, "--listen", listen, "--socket", str(socket)]
     network.start(f"controller-{domain}", command)
@@ -157,7 +186,7 @@ class _Evidence:
     failure: tuple[str, ...] = ()
 
 
-def _gather(evidence: _Evidence, stage: Stage, federation: Federation, options: Options, steps: _Steps) -> None:
+def _gather(evidence: _Evidence, stage: Stage, reservations: Reservations, options: Options, steps: _Steps) -> None:
     """Calibrate, probe and measure a network whose domains have reserved.
 
     Raises:
@@ -168,16 +197,15 @@ def _gather(evidence: _Evidence, stage: Stage, federation: Federation, options: 
         with steps.step("starting inference servers"):
             start_servers(network)
     with steps.step("calibrating") as step:
-        granted = _calibrate(stage, federation, step, options.stop)
+        granted = _calibrate(stage, reservations, step, options.stop)
         steps.require_wanted()
     with steps.step("probing"):
-        programs = {name: agent.program for name, agent in federation.agents.items()}
-        evidence.probes = probe(network, programs, before_each=steps.require_wanted)
+        evidence.probes = probe(network, reservations.programs, before_each=steps.require_wanted)
         network.enlarge_buffers()
-    evidence.bounds = _bounds(network.scenario, federation, granted)
-    for measured in _measure(stage, federation, granted, options, steps):
-        evidence.measured.append(measured)
     evidence.installed = {name: client.read_back() for name, client in stage.controllers.items()}
+    evidence.bounds = _bounds(network.scenario, reservations, granted)
+    for measured in _measure(stage, reservations, granted, options, steps):
+        evidence.measured.append(measured)
 
 
 class _Steps:
@@ -229,7 +257,7 @@ class _Granted:
     requests: Mapping[str, Granted]
 
 
-def _bounds(scenario: Scenario, federation: Federation, granted: _Granted) -> dict[str, BoundRecord]:
+def _bounds(scenario: Scenario, reservations: Reservations, granted: _Granted) -> dict[str, BoundRecord]:
     """The bound of every tenant that has a contract, by name.
 
     Raises:
@@ -239,7 +267,7 @@ def _bounds(scenario: Scenario, federation: Federation, granted: _Granted) -> di
     for tenant in scenario.tenants:
         try:
             if tenant.requests is None:
-                bound = bound_tenant(tenant, federation.envelopes(tenant), host_s=granted.host_s)
+                bound = bound_tenant(tenant, reservations.envelopes(tenant), host_s=granted.host_s)
             else:
                 own = granted.requests.get(tenant.name)
                 bound = None if own is None else bound_requests(tenant, own.terms, host_s=own.host_s)
@@ -253,29 +281,26 @@ def _bounds(scenario: Scenario, federation: Federation, granted: _Granted) -> di
     return found
 
 
-def _calibrate(stage: Stage, federation: Federation, step: Step, stop: Callable[[], bool]) -> _Granted:
+def _calibrate(stage: Stage, reservations: Reservations, step: Step, stop: Callable[[], bool]) -> _Granted:
     """Have every domain sign what a warm-up supports."""
     scenario = stage.network.scenario
     warm_up = stage.play(0, seed=scenario.seed, duration_s=scenario.warmup_s, conforming=True, step=step, stop=stop)
     if not warm_up.complete:
         return _Granted(PATH_FLOOR_S, {})
-    allowances = calibrate(scenario, federation, warm_up, terms_of(scenario, federation, stage.shapers(), 0.0))
-    for name, allowance_s in allowances.domains_s.items():
-        federation.agents[name].host_allowance_s = allowance_s
-    federation.collect_offers()
-    federation.reserve()
-    requests = calibrate_requests(scenario, federation, warm_up.requests, stage.shapers())
+    allowances = calibrate(scenario, reservations, warm_up, terms_of(scenario, reservations, stage.shapers(), 0.0))
+    reservations.calibrated(allowances.domains_s, warm_up)
+    requests = calibrate_requests(scenario, reservations, warm_up.requests, stage.shapers())
     return _Granted(allowances.path_s, requests)
 
 
 def _measure(
-    stage: Stage, federation: Federation, granted: _Granted, options: Options, steps: _Steps
+    stage: Stage, reservations: Reservations, granted: _Granted, options: Options, steps: _Steps
 ) -> Iterator[Measured]:
     scenario = stage.network.scenario
     for index in range(1, options.seeds + 1):
         with steps.step(f"measuring {index} of {options.seeds}") as step:
-            drift = federation.drift()
-            terms = terms_of(scenario, federation, stage.shapers(), granted.host_s)
+            drift = reservations.drift()
+            terms = terms_of(scenario, reservations, stage.shapers(), granted.host_s)
             window = stage.play(
                 index,
                 seed=scenario.seed + index - 1,
@@ -288,7 +313,7 @@ def _measure(
                 # Cut off before every tenant had sent a packet: there is nothing in it to judge.
                 steps.require_wanted()
                 return
-            drift = (*drift, *federation.drift())
+            drift = (*drift, *reservations.drift())
             gates = gates_of(scenario, window, terms, granted.requests, drift)
         steps.measured = True
         yield Measured(window, gates, terms, granted.requests)

@@ -17,11 +17,11 @@ import numpy.typing as npt
 from inference_server.digits import held_out
 from testbed.errors import FidelityError
 from testbed.management.bounds import HOST_RISK
-from testbed.management.federation import Federation
 from testbed.management.request_bounds import RequestTerms, services_of
 from testbed.management.requests import ComputeReservation
 from testbed.run.calibrate import HEADROOM, PATH_FLOOR_S
 from testbed.run.requests import WORKERS, RequestOutcome, asking
+from testbed.run.reservations import Reservations
 from testbed.run.window import Shaper
 from testbed.scenario.model import Scenario, Tenant
 from testbed.telemetry.fidelity import Gate, quantile
@@ -66,7 +66,7 @@ class Granted:
 
 def calibrate_requests(
     scenario: Scenario,
-    federation: Federation,
+    reservations: Reservations,
     outcomes: Mapping[str, RequestOutcome],
     shapers: Mapping[str, Shaper],
 ) -> dict[str, Granted]:
@@ -74,7 +74,7 @@ def calibrate_requests(
 
     Args:
         scenario: Tenants and domains.
-        federation: Holds the offers the warm-up ran under.
+        reservations: Holds the offers the warm-up ran under.
         outcomes: The warm-up, by request tenant.
         shapers: Each tenant's narrowest queue, as read back.
 
@@ -85,7 +85,7 @@ def calibrate_requests(
     sites = {tenant.name: tenant.site for tenant, _ in asking(scenario)}
     found = {}
     for tenant, asked in asking(scenario):
-        envelopes = federation.envelopes(tenant)
+        envelopes = reservations.envelopes(tenant)
         if not envelopes:
             continue
         outcome = outcomes[tenant.name]
@@ -103,7 +103,7 @@ def calibrate_requests(
         late_s = late_s[np.isfinite(late_s)]
         needed_s = quantile(late_s, 1.0 - _risk(tenant)) * HEADROOM
         host_s = min(HOST_CAP_S, max(PATH_FLOOR_S, math.ceil(needed_s / _GRAIN_S) * _GRAIN_S))
-        links_s = sum(domain.link_delay_s for domain in federation.scenario.path(tenant))
+        links_s = sum(domain.link_delay_s for domain in reservations.scenario.path(tenant))
         found[tenant.name] = Granted(terms, host_s, idle_path_s(outcome, shapers[tenant.name]), links_s)
     return found
 

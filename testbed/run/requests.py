@@ -152,7 +152,6 @@ def find(network: TandemNetwork, folder: Path, records: Mapping[str, RequestReco
         FidelityError: The captures do not hold a tenant's connection, or not all of it.
     """
     layout = network.layout
-    names = [domain.name for domain in network.scenario.domains]
 
     def captured(interface: str) -> pcap.Records:
         return pcap.read_records(folder / f"{interface}.pcap")
@@ -160,13 +159,12 @@ def find(network: TandemNetwork, folder: Path, records: Mapping[str, RequestReco
     found = {}
     for path, tenant, _ in _members(network):
         client = captured(path.client.interface)
-        server = captured(layout.border(path.domains, path.server.host).interface)
-        borders = [captured(layout.border(i).interface) for i in range(path.domains)]
+        *borders, server = (captured(border.interface) for border in layout.crossed(path))
         match = match_requests(
             tenant.name,
             records[tenant.name],
             RequestCaptures(sent=client, received=client, out=[*borders, server], back=server),
-            domains=names[: path.domains],
+            domains=[domain.name for domain in network.scenario.path(tenant)],
             server_port=SERVER_PORT,
         )
         found[tenant.name] = RequestOutcome(records[tenant.name], match)

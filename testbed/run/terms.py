@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from testbed.management.federation import Federation
+from testbed.run.reservations import Reservations
 from testbed.run.window import Shaper
 from testbed.scenario.model import Scenario
 
@@ -31,18 +31,18 @@ class Terms:
 
 
 def terms_of(
-    scenario: Scenario, federation: Federation, shapers: Mapping[str, Shaper], host_s: float
+    scenario: Scenario, reservations: Reservations, shapers: Mapping[str, Shaper], host_s: float
 ) -> dict[str, Terms]:
     """The terms of every tenant that has a queue of its own, by name."""
     found = {}
     for tenant in scenario.tenants:
-        envelopes = federation.envelopes(tenant)
+        envelopes = reservations.envelopes(tenant)
         if tenant.name in shapers:
             found[tenant.name] = Terms(
                 shaper=shapers[tenant.name],
                 latencies_s=tuple(envelope.latency_s for envelope in envelopes),
                 queues_s=sum(e.latency_s - e.guardrails.host_allowance_s for e in envelopes),
-                links_s=sum(domain.link_delay_s for domain in federation.scenario.path(tenant)),
+                links_s=sum(domain.link_delay_s for domain in reservations.scenario.path(tenant)),
                 host_s=host_s,
             )
     return found

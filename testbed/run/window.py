@@ -237,13 +237,8 @@ class Stage:
     def _borders(self) -> list[Border]:
         """The borders that some tenant crosses."""
         layout = self.network.layout
-        final = {layout.border(path.domains, path.server.host).interface for path in layout.paths}
-        furthest = max(path.domains for path in layout.paths)
-        return [
-            border
-            for border in layout.borders
-            if border.interface in final or (border.host is None and border.position < furthest)
-        ]
+        crossed = {border.interface for path in layout.paths for border in layout.crossed(path)}
+        return [border for border in layout.borders if border.interface in crossed]
 
     def _prepare(self, folder: Path, index: int, seed: int, duration_s: float, *, conforming: bool) -> dict[str, Child]:
         drawn = schedules(self.network.scenario, window=index, duration_s=duration_s, seed=seed, conforming=conforming)
@@ -362,20 +357,18 @@ class Stage:
         layout = self.network.layout
         tables = {b.interface: pcap.read(folder / f"{b.interface}.pcap").packets for b in self._borders}
         by_tenant = {interface: table.by_tenant() for interface, table in tables.items()}
-        names = [domain.name for domain in self.network.scenario.domains]
         found = {}
-        for path in layout.paths:
+        for path, tenant in zip(layout.paths, self.network.scenario.tenants, strict=True):
             if path.tenant not in sent:
                 continue
-            borders = [layout.border(i) for i in range(path.domains)]
-            borders.append(layout.border(path.domains, path.server.host))
+            borders = layout.crossed(path)
             empty = {
                 b.interface: tables[b.interface].take(np.zeros(len(tables[b.interface]), np.bool_)) for b in borders
             }
             found[path.tenant] = match(
                 _sent_packets(path.tenant, sent[path.tenant]),
                 [by_tenant[b.interface].get(path.number, empty[b.interface]) for b in borders],
-                domains=names[: path.domains],
+                domains=[domain.name for domain in self.network.scenario.path(tenant)],
                 window_start_ns=epoch_ns,
             )
         return found

@@ -1,7 +1,7 @@
 """The scenario file format, version 1, as one table: keys, kinds of values, ranges, defaults and what they mean.
 
 The loader checks files against this table and `schema()` derives the JSON Schema that ships with the package
-(`python -m testbed.scenario.definition` prints it). Rules between several values are `testbed.scenario.rules`'.
+(`python -m testbed.scenario.definition` prints it). Rules between several values are `testbed.scenario.tenants`'.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from fractions import Fraction
 from importlib import resources
 from typing import Any
 
-from testbed.scenario.fields import ArrivalRate, Boolean, Choice, Field, ListOf, Name, Number, Quantity, Record, Text
+from testbed.scenario.fields import Field, ListOf, Record, Section
 from testbed.scenario.fields import Variants as _Variants
-from testbed.scenario.model import FULL_FRAME_BITS
+from testbed.scenario.model import FULL_FRAME_BITS, Datapath
 from testbed.scenario.units import FREQUENCY, RATE, SIZE, TIME
+from testbed.scenario.values import ArrivalRate, Boolean, Choice, Name, Number, Quantity, Text
 
 MOST_DOMAINS = 8
 MOST_TENANTS = 500
@@ -272,25 +273,30 @@ _TENANT = Record(
     ),
 )
 
+RUN_FIELDS = (
+    Field("name", Name(), "Short name, used for the run's folder.", required=True),
+    Field("seed", Number("a seed", 0, 2**32 - 1, whole=True), "Root of every random stream.", default=1),
+    Field("warm-up", _DURATION, "Calibration traffic before the measured window.", default="10 s"),
+    Field("duration", _DURATION, "Length of the measured window.", default="60 s"),
+    Field(
+        "datapath",
+        Choice(("auto", "userspace", "kernel")),
+        "Open vSwitch datapath; auto takes the kernel's where it works.",
+        default="auto",
+    ),
+    Field(
+        "allow-zero-delay",
+        Boolean(),
+        "Whether link delays may become zero, in the network and in the bound, on a host without netem.",
+        default=False,
+    ),
+)
+"""How a file is run, whatever it describes; `run_settings` reads them."""
+
 SCENARIO = Record(
     "a scenario",
     (
-        Field("name", Name(), "Short name, used for the run's folder.", required=True),
-        Field("seed", Number("a seed", 0, 2**32 - 1, whole=True), "Root of every random stream.", default=1),
-        Field("warm-up", _DURATION, "Calibration traffic before the measured window.", default="10 s"),
-        Field("duration", _DURATION, "Length of the measured window.", default="60 s"),
-        Field(
-            "datapath",
-            Choice(("auto", "userspace", "kernel")),
-            "Open vSwitch datapath; auto takes the kernel's where it works.",
-            default="auto",
-        ),
-        Field(
-            "allow-zero-delay",
-            Boolean(),
-            "Whether link delays may become zero, in the network and in the bound, on a host without netem.",
-            default=False,
-        ),
+        *RUN_FIELDS,
         Field(
             "domains",
             ListOf("domain", _DOMAIN, MOST_DOMAINS),
@@ -300,6 +306,18 @@ SCENARIO = Record(
         Field("tenants", ListOf("tenant", _TENANT, MOST_TENANTS), "Everyone who sends.", required=True),
     ),
 )
+
+
+def run_settings(section: Section) -> dict[str, Any]:
+    """The values of `RUN_FIELDS` in a checked file, by attribute of what is built from it."""
+    return {
+        "name": section.get("name"),
+        "seed": section.get("seed", 1),
+        "warmup_s": float(section.get("warm-up", 10)),
+        "duration_s": float(section.get("duration", 60)),
+        "datapath": Datapath(section.get("datapath", "auto")),
+        "allow_zero_delay": section.get("allow-zero-delay", False),
+    }
 
 
 def schema() -> dict[str, Any]:

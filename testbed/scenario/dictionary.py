@@ -48,7 +48,7 @@ def to_dict(scenario: Scenario) -> dict[str, Any]:
     """`scenario` as JSON-ready data."""
     return {
         **asdict(scenario),
-        "domains": [asdict(domain) for domain in scenario.domains],
+        "domains": [_domain_to_dict(domain) for domain in scenario.domains],
         "tenants": [_tenant_to_dict(tenant) for tenant in scenario.tenants],
         "datapath": scenario.datapath.value,
         "source": None if scenario.source is None else str(scenario.source),
@@ -66,7 +66,7 @@ def from_dict(data: Mapping[str, Any]) -> Scenario:
             Scenario,
             {
                 **data,
-                "domains": tuple(_build(Domain, domain) for domain in _list(data, "domains")),
+                "domains": tuple(_build(Domain, {"segment": None, **d}) for d in _list(data, "domains")),
                 "tenants": tuple(_tenant_from_dict(tenant) for tenant in _list(data, "tenants")),
                 "datapath": Datapath(data.get("datapath", "auto")),
                 "source": None if data.get("source") is None else Path(data["source"]),
@@ -74,6 +74,14 @@ def from_dict(data: Mapping[str, Any]) -> Scenario:
         )
     except (TypeError, ValueError, AttributeError) as error:
         raise ScenarioError(f"scenario data: {error}; expected what to_dict() writes") from error
+
+
+def _domain_to_dict(domain: Domain) -> dict[str, Any]:
+    written = asdict(domain)
+    if domain.segment is None:
+        # Folders of domains in a row stay as they were before there were others.
+        del written["segment"]
+    return written
 
 
 def _tenant_to_dict(tenant: Tenant) -> dict[str, Any]:
@@ -86,6 +94,8 @@ def _tenant_to_dict(tenant: Tenant) -> dict[str, Any]:
         del written["requests"]
     else:
         written["requests"]["size"] = {"kind": _SIZE_NAMES[type(tenant.requests.size)], **asdict(tenant.requests.size)}
+    if tenant.way is None:
+        del written["way"]
     return written
 
 
@@ -99,6 +109,7 @@ def _tenant_from_dict(data: Mapping[str, Any]) -> Tenant:
             "promise": _optional(Promise, data.get("promise")),
             "misbehaviour": _optional(Misbehaviour, data.get("misbehaviour")),
             "requests": _requests_from_dict(data["requests"]) if data.get("requests") is not None else None,
+            "way": tuple(data["way"]) if data.get("way") is not None else None,
         },
     )
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from testbed.scenario.model import FULL_FRAME_BITS, OnOffArrivals, PoissonArrivals, RenewalArrivals
+from testbed.scenario.model import FULL_FRAME_BITS, Datapath, OnOffArrivals, PoissonArrivals, RenewalArrivals
 
 RequestArrivals = PoissonArrivals | OnOffArrivals | RenewalArrivals
 """Arrival processes of requests; `size_bits` is that of a message, and `peak_bps` counts message bits."""
@@ -68,6 +68,8 @@ class Operator:
         host_allowance_s: Part of its latency that the emulating host gets.
         packet_bits: Largest packet.
         site: Its inference server, None if it has none.
+        calibrated: Whether it signs how late packets were when it measured; else it declares that none is later than
+            its guardrails say.
     """
 
     name: str
@@ -81,6 +83,7 @@ class Operator:
     host_allowance_s: float = 0.0
     packet_bits: int = FULL_FRAME_BITS
     site: Site | None = None
+    calibrated: bool = False
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,11 @@ class Market:
         operators: In the order of the file.
         intents: In the order in which they are to be decided.
         rule: Name of the admission rule.
+        seed: Root of every random stream of a run.
+        warmup_s: Calibration traffic before the measured window.
+        duration_s: Length of the measured window.
+        datapath: Datapath wanted.
+        allow_zero_delay: Whether link delays may become zero (in the network and in the bound) without netem.
         source: The file it came from, None if built in Python.
     """
 
@@ -126,4 +134,9 @@ class Market:
     operators: tuple[Operator, ...]
     intents: tuple[Intent, ...]
     rule: str = "stochastic"
+    seed: int = 1
+    warmup_s: float = 10.0
+    duration_s: float = 60.0
+    datapath: Datapath = Datapath.AUTO
+    allow_zero_delay: bool = False
     source: Path | None = None

@@ -12,7 +12,7 @@ The choices are open and fixed, so that two readers of a file derive the same nu
   they put on the wire, and their bucket holds 100 ms of R more: what TCP held back leaves at the rate of the queue.
 * The queue holds b and 50 ms of R, room for what a late scheduler leaves behind.
 
-Nothing here judges whether a reservation makes sense; `testbed.scenario.rules` does.
+Nothing here judges whether a reservation makes sense; `testbed.scenario.tenants` does.
 """
 
 from __future__ import annotations

@@ -6,18 +6,18 @@ do about it. What comes out has no units, no defaults left to guess and no contr
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
 from testbed.scenario import document, requests, tenants
-from testbed.scenario.definition import SCENARIO
+from testbed.scenario.definition import SCENARIO, run_settings
 from testbed.scenario.document import Node
-from testbed.scenario.fields import UNUSABLE, Section
-from testbed.scenario.model import Datapath, Domain, OnOffArrivals, Scenario, Tenant
+from testbed.scenario.fields import Section, require_unique
+from testbed.scenario.model import Domain, OnOffArrivals, Scenario, Tenant
 from testbed.scenario.problems import Report, did_you_mean
 from testbed.scenario.units import RATE, TIME, quantity
+from testbed.scenario.values import UNUSABLE
 
 
 def load(path: Path) -> Scenario:
@@ -56,8 +56,8 @@ def _check(root: Node | None, path: Path, report: Report) -> Scenario | None:
         return None
     domain_sections: tuple[Section, ...] = section.get("domains", ())
     tenant_sections: tuple[Section, ...] = section.get("tenants", ())
-    _require_unique_names("domain", domain_sections, report)
-    _require_unique_names("tenant", tenant_sections, report)
+    require_unique("domain", domain_sections, report)
+    require_unique("tenant", tenant_sections, report)
     if section.settled("domains"):
         _require_compute(section, domain_sections, report)
     paths = [_path(tenant, domain_sections, report) for tenant in tenant_sections]
@@ -68,14 +68,9 @@ def _check(root: Node | None, path: Path, report: Report) -> Scenario | None:
     if report.findings:
         return None
     return Scenario(
-        name=section.get("name"),
+        **run_settings(section),
         domains=tuple(_domain(domain) for domain in domain_sections),
         tenants=requests.with_shares(tuple(member for member in members if member is not None)),
-        seed=section.get("seed", 1),
-        warmup_s=float(section.get("warm-up", 10)),
-        duration_s=float(section.get("duration", 60)),
-        datapath=Datapath(section.get("datapath", "auto")),
-        allow_zero_delay=section.get("allow-zero-delay", False),
         source=path.resolve(),
     )
 
@@ -99,23 +94,6 @@ def _tenant(section: Section, way: _Path, folder: Path, report: Report) -> Tenan
         return None
     wanted = None if asked is None else asked.requests
     return Tenant(section.get("name", ""), arrives, way.site, reserved, promised, breach, wanted)
-
-
-def _require_unique_names(what: str, sections: Iterable[Section], report: Report) -> None:
-    first: dict[str, int] = {}
-    for section in sections:
-        name = section.get("name")
-        if name is None:
-            continue
-        if name in first:
-            report.add(
-                section.line_of("name"),
-                f"{what} {name}",
-                found=f"a second {what} {name} beside the one in line {first[name]}",
-                expected=f"a name of its own for every {what}",
-                remedy="rename one of the two",
-            )
-        first.setdefault(name, section.line_of("name"))
 
 
 def _require_compute(section: Section, domains: tuple[Section, ...], report: Report) -> None:

@@ -9,32 +9,20 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
 from fractions import Fraction
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from testbed.scenario import document, tenants
-from testbed.scenario.definition import ARRIVALS, MODELS
+from testbed.scenario.definition import ARRIVALS, MODELS, RUN_FIELDS, run_settings
 from testbed.scenario.document import Mapping
 from testbed.scenario.federation import Intent, Market, Operator, ServedModel, Site
-from testbed.scenario.fields import (
-    UNUSABLE,
-    Choice,
-    Field,
-    ListOf,
-    Name,
-    Names,
-    Number,
-    Quantity,
-    Record,
-    Section,
-    Variants,
-)
+from testbed.scenario.fields import Field, ListOf, Record, Section, Variants, require_unique
 from testbed.scenario.model import OnOffArrivals, PoissonArrivals, RenewalArrivals
 from testbed.scenario.problems import Report, did_you_mean
 from testbed.scenario.units import RATE, TIME, quantity
+from testbed.scenario.values import UNUSABLE, Boolean, Choice, Name, Names, Number, Quantity
 
 MOST_SEGMENTS, MOST_OPERATORS, MOST_MODELS, MOST_INTENTS = 8, 16, 32, 5000
 SOFTWARE_DRAIN_BPS = 400_000_000
@@ -91,6 +79,12 @@ _OPERATOR = Record(
         Field("link-delay", _DELAY, "One-way propagation delay of the link that leaves it.", default="0 ms"),
         Field("host-allowance", _DELAY, "Part of its latency granted to an emulating host.", default="0 ms"),
         Field("price", _PRICE, "Of a reserved Mbit/s, per hour.", required=True),
+        Field(
+            "calibrated",
+            Boolean(),
+            "Whether it signs how late packets were in a warm-up; else it declares that none is later than it says.",
+            default=False,
+        ),
         Field("site", _SITE, "Its inference server. Left out: it only forwards."),
     ),
 )
@@ -137,7 +131,7 @@ _INTENT = Record(
 MARKET = Record(
     "a federation",
     (
-        Field("name", Name(), "Short name.", required=True),
+        *RUN_FIELDS,
         Field(
             "rule",
             Choice(("none", "peak", "deterministic", "stochastic")),
@@ -202,9 +196,9 @@ def _check(section: Section, path: Path, report: Report) -> Market | None:
     segments: tuple[Section, ...] = section.get("segments", ())
     sold: list[tuple[Section, Section]] = [(s, o) for s in segments for o in s.get("operators", ())]
     intents: tuple[Section, ...] = section.get("intents", ())
-    _require_unique("segment", segments, report)
-    _require_unique("operator", [operator for _, operator in sold], report)
-    _require_unique("intent", intents, report)
+    require_unique("segment", segments, report)
+    require_unique("operator", [operator for _, operator in sold], report)
+    require_unique("intent", intents, report)
     operators = [_operator(segment, operator, report) for segment, operator in sold]
     if section.settled("segments") and not any(_may_serve(operator) for _, operator in sold):
         report.add(
@@ -219,7 +213,7 @@ def _check(section: Section, path: Path, report: Report) -> Market | None:
     if report.findings:
         return None
     return Market(
-        name=section.get("name"),
+        **run_settings(section),
         segments=tuple(segment.get("name") for segment in segments),
         operators=tuple(operator for operator in operators if operator is not None),
         intents=tuple(intent for intent in wanted if intent is not None),
@@ -256,6 +250,7 @@ def _operator(segment: Section, section: Section, report: Report) -> Operator | 
         link_delay_s=float(section.get("link-delay", 0)),
         host_allowance_s=float(section.get("host-allowance", 0)),
         site=site,
+        calibrated=section.get("calibrated", False),
     )
 
 
@@ -281,7 +276,7 @@ def _require_reservable(section: Section, reservable: int, link: int, drain: int
 
 def _site(section: Section, report: Report) -> Site | None:
     models = section.get("models", ())
-    _require_unique("model", models, report)
+    require_unique("model", models, report)
     served = [_model(model, report) for model in models]
     if section.unusable or any(model is None for model in served):
         return None
@@ -344,23 +339,6 @@ def _intent(section: Section, operators: list[str | None], folder: Path, report:
         price=float(section.get("price")),
         domains=None if allowed is None else frozenset(name for name, _ in allowed),
     )
-
-
-def _require_unique(what: str, sections: Iterable[Section], report: Report) -> None:
-    first: dict[str, int] = {}
-    for section in sections:
-        name = section.get("name")
-        if name is None:
-            continue
-        if name in first:
-            report.add(
-                section.line_of("name"),
-                f"{what} {name}",
-                found=f"a second {what} {name} beside the one in line {first[name]}",
-                expected=f"a name of its own for every {what}",
-                remedy="rename one of the two",
-            )
-        first.setdefault(name, section.line_of("name"))
 
 
 if __name__ == "__main__":

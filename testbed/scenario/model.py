@@ -36,12 +36,14 @@ class Domain:
         link_delay_s: One-way propagation delay of the link that leaves the domain towards the next domain (for the
             last domain: towards its compute host). Needs netem.
         compute: Whether the domain offers a compute host behind its egress switch.
+        segment: Part of the path that it sells, beside others that sell the same; None for a part of its own.
     """
 
     name: str
     link_rate_bps: int
     link_delay_s: float = 0.0
     compute: bool = False
+    segment: str | None = None
 
 
 @dataclass(frozen=True)
@@ -225,6 +227,7 @@ class Tenant:
         misbehaviour: A breach of the declared process on purpose, None for a conforming tenant.
         requests: What each arrival asks of an inference server; None where arrivals are packets. The size of arrivals
             is then that of a message, before the network adds its headers.
+        way: Domains its packets cross, the site last, one of each segment; None for all of them up to the site.
     """
 
     name: str
@@ -234,6 +237,7 @@ class Tenant:
     promise: Promise | None = None
     misbehaviour: Misbehaviour | None = None
     requests: Requests | None = None
+    way: tuple[str, ...] | None = None
 
     @property
     def packet_bits(self) -> int:
@@ -284,4 +288,14 @@ class Scenario:
     def path(self, tenant: Tenant) -> tuple[Domain, ...]:
         """Domains that carry `tenant`, in the order its packets cross them."""
         names = [domain.name for domain in self.domains]
+        if tenant.way is not None:
+            return tuple(self.domains[names.index(name)] for name in tenant.way)
         return self.domains[: names.index(tenant.site) + 1]
+
+    @property
+    def segments(self) -> tuple[tuple[int, ...], ...]:
+        """Numbers of the domains, from 1, by segment; domains of one segment stand beside each other."""
+        grouped: dict[str, list[int]] = {}
+        for number, domain in enumerate(self.domains, 1):
+            grouped.setdefault(domain.segment or f"({number})", []).append(number)
+        return tuple(tuple(numbers) for numbers in grouped.values())

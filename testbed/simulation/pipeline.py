@@ -155,8 +155,8 @@ def _record(ready: Network, options: Options, folder: Path, done: Sequence[Finis
         verdict=run_verdict(tenants),
         scenario=to_dict(scenario),
         host=host.fingerprint(),
-        public_keys={name: agent.public_key.raw.hex() for name, agent in ready.federation.agents.items()},
-        envelopes=envelope_records(ready.federation) if promises(options.choices.scheduler) else (),
+        public_keys={name: key.raw.hex() for name, key in ready.federation.public_keys.items()},
+        envelopes=envelope_records(ready.federation.signed()) if promises(options.choices.scheduler) else (),
         tenants=tenants,
         windows=windows,
         timings_s={

@@ -78,6 +78,19 @@ class Framing:
         return np.asarray(self.bits_per_request + self.bits_per_bit * np.asarray(message_bits, dtype=np.float64))
 
 
+@dataclass(frozen=True, eq=False)
+class Passages:
+    """Packets with payload of a window, those sent again left out, in the order in which they entered the first domain.
+
+    Attributes:
+        time_s: When each was seen at every border, seconds since the window's start; NaN where it was not; [m, D+1].
+        size_bits: L2 bits; [m].
+    """
+
+    time_s: FloatArray
+    size_bits: IntArray
+
+
 @dataclass(frozen=True)
 class RequestMatch:
     """A tenant's requests, found.
@@ -88,6 +101,7 @@ class RequestMatch:
         back: Framing towards the client.
         reordered: Requests whose last byte left the client before that of an earlier-sent one: HTTP/2 interleaved them.
         retransmitted_bits: L2 bits beyond border 0 that carried bytes seen there before.
+        packets: What carried the requests, packet by packet.
     """
 
     samples: RequestSamples
@@ -95,6 +109,7 @@ class RequestMatch:
     back: Framing
     reordered: int
     retransmitted_bits: float
+    packets: Passages
 
 
 class _Connection(NamedTuple):
@@ -165,6 +180,7 @@ def match_requests(
         back=_framing(samples.back_bits, record.response_bytes, left),
         reordered=_overtaken(samples),
         retransmitted_bits=_repeated_bits(entered),
+        packets=_passages(entered, places, zero_ns),
     )
 
 
@@ -263,6 +279,15 @@ def _repeated_bits(packets: Segments) -> float:
     end = packets.end[filled]
     furthest = np.concatenate(([-1], np.maximum.accumulate(end)[:-1])) if end.size else end
     return float(packets.size_bits[filled][end <= furthest].sum())
+
+
+def _passages(entered: Segments, places: Sequence[Segments], zero_ns: int) -> Passages:
+    filled = np.flatnonzero(entered.payload_bytes > 0)
+    end = entered.end[filled]
+    first = filled[end > np.concatenate(([-1], np.maximum.accumulate(end)[:-1]))] if filled.size else filled
+    seen = [place.seen_ns(entered.start[first], entered.end[first]) for place in places]
+    time_s = np.stack([_seconds(moments, zero_ns) for moments in seen], axis=1)
+    return Passages(time_s, entered.size_bits[first])
 
 
 def _seconds(moments_ns: IntArray, zero_ns: int) -> FloatArray:

@@ -31,3 +31,16 @@ def testbed() -> Command:
         return subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout_s, cwd=ROOT)
 
     return run
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """List how long recovery took, where a test measured it."""
+    found = [
+        (dict(report.user_properties)["recovery_s"], report.nodeid.partition("[")[2].rstrip("]"))
+        for report in terminalreporter.getreports("passed")
+        if "recovery_s" in dict(report.user_properties)
+    ]
+    if found:
+        terminalreporter.section("recovery")
+        for recovery_s, name in found:
+            terminalreporter.write_line(f"{recovery_s:7.2f} s  {name}")

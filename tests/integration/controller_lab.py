@@ -108,6 +108,12 @@ class Lab:
             wait_for(lambda pid=pid: not Path(f"/proc/{pid}").exists(), f"the end of process {pid}")
         subprocess.run(["ip", "netns", "del", self.namespace], check=True)
 
+    def restart_switch(self) -> None:
+        """Start ovs-vswitchd again after somebody killed it; its database remembers bridges and ports, and no flow."""
+        self._daemons.remove(self.directory / "ovs-vswitchd.pid")
+        (self.directory / "ovs-vswitchd.pid").unlink()
+        self._daemon("ovs-vswitchd", f"unix:{self.directory}/db.sock")
+
     def clear(self) -> None:
         """Leave nothing of a test on switches and ports."""
         for bridge in BRIDGES:

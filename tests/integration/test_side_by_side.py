@@ -67,7 +67,7 @@ class Traffic(threading.Thread):
     def run(self) -> None:
         path = self._made.network.layout.path(1)
         data = frame(path.number, path.client.address, path.server.address, SMALLEST_FRAME_BYTES)
-        with Injector(self._made.network.layout.border(0).upstream, bypass=True) as injector:
+        with Injector(self._made.network.layout.entry(1).upstream, bypass=True) as injector:
             pacer = Pacer([Stream(injector, data, FRAMES_PER_S)])
             while not self._enough.is_set():
                 pacer.run(time.monotonic() + 0.05)

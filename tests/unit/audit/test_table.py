@@ -241,6 +241,14 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         audit_table(tmp_path / "nowhere.csv")
 
 
+def test_a_quantile_beyond_what_was_answered_is_said_to_have_no_value() -> None:
+    series = known.exponential().draw(50_000, np.random.default_rng(9))
+    series[np.random.default_rng(10).random(series.size) < 0.005] = np.inf
+    said = audit_series(series, Promise(12.0, 0.001)).sentences()
+    assert "p99.9 has no value: more than 0.001 of them were never answered." in said
+    assert any(sentence.startswith("p99 is ") for sentence in said)
+
+
 def test_findings_are_sentences_with_the_verdict_first() -> None:
     said = audit_series(known.exponential().draw(50_000, np.random.default_rng(9)), Promise(12.0, 0.001)).sentences()
     assert said[0].endswith("0.001 was promised.")

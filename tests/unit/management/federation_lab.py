@@ -27,9 +27,10 @@ from testbed.envelope.trust import Role, Root
 from testbed.management import service
 from testbed.management.admission import Rule
 from testbed.management.calls import AgentClient
+from testbed.management.entry import State
 from testbed.management.identity import Credentials, anchors, authority, credentials
 from testbed.management.journal import Journal
-from testbed.management.ledger import Ledger, State
+from testbed.management.ledger import Ledger
 from testbed.management.orchestrator import Orchestrator
 from testbed.scenario.federation import Intent, Operator, ServedModel, Site
 from testbed.scenario.model import PoissonArrivals
@@ -74,13 +75,16 @@ def address_of(tenant: str, _site: str) -> tuple[str, str]:
 
 
 def _serve_agent(settings: str, kill_at: str, announced: Any, log: str) -> None:
-    """The body of an agent's process."""
+    """The body of an agent's process; at a named point it kills itself, or after an @ the process of that number."""
     with Path(log).open("a") as written:
         os.dup2(written.fileno(), 2)
 
+    at, _, victim = kill_at.partition("@")
+    victims = [int(victim) if victim else os.getpid()]
+
     def reached(point: str) -> None:
-        if point == kill_at:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if point == at and victims:
+            os.kill(victims.pop(), signal.SIGKILL)
 
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, force=True)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
@@ -230,12 +234,23 @@ class Lab:
                 "key": str(folder / "domain.key"),
                 "authorities": [str(path) for path in self.authorities],
                 "ledger": str(folder / "ledger.sqlite"),
-                "controller": str(folder / "c.sock"),
-                "skeleton": DomainProgram(one.name, "userspace", one.link_rate_bps, (), ()).to_dict(),
+                "controller": str(self.controller_socket(one)),
+                "skeleton": self.skeleton(one).to_dict(),
                 "look_every_s": self.look_every_s,
+                "evidence": str(folder / "calibrations.json"),
             }
             (folder / "settings.json").write_text(json.dumps(settings))
-            self.seats[one.name] = Seat(self, one, folder, self.keys[one.name])
+            self.seats[one.name] = self.seat(one, folder)
+
+    def seat(self, one: Operator, folder: Path) -> Seat:
+        """Where a domain's processes are; a lab with real switches has others."""
+        return Seat(self, one, folder, self.keys[one.name])
+
+    def skeleton(self, one: Operator) -> DomainProgram:
+        return DomainProgram(one.name, "userspace", one.link_rate_bps, (), ())
+
+    def controller_socket(self, one: Operator) -> Path:
+        return self.folder / one.name / "c.sock"
 
     def fork(self, body: Callable[..., None], *arguments: str, after: tuple[Any, ...] = ()) -> tuple[Any, Any]:
         """A process and what it announced."""

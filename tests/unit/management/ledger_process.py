@@ -7,7 +7,8 @@ import signal
 import sys
 from pathlib import Path
 
-from testbed.management.ledger import CapacityError, Entry, Ledger, Request
+from testbed.management.entry import CapacityError, Entry, Request
+from testbed.management.ledger import Ledger
 
 CAPACITY = {"network": 100}
 FAR_S = 4e9

@@ -17,10 +17,10 @@ from testbed.envelope.store import issue, verify
 from testbed.errors import ReservationError
 from testbed.management import identity
 from testbed.management.calls import AgentClient, UnreachableError, method
+from testbed.management.entry import ForeignReservationError, ReusedRequestError, WrongStateError
 from testbed.management.generated import management_pb2 as wire
 from testbed.management.identity import Gate, IdentityError, anchors, authority, credentials
 from testbed.management.installer import ControllerError
-from testbed.management.ledger import ForeignReservationError, ReusedRequestError, WrongStateError
 
 from .federation_lab import FEDERATION, Lab, make_root
 

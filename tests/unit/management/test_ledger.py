@@ -11,18 +11,18 @@ from pathlib import Path
 import pytest
 
 from testbed.errors import ReservationError
-from testbed.management.ledger import (
-    Books,
+from testbed.management.books import Books
+from testbed.management.entry import (
     CapacityError,
     Entry,
     ForeignReservationError,
-    Ledger,
     Request,
     ReusedRequestError,
     State,
     UnknownReservationError,
     WrongStateError,
 )
+from testbed.management.ledger import Ledger
 
 from .ledger_process import CAPACITY, FAR_S, entry
 
@@ -197,11 +197,71 @@ def test_a_replacement_holds_only_what_is_more_and_sits_where_the_other_sat(ledg
     do(ledger, lambda books: books.offer([same]), prepared("c"))
     assert ledger.use()["network"].held == 90
     do(ledger, committed("c"))
-    assert {e.reservation: (e.state, e.number) for e in ledger.entries() if e.number} == {
-        "a": (State.RELEASED, 1),
-        "c": (State.COMMITTED, 1),
-    }
+    assert seated(ledger) == {"a": (State.YIELDED, 1), "c": (State.COMMITTED, 1)}
     assert held(ledger) == 90
+    do(ledger, released("a"))
+    assert seated(ledger) == {"a": (State.RELEASED, 1), "c": (State.COMMITTED, 1)}
+    assert held(ledger) == 90
+
+
+def seated(ledger: Ledger) -> dict[str, tuple[State, int | None]]:
+    return {e.reservation: (e.state, e.number) for e in ledger.entries() if e.number}
+
+
+def replacing(name: str, amount: int) -> Callable[[Books], object]:
+    return lambda books: books.offer(
+        [Entry(name, "tenant-a", "broker", "10.0.0.a", {"network": amount}, "{}", FAR_S, "a")]
+    )
+
+
+@pytest.mark.parametrize(("old", "new"), [(60, 90), (60, 20), (60, 60)])
+def test_what_yielded_comes_back_when_the_one_it_yielded_to_is_given_back_first(
+    ledger: Ledger, old: int, new: int
+) -> None:
+    do(ledger, offered("a", old), prepared("a"), committed("a"))
+    do(ledger, replacing("c", new), prepared("c"), committed("c"))
+    assert ledger.use()["network"].held == max(old, new)
+    do(ledger, released("c"))
+    assert seated(ledger) == {"a": (State.COMMITTED, 1), "c": (State.RELEASED, 1)}
+    assert held(ledger) == old
+    do(ledger, released("a"))
+    assert held(ledger) == 0
+
+
+@pytest.mark.parametrize(("old", "new"), [(60, 90), (60, 20), (60, 60)])
+def test_what_yielded_holds_nothing_once_it_is_released(ledger: Ledger, old: int, new: int) -> None:
+    do(ledger, offered("a", old), prepared("a"), committed("a"))
+    do(ledger, replacing("c", new), prepared("c"), committed("c"), released("a"))
+    assert held(ledger) == new
+    do(ledger, released("c"))
+    assert held(ledger) == 0
+    assert seated(ledger) == {"a": (State.RELEASED, 1), "c": (State.RELEASED, 1)}
+
+
+@pytest.mark.parametrize("first", ["a", "c"])
+def test_leases_of_a_replacement_and_of_what_yielded_to_it_end_in_either_order(
+    ledger: Ledger, clock: Clock, first: str
+) -> None:
+    do(ledger, offered("a", 60), prepared("a"), committed("a", 1_010 if first == "a" else 1_020))
+    do(ledger, replacing("c", 90), prepared("c"), committed("c", 1_010 if first == "c" else 1_020))
+    clock.now_s = 1_011
+    do(ledger, lambda books: books.expire())
+    other = "c" if first == "a" else "a"
+    assert seated(ledger) == {first: (State.EXPIRED, 1), other: (State.COMMITTED, 1)}
+    assert held(ledger) == {"a": 60, "c": 90}[other]
+    clock.now_s = 1_021
+    do(ledger, lambda books: books.expire())
+    assert held(ledger) == 0
+
+
+def test_what_yielded_can_neither_be_aborted_nor_committed_nor_replaced_again(ledger: Ledger) -> None:
+    do(ledger, offered("a", 60), prepared("a"), committed("a"))
+    do(ledger, replacing("c", 90), prepared("c"), committed("c"), replacing("d", 10))
+    for step in (aborted("a"), committed("a"), prepared("a"), prepared("d")):
+        with pytest.raises(WrongStateError, match=r"found (it|that) yielded"):
+            do(ledger, step)
+    with pytest.raises(WrongStateError, match="found it yielded, expected prepared"):
+        do(ledger, lambda books: books.require_committable("a", "broker"))
 
 
 def test_a_replacement_given_up_leaves_the_other_as_it_was(ledger: Ledger) -> None:

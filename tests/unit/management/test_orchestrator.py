@@ -12,8 +12,8 @@ from collections.abc import Callable
 import pytest
 
 from testbed.errors import ReservationError
+from testbed.management.entry import State
 from testbed.management.journal import UNFINISHED
-from testbed.management.ledger import State
 from testbed.management.orchestrator import Outcome
 
 from .federation_lab import SEGMENTS, Lab, intent, run_orchestrator
@@ -172,6 +172,40 @@ def test_a_renegotiation_that_is_refused_leaves_everything_as_it_was(lab: Lab) -
         with pytest.raises(ReservationError, match="t9: holds nothing"):
             orchestrator.renegotiate(intent("t9"))
     assert {name: lab.seats[name].installed() for name in WAY} == before
+
+
+@pytest.mark.parametrize("lost", ["switch", "controller", "agent"])
+def test_a_renegotiation_that_fails_after_another_domain_has_committed_gives_back_what_there_was(
+    lost: str, lab: Lab
+) -> None:
+    """The first two domains of the way have replaced the reservation when the last one cannot."""
+    lab.start()
+    admit(lab, "t1", "t2")
+    before = {name: lab.seats[name].installed() for name in WAY}
+    core = lab.seats["core"]
+    lose: dict[str, Callable[[], object]] = {
+        "switch": lambda: core.switch.with_suffix(".broken").write_text("class 1:11 of d3e-h: refused by the kernel"),
+        "controller": lambda: core.kill("controller"),
+        "agent": lambda: core.kill("agent"),
+    }
+
+    def reached(point: str) -> None:
+        if point == "committed:metro-cheap":
+            assert lab.seats["access"].installed()["t1"][1] > before["access"]["t1"][1]
+            lose[lost]()
+
+    with lab.orchestrator(reached) as orchestrator:
+        assert not orchestrator.renegotiate(intent("t1", deadline_s=0.12)).admitted
+        assert {one.tenant for one in orchestrator.held()} == {"t1", "t2"}
+    if lost == "switch":
+        core.switch.with_suffix(".broken").unlink()
+    if lost == "controller":
+        core.start_controller()
+    if lost == "agent":
+        core.start_agent()
+    recover(lab)
+    assert {name: lab.seats[name].installed() for name in WAY} == before
+    lab.require_in_step()
 
 
 AGENT_POINTS = [

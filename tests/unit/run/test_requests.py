@@ -17,7 +17,7 @@ from testbed.run.requests import RequestOutcome
 from testbed.run.window import Shaper
 from testbed.scenario.model import DrawnSize, PoissonArrivals, Promise, Requests, Reservation, Tenant
 from testbed.telemetry.request_samples import RequestSamples
-from testbed.telemetry.requests import Framing, RequestMatch
+from testbed.telemetry.requests import Framing, Passages, RequestMatch
 from testbed.traffic.request_demand import demand
 from testbed.traffic.request_records import NOT_ATTEMPTED, OK, SKIPPED, RequestRecord
 from testbed.traffic.request_schedules import request_schedule
@@ -64,7 +64,8 @@ def outcome(duration_s: float = 200.0, late_s: float = 0.0) -> RequestOutcome:
         back_s=np.zeros((n, 2)), received_s=at, status=record.status, request_bytes=record.request_bytes,
         response_bytes=record.response_bytes, out_bits=none, back_bits=none, correct=record.correct,
     )  # fmt: skip
-    match = RequestMatch(samples, OUT, BACK, 0, 0.0)
+    packets = Passages(np.empty((0, 3)), np.empty(0, dtype=np.int64))
+    match = RequestMatch(samples, OUT, BACK, 0, 0.0, packets)
     there = at + ideal_network_s(RequestOutcome(record, match), SHAPER) + late_s
     server = np.stack([there, there, there, there + COMPUTE_S], axis=1)
     back = np.stack([there + COMPUTE_S, there + COMPUTE_S + BACK_S], axis=1)

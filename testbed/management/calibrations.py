@@ -1,0 +1,67 @@
+"""What a domain has measured of its own service, on its own disk, from which it signs its envelopes.
+
+Whoever measures (a run's warm-up, an operator's monitoring) writes the file in one step; the agent reads it at every
+offer. A calibration speaks about one tenant at one rate and is used for nothing else: lingering excess cannot be
+converted. What the samples support is `testbed.envelope.calibration`'s.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from testbed.envelope.calibration import Calibration
+from testbed.envelope.descriptor import Evidence
+from testbed.envelope.tail import Stochastic
+from testbed.errors import EnvelopeError, ReservationError
+
+Supported = tuple[Stochastic | None, Evidence]
+
+
+@dataclass(frozen=True)
+class Calibrations:
+    """The calibrations of one domain.
+
+    Attributes:
+        path: The file; None, or one that does not exist, for a domain that has measured nothing yet.
+    """
+
+    path: Path | None = None
+
+    def of(self, tenant: str, rate_bps: int) -> Supported | None:
+        """What may be signed for a tenant that reserves this rate; None where nothing was measured at it.
+
+        Raises:
+            ReservationError: The file is not what `write` wrote.
+        """
+        if self.path is None or not self.path.exists():
+            return None
+        try:
+            found = json.loads(self.path.read_bytes()).get(tenant)
+            if found is None or found["rate_bps"] != rate_bps:
+                return None
+            tail = None if found["stochastic"] is None else Stochastic.from_dict(found["stochastic"])
+            return tail, Evidence.from_dict(found["evidence"])
+        except (ValueError, AttributeError, KeyError, TypeError, EnvelopeError) as error:
+            raise ReservationError(
+                f"calibrations {self.path}: found no calibration of {tenant} ({error}), expected what this version "
+                "writes; measure again, or delete the file"
+            ) from error
+
+    def write(self, supported: Mapping[tuple[str, int], Calibration]) -> None:
+        """Replace everything known by these calibrations, by tenant and reserved rate in bit/s."""
+        if self.path is None:
+            raise ValueError("calibrations: no file to write to")
+        written = {
+            tenant: {
+                "rate_bps": rate_bps,
+                "stochastic": None if found.stochastic is None else found.stochastic.to_dict(),
+                "evidence": found.evidence.to_dict(),
+            }
+            for (tenant, rate_bps), found in supported.items()
+        }
+        swap = self.path.with_suffix(".new")
+        swap.write_text(json.dumps(written), encoding="utf-8")
+        swap.replace(self.path)

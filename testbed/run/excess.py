@@ -1,0 +1,73 @@
+"""How late a domain made the packets of a window, as its envelope counts lateness, and what that supports.
+
+Per domain and tenant: the packets as they entered it, fed to an ideal queue of the reserved rate, and by how much their
+leaving it lagged behind that queue and the latency promised (docs/envelope.md, "What is promised"). What is signed from
+it is `testbed.envelope.calibration`'s to say.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from testbed.envelope.calibration import Calibration, calibrate, no_impairment
+from testbed.envelope.errors import CalibrationError
+from testbed.telemetry.lag import fifo, lag_s, lingering_s
+from testbed.telemetry.requests import Passages
+
+FloatArray = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Excess:
+    """One tenant's packets in one domain.
+
+    Attributes:
+        lag_s: How much later than the ideal queue began with it each packet left, in order of arrival; [n].
+        excess_s: The lingering excess Y beyond the latency promised; [n].
+        lost: Packets that entered and never left.
+    """
+
+    lag_s: FloatArray
+    excess_s: FloatArray
+    lost: int
+
+
+def excess_of(packets: Passages, domain: int, rate_bps: int, latency_s: float) -> Excess:
+    """Lag and lingering excess in one domain.
+
+    Args:
+        packets: The tenant's packets at every border of its path.
+        domain: Position of the domain on that path, from 0.
+        rate_bps: Rate of the ideal queue.
+        latency_s: What the domain promises.
+    """
+    entered, left = packets.time_s[:, domain], packets.time_s[:, domain + 1]
+    delivered = np.isfinite(entered) & np.isfinite(left)
+    order = np.argsort(entered[delivered], kind="stable")
+    arrival_s, departure_s = entered[delivered][order], left[delivered][order]
+    ideal = fifo(arrival_s, packets.size_bits[delivered][order].astype(np.float64), rate_bps)
+    late_s = lag_s(departure_s, ideal.start_s, latency_s)
+    lost = int(np.count_nonzero(np.isfinite(entered) & ~np.isfinite(left)))
+    return Excess(departure_s - ideal.start_s, lingering_s(late_s, ideal.idle_s), lost)
+
+
+def supported(found: Excess, rate_bps: int, *, declares_none: bool) -> Calibration | None:
+    """What a domain may sign of it: a declaration where true and wanted, else a tail; None where too little is known.
+
+    Args:
+        found: The samples.
+        rate_bps: The rate at which they were measured.
+        declares_none: Whether the domain would declare that it has no impairment.
+    """
+    if not found.excess_s.size:
+        return None
+    try:
+        if declares_none and not found.excess_s.any() and not found.lost:
+            return no_impairment(found.excess_s, lag_s=found.lag_s)
+        return calibrate(found.excess_s, rate_bps=rate_bps, lag_s=found.lag_s, lost=found.lost)
+    except CalibrationError:
+        # Too few packets to know how they cling together: then nothing is said about them.
+        return None
