@@ -109,6 +109,16 @@ def test_a_promise_of_no_impairment_is_broken_by_one_packet() -> None:
     assert "later than promised: 2.5e-05 of the packets, at most 0 promised" in found.reason
 
 
+def test_the_least_that_a_domain_was_behind_certifies_nothing_and_still_accuses() -> None:
+    rng = np.random.default_rng(4)
+    requests = DomainEvidence(envelope(), conforming(rng, 200_000, scale=0.01), what="requests", least=True)
+    (kept,) = judge_contracts([requests])
+    assert kept.verdict is ContractVerdict.UNDETERMINED
+    assert "requests tell only the least that it was behind" in kept.reason
+    (broken,) = judge_contracts([replace(requests, excess_s=conforming(rng, 200_000, scale=2.0))])
+    assert broken.verdict is ContractVerdict.BROKEN
+
+
 def test_silence_certifies_nothing_unless_something_shows_how_packets_cling() -> None:
     # Excess in one burst of 5,000 in ten million packets would be seen here once in 250 times.
     silent = np.zeros(N)

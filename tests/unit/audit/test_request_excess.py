@@ -85,6 +85,12 @@ def test_a_token_bucket_is_proved_overdrawn_only_by_what_lies_between_two_moment
     assert requests_beyond(samples, rate_bps=1_000_000, burst_bits=burst_bits) == beyond
 
 
+def test_a_request_that_streams_at_the_rate_of_its_meter_needs_hardly_a_bucket() -> None:
+    streamed, at_once = crossing([0.1], [0.2], [0.06]), crossing([0.1], [0.2], [0.099])
+    assert requests_beyond(streamed, rate_bps=1_000_000, burst_bits=1000) == 0
+    assert requests_beyond(at_once, rate_bps=1_000_000, burst_bits=1000) == 1
+
+
 def test_a_tenant_that_keeps_its_bucket_is_never_said_to_have_overdrawn_it() -> None:
     samples = asking.window(2)
     load_bps = samples.out_bits.sum() / samples.out_s[-1, 0]

@@ -18,7 +18,7 @@ from inference_server.generated import open_inference_pb2 as pb
 from inference_server.impairments import CRASHED, Impairments, parse, read
 from inference_server.protocol import IMPAIRED, Stamps
 from inference_server.server import Settings
-from tests.unit.inference.serving import LONG_S, infer, request, serving
+from tests.unit.inference.serving import LONG_S, Running, infer, request, serving, until
 
 NOW_S = 1_000
 LATER_S = 1e6
@@ -169,6 +169,22 @@ def test_clients_may_not_impair_a_server_that_does_not_allow_it(channel: grpc.Ch
     with pytest.raises(grpc.RpcError) as caught:
         impair(channel)(asked({"kind": "crash"}), timeout=LONG_S)
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_a_request_whose_deadline_passed_during_a_pause_is_never_computed(
+    running: Running, channel: grpc.Channel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    over = threading.Event()
+    monkeypatch.setattr(running.server._impairments, "wait_out_pause", lambda: over.wait(LONG_S))
+    computed = running.server.workers.computed
+    hurried = request()
+    hurried.parameters["timeout"].int64_param = 200_000
+    call = infer(channel).future(hurried, timeout=LONG_S)
+    due_ns = time.monotonic_ns() + 400_000_000
+    until(lambda: time.monotonic_ns() > due_ns and len(running.server._scheduler) == 0)
+    over.set()
+    assert call.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert running.server.workers.computed == computed
 
 
 def test_a_plan_counts_from_the_ready_line() -> None:

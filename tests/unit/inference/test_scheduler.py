@@ -11,6 +11,7 @@ import pytest
 
 from inference_server.errors import ExhaustedError
 from inference_server.scheduler import Batching, Scheduler
+from tests.unit.inference.serving import until
 
 
 @dataclass(eq=False)
@@ -190,16 +191,12 @@ def test_a_batch_has_no_more_rows_than_allowed() -> None:
 
 def test_a_batch_ends_before_what_cannot_join_it() -> None:
     queue = batching(8, alpha=1.0)
-    kinds = ["one", "one", "two", "one", None, None]
-    for kind in kinds:
+    for kind in ("one", "one", "two", "one", None, None):
         queue.submit(Item("alpha", batch=kind))
-    assert [[item.batch for item in queue.take()] for _ in range(5)] == [
-        ["one", "one"],
-        ["two"],
-        ["one"],
-        [None],
-        [None],
-    ]
+    found = []
+    while len(queue):
+        found.append([item.batch for item in queue.take()])
+    assert found == [["one", "one"], ["two"], ["one"], [None], [None]]
 
 
 def test_without_a_delay_a_batch_waits_for_nobody() -> None:
@@ -210,15 +207,17 @@ def test_without_a_delay_a_batch_waits_for_nobody() -> None:
 
 def _taking(queue: Scheduler[Item]) -> tuple[threading.Thread, list[Item]]:
     taken: list[Item] = []
-    thread = threading.Thread(target=lambda: taken.extend(queue.take()))
+    thread = threading.Thread(target=lambda: taken.extend(queue.take()), daemon=True)
     thread.start()
     return thread, taken
 
 
 def test_a_batch_that_waits_is_taken_as_soon_as_it_is_full() -> None:
     queue = batching(3, 3600.0, alpha=1.0)
+    queue.submit(Item("alpha", batch="same"))
     thread, taken = _taking(queue)
-    for _ in range(3):
+    until(lambda: len(queue) == 0)
+    for _ in range(2):
         queue.submit(Item("alpha", batch="same"))
     thread.join(30)
     assert len(taken) == 3
