@@ -11,6 +11,7 @@ from markupsafe import Markup
 from testbed.audit.evidence import read_evidence
 from testbed.audit.folder import audit_evidence
 from testbed.report.audit_section import run_sections
+from testbed.report.environment import environment_rows
 from testbed.report.page import template
 from testbed.report.plots import FloatArray, Series, ccdf_plot, stack_plot, time_plot
 from testbed.report.record import DomainDelay, RunRecord, TenantRecord, WindowRecord
@@ -29,7 +30,8 @@ def render(folder: Path) -> str:
     record = evidence.record
     pictures = {tenant.name: _pictures(folder, record, tenant) for tenant in record.tenants}
     sections = run_sections(evidence, audit_evidence(evidence))
-    return template("template.html").render(run=record, pictures=pictures, audit=sections)
+    environment = {window.index: environment_rows(window) for window in record.windows}
+    return template("template.html").render(run=record, pictures=pictures, audit=sections, environment=environment)
 
 
 def write_report(folder: Path) -> Path:

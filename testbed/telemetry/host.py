@@ -74,6 +74,7 @@ class Snapshot:
         backlog_drops: Packets dropped because a core's input queue was full.
         socket_drops: Packets dropped because a packet socket's buffer was full, by interface and inode.
         settings: Sysctls, offloads and queueing disciplines by name.
+        modules: Kernel modules that are loaded.
     """
 
     monotonic_ns: int
@@ -86,6 +87,7 @@ class Snapshot:
     backlog_drops: int
     socket_drops: Mapping[tuple[str, int], int]
     settings: Mapping[str, str]
+    modules: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,7 @@ def snapshot(interfaces: Sequence[str] = (), *, root: Path = _ROOT) -> Snapshot:
         backlog_drops=_backlog_drops(root),
         socket_drops=_socket_drops(interfaces),
         settings=_sysctls(root) | _offloads(interfaces) | _queueing_disciplines(interfaces),
+        modules=tuple(sorted(line.split()[0] for line in _text(root / "proc/modules").splitlines())),
     )
 
 
@@ -195,6 +198,7 @@ def fingerprint(*, root: Path = _ROOT) -> dict[str, Any]:
         "system": system[1] if system else "unknown",
         "cpu_model": model[1].strip() if model else "unknown",
         "cpu_count": len(_core_times(root)),
+        "cpu_governor": _text(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").strip() or "unknown",
         "virtual": re.search(r"^flags\s*:.*\bhypervisor\b", cpuinfo, re.MULTILINE) is not None,
         "memory_bytes": 1024 * int(memory[1]) if memory else 0,
         "clocksource": _text(root / "sys/devices/system/clocksource/clocksource0/current_clocksource").strip(),

@@ -17,6 +17,8 @@ FILES = {
     "proc/loadavg": "0.50 0.40 0.30 2/105 10898\n",
     "proc/net/softnet_stat": "0000a 00000002 0 0\n0000b 00000010 0 0\n",
     "proc/sys/net/core/rmem_max": "4194304\n",
+    "proc/modules": "veth 45056 0 - Live 0x0\nopenvswitch 200704 4 nf_nat, Live 0x0\n",
+    "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor": "performance\n",
     "proc/cpuinfo": "processor\t: 0\nmodel name\t: AMD EPYC\nflags\t\t: fpu hypervisor avx\n",
     "proc/meminfo": "MemTotal:       1000 kB\n",
     "etc/os-release": 'PRETTY_NAME="Debian GNU/Linux 12 (bookworm)"\n',
@@ -50,6 +52,7 @@ def test_running_totals_are_read_from_the_kernels_files(tmp_path: Path) -> None:
     assert found.load == (0.5, 0.4, 0.3)
     assert found.backlog_drops == 18
     assert found.settings == {"net.core.rmem_max": "4194304"}
+    assert found.modules == ("openvswitch", "veth")
 
 
 @pytest.mark.parametrize(
@@ -114,6 +117,7 @@ def test_the_fingerprint_tells_what_kind_of_host_this_is_and_names_none(tmp_path
             "system": "Debian GNU/Linux 12 (bookworm)",
             "cpu_model": "AMD EPYC",
             "cpu_count": 2,
+            "cpu_governor": "performance",
             "virtual": True,
             "memory_bytes": 1_024_000,
             "clocksource": "tsc",
