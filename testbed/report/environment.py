@@ -47,15 +47,15 @@ def _settings(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[R
 def _modules(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[Row]:
     old, new = set(before.get("modules", ())), set(after.get("modules", ()))
     for name in sorted(old ^ new):
-        yield Row(f"module {name}", *(("loaded", "gone") if name in old else ("not there", "loaded")), differs=True)
+        first, last = ("loaded", "gone") if name in old else ("not there", "loaded")
+        yield Row(f"module {name}", first, last, differs=True)
     yield Row("kernel modules", f"{len(old)} loaded", f"{len(new)} loaded")
 
 
 def _figures(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[Row]:
     elapsed_ns = after["monotonic_ns"] - before["monotonic_ns"]
-    yield Row(
-        "load over 1, 5, 15 minutes", *(", ".join(f"{load:.2f}" for load in end["load"]) for end in (before, after))
-    )
+    first, last = (", ".join(f"{load:.2f}" for load in end["load"]) for end in (before, after))
+    yield Row("load over 1, 5, 15 minutes", first, last)
     for old, new in zip(before["cores"], after["cores"], strict=True):
         ticks = max(1, new["total"] - old["total"])
         idle, stolen = (new["idle"] - old["idle"]) / ticks, (new["steal"] - old["steal"]) / ticks
