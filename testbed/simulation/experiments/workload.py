@@ -36,6 +36,8 @@ class Workload:
         epsilon: Share of its packets that may miss it.
         link_bps: Rate of every domain's link.
         domains: How many it crosses.
+        host_s: What an emulating host may add on the path, part of the deadline; 0 where there is none.
+        host_risk: Share of epsilon kept for packets that the host makes later than that.
     """
 
     arrivals: OnOffArrivals = OnOffArrivals(peak_bps=20e6, mean_on_s=5e-3, mean_off_s=45e-3, size_bits=11_200)  # noqa: RUF009 - frozen
@@ -44,6 +46,8 @@ class Workload:
     epsilon: float = 1e-3
     link_bps: float = 100e6
     domains: int = 3
+    host_s: float = 0.0
+    host_risk: float = 0.0
 
     @property
     def mean_bps(self) -> float:
@@ -109,8 +113,8 @@ def demand(workload: Workload, burst_bits: float) -> Demand:
             peak_bps=arrivals.peak_bps,
             packet_bits=arrivals.size_bits,
         ),
-        deadline_s=workload.deadline_s,
-        epsilon=workload.epsilon,
+        deadline_s=workload.deadline_s - workload.host_s,
+        epsilon=(1 - workload.host_risk) * workload.epsilon,
         meter_loss=workload.epsilon / 10,
     )
 
@@ -138,7 +142,7 @@ def reservation(rule: Rule, workload: Workload, burst_bits: float) -> Reservatio
         path = [replace(one, latency_s=port.latency_s) for one in path]
         rate_bps, bound_s = reserve(rule, asked, path)
     shaped = Reserved(rate_bps, 8.0 * port.burst_bytes)
-    return Reservation(rule, rate_bps, bound_s, shaped, policy)
+    return Reservation(rule, rate_bps, None if bound_s is None else bound_s + workload.host_s, shaped, policy)
 
 
 def drain_bps(workload: Workload) -> float:

@@ -80,7 +80,7 @@ def test_offered_load_is_what_was_asked_for() -> None:
 
 def test_a_visiting_tenant_sends_its_stream_while_it_is_there() -> None:
     start, end = 3 * PS_PER_S, 5 * PS_PER_S
-    visiting = Visiting(stream(BURSTY, tenant_seed(1, 1, 1)), start, end)
+    visiting = Visiting(stream(BURSTY, tenant_seed(1, 1, 1)), [(start, end)])
     found = np.concatenate([visiting.until(t * PS_PER_S).time_ps for t in (1, 4, 5, 9)])
     expected = stream(BURSTY, tenant_seed(1, 1, 1)).until(end - start).time_ps + start
     assert np.array_equal(found, expected)
