@@ -167,7 +167,7 @@ def found_federation(network: TandemNetwork, controllers: Mapping[str, Controlle
         network.in_force,
         {path.tenant: (path.client.address, path.server.address) for path in network.layout.paths},
         {skeleton.domain: (controllers[skeleton.domain], skeleton) for skeleton in network.layout.skeletons},
-        host_allowance_s=HOST_ALLOWANCE_CAP_S,
+        host_allowance_s=network.in_force.slow_down * HOST_ALLOWANCE_CAP_S,
     )
 
 

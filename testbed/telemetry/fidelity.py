@@ -257,6 +257,7 @@ def replay(
     queues_s: float,
     level: float = _LEVEL,
     share: float = REPLAY_SHARE,
+    resolved_s: float = REPLAY_RESOLVED_S,
 ) -> Gate:
     """A quantile measured in the network, the promised one, beside that of an ideal token bucket fed the same arrivals.
 
@@ -267,14 +268,20 @@ def replay(
     measured, ideal = quantile(samples.network_s[delivered], level), quantile(replayed.shaped_s[delivered], level)
     # Links are not measured here: a long one must not hide a queue that is off.
     waited = ideal - replayed.links_s
-    limit = share * waited if share * waited >= REPLAY_RESOLVED_S else max(queues_s, REPLAY_RESOLVED_S)
+    limit = share * waited if share * waited >= resolved_s else max(queues_s, resolved_s)
     part = f" ({measured / ideal - 1:+.2%})" if ideal > 0 else ""
     detail = f"{_percentile(level)} measured {measured * 1e3:.3f} ms, ideal {ideal * 1e3:.3f} ms{part}"
     return Gate.at_most(f"replay, {tenant}", abs(measured - ideal), limit, detail, "s")
 
 
 def tail_shift(
-    tenant: str, samples: TenantSamples, replayed: Replay, *, level: float = _LEVEL, share: float = SHIFT_SHARE
+    tenant: str,
+    samples: TenantSamples,
+    replayed: Replay,
+    *,
+    level: float = _LEVEL,
+    share: float = SHIFT_SHARE,
+    resolved_s: float = SHIFT_RESOLVED_S,
 ) -> Gate:
     """How far outliers moved the promised quantile, whatever stalled: sender, edge, switch or the whole machine.
 
@@ -290,7 +297,7 @@ def tail_shift(
         f"{_percentile(level)} {measured * 1e3:.3f} ms, {usual * 1e3:.3f} ms without the excess of {outliers} outliers "
         f"among {latency.size} packets"
     )
-    limit = max(share * usual, SHIFT_RESOLVED_S)
+    limit = max(share * usual, resolved_s)
     return Gate.at_most(f"tail shift, {tenant}", abs(measured - usual), limit, detail, "s")
 
 
