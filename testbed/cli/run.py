@@ -31,6 +31,10 @@ def run(
         bool,
         typer.Option("--keep-captures", help="Keep the pcap files, and put them together for Wireshark, with names."),
     ] = False,
+    isolate: Annotated[
+        bool,
+        typer.Option("--isolate", help="Run before everything else on this host, on cores of its own where it can."),
+    ] = False,
     slow_down: Annotated[
         float,
         typer.Option(
@@ -58,6 +62,7 @@ def run(
         out=out,
         seeds=seeds,
         keep_captures=keep_captures,
+        isolate=isolate,
         command=("testbed", "run", *sys.argv[2:]),
         stop=Interrupt(),
     )

@@ -90,16 +90,15 @@ def own_time(record: RunRecord) -> Iterator[str]:
     """A slowed run's figures in the time of the scenario as it was written; nothing for any other run."""
     if record.slow_down == 1:
         return
-    yield f"slowed down {record.slow_down:g} times; in the scenario's own time:"
+    yield f"slowed down {record.slow_down:g} times; in the scenario's own time, in ms:"
     for tenant in record.tenants:
-        promise_s, bound_s, measured_s = (
-            None if value is None else value / record.slow_down
+        if tenant.bound_s is None and tenant.deadline_s is None:
+            continue
+        promise, bound, measured = (
+            milliseconds(None if value is None else value / record.slow_down)
             for value in (tenant.deadline_s, tenant.bound_s, tenant.promised_s)
         )
-        yield (
-            f"  {tenant.name}: promise {milliseconds(promise_s)} ms, bound {milliseconds(bound_s)} ms, "
-            f"measured {milliseconds(measured_s)} ms"
-        )
+        yield f"  {tenant.name}: promise {promise}, bound {bound}, measured {measured}"
 
 
 def _plan_lines(record: RunRecord) -> Iterator[str]:

@@ -41,7 +41,12 @@ def gates_of(
             [record.during(begin_ns, end_ns) for record in window.stalls],
             longest_s=slow_down * fidelity.LONGEST_STALL_S,
         ),
-        *fidelity.host(between(window.host_before, window.host_after), clock_step_s=slow_down * fidelity.CLOCK_STEP_S),
+        *fidelity.host(
+            between(window.host_before, window.host_after),
+            clock_step_s=slow_down * fidelity.CLOCK_STEP_S,
+            isolated=window.isolated,
+        ),
+        *([fidelity.configuration("places kept", window.misplaced)] if window.isolated else []),
         fidelity.captures(window.captures),
         fidelity.packet_ins(after.packet_ins - before.packet_ins),
         fidelity.upcalls(after.datapath.misses - before.datapath.misses, after.datapath.lost - before.datapath.lost),

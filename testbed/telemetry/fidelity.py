@@ -125,14 +125,20 @@ def host(
     throttled: float = THROTTLED_SHARE,
     pressure: Mapping[str, float] | None = None,
     clock_step_s: float = CLOCK_STEP_S,
+    isolated: bool = False,
 ) -> list[Gate]:
-    """Gates on what the kernel counted between the two snapshots around the window."""
+    """Gates on what the kernel counted between the two snapshots around the window.
+
+    A host is asked for idle time and for a CPU that nobody waits for, unless the run is `isolated`: then others may
+    use up what the run leaves, and that they did not get before it is judged by stalls, lateness and the delays.
+    """
     busiest = min(change.idle_share, key=lambda core: change.idle_share[core], default=0)
     waited = {"cpu": change.some_share, "memory": change.full_share, "io": change.full_share}
     limits = PRESSURE_SHARE if pressure is None else pressure
     shares = ", ".join(f"core {core} {share:.0%}" for core, share in change.idle_share.items())
+    least = Gate.at_least("CPU idle", change.idle_share.get(busiest, 0.0), idle, f"least that holds; idle: {shares}")
     return [
-        Gate.at_least("CPU idle", change.idle_share.get(busiest, 0.0), idle, f"least that holds; idle: {shares}"),
+        *([] if isolated else [least]),
         Gate.at_most("CPU steal", change.steal_share, steal, "share of all cores' time given to other machines"),
         Gate.at_most("CPU throttling", change.throttled_share, throttled, "share in which our control group stood"),
         *(
@@ -143,6 +149,7 @@ def host(
                 f"share in which {'some task' if name == 'cpu' else 'all tasks'} waited for {name}",
             )
             for name, limit in limits.items()
+            if not (isolated and name == "cpu")
         ),
         Gate.at_most(
             "clock step", abs(change.clock_step_s), clock_step_s, "CLOCK_REALTIME against CLOCK_MONOTONIC", "s"
