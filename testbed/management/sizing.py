@@ -88,18 +88,19 @@ def best_effort_class(number: int, link_rate_bps: int, packet_bits: int) -> Queu
     )
 
 
-def shared_class(link_rate_bps: int, packet_bits: int, queue_bits: int) -> Queue:
+def shared_class(link_rate_bps: int, packet_bits: int, queue_bits: int, *, pause_s: float = PAUSE_S) -> Queue:
     """The one class of a port whose tenants all share a FIFO queue at the link's rate.
 
     Args:
         link_rate_bps: Rate of the link.
         packet_bits: Largest packet of any tenant.
         queue_bits: Size of the queue.
+        pause_s: As for `design_classes`.
 
     Raises:
         ReservationError: As `design_classes`.
     """
-    own = design_classes([ClassDemand("everybody", link_rate_bps, packet_bits)])["everybody"]
+    own = design_classes([ClassDemand("everybody", link_rate_bps, packet_bits)], pause_s=pause_s)["everybody"]
     return Queue(
         minor=SHARED_MINOR,
         rate_bps=link_rate_bps,
@@ -111,7 +112,11 @@ def shared_class(link_rate_bps: int, packet_bits: int, queue_bits: int) -> Queue
 
 
 def design_classes(
-    demands: Sequence[ClassDemand], *, drain_bps: float = DRAIN_BPS, best_effort_bits: int = 12_112
+    demands: Sequence[ClassDemand],
+    *,
+    drain_bps: float = DRAIN_BPS,
+    best_effort_bits: int = 12_112,
+    pause_s: float = PAUSE_S,
 ) -> dict[str, ReservedClass]:
     """Find the smallest bursts and quanta with which every reservation keeps its rate, and its latency.
 
@@ -119,6 +124,7 @@ def design_classes(
         demands: All reservations of a port.
         drain_bps: Rate at which the port is drained.
         best_effort_bits: Largest packet of the one best-effort class assumed beside them.
+        pause_s: How long the host may leave a class unserved.
 
     Raises:
         ReservationError: No finite burst is enough: the reservations are too large a share of the drain rate.
@@ -139,7 +145,7 @@ def design_classes(
                 "class keep its rate; reserve less"
             )
         classes = [
-            replace(c, burst_bits=turn + c.rate_bps * PAUSE_S, quantum_bits=turn)
+            replace(c, burst_bits=turn + c.rate_bps * pause_s, quantum_bits=turn)
             for turn, c in zip(turns, classes, strict=True)
         ]
     return {

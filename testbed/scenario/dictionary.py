@@ -66,6 +66,7 @@ def from_dict(data: Mapping[str, Any]) -> Scenario:
         return _build(
             Scenario,
             {
+                "slow_down": 1.0,
                 **data,
                 "domains": tuple(
                     _build(Domain, {"segment": None, "shared_queue_bits": None, **d}) for d in _list(data, "domains")
@@ -95,7 +96,7 @@ def _tenant_to_dict(tenant: Tenant) -> dict[str, Any]:
         del written["requests"]
     else:
         written["requests"]["size"] = {"kind": _SIZE_NAMES[type(tenant.requests.size)], **asdict(tenant.requests.size)}
-    for key in ("way", "present"):
+    for key in ("way", "present_s"):
         if written[key] is None:
             del written[key]
     if tenant.misbehaviour is not None and tenant.misbehaviour.strength is None:
@@ -114,7 +115,7 @@ def _tenant_from_dict(data: Mapping[str, Any]) -> Tenant:
             "misbehaviour": _misbehaviour_from_dict(data.get("misbehaviour")),
             "requests": _requests_from_dict(data["requests"]) if data.get("requests") is not None else None,
             "way": tuple(data["way"]) if data.get("way") is not None else None,
-            "present": _present_from_list(data.get("present")),
+            "present_s": _present_from_list(data.get("present_s")),
         },
     )
 

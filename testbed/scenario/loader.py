@@ -98,7 +98,7 @@ def _tenant(section: Section, way: _Path, folder: Path, duration_s: float, repor
     if arrives is None or way.site is None:
         return None
     wanted = None if asked is None else asked.requests
-    return Tenant(section.get("name", ""), arrives, way.site, reserved, promised, breach, wanted, present=present)
+    return Tenant(section.get("name", ""), arrives, way.site, reserved, promised, breach, wanted, present_s=present)
 
 
 def _require_compute(section: Section, domains: tuple[Section, ...], report: Report) -> None:

@@ -238,7 +238,7 @@ class Tenant:
         requests: What each arrival asks of an inference server; None where arrivals are packets. The size of arrivals
             is then that of a message, before the network adds its headers.
         way: Domains its packets cross, the site last, one of each segment; None for all of them up to the site.
-        present: When it is there in a measured window, in order; its arrivals stand still in between. None: always.
+        present_s: When it is there in a measured window, in order; its arrivals stand still in between. None: always.
     """
 
     name: str
@@ -249,7 +249,7 @@ class Tenant:
     misbehaviour: Misbehaviour | None = None
     requests: Requests | None = None
     way: tuple[str, ...] | None = None
-    present: tuple[Interval, ...] | None = None
+    present_s: tuple[Interval, ...] | None = None
 
     @property
     def keeps_its_law(self) -> bool:
@@ -293,6 +293,8 @@ class Scenario:
         datapath: Datapath wanted.
         allow_zero_delay: Whether link delays may become zero (in the network and in the bound) without netem.
         source: The file it came from, None if built in Python.
+        slow_down: How many times slower it is than it was written: all its rates were divided, all its times
+            multiplied by this (`testbed.scenario.slow_down`).
     """
 
     name: str
@@ -304,6 +306,7 @@ class Scenario:
     datapath: Datapath = Datapath.AUTO
     allow_zero_delay: bool = False
     source: Path | None = None
+    slow_down: float = 1.0
 
     def path(self, tenant: Tenant) -> tuple[Domain, ...]:
         """Domains that carry `tenant`, in the order its packets cross them."""

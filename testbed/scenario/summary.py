@@ -138,8 +138,8 @@ def _tenant(tenant: Tenant) -> list[str]:
     elif breach is not None:
         strength = "" if breach.strength is None else f", with strength {breach.strength:g}"
         described.append(f"bursts together with the group {breach.group}{strength}")
-    if tenant.present is not None:
-        stay_s = sum(end - begin for begin, end in tenant.present)
-        times = "once" if len(tenant.present) == 1 else f"{len(tenant.present)} times"
+    if tenant.present_s is not None:
+        stay_s = sum(end - begin for begin, end in tenant.present_s)
+        times = "once" if len(tenant.present_s) == 1 else f"{len(tenant.present_s)} times"
         described.append(f"comes {times} and is there for {quantity(stay_s, TIME)} of the window")
     return described

@@ -125,7 +125,7 @@ def _source(scenario: Scenario, number: int, choices: Choices) -> Source:
     breach = tenant.misbehaviour
     correlated = breach is not None and breach.kind == "correlated"
     declared = None if breach is None else breach.strength
-    present = tenant.present
+    present = tenant.present_s
     return Source(
         name=tenant.name,
         number=number,

@@ -76,7 +76,7 @@ def schedules(
     shared = {} if conforming else modulators(scenario, window=window, duration_s=duration_s, seed=root)
 
     def drawn(number: int, tenant: Tenant) -> Schedule:
-        present = None if conforming else tenant.present
+        present = None if conforming else tenant.present_s
         breach = tenant.misbehaviour
         packets = schedule(
             tenant.arrivals,

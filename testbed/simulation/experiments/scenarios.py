@@ -208,7 +208,7 @@ def _tenant(
 ) -> Tenant:
     promise = Promise(workload.deadline_s, workload.epsilon) if promised and reserved is not None else None
     site = f"domain-{workload.domains}"
-    return Tenant(name, workload.arrivals, site, reserved, promise, misbehaviour, present=present)
+    return Tenant(name, workload.arrivals, site, reserved, promise, misbehaviour, present_s=present)
 
 
 def _reserved(workload: Workload, given: Reservation, burst_bits: float) -> Reserved:

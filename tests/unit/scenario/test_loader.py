@@ -111,7 +111,7 @@ def test_a_shared_queue_strengths_and_times_of_presence_arrive_round_trip_and_ar
     found = load_text(text, tmp_path)
     assert found.domains[0].shared_queue_bits == 2_000_000
     assert [tenant.misbehaviour and tenant.misbehaviour.strength for tenant in found.tenants] == [1.0, 0.25, None]
-    assert found.tenants[2].present == ((0.0, 2.5), (20.0, 30.0))
+    assert found.tenants[2].present_s == ((0.0, 2.5), (20.0, 30.0))
     assert from_dict(json.loads(json.dumps(to_dict(found)))) == found
     described = "\n".join(summary.lines(found))
     for words in (

@@ -169,7 +169,7 @@ def test_a_group_with_strengths_is_the_schedule_that_senders_follow(strength: fl
 @pytest.mark.parametrize("pieces", [1, 97])
 def test_whoever_comes_and_goes_sends_the_schedule_that_senders_follow(pieces: int) -> None:
     present = ((1.0, 3.5), (3.5, 4.0), (11.0, 25.0))
-    coming = replace(tenant("coming", BURSTY, None), present=present)
+    coming = replace(tenant("coming", BURSTY, None), present_s=present)
     (expected,) = schedules(scenario(coming), window=1, duration_s=DURATION_S, seed=9).values()
     present_ps = tuple((round(begin * PS_PER_S), round(end * PS_PER_S)) for begin, end in present)
     times, *_ = read(Visiting(stream(BURSTY, tenant_seed(9, 1, 1)), present_ps), DURATION_S, pieces)
@@ -181,6 +181,6 @@ def test_whoever_comes_and_goes_sends_the_schedule_that_senders_follow(pieces: i
 
 
 def test_in_a_warm_up_everybody_is_there() -> None:
-    coming = replace(tenant("coming", BURSTY, None), present=((1.0, 2.0),))
+    coming = replace(tenant("coming", BURSTY, None), present_s=((1.0, 2.0),))
     (found,) = schedules(scenario(coming), window=0, duration_s=5.0, seed=9, conforming=True).values()
     assert found.time_s[-1] > 4.0
