@@ -53,6 +53,9 @@ def experiment(  # noqa: PLR0917 - options of a command line
     at_most: Annotated[
         int | None, typer.Option(min=0, help="On the network: new runs to make now; the others can follow later.")
     ] = None,
+    isolate: Annotated[
+        bool, typer.Option("--isolate", help="On the network: run before everything else on this host.")
+    ] = False,
     plot: Annotated[Path | None, typer.Option(help="Draw the points into this file (.svg, .png, .pdf).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the points as JSON instead of a table.")] = False,
 ) -> None:
@@ -73,6 +76,7 @@ def experiment(  # noqa: PLR0917 - options of a command line
                 out or Path("runs") / f"experiment-{name}",
                 progress,
                 at_most=at_most,
+                isolate=isolate,
                 stop=stop,
                 command=("testbed", "experiment", *sys.argv[2:]),
             )

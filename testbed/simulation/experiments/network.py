@@ -53,6 +53,7 @@ def on_network(
     progress: Progress,
     *,
     at_most: int | None = None,
+    isolate: bool = False,
     stop: Callable[[], bool] = lambda: False,
     command: tuple[str, ...] = (),
     runner: Runner = run,
@@ -64,6 +65,7 @@ def on_network(
         out: Receives a folder a point, and is where finished ones are found again.
         progress: Told how far it has come.
         at_most: New runs to make; None for as many as are missing.
+        isolate: Whether a run's processes get cores and priorities before everything else on the host.
         stop: Asked whether to end early, with what is finished by then.
         command: What to type to go on.
         runner: Carries a scenario out.
@@ -76,9 +78,9 @@ def on_network(
     for k in missing:
         if stop():
             break
-        place = _place(plans[k], out)
+        options = Options(out=_place(plans[k], out), isolate=isolate, command=command, stop=stop)
         try:
-            folder = runner(plans[k].scenario, Options(out=place, command=command, stop=stop), progress)
+            folder = runner(plans[k].scenario, options, progress)
         except InterruptedRunError:
             break
         if not read_record(folder).partial:
@@ -119,7 +121,7 @@ def measured(plan: PointPlan, folder: Path) -> ExperimentPoint:
         np.concatenate([one.latency_s for one in found] or [np.empty(0)]),
     )
     bounds = [tenant.bound_s for tenant in record.tenants if tenant.name in plan.judged and tenant.bound_s is not None]
-    point = _point(plan, packets, max(bounds, default=None))
+    point = _point(plan, packets, max(bounds, default=plan.shared_bound_s))
     return replace(point, on=ON_NETWORK, invalid=_failed(record), run=str(folder))
 
 
@@ -137,7 +139,7 @@ def simulated(plan: PointPlan) -> ExperimentPoint:
         latency.append(np.where(last_ps >= 0, (last_ps - passage.born_ps[own]) / PS_PER_S, np.inf))
     bounds = [ready.bounds[name].bound_s for name in plan.judged if name in ready.bounds]
     packets = Packets(np.concatenate(intended), np.concatenate(latency))
-    return _point(plan, packets, max(bounds, default=None))
+    return _point(plan, packets, max(bounds, default=plan.shared_bound_s))
 
 
 def _point(plan: PointPlan, packets: Packets, bound_s: float | None) -> ExperimentPoint:

@@ -35,7 +35,8 @@ class ExperimentPoint:
         admitted: Share of tenants that were admitted.
         admitted_interval: Its limits, from the scatter of replications.
         utilisation: Share of the first link's capacity that carried their packets.
-        bound_s: What is promised, None where nothing is.
+        bound_s: What holds for all but epsilon of the packets: promised by reservations, or in a shared queue whatever
+            its tenants' dependence; None where nothing does.
         packets: How many packets this rests on.
         on: Where it was found, `simulation` or `network`.
         invalid: Gates that failed, so that this says nothing about the theory; empty where none did.

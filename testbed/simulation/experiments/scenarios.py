@@ -18,7 +18,13 @@ from testbed.scenario.model import Domain, Misbehaviour, OnOffArrivals, Promise,
 from testbed.scenario.model import Reservation as Reserved
 from testbed.simulation.experiments.isolation import GROUP
 from testbed.simulation.experiments.overload import FIFO_LIMIT_PACKETS, OverloadOptions, Visit, admit, visits
-from testbed.simulation.experiments.workload import Reservation, Workload, reservation, smallest_burst_bits
+from testbed.simulation.experiments.workload import (
+    Reservation,
+    Workload,
+    reservation,
+    shared_bound_s,
+    smallest_burst_bits,
+)
 from testbed.simulation.system import Scheduler
 
 SMALL = Workload(
@@ -71,6 +77,8 @@ class PointPlan:
         admitted: Share of tenants that were admitted.
         deadline_s: What they want.
         epsilon: Share of their packets that may miss it.
+        shared_bound_s: What holds in a shared queue whatever its tenants' dependence, the host's share of the workload
+            included, which no gate polices there; None where nobody knows who comes, or reservations promise more.
     """
 
     varied: str
@@ -82,6 +90,7 @@ class PointPlan:
     admitted: float
     deadline_s: float
     epsilon: float
+    shared_bound_s: float | None = None
 
 
 def isolation_plans(options: NetworkOptions) -> list[PointPlan]:
@@ -114,6 +123,7 @@ def isolation_plans(options: NetworkOptions) -> list[PointPlan]:
             admitted=1.0,
             deadline_s=workload.deadline_s,
             epsilon=workload.epsilon,
+            shared_bound_s=shared_bound_s(workload, len(names)) if shared else None,
         )
 
     return [plan(correlation, scheduler) for correlation in options.correlations for scheduler in NETWORK_SCHEDULERS]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from testbed.calculus import MarkovOnOff, RateLatency, TokenBucket
+from testbed.calculus import DependentSum, MarkovOnOff, RateLatency, TokenBucket, delay_bound
 from testbed.management.admission import Demand, Rule, reserve
 from testbed.management.sizing import DRAIN_BPS, ClassDemand, design_classes
 from testbed.scenario.model import OnOffArrivals
@@ -143,6 +143,23 @@ def reservation(rule: Rule, workload: Workload, burst_bits: float) -> Reservatio
         rate_bps, bound_s = reserve(rule, asked, path)
     shaped = Reserved(rate_bps, 8.0 * port.burst_bytes)
     return Reservation(rule, rate_bps, None if bound_s is None else bound_s + workload.host_s, shaped, policy)
+
+
+def shared_bound_s(workload: Workload, tenants: int) -> float:
+    """Bound on one tenant's latency where so many share a FIFO queue at the link's rate, however they depend.
+
+    Hoelder's inequality over all of them, and the packets of one counted (`testbed.calculus.DependentSum`): a bound
+    that took them for independent would be broken by bursts that coincide. At the workload's epsilon.
+
+    Raises:
+        CalculusError: Together they send more than the link carries.
+    """
+    arrivals = workload.arrivals
+    one = MarkovOnOff(arrivals.peak_bps, arrivals.mean_on_s, arrivals.mean_off_s, packet_bits=arrivals.size_bits)
+    link = RateLatency(workload.link_bps, arrivals.size_bits / workload.link_bps)
+    path = [replace(link, name=f"domain {d}") for d in range(workload.domains)]
+    epsilon = (1 - workload.host_risk) * workload.epsilon
+    return delay_bound(DependentSum((one,) * tenants, observer=0), path, epsilon).delay_s + workload.host_s
 
 
 def drain_bps(workload: Workload) -> float:

@@ -101,7 +101,7 @@ def test_a_point_on_the_network_stands_beside_its_own_packets_in_the_simulator(
         assert one.p999_s == (None if other.p999_s is None else pytest.approx(other.p999_s, abs=2e-9))
         assert one.compliance == other.compliance
         assert one.bound_s == other.bound_s
-        assert (one.bound_s is None) == (plan.name in {"fifo", "none"})
+        assert (one.bound_s is None) == (plan.name == "none")
         assert (one.on, other.on) == ("network", "simulation")
         wanted = {plan.varied, plan.contender, "p999_s", "p999_interval_s", "compliance", "admitted", "bound_s"}
         assert wanted <= one.to_dict().keys()
