@@ -1,8 +1,10 @@
 """A measured run again, in the simulator: the packets that its first border saw, through the same meters and queues.
 
-What differs between the two is then the network's and its host's doing alone: above all the time that switches take for
-a packet that waits for nobody, which the simulator knows nothing of and which is estimated from just those packets. The
-run's folder is all that is needed.
+What differs between the two is then the network's and its host's doing alone: above all the time that switches take
+for a packet that waits for nobody, which the simulator knows nothing of. It is a random time, not a constant: most of a
+median may be made of it, and a quantile of a sum is no sum of quantiles. So its whole law is taken from just the
+packets that wait for nobody, and every simulated packet is given a time from it. The run's folder is all that is
+needed.
 """
 
 from __future__ import annotations
@@ -28,6 +30,9 @@ FloatArray = npt.NDArray[np.float64]
 _ALONE_S = 50e-6
 """A packet that takes no longer than this more than the fastest has waited for nobody."""
 
+_DRAWS = 20
+_SEED = 1
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Replayed:
@@ -48,15 +53,28 @@ class Replayed:
     @property
     def host_s(self) -> float:
         """Median of what the network took longer for packets that wait for nobody; NaN where all wait."""
-        alone = self.simulated_s < np.nanmin(self.simulated_s, initial=np.inf) + _ALONE_S
-        extra = (self.measured_s - self.simulated_s)[alone & np.isfinite(self.measured_s)]
+        extra = self._host_times()
         return float(np.median(extra)) if extra.size else float("nan")
 
     def quantiles(self, levels: tuple[float, ...] = (0.5, 0.99, 0.999)) -> tuple[FloatArray, FloatArray]:
-        """Measured quantiles, and simulated ones with the host's time added, of the packets that both delivered."""
+        """Measured quantiles, and simulated ones with times of the host, of the packets that both delivered.
+
+        The second are NaN where no packet waited for nobody.
+        """
         both = np.isfinite(self.measured_s) & np.isfinite(self.simulated_s)
-        simulated_s = np.quantile(self.simulated_s[both], levels) + self.host_s
-        return np.quantile(self.measured_s[both], levels), np.asarray(simulated_s)
+        # The smallest value that so many do not exceed: the same of a sample and of its copies.
+        measured_s = np.quantile(self.measured_s[both], levels, method="inverted_cdf")
+        extra = self._host_times()
+        if not extra.size:
+            return measured_s, np.full(len(levels), np.nan)
+        # Drawn anew several times, so that the draw moves a quantile less than the packets' own number does.
+        drawn = np.random.default_rng(_SEED).choice(extra, (_DRAWS, np.count_nonzero(both)))
+        return measured_s, np.quantile(self.simulated_s[both] + drawn, levels, method="inverted_cdf")
+
+    def _host_times(self) -> FloatArray:
+        """What the network took longer than the simulator for each packet that waited for nobody."""
+        alone = self.simulated_s < np.nanmin(self.simulated_s, initial=np.inf) + _ALONE_S
+        return (self.measured_s - self.simulated_s)[alone & np.isfinite(self.measured_s)]
 
 
 def replay_run(folder: Path, scheduler: Scheduler = Scheduler.RESERVED) -> list[Replayed]:

@@ -47,6 +47,18 @@ def test_the_hosts_time_is_that_of_packets_that_wait_for_nobody(folder: Path) ->
     assert simulated_s == pytest.approx(measured_s, rel=1e-6)
 
 
+def test_a_host_whose_time_varies_moves_quantiles_as_a_random_time_does() -> None:
+    """A median between packets that wait and packets that do not is where a constant in place of the law is wrong."""
+    rng = np.random.default_rng(4)
+    waits = np.where(rng.random(40_000) < 0.55, 0.0, rng.exponential(0.01, 40_000))
+    host = rng.gamma(2.0, 0.5e-3, waits.size)
+    one = Replayed("bursty", 1, waits + host, waits)
+    measured_s, simulated_s = one.quantiles()
+    assert simulated_s == pytest.approx(measured_s, rel=0.03)
+    constant = np.quantile(waits, 0.5) + one.host_s
+    assert abs(constant / measured_s[0] - 1) > 0.3
+
+
 def test_packets_that_a_border_did_not_see_are_left_out(folder: Path) -> None:
     path = folder / read_record(folder).windows[0].samples["bulk"]
     seen, replay = samples.read(path)
@@ -60,3 +72,4 @@ def test_packets_that_a_border_did_not_see_are_left_out(folder: Path) -> None:
 def test_where_every_packet_is_lost_nothing_is_said_of_the_host() -> None:
     lost = Replayed("nobody", 1, np.full(3, np.nan), np.full(3, 1e-3))
     assert np.isnan(lost.host_s)
+    assert np.isnan(Replayed("all wait", 1, np.array([np.nan, 2e-3]), np.array([0.0, 1e-3])).quantiles()[1]).all()
