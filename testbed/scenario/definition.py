@@ -16,10 +16,11 @@ from testbed.scenario.fields import Field, ListOf, Record, Section
 from testbed.scenario.fields import Variants as _Variants
 from testbed.scenario.model import FULL_FRAME_BITS, Datapath
 from testbed.scenario.units import FREQUENCY, RATE, SIZE, TIME
-from testbed.scenario.values import ArrivalRate, Boolean, Choice, Name, Number, Quantity, Text
+from testbed.scenario.values import ArrivalRate, Boolean, Choice, Name, Number, Numbers, Quantity, Text
 
 MOST_DOMAINS = 8
 MOST_TENANTS = 500
+MOST_STATES = 16
 SMALLEST_FRAME_BYTES = 66
 """Ethernet, IPv4 and UDP headers and the 24 bytes by which the testbed recognises a packet."""
 LARGEST_FRAME_BYTES = FULL_FRAME_BITS // 8
@@ -41,6 +42,7 @@ _RESERVED_RATE = Quantity(RATE, Fraction(8 * _KBIT), _TEN_GIGABIT, _KBIT, _METER
 _BIT_RATE = Quantity(RATE, Fraction(1), _TEN_GIGABIT)
 _PACKET_RATE = Quantity(FREQUENCY, Fraction(1, 1000), Fraction(10**6))
 _ARRIVAL_RATE = ArrivalRate(_BIT_RATE, _PACKET_RATE)
+_STATE_RATE = ArrivalRate(Quantity(RATE, Fraction(0), _TEN_GIGABIT), Quantity(FREQUENCY, Fraction(0), Fraction(10**6)))
 _BUCKET = Quantity(SIZE, Fraction(_KBIT), Fraction(LARGEST_BUCKET_BITS), _KBIT, "OpenFlow meters hold whole kbit")
 _QUEUE = Quantity(SIZE, Fraction(1), Fraction(LARGEST_BUCKET_BITS))
 _FRAME = Quantity(
@@ -101,6 +103,34 @@ ARRIVALS = _Variants(
                     Number("a coefficient of variation", 0, 20),
                     "Coefficient of variation of the gap: 0 if deterministic, 1/sqrt(k) for Erlang k, above 1 if "
                     "hyperexponential (two phases with balanced means).",
+                ),
+                _SIZE,
+            ),
+        ),
+        "mmpp": Record(
+            "Markov-modulated Poisson arrivals",
+            (
+                Field(
+                    "states",
+                    ListOf(
+                        "state",
+                        Record(
+                            "a state",
+                            (
+                                Field("rate", _STATE_RATE, "Rate of Poisson arrivals in this state.", required=True),
+                                Field("stay", _PHASE, "Mean of the exponential time in this state.", required=True),
+                                Field(
+                                    "next",
+                                    Numbers(Number("a weight", 0, 1e6), MOST_STATES),
+                                    "How often each state, in the order of the list, comes next; 0 for this one. "
+                                    "Left out: always the one that is listed next, after the last the first.",
+                                ),
+                            ),
+                        ),
+                        MOST_STATES,
+                    ),
+                    "States of the Markov chain that decides the rate, at least two.",
+                    required=True,
                 ),
                 _SIZE,
             ),

@@ -18,6 +18,7 @@ from testbed.scenario.model import (
     Domain,
     DrawnSize,
     Misbehaviour,
+    MmppArrivals,
     ModelSize,
     OnOffArrivals,
     PoissonArrivals,
@@ -37,6 +38,7 @@ _MODELS: dict[str, type[Arrivals]] = {
     "poisson": PoissonArrivals,
     "on-off": OnOffArrivals,
     "renewal": RenewalArrivals,
+    "mmpp": MmppArrivals,
     "trace": TraceArrivals,
 }
 _MODEL_NAMES = {kind: name for name, kind in _MODELS.items()}
@@ -130,6 +132,9 @@ def _arrivals_from_dict(data: Mapping[str, Any]) -> Arrivals:
         raise ScenarioError(f"scenario data: found the arrival model {name!r}; expected one of {', '.join(_MODELS)}")
     if name == "trace" and "path" in parameters:
         parameters["path"] = Path(parameters["path"])
+    if name == "mmpp":
+        parameters["rates_per_s"] = tuple(parameters.get("rates_per_s", ()))
+        parameters["switch_per_s"] = tuple(tuple(row) for row in parameters.get("switch_per_s", ()))
     return _build(_MODELS[name], parameters)
 
 

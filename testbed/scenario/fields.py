@@ -174,7 +174,10 @@ class ListOf:
             return refuse(node, where, report, self.expected, f"write each {self.what} below it, after a hyphen")
         if len(node.items) > self.most:
             return refuse(node, where, report, self.expected, "leave some out")
-        sections = (self.record.check(item, self._label(item, i), report) for i, item in enumerate(node.items, start=1))
+        # Lists within a tenant say whose they are.
+        prefix = f"{where}, " if ": " in where else ""
+        labels = [prefix + self._label(item, number) for number, item in enumerate(node.items, start=1)]
+        sections = (self.record.check(item, label, report) for item, label in zip(node.items, labels, strict=True))
         return tuple(section for section in sections if section is not UNUSABLE)
 
     def _label(self, node: Node, number: int) -> str:

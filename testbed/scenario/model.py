@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from testbed.errors import ScenarioError
+from testbed.traffic.modulation import stationary
 
 FULL_FRAME_BITS = 8 * 1514
 """The largest L2 frame without FCS: what TCP cuts large messages into."""
@@ -95,6 +96,15 @@ class MmppArrivals:
     switch_per_s: tuple[tuple[float, ...], ...]
     size_bits: int
 
+    @property
+    def rate_per_s(self) -> float:
+        """Mean rate.
+
+        Raises:
+            ScenarioError: The rates do not describe such a chain.
+        """
+        return float(stationary(self.switch_per_s) @ self.rates_per_s)
+
 
 @dataclass(frozen=True)
 class TraceArrivals:
@@ -116,7 +126,7 @@ class TraceArrivals:
     size_bits: int
 
 
-Arrivals = PoissonArrivals | OnOffArrivals | RenewalArrivals | TraceArrivals
+Arrivals = PoissonArrivals | OnOffArrivals | RenewalArrivals | MmppArrivals | TraceArrivals
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,8 +261,8 @@ class Tenant:
         L2 bits of packets; message bits of requests.
         """
         match self.arrivals:
-            case PoissonArrivals(rate_per_s=rate, size_bits=bits) | RenewalArrivals(rate_per_s=rate, size_bits=bits):
-                return rate * bits
+            case PoissonArrivals() | RenewalArrivals() | MmppArrivals():
+                return self.arrivals.rate_per_s * self.arrivals.size_bits
             case OnOffArrivals(peak_bps=peak, mean_on_s=on, mean_off_s=off):
                 return peak * on / (on + off)
             case TraceArrivals():

@@ -19,6 +19,7 @@ from testbed.scenario.model import (
     FULL_FRAME_BITS,
     Arrivals,
     Misbehaviour,
+    MmppArrivals,
     OnOffArrivals,
     PoissonArrivals,
     Promise,
@@ -29,6 +30,7 @@ from testbed.scenario.model import (
 from testbed.scenario.problems import Report
 from testbed.scenario.units import FREQUENCY, RATE, SIZE, TIME, Dimension, quantity
 from testbed.traffic.arrivals import mean_bps
+from testbed.traffic.modulation import stationary
 from testbed.traffic.request_demand import Demand
 
 _ERLANG_TOLERANCE = 0.01
@@ -62,8 +64,10 @@ def process(section: Section, folder: Path, report: Report) -> Arrivals | None:
             built = _renewal(section, report)
         case _ if section.unusable:
             built = None
+        case "mmpp":
+            built = _mmpp(section, report)
         case "poisson":
-            built = PoissonArrivals(_per_second(section), int(section.get("size")))
+            built = PoissonArrivals(_per_second(section, section.get("size")), int(section.get("size")))
         case _:
             peak, on, off = (float(section.get(key)) for key in ("peak", "mean-on", "mean-off"))
             built = OnOffArrivals(peak, on, off, int(section.get("size")))
@@ -198,10 +202,57 @@ def _require_frames(section: Section, report: Report) -> None:
         )
 
 
-def _per_second(section: Section) -> float:
+def _per_second(section: Section, size: Fraction) -> float:
     dimension: Dimension
     dimension, value = section.get("rate")
-    return float(value if dimension is FREQUENCY else value / section.get("size"))
+    return float(value if dimension is FREQUENCY else value / size)
+
+
+def _mmpp(section: Section, report: Report) -> MmppArrivals | None:
+    states: tuple[Section, ...] = section.get("states")
+    rows = [_next(state, number, len(states), report) for number, state in enumerate(states)]
+    found = tuple(row for row in rows if row is not None)
+    if len(found) < len(states):
+        return None
+    rates = tuple(_per_second(state, section.get("size")) for state in states)
+    try:
+        mean = float(stationary(found) @ rates)
+    except ScenarioError:
+        remedy = "let every state lead back, or leave out next"
+        expected = "every state to be reached from every other, in some steps"
+        place = section.line_of("states"), f"{section.where}.states"
+        report.add(*place, found="a state that is never left or never reached", expected=expected, remedy=remedy)
+        return None
+    if not mean > 0:
+        expected = "a rate above 0 in one of them"
+        place = section.line_of("states"), f"{section.where}.states"
+        report.add(*place, found="states that all send nothing", expected=expected, remedy="raise a rate")
+        return None
+    return MmppArrivals(rates, found, int(section.get("size")))
+
+
+def _next(state: Section, number: int, states: int, report: Report) -> tuple[float, ...] | None:
+    """Rates at which a state is left for each other one, None if they cannot be used."""
+    if state.unusable:
+        return None
+    following = [0.0] * states
+    following[(number + 1) % states] = 1.0
+    weights: tuple[float, ...] = state.get("next", tuple(following))
+    if len(weights) != states or weights[number] or not sum(weights):
+        report.add(
+            state.line_of("next"),
+            f"{state.where}.next",
+            found="a single state" if states == 1 else ", ".join(f"{weight:g}" for weight in weights),
+            expected=f"a weight for each of the {states} states, 0 for the state itself and more for another"
+            if states > 1
+            else "at least two states, or nothing is modulated",
+            remedy="correct the list, or leave it out to go through the states in turn"
+            if states > 1
+            else "add a state, or choose model: poisson",
+        )
+        return None
+    leave = float(sum(weights) * state.get("stay"))
+    return tuple(weight / leave for weight in weights)
 
 
 def _renewal(section: Section, report: Report) -> RenewalArrivals | None:
@@ -210,7 +261,7 @@ def _renewal(section: Section, report: Report) -> RenewalArrivals | None:
         _check_cv(section, gap, cv, report)
     if section.unusable:
         return None
-    return RenewalArrivals(_per_second(section), gap, cv or 0.0, int(section.get("size")))
+    return RenewalArrivals(_per_second(section, section.get("size")), gap, cv or 0.0, int(section.get("size")))
 
 
 def _check_cv(section: Section, gap: str, cv: float | None, report: Report) -> None:

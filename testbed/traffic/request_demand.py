@@ -16,6 +16,7 @@ import numpy.typing as npt
 from testbed.scenario.model import (
     Arrivals,
     DrawnSize,
+    MmppArrivals,
     ModelSize,
     OnOffArrivals,
     PoissonArrivals,
@@ -93,8 +94,8 @@ def requests_per_s(arrivals: Arrivals) -> float:
         ScenarioError: A trace that cannot be read.
     """
     match arrivals:
-        case PoissonArrivals(rate_per_s=rate) | RenewalArrivals(rate_per_s=rate):
-            return rate
+        case PoissonArrivals() | RenewalArrivals() | MmppArrivals():
+            return arrivals.rate_per_s
         case OnOffArrivals(peak_bps=peak, mean_on_s=on, mean_off_s=off, size_bits=bits):
             return peak * on / (on + off) / bits
         case TraceArrivals():

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from testbed.errors import ScenarioError
-from testbed.scenario.model import DrawnSize, ModelSize, RequestSize, TokenSize, TraceArrivals
-from testbed.traffic.arrivals import Process, Seed, replay_order, schedule
+from testbed.scenario.model import Arrivals, DrawnSize, ModelSize, RequestSize, TokenSize, TraceArrivals
+from testbed.traffic.arrivals import Seed, replay_order, schedule
 from testbed.traffic.request_wire import MOST_REQUESTS, RequestMaker
 from testbed.traffic.schedules import load_arrays, save_arrays
 from testbed.traffic.traces import read_trace
@@ -77,7 +77,7 @@ class RequestSchedule:
 
 
 def request_schedule(
-    arrivals: Process, size: RequestSize, maker: RequestMaker, *, seed: Seed, duration_s: float
+    arrivals: Arrivals, size: RequestSize, maker: RequestMaker, *, seed: Seed, duration_s: float
 ) -> RequestSchedule:
     """Draw the requests of one tenant in the window [0, duration_s).
 

@@ -330,6 +330,7 @@ def test_a_poisson_process_has_dispersion_one_and_no_memory() -> None:
     time_s = np.random.default_rng(1).random(200_000) * 10_000
     summary = dispersion(time_s, 10_000.0)
     assert summary.index == pytest.approx((1, 1, 1), abs=0.16)
+    assert summary.gap_cv2 == pytest.approx(1.0, rel=0.02)
     assert abs(summary.autocorrelation) < 0.04
     assert summary.rate_per_s == 20.0
 
@@ -338,6 +339,7 @@ def test_equal_gaps_have_no_dispersion_and_batches_that_of_their_size() -> None:
     regular = dispersion(np.arange(2000) / 20 + 0.025, 100.0)
     assert regular.index == pytest.approx((0, 0, 0), abs=1e-12)
     assert (regular.peak_to_mean, regular.empty_share) == (1.0, 0.0)
+    assert regular.gap_cv2 == pytest.approx(0.0, abs=1e-12)
     points = np.random.default_rng(2).random(50_000) * 10_000
     assert dispersion(np.repeat(points, 7), 10_000.0).index[1] == pytest.approx(7, rel=0.05)
 
