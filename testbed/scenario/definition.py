@@ -59,6 +59,7 @@ _PACKET_OR_MESSAGE = Quantity(
 _PHASE = Quantity(TIME, Fraction(1, 10**6), Fraction(3600))
 _DEADLINE = Quantity(TIME, Fraction(1, 10**6), Fraction(3600))
 _TIMEOUT = Quantity(TIME, Fraction(1, 1000), Fraction(60))
+_TRACE_TIME = Quantity(TIME, Fraction(0), Fraction(10**8))
 _DURATION = Quantity(TIME, Fraction(1), Fraction(7200))
 
 _SIZE = Field(
@@ -141,10 +142,22 @@ ARRIVALS = _Variants(
                 Field("file", Text("the path of a trace"), "Path, relative to the scenario file.", required=True),
                 Field(
                     "format",
-                    Choice(("azure-llm", "burstgpt", "mooncake", "packets")),
-                    "azure-llm, burstgpt, mooncake: requests as their owners publish them; packets: a table of "
-                    "time_s,size_bytes, a frame a row.",
+                    Choice(("azure-llm", "burstgpt", "mooncake", "servegen", "packets")),
+                    "azure-llm, burstgpt, mooncake: requests as their owners publish them; servegen: a client's "
+                    "chunk-N-trace.csv, with its chunk-N-dataset.json beside it, from which requests are drawn; "
+                    "packets: a table of time_s,size_bytes, a frame a row.",
                     required=True,
+                ),
+                Field(
+                    "from",
+                    _TRACE_TIME,
+                    "Where in the trace's own time the stretch that is replayed begins.",
+                    default="0 s",
+                ),
+                Field(
+                    "length",
+                    _TRACE_TIME,
+                    "How much of the trace's own time is replayed; required with servegen. Left out: all the rest.",
                 ),
                 Field(
                     "speed-up",

@@ -36,7 +36,7 @@ from testbed.scenario.model import (
 )
 from testbed.traffic.modulation import stationary
 from testbed.traffic.request_demand import Demand
-from testbed.traffic.traces import read_requests, read_trace
+from testbed.traffic.workloads import read_requests, read_workload
 
 OVERFLOW = 1e-7
 REFILL_GRAIN_S = 1e-3
@@ -89,7 +89,7 @@ def request_burst_bits(arrivals: Arrivals, demand: Demand, meter_bps: int, rate_
     """
     largest = float(demand.wire_bits.max())
     if isinstance(arrivals, TraceArrivals):
-        trace = read_trace(arrivals.path, arrivals.format)
+        trace = read_workload(arrivals)
         sizes = np.broadcast_to(demand.wire_bits, trace.time_s.shape)
         speed_up = arrivals.speed_up
         backlog_bits = _largest_backlog_bits(trace.time_s / speed_up, sizes, trace.period_s / speed_up, meter_bps)

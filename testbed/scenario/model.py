@@ -112,11 +112,13 @@ class TraceArrivals:
 
     Attributes:
         path: The file, absolute.
-        format: `azure-llm`, `burstgpt` or `mooncake` (requests, as their owners publish them) or `packets` (time_s,
-            size_bytes).
+        format: `azure-llm`, `burstgpt` or `mooncake` (requests, as their owners publish them), `servegen` (a client
+            that requests are drawn from) or `packets` (time_s, size_bytes).
         speed_up: Factor by which the trace's time is compressed.
         bits_per_token: Payload bits that one context token stands for (0 for `packets`).
         size_bits: Largest packet; a request is cut into packets of this size and a remainder.
+        start_s: Where in the trace's own time the stretch that is replayed begins.
+        span_s: How much of the trace's own time it holds; None for the rest of a recording.
     """
 
     path: Path
@@ -124,6 +126,8 @@ class TraceArrivals:
     speed_up: float
     bits_per_token: int
     size_bits: int
+    start_s: float = 0.0
+    span_s: float | None = None
 
 
 Arrivals = PoissonArrivals | OnOffArrivals | RenewalArrivals | MmppArrivals | TraceArrivals

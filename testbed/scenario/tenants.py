@@ -309,6 +309,16 @@ def _trace(section: Section, folder: Path, report: Report) -> TraceArrivals | No
             expected="bits-per-token only where requests are counted in tokens: a row of packets has its own size",
             remedy="delete bits-per-token",
         )
+    length: Fraction | None = section.get("length")
+    if trace_format == "servegen" and length is None and section.settled("length"):
+        report.add(
+            section.line,
+            section.where,
+            found="no length",
+            expected="length: how much of the client's time requests are drawn for, such as 1 h",
+            remedy="add length, and from where the client is busy later",
+        )
+        return None
     if section.unusable:
         return None
     built = TraceArrivals(
@@ -317,6 +327,8 @@ def _trace(section: Section, folder: Path, report: Report) -> TraceArrivals | No
         speed_up=float(section.get("speed-up", 1.0)),
         bits_per_token=bits_per_token or 0,
         size_bits=int(section.get("size", 8 * LARGEST_FRAME_BYTES)),
+        start_s=float(section.get("from", 0)),
+        span_s=None if length is None else float(length),
     )
     if not built.path.is_file():
         report.add(

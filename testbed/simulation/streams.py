@@ -29,7 +29,7 @@ from testbed.simulation.paths import CorrelatedPath, OnOffPath, Path, Pieces, Ra
 from testbed.simulation.wave import TimeArray
 from testbed.traffic.arrivals import mean_bps
 from testbed.traffic.renewal import EXPONENTIAL, Gap, gap_law
-from testbed.traffic.traces import read_requests
+from testbed.traffic.workloads import read_requests
 
 _BLOCK = 4096
 

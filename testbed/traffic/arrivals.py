@@ -28,7 +28,8 @@ from testbed.scenario.model import (
 from testbed.traffic.modulation import OnOffPath, on_off_path, rate_path, reached_at
 from testbed.traffic.renewal import EXPONENTIAL, gap_law, points
 from testbed.traffic.schedules import Schedule
-from testbed.traffic.traces import Requests, read_requests
+from testbed.traffic.traces import Requests
+from testbed.traffic.workloads import read_requests
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]

@@ -19,7 +19,7 @@ from testbed.scenario.model import Arrivals, DrawnSize, ModelSize, RequestSize, 
 from testbed.traffic.arrivals import Seed, replay_order, schedule
 from testbed.traffic.request_wire import MOST_REQUESTS, RequestMaker
 from testbed.traffic.schedules import load_arrays, save_arrays
-from testbed.traffic.traces import read_trace
+from testbed.traffic.workloads import read_workload
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -119,7 +119,7 @@ def request_schedule(
 
 def _replayed(arrivals: TraceArrivals, seed: Seed, duration_s: float) -> tuple[FloatArray, IntArray | None]:
     """Times and context tokens of a trace's requests in the window; no tokens where the trace is one of packets."""
-    trace = read_trace(arrivals.path, arrivals.format)
+    trace = read_workload(arrivals)
     if not arrivals.speed_up > 0:
         raise ScenarioError(f"trace {trace.path}: found speed-up {arrivals.speed_up}, expected more than 0")
     order, time_s = replay_order(

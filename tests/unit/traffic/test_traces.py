@@ -13,7 +13,8 @@ from testbed.scenario.definition import schema_text
 from testbed.scenario.model import TraceArrivals
 from testbed.traffic.arrivals import mean_bps, schedule
 from testbed.traffic.dispersion import dispersion
-from testbed.traffic.traces import FORMATS, read_requests, read_trace
+from testbed.traffic.traces import FORMATS, read_trace
+from testbed.traffic.workloads import read_requests
 
 AZURE_HEADER = "TIMESTAMP,ContextTokens,GeneratedTokens"
 AZURE_ROWS = (
