@@ -183,7 +183,7 @@ def presence(tenant: Section, duration_s: float, report: Report) -> tuple[Interv
         if begin is not None and begin < last:
             report.add(
                 visit.line_of("from"),
-                f"{tenant.where}: {visit.where}.from",
+                f"{visit.where}.from",
                 found=quantity(begin, TIME),
                 expected=f"{quantity(last, TIME)} or later, when the time of presence before it is over",
                 remedy="write them in order, one after the other",
@@ -191,7 +191,7 @@ def presence(tenant: Section, duration_s: float, report: Report) -> tuple[Interv
         if begin is not None and end is not None and end <= begin:
             report.add(
                 visit.line_of("until"),
-                f"{tenant.where}: {visit.where}.until",
+                f"{visit.where}.until",
                 found=quantity(end, TIME),
                 expected=f"later than {quantity(begin, TIME)}, when it comes",
                 remedy="let it stay a while",
