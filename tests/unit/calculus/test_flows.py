@@ -98,7 +98,7 @@ def test_blocks_that_end_in_bursts_need_more_than_kingmans_constant():
     """The wait is the largest of a thousand bursts, not the maximum of a walk that starts behind one."""
     rng = np.random.default_rng(2)
     gaps, bits = _repaid_bursts(rng, 300_000)
-    flow = FittedFlow(gaps, bits, 2, 0.99, TailTest(0.0, 0.0, 1.0, 0))
+    flow = FittedFlow(gaps, bits, 2, 0.99, TailTest(0.0, 0.0, 1.0, 0), *_repaid_bursts(rng, 10_000))
     backlog = lindley_backlog(*_repaid_bursts(rng, 1_000_000), 1.0)
     for epsilon in (0.1, 1e-2, 1e-3):
         assert (backlog > delay_bound(flow, ONE, epsilon).delay_s).mean() <= epsilon
@@ -127,8 +127,36 @@ def test_the_tail_test_accepts_light_tails_and_finds_the_shape_of_heavy_ones():
 def test_traffic_that_changes_between_the_two_parts_is_refused():
     rng = np.random.default_rng(3)
     gaps = np.concatenate((rng.exponential(1.0, 20_000), rng.exponential(0.6, 20_000)))
-    with pytest.raises(CalculusError, match="the second part of the trace contradicts the first"):
-        fit_trace(np.cumsum(gaps), np.ones(len(gaps)))
+    flow = fit_trace(np.cumsum(gaps), np.ones(len(gaps)))
+    with pytest.raises(NotApplicableError, match="the held-out part of the trace contradicts the fit: its p90 wait"):
+        delay_bound(flow, [RateLatency(1.0 / 0.7, 0.0)], 1e-3)
+
+
+def episodic_trace(rng, episodes):
+    """Long calm stretches and, rarely, one of thousands of packets at five times the rate: what no block holds."""
+    busy = np.repeat(rng.random(episodes) < 0.15, 1000)
+    return np.cumsum(rng.exponential(np.where(busy, 0.2, 1.0))), np.ones(len(busy))
+
+
+def test_bursts_longer_than_any_block_are_refused_at_the_rates_at_which_they_wait_and_nowhere_else():
+    """The fit sees uncorrelated packets and a light tail; only a replay at the rate that is asked about can tell."""
+    flow = fit_trace(*episodic_trace(np.random.default_rng(1), 60))
+    for rate in (2.0, 3.0, 4.0):
+        with pytest.raises(
+            NotApplicableError, match=r"replayed at load 0\.\d+, the .* part of the trace (contradicts|waits in so few)"
+        ):
+            delay_bound(flow, [RateLatency(rate, 0.0)], 1e-3)
+    assert delay_bound(flow, [RateLatency(12.0, 0.0)], 1e-2).delay_s > 0.0
+
+
+def test_a_refused_fit_leaves_what_the_meter_enforces():
+    flow = fit_trace(*episodic_trace(np.random.default_rng(1), 60))
+    found = delay_bound(Metered(flow, TokenBucket(2.5, 2000.0, packet_bits=1.0)), [RateLatency(3.0, 0.0)], 1e-3)
+    assert (found.method, found.delay_s) == ("deterministic", pytest.approx(2000.0 / 3.0))
+    (refused,) = (candidate for candidate in found.rejected if candidate.method in {"kingman", "blocks"})
+    assert math.isinf(refused.delay_s)
+    assert "part of the trace contradicts the fit: its p90 wait is" in refused.note
+    assert refused.note in found.explain()
 
 
 @pytest.mark.parametrize(
