@@ -24,8 +24,9 @@ from testbed.calculus.tails import ExponentialTail, Per, QueueBound, SureTail, T
 
 _FEWEST_BLOCKS = 200
 _CONFIRMED_AT = (0.1, 0.03, 0.01, 0.003, 0.001)
-_CONTRADICTED = 0.1  # the chance of a true bound to be refused at a level: large, because a refusal costs no soundness
-_FEWEST_BEYOND = 3.0  # independent packets that a part must be expected to have beyond the first level
+_LEAST_CONFIRMED = 0.01
+_CONTRADICTED = 0.1  # chance of so many late packets under the bound: large, because a refusal costs no soundness
+_FEWEST_BEYOND = 3.0  # independent packets that a part must be expected to have beyond that level
 _FITTED_AT_LOAD = 0.7
 _MARGIN = 2  # blocks are this much longer than where correlation can no longer be seen
 _THETAS = 24
@@ -101,9 +102,13 @@ class FittedFlow(Arrival):
                 rate does not confirm it.
             UnstableError: The mean rate reaches rate_bps.
         """
+        return self._confirmed(self.unconfirmed_blocks(rate_bps, per), rate_bps)
+
+    def unconfirmed_blocks(self, rate_bps: float, per: Per) -> Tail:
+        """The tail that `blocks` puts to the replay."""
         steps = self._steps(rate_bps, per)
         if steps.max() <= 0.0:
-            return self._confirmed(SureTail(0.0), rate_bps)
+            return SureTail(0.0)
         whole = steps.sum(axis=1)
         latest = np.maximum(np.cumsum(steps[:, ::-1], axis=1).max(axis=1), 0.0)
         risk = (1.0 - self.confidence) / (2 * _THETAS)
@@ -115,14 +120,15 @@ class FittedFlow(Arrival):
             nearest = np.clip(np.rint(theta / thetas[0]).astype(np.int64) - 1, 0, _THETAS - 1)
             return log_k[nearest], thetas[nearest] * rate_bps
 
-        return self._confirmed(TailFamily(member, limit), rate_bps)
+        return TailFamily(member, limit)
 
     def _confirmed(self, tail: Tail, rate_bps: float) -> QueueBound:
         """The bound, if neither part of the trace contradicts it at this rate and the held-out one can confirm it.
 
         Both parts are replayed through an ideal queue of the rate. A flow whose bursts outlast every block, or that
         changes between the parts, keeps its blocks uncorrelated and its tail light and still waits longer than fitted.
-        Those that wait too long are counted in independent packets, as many as their busy periods are worth.
+        Those that wait too long are counted twice: in independent packets, as many as their busy periods are worth,
+        whose number is binomial; and one by one, of which Markov's inequality allows few without any independence.
         """
         for part, gaps_s, bits in (
             ("fitted", self.gaps_s, self.bits),
@@ -135,16 +141,17 @@ class FittedFlow(Arrival):
             independent = len(wait_s) / design
             said = f"replayed at load {self.mean_bps / rate_bps:.3g}, the {part} part of the trace"
             for epsilon, found_s, bound_s in zip(_CONFIRMED_AT, quantiles_s, bounds_s, strict=True):
-                late = math.ceil(np.count_nonzero(wait_s > bound_s) / design)
-                if binom.sf(late - 1, max(1, round(independent)), epsilon) < _CONTRADICTED:
+                late = int(np.count_nonzero(wait_s > bound_s))
+                counted = float(binom.sf(math.ceil(late / design) - 1, max(1, round(independent)), epsilon))
+                if min(counted, epsilon * len(wait_s) / max(1, late)) < _CONTRADICTED:
                     raise NotApplicableError(
                         f"{said} contradicts the fit: its p{100 * (1 - epsilon):g} wait is {found_s * 1e3:.4g} ms, the "
                         f"fitted bound {bound_s * 1e3:.4g} ms; the traffic is burstier than its blocks, or changes"
                     )
-            if independent * _CONFIRMED_AT[0] < _FEWEST_BEYOND:
+            if independent * _LEAST_CONFIRMED < _FEWEST_BEYOND:
                 raise NotApplicableError(
                     f"{said} waits in so few bursts that it is worth {independent:.0f} independent packets, too few to "
-                    f"confirm even p{100 * (1 - _CONFIRMED_AT[0]):g}; use a longer trace or a higher rate"
+                    f"confirm p{100 * (1 - _LEAST_CONFIRMED):g}; use a longer trace or a higher rate"
                 )
         return QueueBound(tail, self._assumptions)
 
