@@ -30,6 +30,7 @@ def summary(record: RunRecord) -> RenderableType:
     """Everything the last screen of a run shows."""
     parts: list[RenderableType] = [_tenant_table(record)]
     parts += [Text(line) for line in _plan_lines(record)]
+    parts += [Text(line) for line in _held_out_lines(record)]
     parts += [Text(f"{tenant.name}: {tenant.reason}") for tenant in record.tenants if tenant.reason]
     parts += [_broken(tenant) for tenant in record.tenants if tenant.bound_broken]
     failed = [gate for gate in record.gates if not gate.ok]
@@ -96,6 +97,15 @@ def _plan_lines(record: RunRecord) -> Iterator[str]:
             f"{decision['tenant']}: {decision['model']} at {decision['site']} by way of {way}, signed bound "
             f"{milliseconds(decision['bound_s'])} ms, price {decision['price']:.3f}"
         )
+
+
+def _held_out_lines(record: RunRecord) -> Iterator[str]:
+    """What windows say of tails that were signed from the warm-up."""
+    for window in record.windows:
+        for held in window.held_out:
+            about = f"{held.domain}'s tail for {held.tenant} in window {window.index}"
+            said = "; ".join(held.contradictions)
+            yield f"{about}: contradicted: {said}" if said else f"{about}: {held.n:,} packets contradict nothing"
 
 
 def _gate_table(record: RunRecord) -> Table:

@@ -13,7 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from testbed.envelope.calibration import Calibration, calibrate, no_impairment
+from testbed.envelope.descriptor import Envelope
 from testbed.envelope.errors import CalibrationError
+from testbed.envelope.heldout import holds
 from testbed.telemetry.lag import fifo, lag_s, lingering_s
 from testbed.telemetry.requests import Passages
 
@@ -71,3 +73,20 @@ def supported(found: Excess, rate_bps: int, *, declares_none: bool) -> Calibrati
     except CalibrationError:
         # Too few packets to know how they cling together: then nothing is said about them.
         return None
+
+
+def contradictions(envelope: Envelope, found: Excess) -> list[str]:
+    """In what a domain's own samples contradict what it has signed, a sentence each; empty where in nothing.
+
+    A loss is one where none was promised: how losses cling together is not known, so of a promised share of them
+    nothing is said.
+
+    Args:
+        envelope: The promise.
+        found: The samples, measured at the envelope's rate and behind its latency.
+    """
+    said = [str(one) for one in holds(envelope, found.excess_s, lag_s=found.lag_s)] if found.excess_s.size else []
+    if found.lost and not envelope.loss_probability:
+        entered = found.excess_s.size + found.lost
+        said.append(f"{envelope.domain}: loss: {found.lost} of {entered} packets entered and never left, promised none")
+    return said
