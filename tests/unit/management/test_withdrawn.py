@@ -51,7 +51,7 @@ def reserved(lab: Lab, asked: Intent, *, calibrated: bool) -> Iterator[AgentRese
     (decision,) = plan(sold)
     assert decision.route is not None
     domains = tuple(Domain(one.name, one.link_rate_bps, one.link_delay_s, segment=one.segment) for one in operators)
-    tenant = Tenant("t1", asked.arrivals, way=decision.route.domains)
+    tenant = Tenant("t1", asked.arrivals, "core", way=decision.route.domains)
     scenario = Scenario("lab", domains, (tenant,))
     members = Members(lab.folder, BROKER, lab.keys, lab.root, lab.folder / "root.json", lab.authorities, {})
     lab.start()
