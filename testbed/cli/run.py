@@ -10,6 +10,7 @@ import typer
 
 from testbed.cli.exits import Exit, exit_of_verdict
 from testbed.cli.watching import Interrupt, shown
+from testbed.errors import ScenarioError
 from testbed.report.html import REPORT_NAME
 from testbed.report.record import RECORD_NAME, read_record
 from testbed.report.terminal import print_summary
@@ -18,16 +19,29 @@ from testbed.run.pipeline import Options
 from testbed.run.pipeline import run as run_scenario
 from testbed.scenario import market
 from testbed.scenario.loader import load
+from testbed.scenario.slow_down import slowed
 
 
 def run(
     file: Annotated[Path, typer.Argument(help="Scenario or federation file.")],
+    *,
     seeds: Annotated[int, typer.Option(min=1, help="Measured windows to pool, each with a seed of its own.")] = 1,
     out: Annotated[Path, typer.Option(help="Folder that receives the run's folder.")] = Path("runs"),
     keep_captures: Annotated[
         bool,
         typer.Option("--keep-captures", help="Keep the pcap files, and put them together for Wireshark, with names."),
     ] = False,
+    isolate: Annotated[
+        bool,
+        typer.Option("--isolate", help="Run before everything else on this host, on cores of its own where it can."),
+    ] = False,
+    slow_down: Annotated[
+        float,
+        typer.Option(
+            metavar="K",
+            help="Divide every rate by K and multiply every time by it, for a host that cannot keep up otherwise.",
+        ),
+    ] = 1.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the run's record instead of a table.")] = False,
 ) -> None:
     """Run a scenario on a real network: promise, enforce, replay, measure, judge.
@@ -39,10 +53,16 @@ def run(
     Exit codes: 0 PASS, 1 FAIL or a broken bound, 2 cannot run, 3 INVALID, 4 UNDETERMINED, 130 interrupted.
     """
     sold = market.load(file) if market.is_market(file) else None
+    if sold is not None and slow_down != 1:
+        raise ScenarioError(
+            f"{file}: found --slow-down {slow_down:g} for a federation, whose operators sell the rates they state; "
+            "slow down a scenario, or state lower rates"
+        )
     options = Options(
         out=out,
         seeds=seeds,
         keep_captures=keep_captures,
+        isolate=isolate,
         command=("testbed", "run", *sys.argv[2:]),
         stop=Interrupt(),
     )
@@ -50,7 +70,7 @@ def run(
         if sold is not None:
             folder = run_market(sold, options, progress)
         else:
-            folder = run_scenario(load(file), options, progress)
+            folder = run_scenario(slowed(load(file), slow_down), options, progress)
     record = read_record(folder)
     if as_json:
         typer.echo((folder / RECORD_NAME).read_text(encoding="utf-8"))

@@ -105,4 +105,5 @@ def attempt(probe: Probe) -> Check:
         return Check(probe.name, ok=True, detail=probe.run())
     except (ProbeError, TestbedError, OSError, subprocess.SubprocessError) as error:
         detail = " ".join(str(error).split()) or type(error).__name__
-        return Check(probe.name, ok=False, detail=detail, remedy=probe.remedy)
+        remedy = error.remedy if isinstance(error, ProbeError) else None
+        return Check(probe.name, ok=False, detail=detail, remedy=remedy or probe.remedy)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import itertools
+import math
 import os
 import shutil
 import socket
@@ -35,7 +36,15 @@ _FRAMES = 20
 
 
 class ProbeError(Exception):
-    """What was seen instead of what should have been."""
+    """What was seen instead of what should have been.
+
+    Attributes:
+        remedy: What to do about just that, None where the probe's own remedy says it.
+    """
+
+    def __init__(self, seen: str, *, remedy: str | None = None) -> None:
+        super().__init__(seen)
+        self.remedy = remedy
 
 
 def privileges() -> str:
@@ -162,9 +171,18 @@ def stall() -> str:
     if not records or any(record.ticks < 100 for record in records):
         raise FidelityError("the stall ticker did not tick")
     seen = ", ".join(f"core {record.core} {record.longest_s * 1e3:.1f} ms" for record in records[:16])
-    if max(record.longest_s for record in records) > LONGEST_STALL_S:
-        raise ProbeError(f"longest stalls in one second: {seen}; at most {LONGEST_STALL_S * 1e3:g} ms are harmless")
+    longest_s = max(record.longest_s for record in records)
+    if longest_s > LONGEST_STALL_S:
+        raise ProbeError(
+            f"longest stalls in one second: {seen}; at most {LONGEST_STALL_S * 1e3:g} ms are harmless",
+            remedy=f"use an idle host with dedicated cores, or testbed run --slow-down {slow_down(longest_s)}",
+        )
     return f"longest stalls in one second: {seen}"
+
+
+def slow_down(stall_s: float) -> int:
+    """The smallest whole factor that makes a stall harmless in the scenario's own time."""
+    return math.ceil(stall_s / LONGEST_STALL_S)
 
 
 def _offset_ns() -> int:

@@ -33,6 +33,7 @@ from testbed.emulation.layout import (
     wire_flows,
 )
 from testbed.emulation.ovs import Bridge, OpenVSwitch, Port, SocketBuffers, environment_of
+from testbed.emulation.placement import Placement, Role
 from testbed.emulation.supervisor import Child, Readiness, Supervisor
 from testbed.errors import PreflightError
 from testbed.scenario.model import Datapath, Scenario
@@ -114,8 +115,16 @@ class TandemNetwork:
     ovs: OpenVSwitch
     hosts: Mapping[str, HostHandle]
 
-    def __init__(self, scenario: Scenario, datapath: Datapath, *, root: Path = RUNS) -> None:
+    def __init__(
+        self, scenario: Scenario, datapath: Datapath, *, root: Path = RUNS, placement: Placement | None = None
+    ) -> None:
         """Check that the host can carry the scenario; nothing is changed yet.
+
+        Args:
+            scenario: What to build.
+            datapath: Userspace or kernel.
+            root: Where journals are kept.
+            placement: Where its processes run; like any other process if None.
 
         Raises:
             PreflightError: Tools are missing, or links need a delay that this kernel cannot give.
@@ -134,6 +143,7 @@ class TandemNetwork:
         self.datapath = datapath
         self.layout: Layout = layout_of(scenario, datapath, delays=self.delays)
         self._root = root
+        self._placement = placement
         self._stack = ExitStack()
 
     @property
@@ -162,7 +172,7 @@ class TandemNetwork:
             stack.enter_context(namespace.entered(fabric))
             links.disable_ipv6()
             links.run(["ip", "link", "set", "lo", "up"])
-            self.supervisor = stack.enter_context(Supervisor(self.journal))
+            self.supervisor = stack.enter_context(Supervisor(self.journal, self._placement))
             directory = self.journal.directory / "ovs"
             stack.enter_context(_environment(environment_of(directory)))
             self.ovs = OpenVSwitch.start(self.supervisor, directory, self.datapath)
@@ -188,12 +198,13 @@ class TandemNetwork:
         host: str | None = None,
         environment: Mapping[str, str] | None = None,
         ready: Readiness = True,
+        role: Role | None = None,
         timeout_s: float = 20.0,
     ) -> Child:
         """Start a supervised child in a host, or in the fabric if `host` is None; see `Supervisor.start`."""
         pid = None if host is None else self.hosts[host].pid
         return self.supervisor.start(
-            name, argv, host_pid=pid, environment=environment, ready=ready, timeout_s=timeout_s
+            name, argv, host_pid=pid, environment=environment, ready=ready, role=role, timeout_s=timeout_s
         )
 
     def enlarge_buffers(self) -> SocketBuffers:

@@ -19,6 +19,7 @@ from pathlib import Path
 from controller.counters import MeterCounters
 from testbed.emulation import processes, syscalls
 from testbed.emulation.meters import read_meters
+from testbed.emulation.placement import Role
 from testbed.emulation.supervisor import Child, Supervisor
 from testbed.errors import PreflightError
 from testbed.scenario.model import Datapath
@@ -140,6 +141,7 @@ class OpenVSwitch:
             ],
             environment=environment,
             ready=lambda: _listens(control),
+            role=Role.DATAPATH,
         )
         return cls(directory, datapath, daemon)
 

@@ -21,6 +21,7 @@ from typing import Any, Self
 
 from testbed.emulation import namespace, processes
 from testbed.emulation.journal import Journal
+from testbed.emulation.placement import Placement, Role
 from testbed.errors import FidelityError, PreflightError
 
 Readiness = bool | re.Pattern[str] | Callable[[], bool]
@@ -41,6 +42,7 @@ class Child:
         output: File that receives its standard output.
         errors: File that receives its standard error.
         announcement: The JSON object of its ready line, empty if none was asked for.
+        role: What it is to packets, None for nothing.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Child:
     output: Path
     errors: Path
     announcement: dict[str, Any] = field(default_factory=dict)
+    role: Role | None = None
     ending: bool = False
 
     @property
@@ -114,8 +117,15 @@ class Death:
 class Supervisor:
     """Starts, watches and ends the children of one run; a context manager that ends them all, latest first."""
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, journal: Journal, placement: Placement | None = None) -> None:
+        """Start nothing yet.
+
+        Args:
+            journal: Receives every child before it is used.
+            placement: Where children with a role run; like any other process if None.
+        """
         self._journal = journal
+        self.placement = placement or Placement()
         self._logs = journal.directory / "log"
         self._logs.mkdir(mode=0o700, exist_ok=True)
         self.children: dict[str, Child] = {}
@@ -135,6 +145,7 @@ class Supervisor:
         environment: Mapping[str, str] | None = None,
         ready: Readiness = True,
         listens: bool = False,
+        role: Role | None = None,
         timeout_s: float = 20.0,
         grace_s: float = 3.0,
     ) -> Child:
@@ -149,6 +160,7 @@ class Supervisor:
             ready: True: wait for the JSON line. A pattern: wait until it matches standard error (tools that announce
                 themselves there). A function: wait until it returns true. False: do not wait.
             listens: Whether it is told something later through `Child.tell`; otherwise its standard input is closed.
+            role: What it is to packets, which decides its place.
             timeout_s: How long to wait.
             grace_s: How long a child that never became ready gets between TERM and KILL.
 
@@ -159,6 +171,8 @@ class Supervisor:
             raise PreflightError(f"a child named {name} exists already; give each child a name of its own")
         child = self._spawn(name, argv, host_pid, environment, listens=listens)
         self.children[name] = child
+        child.role = role
+        self.placement.put(child.pid, role)
         if ready is not False:
             self._await(child, ready, timeout_s, grace_s)
         return child
@@ -185,6 +199,12 @@ class Supervisor:
             Death(child.name, status, child.tail())
             for child in self.children.values()
             if not child.ending and (status := child.process.poll()) is not None
+        )
+
+    def misplaced(self) -> tuple[str, ...]:
+        """Children that no longer run where, and before whom, they were put."""
+        return self.placement.differences(
+            {child.name: (child.pid, child.role) for child in self.children.values() if child.role is not None}
         )
 
     def check(self) -> None:

@@ -23,7 +23,7 @@ from testbed.envelope.tail import Stochastic
 from testbed.envelope.trust import Trust
 from testbed.errors import EnvelopeError, ReservationError
 from testbed.management.sealing import Demand, best_effort_rule, network_envelope, reserved_rule
-from testbed.management.sizing import ClassDemand, ReservedClass, design_classes
+from testbed.management.sizing import PAUSE_S, ClassDemand, ReservedClass, design_classes
 from testbed.scenario.model import Domain
 
 VALIDITY_S = 24 * 3600
@@ -55,6 +55,7 @@ class DomainAgent:
         trust: Who may sign for which domain; the agent installs nothing that this does not accept.
         host_allowance_s: Part of every latency granted to the emulating host; a gate polices it.
         clock: Unix time in seconds.
+        pause_s: How long the host may leave a queue unserved without its losing rate.
     """
 
     domain: Domain
@@ -64,6 +65,7 @@ class DomainAgent:
     trust: Trust
     host_allowance_s: float
     clock: Callable[[], float] = time.time
+    pause_s: float = PAUSE_S
     _version: int = 0
     _offered: dict[str, tuple[bytes, Demand, ReservedClass | None]] = field(default_factory=dict)
     _prepared: dict[str, Rule] = field(default_factory=dict)
@@ -106,7 +108,8 @@ class DomainAgent:
         reserved = [demand for demand in demands if demand.reservation is not None]
         self._require_capacity(sum(demand.reservation.rate_bps for demand in reserved if demand.reservation))
         classes = design_classes(
-            [ClassDemand(d.tenant, d.reservation.rate_bps, d.largest_packet_bits) for d in reserved if d.reservation]
+            [ClassDemand(d.tenant, d.reservation.rate_bps, d.largest_packet_bits) for d in reserved if d.reservation],
+            pause_s=self.pause_s,
         )
         self._version += 1
         envelopes: dict[str, bytes] = {}

@@ -23,6 +23,7 @@ from testbed.envelope.trust import Trust
 from testbed.errors import TestbedError
 from testbed.management.domain import Controller, DomainAgent
 from testbed.management.sealing import Demand
+from testbed.management.sizing import PAUSE_S
 from testbed.scenario.model import Scenario, Tenant
 
 Calibrated = Mapping[str, tuple[Stochastic, Evidence]]
@@ -199,6 +200,7 @@ def found(
             trust=trust,
             host_allowance_s=host_allowance_s,
             clock=clock,
+            pause_s=scenario.slow_down * PAUSE_S,
         )
         for domain in scenario.domains
     }

@@ -86,7 +86,11 @@ def best_effort_class(number: int, link_rate_bps: int, packet_bits: int) -> Queu
 
 
 def design_classes(
-    demands: Sequence[ClassDemand], *, drain_bps: float = DRAIN_BPS, best_effort_bits: int = 12_112
+    demands: Sequence[ClassDemand],
+    *,
+    drain_bps: float = DRAIN_BPS,
+    best_effort_bits: int = 12_112,
+    pause_s: float = PAUSE_S,
 ) -> dict[str, ReservedClass]:
     """Find the smallest bursts and quanta with which every reservation keeps its rate, and its latency.
 
@@ -94,6 +98,7 @@ def design_classes(
         demands: All reservations of a port.
         drain_bps: Rate at which the port is drained.
         best_effort_bits: Largest packet of the one best-effort class assumed beside them.
+        pause_s: How long the host may leave a class unserved.
 
     Raises:
         ReservationError: No finite burst is enough: the reservations are too large a share of the drain rate.
@@ -114,7 +119,7 @@ def design_classes(
                 "class keep its rate; reserve less"
             )
         classes = [
-            replace(c, burst_bits=turn + c.rate_bps * PAUSE_S, quantum_bits=turn)
+            replace(c, burst_bits=turn + c.rate_bps * pause_s, quantum_bits=turn)
             for turn, c in zip(turns, classes, strict=True)
         ]
     return {

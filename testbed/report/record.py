@@ -269,6 +269,9 @@ class RunRecord(_Part):
 
     Attributes:
         plan: Where tenants had intents: who was chosen and refused, as `testbed plan --json` says it.
+        isolated: Whether the run's processes had cores and priorities of their own.
+        slow_down: How many times slower than written the scenario was run; every time and rate here is the network's.
+        slow_down_notes: What did not slow down with it.
         packets: Packets that a simulation sent, all windows together.
         packet_hops_per_s: Packets through one domain each that it simulated per second of computing.
     """
@@ -294,6 +297,9 @@ class RunRecord(_Part):
     windows: tuple[WindowRecord, ...] = ()
     installed: dict[str, Any] = {}
     timings_s: dict[str, float] = {}
+    isolated: bool = False
+    slow_down: float = 1.0
+    slow_down_notes: tuple[str, ...] = ()
     packets: int | None = None
     packet_hops_per_s: float | None = None
 

@@ -29,6 +29,7 @@ STYLES = {
 def summary(record: RunRecord) -> RenderableType:
     """Everything the last screen of a run shows."""
     parts: list[RenderableType] = [_tenant_table(record)]
+    parts += [Text(line) for line in own_time(record)]
     parts += [Text(line) for line in _plan_lines(record)]
     parts += [Text(line) for line in _held_out_lines(record)]
     parts += [Text(f"{tenant.name}: {tenant.reason}") for tenant in record.tenants if tenant.reason]
@@ -84,6 +85,21 @@ def _tenant_table(record: RunRecord) -> Table:
             Text(tenant.verdict, style=STYLES[tenant.verdict]),
         )
     return table
+
+
+def own_time(record: RunRecord) -> Iterator[str]:
+    """A slowed run's figures in the time of the scenario as it was written; nothing for any other run."""
+    if record.slow_down == 1:
+        return
+    yield f"slowed down {record.slow_down:g} times; in the scenario's own time, in ms:"
+    for tenant in record.tenants:
+        if tenant.bound_s is None and tenant.deadline_s is None:
+            continue
+        promise, bound, measured = (
+            milliseconds(None if value is None else value / record.slow_down)
+            for value in (tenant.deadline_s, tenant.bound_s, tenant.promised_s)
+        )
+        yield f"  {tenant.name}: promise {promise}, bound {bound}, measured {measured}"
 
 
 def _plan_lines(record: RunRecord) -> Iterator[str]:

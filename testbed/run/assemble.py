@@ -31,6 +31,7 @@ from testbed.run.terms import Terms
 from testbed.run.window import Window
 from testbed.scenario.dictionary import to_dict
 from testbed.scenario.model import Scenario, Tenant
+from testbed.scenario.slow_down import corrections
 from testbed.telemetry import lag, request_samples, samples
 
 STALL_S = 2e-3
@@ -140,6 +141,8 @@ def assemble(
         partial=not all(item.window.complete for item in measured),
         verdict=run_verdict(tenants),
         scenario=to_dict(scenario),
+        slow_down=scenario.slow_down,
+        slow_down_notes=corrections(scenario),
         plan=reservations.plan(),
         public_keys={name: key.raw.hex() for name, key in reservations.public_keys.items()},
         envelopes=envelope_records(reservations.signed()),

@@ -78,10 +78,10 @@ def calibrate(
         for d, envelope in enumerate(envelopes):
             lag_s = _quantile(seen.lag_s[:, d], 1.0 - risk / len(envelopes))
             lags[envelope.domain] = max(lags[envelope.domain], lag_s)
-    path_s = min(PATH_CAP_S, max(PATH_FLOOR_S, _grain(HEADROOM * latest_s)))
-    domains_s = {
-        name: min(HOST_ALLOWANCE_CAP_S, max(DOMAIN_FLOOR_S, _grain(HEADROOM * lag))) for name, lag in lags.items()
-    }
+    # Floors are the host's, which is as fast as ever; caps say how much of a tail it may own.
+    path_cap_s, domain_cap_s = scenario.slow_down * PATH_CAP_S, scenario.slow_down * HOST_ALLOWANCE_CAP_S
+    path_s = min(path_cap_s, max(PATH_FLOOR_S, _grain(HEADROOM * latest_s)))
+    domains_s = {name: min(domain_cap_s, max(DOMAIN_FLOOR_S, _grain(HEADROOM * lag))) for name, lag in lags.items()}
     return Allowances(domains_s, path_s)
 
 

@@ -23,7 +23,7 @@ def gates_of(
     granted: Mapping[str, Granted],
     drift: Sequence[str],
 ) -> tuple[GateRecord, ...]:
-    """Every gate of a window.
+    """Every gate of a window; limits on times are as long as the scenario is slow.
 
     Args:
         scenario: Tenants and their promises.
@@ -35,9 +35,18 @@ def gates_of(
     begin_ns = next(iter(window.sent.values())).start_monotonic_ns
     end_ns = begin_ns + round(window.duration_s * 1e9)
     before, after = window.switches_before, window.switches_after
+    slow_down = scenario.slow_down
     gates: list[Gate] = [
-        *fidelity.stalls([record.during(begin_ns, end_ns) for record in window.stalls]),
-        *fidelity.host(between(window.host_before, window.host_after)),
+        *fidelity.stalls(
+            [record.during(begin_ns, end_ns) for record in window.stalls],
+            longest_s=slow_down * fidelity.LONGEST_STALL_S,
+        ),
+        *fidelity.host(
+            between(window.host_before, window.host_after),
+            clock_step_s=slow_down * fidelity.CLOCK_STEP_S,
+            isolated=window.isolated,
+        ),
+        *([fidelity.configuration("places kept", window.misplaced)] if window.isolated else []),
         fidelity.captures(window.captures),
         fidelity.packet_ins(after.packet_ins - before.packet_ins),
         fidelity.upcalls(after.datapath.misses - before.datapath.misses, after.datapath.lost - before.datapath.lost),
@@ -46,11 +55,13 @@ def gates_of(
     ]
     for tenant in scenario.tenants:
         if tenant.requests is None:
-            gates += _tenant_gates(tenant, window, terms)
+            gates += _tenant_gates(tenant, window, terms, slow_down)
         else:
             own = terms.get(tenant.name)
             outcome = window.requests[tenant.name]
-            gates += request_gates(tenant, outcome, granted.get(tenant.name), own.shaper if own else None)
+            gates += request_gates(
+                tenant, outcome, granted.get(tenant.name), own.shaper if own else None, slow_down=slow_down
+            )
     return tuple(
         GateRecord(
             name=gate.name,
@@ -65,7 +76,7 @@ def gates_of(
     )
 
 
-def _tenant_gates(tenant: Tenant, window: Window, terms: Mapping[str, Terms]) -> list[Gate]:
+def _tenant_gates(tenant: Tenant, window: Window, terms: Mapping[str, Terms], slow_down: float) -> list[Gate]:
     match = window.matches[tenant.name]
     samples = match.samples
     gates = fidelity.matching(tenant.name, match)
@@ -76,12 +87,26 @@ def _tenant_gates(tenant: Tenant, window: Window, terms: Mapping[str, Terms]) ->
     replayed = replay(samples, shaper.rate_bps, own.latencies_s, burst_bits=shaper.burst_bits, links_s=own.links_s)
     return [
         *gates,
-        *fidelity.lateness(tenant.name, samples),
+        *fidelity.lateness(
+            tenant.name,
+            samples,
+            p999_s=slow_down * fidelity.LATENESS_P999_S,
+            longest_s=slow_down * fidelity.LATENESS_MAX_S,
+        ),
         fidelity.host_allowance(
             tenant.name, samples, replayed, queues_s=own.queues_s, host_s=own.host_s, share=HOST_RISK * epsilon
         ),
-        fidelity.replay(tenant.name, samples, replayed, queues_s=own.queues_s, level=1.0 - epsilon),
-        fidelity.tail_shift(tenant.name, samples, replayed, level=1.0 - epsilon),
+        fidelity.replay(
+            tenant.name,
+            samples,
+            replayed,
+            queues_s=own.queues_s,
+            level=1.0 - epsilon,
+            resolved_s=slow_down * fidelity.REPLAY_RESOLVED_S,
+        ),
+        fidelity.tail_shift(
+            tenant.name, samples, replayed, level=1.0 - epsilon, resolved_s=slow_down * fidelity.SHIFT_RESOLVED_S
+        ),
     ]
 
 

@@ -7,6 +7,7 @@ something measured the run is judged as it is and marked partial, else there is 
 from __future__ import annotations
 
 import datetime as dt
+import os
 import shutil
 import sys
 import time
@@ -20,6 +21,7 @@ from controller.client import ControllerClient
 from testbed.calculus import CalculusError
 from testbed.emulation.layout import controller_port
 from testbed.emulation.network import TandemNetwork
+from testbed.emulation.placement import Placement
 from testbed.emulation.probe import probe
 from testbed.emulation.probe_checks import ProbeResult
 from testbed.errors import FidelityError, InterruptedRunError, PreflightError
@@ -34,7 +36,7 @@ from testbed.run.assemble import Measured, assemble
 from testbed.run.calibrate import PATH_FLOOR_S, calibrate
 from testbed.run.gates import gates_of
 from testbed.run.keepsakes import discard_captures, keep_captures
-from testbed.run.preflight import choose_datapath, require_room, require_root
+from testbed.run.preflight import choose_datapath, require_memory, require_room, require_root
 from testbed.run.progress import Progress, Step
 from testbed.run.request_terms import Granted, calibrate_requests
 from testbed.run.requests import asking, start_servers
@@ -55,6 +57,7 @@ class Options:
         out: Folder that receives the run folder.
         seeds: How many measured windows, each with a root seed of its own, are pooled.
         keep_captures: Whether the pcap files stay in the run folder, with one that shows them together.
+        isolate: Whether the run's processes get cores and priorities before everything else on the host.
         command: What to type to repeat the run.
         stop: Asked now and then whether the run must end early, with what it has.
     """
@@ -62,6 +65,7 @@ class Options:
     out: Path
     seeds: int = 1
     keep_captures: bool = False
+    isolate: bool = False
     command: tuple[str, ...] = ()
     stop: Callable[[], bool] = lambda: False
 
@@ -95,11 +99,13 @@ def run_reserved(scenario: Scenario, options: Options, progress: Progress, reser
     require_root()
     datapath = choose_datapath(scenario.datapath)
     require_room(options.out, scenario, options.seeds)
+    require_memory(scenario)
+    placement = Placement.on(os.sched_getaffinity(0)) if options.isolate else None
     steps = _Steps(progress, options.stop)
     evidence = _Evidence()
     with ExitStack() as outer, ExitStack() as stack:
         with steps.step("building the network"):
-            network = stack.enter_context(TandemNetwork(scenario, datapath))
+            network = stack.enter_context(TandemNetwork(scenario, datapath, placement=placement))
             folder = outer.enter_context(_new_folder(options.out, scenario.name, network.journal.runid))
             controllers = {
                 domain.name: stack.enter_context(start_controller(network, index, domain.name))
@@ -120,6 +126,7 @@ def run_reserved(scenario: Scenario, options: Options, progress: Progress, reser
             "command": options.command,
             "datapath": datapath.value,
             "host": fingerprint,
+            "isolated": options.isolate,
             "probes": tuple(ProbeRecord(**asdict(result)) for result in evidence.probes),
             "installed": evidence.installed,
             "timings_s": steps.timings_s,
@@ -167,7 +174,7 @@ def found_federation(network: TandemNetwork, controllers: Mapping[str, Controlle
         network.in_force,
         {path.tenant: (path.client.address, path.server.address) for path in network.layout.paths},
         {skeleton.domain: (controllers[skeleton.domain], skeleton) for skeleton in network.layout.skeletons},
-        host_allowance_s=HOST_ALLOWANCE_CAP_S,
+        host_allowance_s=network.in_force.slow_down * HOST_ALLOWANCE_CAP_S,
     )
 
 

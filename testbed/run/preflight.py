@@ -15,6 +15,12 @@ _CAPTURE_BYTES_PER_PACKET = 96 + 16
 _PACKETS_PER_S_AND_BORDER = 25_000
 """What the captures are provided for: more than a software switch on two cores carries."""
 
+_MIB = 2**20
+_RUN_BYTES, _DOMAIN_BYTES, _TENANT_BYTES = 450 * _MIB, 70 * _MIB, 100 * _MIB
+_REQUEST_TENANT_BYTES, _SERVER_BYTES = 250 * _MIB, 600 * _MIB
+_JUDGED_BYTES_PER_PACKET = 300
+"""What was seen of each process, shared pages counted once, and of a packet while its window is judged."""
+
 
 def choose_datapath(wanted: Datapath) -> Datapath:
     """The datapath to use: the kernel's where it is loaded, unless the scenario says otherwise.
@@ -51,7 +57,7 @@ def require_room(out: Path, scenario: Scenario, windows: int) -> None:
         PreflightError: They might not.
     """
     seconds = scenario.warmup_s + windows * scenario.duration_s
-    needed = int(seconds * _PACKETS_PER_S_AND_BORDER * _CAPTURE_BYTES_PER_PACKET)
+    needed = int(seconds * _PACKETS_PER_S_AND_BORDER / scenario.slow_down * _CAPTURE_BYTES_PER_PACKET)
     existing = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.is_dir())
     free = shutil.disk_usage(existing).free
     if free < needed:
@@ -59,6 +65,39 @@ def require_room(out: Path, scenario: Scenario, windows: int) -> None:
             f"{out}: {free / 1e9:.1f} GB free, captures of {seconds:.0f} s may need {needed / 1e9:.1f} GB; "
             "free space or choose another folder with --out"
         )
+
+
+def require_memory(scenario: Scenario, *, meminfo: Path = Path("/proc/meminfo")) -> None:
+    """Check that all processes of a run fit in memory at once: a host that swaps measures its disk.
+
+    Raises:
+        PreflightError: They might not.
+    """
+    packets = max(scenario.warmup_s, scenario.duration_s) * _PACKETS_PER_S_AND_BORDER / scenario.slow_down
+    asking = [tenant for tenant in scenario.tenants if tenant.requests is not None]
+    needed = (
+        _RUN_BYTES
+        + _DOMAIN_BYTES * len(scenario.domains)
+        + _TENANT_BYTES * (len(scenario.tenants) - len(asking))
+        + _REQUEST_TENANT_BYTES * len(asking)
+        + _SERVER_BYTES * len({tenant.site for tenant in asking})
+        + int(packets * _JUDGED_BYTES_PER_PACKET)
+    )
+    free = _available_bytes(meminfo)
+    if free < needed:
+        raise PreflightError(
+            f"memory: {free / 1e9:.1f} GB available, expected at least {needed / 1e9:.1f} GB for "
+            f"{len(scenario.tenants)} tenants in {len(scenario.domains)} domains; end something else, shorten "
+            "the window or run fewer tenants"
+        )
+
+
+def _available_bytes(meminfo: Path) -> int:
+    for line in meminfo.read_text(encoding="ascii").splitlines():
+        name, _, value = line.partition(":")
+        if name == "MemAvailable":
+            return int(value.split()[0]) * 1024
+    raise PreflightError(f"{meminfo}: found no MemAvailable; this kernel is older than Linux 3.14, use a newer one")
 
 
 def _kernel_datapath_loaded() -> bool:

@@ -102,7 +102,7 @@ def calibrate_requests(
         late_s = host_lateness(outcome, terms)
         late_s = late_s[np.isfinite(late_s)]
         needed_s = quantile(late_s, 1.0 - _risk(tenant)) * HEADROOM
-        host_s = min(HOST_CAP_S, max(PATH_FLOOR_S, math.ceil(needed_s / _GRAIN_S) * _GRAIN_S))
+        host_s = min(scenario.slow_down * HOST_CAP_S, max(PATH_FLOOR_S, math.ceil(needed_s / _GRAIN_S) * _GRAIN_S))
         links_s = sum(domain.link_delay_s for domain in reservations.scenario.path(tenant))
         found[tenant.name] = Granted(terms, host_s, idle_path_s(outcome, shapers[tenant.name]), links_s)
     return found
@@ -144,8 +144,8 @@ def idle_path_s(outcome: RequestOutcome, shaper: Shaper) -> float:
     """What a request that waits for nobody takes beyond its own transmission; 0 if every one waited.
 
     That is the sender, gRPC, two TCP stacks, every switch and every link once: the price of a real path, which no queue
-    explains, as a ping's time without load is. The median over the requests that find
-    the ideal queue empty; known from a warm-up, it says nothing about how requests wait in the window it is used for.
+    explains, as a ping's time without load is. The median over the requests that find the ideal queue empty; known from
+    a warm-up, it says nothing about how requests wait in the window it is used for.
     """
     sent, wait_s, own_s = _ideal_parts_s(outcome, shaper)
     beyond_s = outcome.match.samples.network_out_s[sent] - np.maximum(0.0, own_s)
@@ -154,16 +154,21 @@ def idle_path_s(outcome: RequestOutcome, shaper: Shaper) -> float:
 
 
 def request_gates(
-    tenant: Tenant, outcome: RequestOutcome, granted: Granted | None, shaper: Shaper | None
+    tenant: Tenant, outcome: RequestOutcome, granted: Granted | None, shaper: Shaper | None, *, slow_down: float = 1.0
 ) -> list[Gate]:
-    """Everything that must hold of a request tenant's window for it to count."""
+    """Everything that must hold of a request tenant's window for it to count; limits on times times `slow_down`."""
+    resolved_s = slow_down * RESOLVED_S
     name, record, samples = tenant.name, outcome.record, outcome.match.samples
     lost = int(np.count_nonzero(record.answered & ~np.isfinite(samples.residual_s)))
     late = record.lateness_s[np.isfinite(record.lateness_s)]
     gates = [
         Gate.at_most(f"requests found, {name}", lost, 0, "answered requests that a capture or a stamp is missing of"),
         Gate.at_most(
-            f"sender lateness p99.9, {name}", quantile(late), LATENESS_P999_S, f"{late.size} requests sent", "s"
+            f"sender lateness p99.9, {name}",
+            quantile(late),
+            slow_down * LATENESS_P999_S,
+            f"{late.size} requests sent",
+            "s",
         ),
     ]
     if granted is None or shaper is None or tenant.promise is None:
@@ -186,14 +191,14 @@ def request_gates(
         Gate.at_most(
             f"idle path, {name}",
             granted.idle_s - granted.links_s,
-            RESOLVED_S,
+            resolved_s,
             "what a request of the warm-up that waited for nobody took beyond its own transmission and the links",
             "s",
         ),
         Gate.at_most(
             f"replay, {name}",
             abs(measured_s - ideal_s),
-            max(REPLAY_SHARE * ideal_s, RESOLVED_S),
+            max(REPLAY_SHARE * ideal_s, resolved_s),
             f"network part p{100 * level:.6g} measured {measured_s * 1e3:.3f} ms, ideal {ideal_s * 1e3:.3f} ms",
             "s",
         ),

@@ -15,6 +15,7 @@ from pathlib import Path
 from inference_server.digits import held_out
 from testbed.emulation.layout import TenantPath
 from testbed.emulation.network import TandemNetwork
+from testbed.emulation.placement import Role
 from testbed.emulation.supervisor import Child
 from testbed.scenario.definition import LARGEST_REQUEST_BYTES, MOST_IMAGES
 from testbed.scenario.model import Requests, Scenario, Tenant
@@ -79,7 +80,7 @@ def start_servers(network: TandemNetwork) -> None:
         ]  # fmt: skip
         for tenant, asked in tenants:
             command += ["--share", f"{tenant.name}={asked.compute_share!r}"]
-        network.start(f"server-{name}", command, host=name, timeout_s=_START_S)
+        network.start(f"server-{name}", command, host=name, role=Role.SERVER, timeout_s=_START_S)
 
 
 def capture_clients(network: TandemNetwork, folder: Path) -> dict[str, Capture]:
@@ -135,6 +136,7 @@ def start_senders(network: TandemNetwork, folder: Path, index: int, seed: int, d
             [sys.executable, "-m", "testbed.traffic.requests", str(folder / f"{tenant.name}.spec.json")],
             host_pid=network.hosts[path.client.host].pid,
             listens=True,
+            role=Role.SENDER,
             timeout_s=_START_S,
         )
     return children

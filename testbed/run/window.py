@@ -20,6 +20,7 @@ from controller.client import ControllerClient
 from testbed.emulation.layout import Border
 from testbed.emulation.network import TandemNetwork
 from testbed.emulation.ovs import DatapathCounters
+from testbed.emulation.placement import Role
 from testbed.emulation.supervisor import Child
 from testbed.errors import FidelityError
 from testbed.run import requests
@@ -100,6 +101,8 @@ class Window:
         host_before: The host before.
         host_after: The host after.
         stalls: What the ticker of each core saw.
+        isolated: Whether the processes of the run had places of their own.
+        misplaced: Those that no longer had them in the end.
     """
 
     index: int
@@ -116,6 +119,8 @@ class Window:
     host_before: host.Snapshot
     host_after: host.Snapshot
     stalls: Sequence[stalls.StallRecord]
+    isolated: bool = False
+    misplaced: Sequence[str] = ()
 
     @property
     def everyone_sent(self) -> bool:
@@ -193,6 +198,7 @@ class Stage:
             child.tell({"start_monotonic_ns": start_ns})
         complete = self._wait(senders, start_ns, duration_s, step, stop)
         self._drain()
+        misplaced = self.network.supervisor.misplaced()
         counts = {interface: capture.finish() for interface, capture in captures.items()}
         seen_stalls = tickers.finish()
         after, host_after = self._switches(), host.snapshot(ports)
@@ -219,6 +225,8 @@ class Stage:
             host_before=host_before,
             host_after=host_after,
             stalls=seen_stalls,
+            isolated=bool(self.network.supervisor.placement),
+            misplaced=misplaced,
         )
 
     def shapers(self) -> dict[str, Shaper]:
@@ -263,6 +271,7 @@ class Stage:
                 [sys.executable, "-m", "testbed.traffic.sender", str(folder / f"{name}.spec.json")],
                 host_pid=self.network.hosts[path.client.host].pid,
                 listens=True,
+                role=Role.SENDER,
             )
         return children
 

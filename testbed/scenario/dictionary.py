@@ -65,6 +65,7 @@ def from_dict(data: Mapping[str, Any]) -> Scenario:
         return _build(
             Scenario,
             {
+                "slow_down": 1.0,
                 **data,
                 "domains": tuple(_build(Domain, {"segment": None, **d}) for d in _list(data, "domains")),
                 "tenants": tuple(_tenant_from_dict(tenant) for tenant in _list(data, "tenants")),

@@ -273,6 +273,8 @@ class Scenario:
         datapath: Datapath wanted.
         allow_zero_delay: Whether link delays may become zero (in the network and in the bound) without netem.
         source: The file it came from, None if built in Python.
+        slow_down: How many times slower it is than it was written: all its rates were divided, all its times
+            multiplied by this (`testbed.scenario.slow_down`).
     """
 
     name: str
@@ -284,6 +286,7 @@ class Scenario:
     datapath: Datapath = Datapath.AUTO
     allow_zero_delay: bool = False
     source: Path | None = None
+    slow_down: float = 1.0
 
     def path(self, tenant: Tenant) -> tuple[Domain, ...]:
         """Domains that carry `tenant`, in the order its packets cross them."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from testbed.emulation.placement import Role
 from testbed.emulation.supervisor import Child, Supervisor
 from testbed.errors import FidelityError
 from testbed.traffic import wire
@@ -116,7 +117,9 @@ class Capture:
             f"capture-{path.stem}",
             arguments(interface, path, expression, snap_bytes=snap_bytes, both_ways=both_ways),
         )
-        return cls(path, supervisor, supervisor.start(name, command, host_pid=host_pid, ready=_READY))
+        return cls(
+            path, supervisor, supervisor.start(name, command, host_pid=host_pid, ready=_READY, role=Role.CAPTURE)
+        )
 
     def finish(self) -> CaptureCounts:
         """Waits until what the kernel accepted is in the file, ends tcpdump and returns its last counters.

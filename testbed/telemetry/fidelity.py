@@ -125,14 +125,20 @@ def host(
     throttled: float = THROTTLED_SHARE,
     pressure: Mapping[str, float] | None = None,
     clock_step_s: float = CLOCK_STEP_S,
+    isolated: bool = False,
 ) -> list[Gate]:
-    """Gates on what the kernel counted between the two snapshots around the window."""
+    """Gates on what the kernel counted between the two snapshots around the window.
+
+    A host is asked for idle time and for a CPU that nobody waits for, unless the run is `isolated`: then others may
+    use up what the run leaves, and that they did not get before it is judged by stalls, lateness and the delays.
+    """
     busiest = min(change.idle_share, key=lambda core: change.idle_share[core], default=0)
     waited = {"cpu": change.some_share, "memory": change.full_share, "io": change.full_share}
     limits = PRESSURE_SHARE if pressure is None else pressure
     shares = ", ".join(f"core {core} {share:.0%}" for core, share in change.idle_share.items())
+    least = Gate.at_least("CPU idle", change.idle_share.get(busiest, 0.0), idle, f"least that holds; idle: {shares}")
     return [
-        Gate.at_least("CPU idle", change.idle_share.get(busiest, 0.0), idle, f"least that holds; idle: {shares}"),
+        *([] if isolated else [least]),
         Gate.at_most("CPU steal", change.steal_share, steal, "share of all cores' time given to other machines"),
         Gate.at_most("CPU throttling", change.throttled_share, throttled, "share in which our control group stood"),
         *(
@@ -143,6 +149,7 @@ def host(
                 f"share in which {'some task' if name == 'cpu' else 'all tasks'} waited for {name}",
             )
             for name, limit in limits.items()
+            if not (isolated and name == "cpu")
         ),
         Gate.at_most(
             "clock step", abs(change.clock_step_s), clock_step_s, "CLOCK_REALTIME against CLOCK_MONOTONIC", "s"
@@ -257,6 +264,7 @@ def replay(
     queues_s: float,
     level: float = _LEVEL,
     share: float = REPLAY_SHARE,
+    resolved_s: float = REPLAY_RESOLVED_S,
 ) -> Gate:
     """A quantile measured in the network, the promised one, beside that of an ideal token bucket fed the same arrivals.
 
@@ -267,14 +275,20 @@ def replay(
     measured, ideal = quantile(samples.network_s[delivered], level), quantile(replayed.shaped_s[delivered], level)
     # Links are not measured here: a long one must not hide a queue that is off.
     waited = ideal - replayed.links_s
-    limit = share * waited if share * waited >= REPLAY_RESOLVED_S else max(queues_s, REPLAY_RESOLVED_S)
+    limit = share * waited if share * waited >= resolved_s else max(queues_s, resolved_s)
     part = f" ({measured / ideal - 1:+.2%})" if ideal > 0 else ""
     detail = f"{_percentile(level)} measured {measured * 1e3:.3f} ms, ideal {ideal * 1e3:.3f} ms{part}"
     return Gate.at_most(f"replay, {tenant}", abs(measured - ideal), limit, detail, "s")
 
 
 def tail_shift(
-    tenant: str, samples: TenantSamples, replayed: Replay, *, level: float = _LEVEL, share: float = SHIFT_SHARE
+    tenant: str,
+    samples: TenantSamples,
+    replayed: Replay,
+    *,
+    level: float = _LEVEL,
+    share: float = SHIFT_SHARE,
+    resolved_s: float = SHIFT_RESOLVED_S,
 ) -> Gate:
     """How far outliers moved the promised quantile, whatever stalled: sender, edge, switch or the whole machine.
 
@@ -290,7 +304,7 @@ def tail_shift(
         f"{_percentile(level)} {measured * 1e3:.3f} ms, {usual * 1e3:.3f} ms without the excess of {outliers} outliers "
         f"among {latency.size} packets"
     )
-    limit = max(share * usual, SHIFT_RESOLVED_S)
+    limit = max(share * usual, resolved_s)
     return Gate.at_most(f"tail shift, {tenant}", abs(measured - usual), limit, detail, "s")
 
 

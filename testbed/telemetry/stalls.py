@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import types
 
+from testbed.emulation.placement import Role
 from testbed.emulation.supervisor import Child, Supervisor
 from testbed.errors import FidelityError
 
@@ -143,7 +144,8 @@ class Tickers:
     def start(cls, supervisor: Supervisor, folder: Path) -> Self:
         """Starts a ticker on every core; returns when they tick. The record will be `folder/stalls.npz`."""
         path = folder / "stalls.npz"
-        child = supervisor.start("stalls", [sys.executable, "-m", "testbed.telemetry.stalls", str(path)])
+        command = [sys.executable, "-m", "testbed.telemetry.stalls", str(path)]
+        child = supervisor.start("stalls", command, role=Role.TICKER)
         return cls(path, supervisor, child)
 
     def finish(self) -> tuple[StallRecord, ...]:

@@ -35,12 +35,12 @@ _CLONE_NEWNET = 0x40000000
 _SO_RCVBUFFORCE = 33
 
 
-def wait_for(condition: Callable[[], bool], what: str) -> None:
+def wait_for(condition: Callable[[], bool], what: str, *, deadline_s: float = DEADLINE_S) -> None:
     """Poll until `condition` holds; what was waited for is the failure's message."""
-    deadline = time.monotonic() + DEADLINE_S
+    deadline = time.monotonic() + deadline_s
     while not condition():
         if time.monotonic() > deadline:
-            raise AssertionError(f"waited {DEADLINE_S:g} s in vain for: {what}")
+            raise AssertionError(f"waited {deadline_s:g} s in vain for: {what}")
         time.sleep(0.02)
 
 

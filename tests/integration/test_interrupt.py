@@ -37,7 +37,8 @@ class Run:
         return self.errors.read_text()
 
     def interrupt_when(self, condition: Callable[[], bool], what: str) -> None:
-        wait_for(lambda: condition() or self.process.poll() is not None, what)
+        # A whole warm-up and a probe may lie before that moment, on a host with other work.
+        wait_for(lambda: condition() or self.process.poll() is not None, what, deadline_s=120.0)
         assert self.process.poll() is None, self.said
         os.killpg(self.process.pid, signal.SIGINT)
 

@@ -16,6 +16,7 @@ import pytest
 from testbed.emulation.probe import probe
 from testbed.errors import ReservationError
 from testbed.report.record import read_record
+from testbed.telemetry import fidelity
 from tests.integration.conftest import ROOT, Command
 from tests.integration.spine import SMOKE, reserved
 
@@ -77,6 +78,33 @@ def test_a_run_leaves_one_folder_that_says_everything(testbed: Command, tmp_path
     assert not list(folder.glob("**/*.pcap"))
     again = testbed("report", str(folder), "--json")
     assert json.loads(again.stdout)["run_id"] == record.run_id
+
+
+def test_a_slowed_run_is_the_same_promise_in_another_time(testbed: Command, tmp_path: Path) -> None:
+    ended = testbed("run", str(SMOKE), "--slow-down", "3", "--out", str(tmp_path))
+    print(ended.stdout, ended.stderr)
+    (folder,) = tmp_path.iterdir()
+    record = read_record(folder)
+    steady = record.tenants[0]
+    # Whether the host kept up is another test's; here the promise is three times as long, and so is what gates allow.
+    assert record.slow_down == 3
+    assert steady.deadline_s == pytest.approx(3 * 0.05)
+    installed = record.installed["west"]["tenants"]["steady"]
+    assert installed["smallest_rate_bps"] == pytest.approx(4e6 / 3, rel=1e-4)
+    limits = {gate.name: gate.limit for gate in record.gates}
+    assert limits["longest stall, core 0"] == pytest.approx(3 * fidelity.LONGEST_STALL_S)
+    assert limits["sender lateness p99.9, steady"] == pytest.approx(3 * fidelity.LATENESS_P999_S)
+    assert limits["tail shift, steady"] >= 3 * fidelity.SHIFT_RESOLVED_S
+    assert steady.bound_s is not None
+    assert f"steady: promise 50.00, bound {steady.bound_s / 3 * 1e3:.2f}," in ended.stdout
+    assert not any(tenant.bound_broken for tenant in record.tenants)
+
+
+def test_a_federation_is_not_slowed_down(testbed: Command, tmp_path: Path) -> None:
+    ended = testbed("run", str(ROOT / "topologies" / "intents.yaml"), "--slow-down", "2", "--out", str(tmp_path))
+    assert ended.returncode == 2
+    assert "slow down a scenario" in ended.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_reservation_lowered_behind_the_controller_is_named_as_drift_and_fails_the_probe() -> None:

@@ -10,7 +10,7 @@ import pytest
 from testbed.doctor import diagnose as diagnosing
 from testbed.doctor.diagnose import PROBES, Probe, attempt, diagnose
 from testbed.doctor.findings import Check, Diagnosis, Tier
-from testbed.doctor.host import ProbeError
+from testbed.doctor.host import LONGEST_STALL_S, ProbeError, slow_down
 from testbed.errors import PreflightError
 
 NAMES = tuple(probe.name for probe in PROBES)
@@ -114,3 +114,16 @@ def test_every_need_is_tried_before_the_probe_that_has_it() -> None:
     for position, probe in enumerate(PROBES):
         assert set(probe.needs) <= set(NAMES[:position])
     assert len(set(NAMES)) == len(NAMES)
+
+
+def test_a_finding_that_knows_its_own_remedy_says_that_one() -> None:
+    def late() -> str:
+        raise ProbeError("20 ms late", remedy="wait")
+
+    assert attempt(Probe("stalls", late, "use another host")).remedy == "wait"
+
+
+@pytest.mark.parametrize(("stall_s", "factor"), [(5.1e-3, 2), (10e-3, 2), (23e-3, 5)])
+def test_the_factor_suggested_makes_the_stall_harmless_and_is_the_smallest(stall_s: float, factor: int) -> None:
+    assert slow_down(stall_s) == factor
+    assert stall_s / factor <= LONGEST_STALL_S < stall_s / (factor - 1)

@@ -16,7 +16,7 @@ from testbed.report.html import load_series, load_stalls, render, write_report
 from testbed.report.junit import junit_xml
 from testbed.report.plots import time_plot
 from testbed.report.record import GateRecord, HeldOutRecord, read_record, write_record
-from testbed.report.terminal import summary
+from testbed.report.terminal import own_time, summary
 from tests.unit.report.conftest import FolderMaker, tenant
 
 STALLED = GateRecord(name="replay", value=0.08, limit=0.03, ok=False, detail="measured p99.9 is not the replayed one")
@@ -146,3 +146,24 @@ def test_windows_lie_one_after_the_other_and_stalls_at_their_moments(run_folder:
     np.testing.assert_allclose(series.time_s[half:], series.time_s[:half] + 60.0)
     assert time_plot(tenant(), series, load_stalls(twice)).count("a core away") == 1
     assert "a core away" not in time_plot(tenant(), series, load_stalls(record))
+
+
+def test_a_slowed_run_also_shows_its_figures_in_the_scenarios_own_time(run_folder: FolderMaker) -> None:
+    folder, record = run_folder(tenant(), slow_down=4.0, slow_down_notes=("timers stay",))
+    write_record(folder, record)
+    line = "alpha: promise 30.00, bound 19.78, measured 17.30"
+    assert [text.strip() for text in own_time(record)] == [
+        "slowed down 4 times; in the scenario's own time, in ms:",
+        line,
+    ]
+    page = render(folder)
+    assert "Slowed down 4 times" in page
+    assert "timers stay" in page
+    assert "<td>30.00</td><td>19.78</td><td>17.30</td>" in "".join(page.split("\n"))
+
+
+def test_a_run_at_full_speed_says_nothing_of_another_time(run_folder: FolderMaker) -> None:
+    folder, record = run_folder(tenant())
+    write_record(folder, record)
+    assert not list(own_time(record))
+    assert "Slowed down" not in render(folder)

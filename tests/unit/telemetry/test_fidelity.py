@@ -221,6 +221,14 @@ def test_a_gate_holds_up_to_its_limit_and_breaches_beyond_it(
     assert all(gate.ok for other, gate in after.items() if other != name) or name == "longest stall, core 0"
 
 
+def test_an_isolated_run_does_not_ask_for_what_it_leaves_to_others() -> None:
+    busy = dataclasses.replace(QUIET, idle_share={0: 0.0, 1: 0.0}, some_share={**QUIET.some_share, "cpu": 1.0})
+    asked = {gate.name: gate.ok for gate in fidelity.host(busy)}
+    isolated = {gate.name: gate.ok for gate in fidelity.host(busy, isolated=True)}
+    assert {name for name, ok in asked.items() if not ok} == {"CPU idle", "cpu pressure"}
+    assert isolated == {name: True for name in asked if asked[name]}
+
+
 def test_every_gate_of_a_quiet_host_holds() -> None:
     assert [gate for gate in host() if not gate.ok] == []
 

@@ -1,0 +1,119 @@
+"""Which cores the parts of a run use, and before whom: so that what else runs on the host stays out of the result.
+
+Every part that packets wait for gets a priority above whatever runs at the usual one, and, where there are enough
+cores, cores that it shares with nothing that could hold it up. Priorities are those of the ordinary scheduler (nice),
+which shares out the CPU whatever happens: no part can lock up the host. Only senders ask for a real-time priority,
+sleep in all but microseconds of it, and are held to 95 % of a core by the kernel.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Self
+
+
+class Role(StrEnum):
+    """What a process is to a packet of the measured window."""
+
+    DATAPATH = "datapath"
+    CAPTURE = "capture"
+    SENDER = "sender"
+    SERVER = "server"
+    TICKER = "ticker"
+
+
+NICE: Mapping[Role, int] = {
+    Role.DATAPATH: -20,
+    # It stands for whatever has the highest priority.
+    Role.TICKER: -20,
+    Role.SENDER: -18,
+    Role.SERVER: -16,
+    Role.CAPTURE: -14,
+}
+"""Before whom each part runs. Captures have large buffers, so they may wait for all others."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a process may run, and before whom.
+
+    Attributes:
+        cores: Numbers of the cores.
+        nice: From -20, before everybody, to 19.
+    """
+
+    cores: frozenset[int]
+    nice: int
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A place for each role; for none by default, where everything runs like any other process."""
+
+    places: Mapping[Role, Place] = field(default_factory=dict)
+
+    @classmethod
+    def on(cls, cores: Iterable[int]) -> Self:
+        """Places on these cores.
+
+        The datapath is one thread that is busy most of the time, so it gets the last core to itself and senders and
+        captures the others; servers get half of those from four cores on. One core is shared by all. Tickers put
+        themselves on every core.
+        """
+        usable = sorted(cores)
+        if len(usable) == 1:
+            split = dict.fromkeys(Role, usable)
+        else:
+            *rest, last = usable
+            half = len(rest) // 2 if len(rest) > 2 else 0
+            split = {
+                Role.DATAPATH: [last],
+                Role.SENDER: rest[half:],
+                Role.CAPTURE: rest[half:],
+                Role.SERVER: rest[:half] or rest,
+                Role.TICKER: usable,
+            }
+        return cls({role: Place(frozenset(split[role]), NICE[role]) for role in Role})
+
+    def __bool__(self) -> bool:
+        return bool(self.places)
+
+    def put(self, pid: int, role: Role | None) -> None:
+        """Give a process that has just been started its place; whatever it starts itself inherits it.
+
+        Raises:
+            PermissionError: This user may not.
+        """
+        place = self.places.get(role) if role is not None else None
+        if place is not None:
+            os.sched_setaffinity(pid, place.cores)
+            os.setpriority(os.PRIO_PROCESS, pid, place.nice)
+
+    def differences(self, processes: Mapping[str, tuple[int, Role]]) -> tuple[str, ...]:
+        """What is not where it was put, a sentence each.
+
+        Args:
+            processes: Pid and role by name; those that have ended are in nobody's way.
+        """
+        return tuple(
+            f"{name}: found nice {found}, expected {self.places[role].nice}"
+            for name, (pid, role) in processes.items()
+            if role in self.places
+            for found in set(_nice_of_threads(pid)) - {self.places[role].nice}
+        )
+
+
+def _nice_of_threads(pid: int) -> Iterator[int]:
+    try:
+        threads = [int(entry.name) for entry in Path(f"/proc/{pid}/task").iterdir()]
+    except FileNotFoundError:
+        return
+    for thread in threads:
+        try:
+            yield os.getpriority(os.PRIO_PROCESS, thread)
+        except ProcessLookupError:
+            continue

@@ -1,0 +1,55 @@
+"""What a run asks of the host's disk and memory before it changes anything."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from testbed.errors import PreflightError
+from testbed.run.preflight import require_memory, require_room
+from testbed.scenario.loader import load
+from testbed.scenario.model import Scenario
+
+SMOKE = Path(__file__).parents[3] / "topologies" / "smoke.yaml"
+
+
+@pytest.fixture
+def smoke() -> Scenario:
+    return load(SMOKE)
+
+
+def meminfo(folder: Path, gib: float) -> Path:
+    path = folder / "meminfo"
+    path.write_text(f"MemTotal:       99999999 kB\nMemAvailable:   {round(gib * 2**20)} kB\n", encoding="ascii")
+    return path
+
+
+def test_a_small_scenario_fits_where_a_hundred_tenants_do_not(smoke: Scenario, tmp_path: Path) -> None:
+    require_memory(smoke, meminfo=meminfo(tmp_path, 4))
+    crowd = replace(smoke, tenants=tuple(replace(smoke.tenants[0], name=f"t{n}") for n in range(100)))
+    with pytest.raises(PreflightError, match=r"memory: 4\.3 GB available, expected at least 11\.\d GB for 100 tenants"):
+        require_memory(crowd, meminfo=meminfo(tmp_path, 4))
+
+
+def test_an_hour_needs_more_memory_than_a_minute(smoke: Scenario, tmp_path: Path) -> None:
+    require_memory(replace(smoke, duration_s=60.0), meminfo=meminfo(tmp_path, 8))
+    with pytest.raises(PreflightError, match="shorten the window"):
+        require_memory(replace(smoke, duration_s=3600.0), meminfo=meminfo(tmp_path, 8))
+
+
+def test_a_slowed_run_needs_no_more_than_the_original(smoke: Scenario, tmp_path: Path) -> None:
+    hour = replace(smoke, duration_s=3600.0)
+    require_memory(replace(hour, slow_down=60.0), meminfo=meminfo(tmp_path, 8))
+
+
+def test_a_full_disk_is_named_with_what_captures_need(
+    smoke: Scenario, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = shutil.disk_usage(tmp_path)._replace(free=10_000_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
+    with pytest.raises(PreflightError, match=r"0\.0 GB free, captures of 8 s may need"):
+        require_room(tmp_path / "not" / "made" / "yet", smoke, windows=1)
+    assert not (tmp_path / "not").exists()
