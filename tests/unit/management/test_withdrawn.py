@@ -52,7 +52,7 @@ def reserved(lab: Lab, asked: Intent, *, calibrated: bool) -> Iterator[AgentRese
     assert decision.route is not None
     domains = tuple(Domain(one.name, one.link_rate_bps, one.link_delay_s, segment=one.segment) for one in operators)
     tenant = Tenant("t1", asked.arrivals, "core", way=decision.route.domains)
-    scenario = Scenario("lab", domains, (tenant,))
+    scenario = Scenario("lab", domains, (tenant,), 1, 1.0, 1.0)
     members = Members(lab.folder, BROKER, lab.keys, lab.root, lab.folder / "root.json", lab.authorities, {})
     lab.start()
     with lab.orchestrator() as orchestrator:
