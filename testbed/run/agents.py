@@ -28,6 +28,7 @@ from testbed.envelope.keys import PublicKey
 from testbed.envelope.store import EnvelopeStore, verify
 from testbed.errors import FidelityError, ReservationError
 from testbed.management.admission import Rule
+from testbed.management.bounds import HOST_RISK
 from testbed.management.entry import State
 from testbed.management.federation import Signed
 from testbed.management.installer import program_of
@@ -37,7 +38,7 @@ from testbed.management.orchestrator import Orchestrator, Outcome
 from testbed.management.plan_record import plan_record
 from testbed.management.planner import plan
 from testbed.management.staging import scenario_of
-from testbed.run.excess import Excess, contradictions, excess_of, supported
+from testbed.run.excess import Excess, excess_of, refuted, supported
 from testbed.run.members import Members
 from testbed.run.pipeline import Options, controller_socket, run_reserved
 from testbed.run.preflight import require_root
@@ -167,8 +168,9 @@ class AgentReservations:
         """Have every domain sign again with what it has measured.
 
         A tenant whose deadline the signed tails would not keep stays with the envelopes it has, as long as nothing
-        that was measured contradicts them: a tail is what the evidence can support, not all that is true. What a domain
-        grants its host is stated in the federation's file and not calibrated.
+        that was measured contradicts them beyond the share of packets that the host is granted: a tail is what the
+        evidence can support, not all that is true. What a domain grants its host is stated in the federation's file and
+        not calibrated.
 
         Raises:
             FidelityError: What a domain measured contradicts what it has signed, and it signs nothing that would do;
@@ -183,7 +185,7 @@ class AgentReservations:
                 continue
             after = self.orchestrator.renegotiate(intent)
             outcome = before if after.transfer is None else after
-            against = contradicted(self._verified(outcome), measured)
+            against = _contradicted(self._verified(outcome), measured, HOST_RISK * intent.epsilon)
             if against:
                 self._withdraw(index, after, against)
             self.outcomes = (*self.outcomes[:index], outcome, *self.outcomes[index + 1 :])
@@ -281,19 +283,12 @@ class AgentReservations:
             )
 
 
-def contradicted(signed: Sequence[Signed], measured: Mapping[str, Mapping[str, Measured]]) -> list[str]:
-    """In what the domains' samples contradict envelopes of the network that are in force, a sentence each.
-
-    Args:
-        signed: One tenant's envelopes.
-        measured: By domain and tenant.
-    """
+def _contradicted(
+    signed: Sequence[Signed], measured: Mapping[str, Mapping[str, Measured]], host_share: float
+) -> list[str]:
+    """In what the domains' samples contradict one tenant's envelopes of the network, the host's share granted."""
     network = [one.envelope for one in signed if one.envelope.subject.stage is Stage.NETWORK]
-    return [
-        said
-        for envelope in network
-        for said in contradictions(envelope, measured[envelope.domain][envelope.subject.tenant].excess)
-    ]
+    return refuted([(one, measured[one.domain][one.subject.tenant].excess) for one in network], host_share=host_share)
 
 
 def _supported(operator: Operator, measured: Mapping[str, Measured]) -> Iterator[tuple[tuple[str, int], Calibration]]:

@@ -22,7 +22,7 @@ from testbed.report.record import (
     TenantRecord,
     WindowRecord,
 )
-from testbed.run.excess import contradictions, excess_of
+from testbed.run.excess import excess_of, refuted
 from testbed.run.judge import Observed, judge_tenant, run_verdict, unmeasured
 from testbed.run.judge_requests import judge_requests
 from testbed.run.request_terms import Granted
@@ -172,7 +172,7 @@ def _held_out(scenario: Scenario, reservations: Reservations, window: Window) ->
                 domain=envelope.domain,
                 tenant=tenant.name,
                 n=found.excess_s.size + found.lost,
-                contradictions=tuple(contradictions(envelope, found)),
+                contradictions=tuple(refuted([(envelope, found)])),
             )
 
 

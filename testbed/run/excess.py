@@ -7,15 +7,16 @@ it is `testbed.envelope.calibration`'s to say.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from testbed.audit.contracts import ContractVerdict, DomainEvidence, judge_contracts
 from testbed.envelope.calibration import Calibration, calibrate, no_impairment
 from testbed.envelope.descriptor import Envelope
 from testbed.envelope.errors import CalibrationError
-from testbed.envelope.heldout import holds
 from testbed.telemetry.lag import fifo, lag_s, lingering_s
 from testbed.telemetry.requests import Passages
 
@@ -75,18 +76,19 @@ def supported(found: Excess, rate_bps: int, *, declares_none: bool) -> Calibrati
         return None
 
 
-def contradictions(envelope: Envelope, found: Excess) -> list[str]:
-    """In what a domain's own samples contradict what it has signed, a sentence each; empty where in nothing.
+def refuted(promises: Sequence[tuple[Envelope, Excess]], *, host_share: float = 0.0) -> list[str]:
+    """Which promises their own domains' samples contradict, a sentence each, all together at 95 % confidence.
 
-    A loss is one where none was promised: how losses cling together is not known, so of a promised share of them
-    nothing is said.
+    Asked as the audit asks it (`testbed.audit.contracts`): a domain is held to no less before a window than after it.
 
     Args:
-        envelope: The promise.
-        found: The samples, measured at the envelope's rate and behind its latency.
+        promises: Envelopes, each with samples measured at its rate and behind its latency.
+        host_share: Share of the packets that the emulating host may delay beyond them.
     """
-    said = [str(one) for one in holds(envelope, found.excess_s, lag_s=found.lag_s)] if found.excess_s.size else []
-    if found.lost and not envelope.loss_probability:
-        entered = found.excess_s.size + found.lost
-        said.append(f"{envelope.domain}: loss: {found.lost} of {entered} packets entered and never left, promised none")
-    return said
+    evidence = []
+    for envelope, found in promises:
+        never = np.full(found.lost, np.nan)
+        excess_s, lag_s = np.concatenate((found.excess_s, never)), np.concatenate((found.lag_s, never))
+        if excess_s.size:
+            evidence.append(DomainEvidence(envelope, excess_s, lag_s, host_share=host_share))
+    return [finding.reason for finding in judge_contracts(evidence) if finding.verdict is ContractVerdict.BROKEN]

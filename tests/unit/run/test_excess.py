@@ -7,7 +7,7 @@ import pytest
 
 from testbed.envelope.calibration import Calibration
 from testbed.envelope.descriptor import Envelope
-from testbed.run.excess import Excess, contradictions, excess_of, supported
+from testbed.run.excess import Excess, excess_of, refuted, supported
 from testbed.telemetry.requests import Passages
 from tests.unit.envelope.samples import envelope, guardrails
 
@@ -91,18 +91,26 @@ def signed(found: Calibration | None) -> Envelope:
 
 def test_a_signed_tail_is_contradicted_by_a_window_that_is_worse_and_not_by_its_like() -> None:
     promise = signed(supported(drawn(late=True), RATE_BPS, declares_none=False))
-    assert contradictions(promise, drawn(late=True)) == []
+    assert refuted([(promise, drawn(late=True))]) == []
     worse = drawn(late=True)
     worse = Excess(2 * worse.lag_s, np.maximum(0.0, 2 * worse.lag_s - LATENCY_S), 0)
-    assert any(said.startswith("east: excess: ") for said in contradictions(promise, worse))
+    (said,) = refuted([(promise, worse)])
+    assert said.startswith("east broke its envelope for alice: excess")
 
 
-def test_one_late_packet_contradicts_a_declaration_of_none_and_one_lost_packet_a_promise_of_no_loss() -> None:
+def test_a_declaration_of_no_impairment_is_refuted_by_a_packet_unless_the_host_may_have_delayed_it() -> None:
     promise = signed(supported(drawn(late=False), RATE_BPS, declares_none=True))
-    assert contradictions(promise, drawn(late=False)) == []
+    assert refuted([(promise, drawn(late=False))]) == []
     late = drawn(late=False)
-    late.excess_s[7] = 1e-6
-    (said,) = contradictions(promise, late)
-    assert said.startswith("east: no-impairment: ")
-    (said,) = contradictions(promise, drawn(late=False, lost=1))
-    assert said == "east: loss: 1 of 20001 packets entered and never left, promised none"
+    late.excess_s[::1000] = 1e-6
+    assert refuted([(promise, late)], host_share=2e-3) == []
+    (said,) = refuted([(promise, late)])
+    assert said.startswith("east broke its envelope for alice: later than promised")
+    late.excess_s[::100] = 1e-6
+    assert refuted([(promise, late)], host_share=2e-3) != []
+
+
+def test_one_lost_packet_refutes_a_promise_of_no_loss_whatever_the_host_is_granted() -> None:
+    promise = signed(supported(drawn(late=False), RATE_BPS, declares_none=True))
+    (said,) = refuted([(promise, drawn(late=False, lost=1))], host_share=2e-3)
+    assert "loss: 5e-05 of the packets, at most 0 promised" in said
