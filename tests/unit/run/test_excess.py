@@ -85,7 +85,8 @@ def test_of_a_handful_of_packets_nothing_is_said(n: int) -> None:
 
 def signed(found: Calibration | None) -> Envelope:
     assert found is not None
-    rails = guardrails(reserved_rate_bps=RATE_BPS, latency_ns=round(LATENCY_S * 1e9), loss_cap_ppb=0)
+    rates = {"reserved_rate_bps": RATE_BPS, "meter_rate_bps": RATE_BPS // 2}
+    rails = guardrails(**rates, latency_ns=round(LATENCY_S * 1e9), loss_cap_ppb=0)
     return envelope(guardrails=rails, stochastic=found.stochastic, evidence=found.evidence)
 
 
