@@ -7,7 +7,7 @@ nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from testbed.envelope.descriptor import Envelope
@@ -16,9 +16,9 @@ from testbed.management.bounds import bound_tenant
 from testbed.management.federation import Federation
 from testbed.management.paper import on_paper
 from testbed.management.sealing import QUEUED_HOPS
-from testbed.management.sizing import DRAIN_BPS, ClassDemand, best_effort_class, design_classes
+from testbed.management.sizing import DRAIN_BPS, ClassDemand, best_effort_class, design_classes, shared_class
 from testbed.report.record import BoundRecord
-from testbed.scenario.model import Domain, Scenario, Tenant
+from testbed.scenario.model import FULL_FRAME_BITS, Domain, Scenario, Tenant
 from testbed.simulation.clock import to_ps
 from testbed.simulation.impairment import Excess
 from testbed.simulation.link import Reserved
@@ -32,9 +32,9 @@ class Choices:
     """What a simulation may do differently from a run.
 
     Attributes:
-        scheduler: Of every domain.
+        scheduler: Of every domain; one with a shared queue has that in place of reservations.
         metered: Whether tenants with a reservation are policed.
-        strength: How strongly correlated tenants follow their group; None: they share one path, as in a run.
+        strength: How strongly correlated tenants follow their group; None: as the scenario says.
         excess: Random excess latency of every domain.
         loss: Probability that a domain loses a packet at random.
     """
@@ -110,7 +110,7 @@ def _require_packets(scenario: Scenario) -> None:
 
 
 def packets_per_s(scenario: Scenario) -> float:
-    """Packets that all tenants together send a second, on average."""
+    """Packets that all tenants together send a second, on average, while they are there."""
     return sum(_packets_per_s(tenant) for tenant in scenario.tenants)
 
 
@@ -122,7 +122,10 @@ def _packets_per_s(tenant: Tenant) -> float:
 
 def _source(scenario: Scenario, number: int, choices: Choices) -> Source:
     tenant = scenario.tenants[number - 1]
-    correlated = tenant.misbehaviour is not None and tenant.misbehaviour.kind == "correlated"
+    breach = tenant.misbehaviour
+    correlated = breach is not None and breach.kind == "correlated"
+    declared = None if breach is None else breach.strength
+    present = tenant.present_s
     return Source(
         name=tenant.name,
         number=number,
@@ -130,8 +133,9 @@ def _source(scenario: Scenario, number: int, choices: Choices) -> Source:
         packets_per_s=_packets_per_s(tenant),
         hops=len(scenario.path(tenant)),
         deadline_ps=None if tenant.promise is None else to_ps(tenant.promise.deadline_s),
-        misbehaviour=tenant.misbehaviour,
-        strength=choices.strength if correlated else None,
+        misbehaviour=breach,
+        strength=choices.strength if correlated and choices.strength is not None else declared,
+        present_ps=None if present is None else tuple((to_ps(begin_s), to_ps(end_s)) for begin_s, end_s in present),
     )
 
 
@@ -157,6 +161,10 @@ def _hop(scenario: Scenario, domain: Domain, federation: Federation, choices: Ch
             limit_packets=-(-queued_bits // guardrails.largest_packet_bits),
         )
 
+    shared = (
+        _shared(domain, crossing) if choices.scheduler is Scheduler.SHARED or _has_one_queue(domain, choices) else None
+    )
+
     def policy(tenant: Tenant) -> Policy | None:
         if not choices.metered or tenant.name not in promised:
             return None
@@ -165,17 +173,30 @@ def _hop(scenario: Scenario, domain: Domain, federation: Federation, choices: Ch
 
     return Hop(
         name=domain.name,
-        scheduler=choices.scheduler,
+        scheduler=choices.scheduler if shared is None else Scheduler.SHARED,
         link_bps=float(domain.link_rate_bps),
         drain_bps=max(DRAIN_BPS, float(domain.link_rate_bps)),
         delay_ps=to_ps(domain.link_delay_s),
-        classes=tuple(reserved(tenant) for tenant in scenario.tenants),
+        classes=tuple(reserved(tenant) if shared is None else shared for tenant in scenario.tenants),
         meters=tuple(policy(tenant) for tenant in scenario.tenants),
         ranks=tuple(0 if tenant.reservation else 1 for tenant in scenario.tenants),
         weights=tuple(_weight(scenario, tenant) for tenant in scenario.tenants),
         excess=choices.excess,
         loss=choices.loss,
     )
+
+
+def _has_one_queue(domain: Domain, choices: Choices) -> bool:
+    """Whether a domain is simulated with the one queue that the data plane would install."""
+    return domain.shared_queue_bits is not None and choices.scheduler is Scheduler.RESERVED
+
+
+def _shared(domain: Domain, crossing: Sequence[Tenant]) -> Reserved:
+    """The class that everybody shares; of any size in a domain that has none, where it is for comparison."""
+    largest_bits = max((tenant.arrivals.size_bits for tenant in crossing), default=FULL_FRAME_BITS)
+    queue = shared_class(domain.link_rate_bps, largest_bits, domain.shared_queue_bits or largest_bits)
+    limit = None if domain.shared_queue_bits is None else queue.limit_packets
+    return Reserved(float(queue.rate_bps), 8.0 * queue.burst_bytes, limit)
 
 
 def _weight(scenario: Scenario, tenant: Tenant) -> float:
