@@ -131,7 +131,7 @@ def _long_ideal_p999_s(run: dict[str, Any], tenant: dict[str, Any]) -> float:
     bits = asked["framing_out"] * arrivals["size_bits"]
     arrival_s = np.cumsum(np.random.default_rng(0).exponential(1.0 / arrivals["rate_per_s"], _LONG))
     wait_s = fifo(arrival_s, np.full(_LONG, bits), _RATE_BPS).start_s - arrival_s
-    own_s = (bits - 8 * min(queue["burst_bytes"] for queue in queues)) / _RATE_BPS
+    own_s = (bits - asked["last_packet_bits"] - 8 * min(queue["burst_bytes"] for queue in queues)) / _RATE_BPS
     return float(np.quantile(wait_s, 0.999)) + own_s + float(asked["idle_s"])
 
 

@@ -32,6 +32,7 @@ def summary(record: RunRecord) -> RenderableType:
     parts += [Text(line) for line in own_time(record)]
     parts += [Text(line) for line in _plan_lines(record)]
     parts += [Text(line) for tenant in record.tenants for line in _request_lines(tenant)]
+    parts += [Text(line) for line in _held_out_lines(record)]
     parts += [Text(f"{tenant.name}: {tenant.reason}") for tenant in record.tenants if tenant.reason]
     parts += [_broken(tenant) for tenant in record.tenants if tenant.bound_broken]
     failed = [gate for gate in record.gates if not gate.ok]
@@ -125,6 +126,15 @@ def _request_lines(tenant: TenantRecord) -> Iterator[str]:
         f"{tenant.name}: {asked.answered:,} of {tenant.n:,} requests answered by {asked.model}, accuracy "
         f"{asked.accuracy:.3f}; mean ms: {parts}"
     )
+
+
+def _held_out_lines(record: RunRecord) -> Iterator[str]:
+    """What windows say of tails that were signed from the warm-up."""
+    for window in record.windows:
+        for held in window.held_out:
+            about = f"{held.domain}'s tail for {held.tenant} in window {window.index}"
+            said = "; ".join(held.contradictions)
+            yield f"{about}: contradicted: {said}" if said else f"{about}: {held.n:,} packets contradict nothing"
 
 
 def _gate_table(record: RunRecord) -> Table:

@@ -132,7 +132,8 @@ def ideal_network_s(outcome: RequestOutcome, shaper: Shaper, idle_s: float = 0.0
     """Network part of each request sent, in an ideal queue of the rate and burst read back; NaN otherwise; [n].
 
     Fed its own calls at their intended times, each as large on the wire as the messages of the window were on average.
-    Its own transmission counts once; the burst, which a queue sends at once after a pause, is credited.
+    Its own transmission counts once, but for its last packet, which HTB sends as soon as it has paid for those before;
+    the burst, which a queue sends at once after a pause, is credited.
 
     Args:
         outcome: The window.
@@ -148,9 +149,9 @@ def ideal_network_s(outcome: RequestOutcome, shaper: Shaper, idle_s: float = 0.0
 def idle_path_s(outcome: RequestOutcome, shaper: Shaper) -> float:
     """What a request that waits for nobody takes beyond its own transmission; 0 if every one waited.
 
-    That is the sender, gRPC, two TCP stacks, every switch and every link once, less what HTB lets go early: the price
-    of a real path, which no queue explains, as a ping's time without load is. The median over the requests that find
-    the ideal queue empty; known from a warm-up, it says nothing about how requests wait in the window it is used for.
+    That is the sender, gRPC, two TCP stacks, every switch and every link once: the price of a real path, which no queue
+    explains, as a ping's time without load is. The median over the requests that find the ideal queue empty; known from
+    a warm-up, it says nothing about how requests wait in the window it is used for.
     """
     sent, wait_s, own_s = _ideal_parts_s(outcome, shaper)
     beyond_s = outcome.match.samples.network_out_s[sent] - np.maximum(0.0, own_s)
@@ -240,7 +241,8 @@ def _ideal_parts_s(outcome: RequestOutcome, shaper: Shaper) -> tuple[BoolArray, 
     sent = record.request_bytes > 0
     bits = outcome.match.out.factor * 8.0 * record.request_bytes[sent]
     wait_s = _wait_s(record.schedule.time_s[sent], bits / shaper.rate_bps)
-    return sent, wait_s, (bits - shaper.burst_bits) / shaper.rate_bps
+    before_last_bits = np.maximum(0.0, bits - outcome.match.last_bits[sent])
+    return sent, wait_s, (before_last_bits - shaper.burst_bits) / shaper.rate_bps
 
 
 def _wait_s(time_s: FloatArray, service_s: FloatArray) -> FloatArray:

@@ -30,7 +30,7 @@ def test_json_names_tenant_probability_bound_method_assumptions_and_the_budget_p
     scenario = load(DEMO)
     packets = [tenant for tenant in scenario.tenants if tenant.requests is None]
     promised = {tenant.name: tenant.promise.epsilon for tenant in packets if tenant.promise}
-    assert printed["left_out"] == ["vision"]
+    assert printed["left_out"] == [tenant.name for tenant in scenario.tenants if tenant.requests is not None]
     assert {name: tenant["epsilon"] for name, tenant in tenants.items()} == promised
     for tenant in tenants.values():
         assert tenant["assumptions"]
@@ -50,6 +50,13 @@ def test_the_table_explains_every_bound(run) -> None:
     assert result.exit_code == 0
     for phrase in ("alpha", "It is made of:", "It assumes that", "Rejected: deterministic"):
         assert phrase in result.stdout
+
+
+def test_tenants_that_send_requests_are_left_out_and_named() -> None:
+    result = CliRunner().invoke(app, ["bound", str(DEMO.with_name("requests.yaml")), "--json"])
+    assert json.loads(result.stdout) == {"tenants": [], "left_out": ["vision"]}
+    result = CliRunner().invoke(app, ["bound", str(DEMO.with_name("requests.yaml"))])
+    assert result.exit_code == 0
     assert "left out: vision: requests, whose bounds need what a warm-up counts" in result.stderr
 
 

@@ -13,6 +13,7 @@ from testbed.calculus.service.promised import EnvelopeService
 from testbed.errors import FidelityError
 from testbed.management.request_bounds import RequestTerms, bound_requests
 from testbed.management.requests import ComputeReservation
+from testbed.report.record import TenantRecord
 from testbed.run.judge_requests import judge_requests
 from testbed.run.request_terms import Granted, computation_s, host_lateness, ideal_network_s, idle_path_s, request_gates
 from testbed.run.requests import RequestOutcome
@@ -53,6 +54,7 @@ MAKER = RequestMaker("alpha", "digits-small", 4, held_out())
 OUT = Framing(64_000, 67_840.0, 0.0, 1.05, 640.0)
 BACK = Framing(2_000, 3_200.0, 0.0, 1.05, 1_100.0)
 SHAPER = Shaper(RATE_BPS, 25_600)
+LAST_BITS = 8_000.0
 TIMEOUT, REJECTED = 4, 8
 COMPUTE_S, BACK_S = 1e-3, 1e-3
 
@@ -80,7 +82,7 @@ def outcome(duration_s: float = 200.0, late_s: float = 0.0) -> RequestOutcome:
         response_bytes=record.response_bytes, out_bits=none, back_bits=none, correct=record.correct,
     )  # fmt: skip
     packets = Passages(np.empty((0, 3)), np.empty(0, dtype=np.int64))
-    match = RequestMatch(samples, OUT, BACK, 0, 0.0, packets)
+    match = RequestMatch(samples, OUT, BACK, 0, 0.0, packets, np.full(n, LAST_BITS))
     there = at + ideal_network_s(RequestOutcome(record, match), SHAPER) + late_s
     server = np.stack([there, there, there, there + COMPUTE_S], axis=1)
     back = np.stack([there + COMPUTE_S, there + COMPUTE_S + BACK_S], axis=1)
@@ -165,6 +167,16 @@ def test_what_an_idle_path_takes_is_told_by_requests_that_wait_for_nobody_and_is
     assert asked.network_s == pytest.approx(asked.ideal_network_s)
 
 
+def test_a_request_waits_for_its_own_packets_but_for_the_last_one_and_for_all_that_came_before() -> None:
+    seen = outcome()
+    bits = OUT.factor * 8.0 * seen.record.request_bytes
+    unpaid_s = np.minimum(LAST_BITS, np.maximum(0.0, bits - SHAPER.burst_bits)) / RATE_BPS
+    whole = RequestOutcome(seen.record, replace(seen.match, last_bits=np.zeros(len(bits))))
+    earlier_s = ideal_network_s(whole, SHAPER) - ideal_network_s(seen, SHAPER)
+    assert earlier_s == pytest.approx(unpaid_s)
+    assert idle_path_s(whole, SHAPER) == 0.0, "a path that pays for less than its queues would is no faster than none"
+
+
 def test_a_bound_is_held_against_the_percentile_it_was_made_for() -> None:
     tenant = replace(TENANT, promise=Promise(0.3, 0.05, 0.95))
     seen = outcome()
@@ -180,6 +192,23 @@ def test_a_bound_is_held_against_the_percentile_it_was_made_for() -> None:
 def test_the_host_overrules_the_data() -> None:
     row = judge_requests(TENANT, ASKED, [outcome()], None, SHAPER, seconds=200.0, valid=False)
     assert row.verdict == "INVALID"
+
+
+def test_a_tenant_that_sent_beyond_its_bucket_is_excused_and_breaks_no_bound() -> None:
+    seen = outcome()
+    small = bound_requests(TENANT, terms(), host_s=0.0).model_copy(update={"bound_s": 1e-3})
+    bits = np.full(len(seen.record.schedule), 68_000.0)
+
+    def judged(times: float) -> TenantRecord:
+        match = replace(seen.match, samples=replace(seen.match.samples, out_bits=times * bits))
+        flood = RequestOutcome(seen.record, match)
+        return judge_requests(TENANT, ASKED, [flood], small, SHAPER, seconds=200.0, valid=True)
+
+    kept, broke = judged(1.0), judged(2.0)
+    assert (kept.verdict != "EXCUSED", kept.bound_broken) == (True, True)
+    assert (broke.verdict, broke.bound_broken) == ("EXCUSED", False)
+    assert broke.requests is not None
+    assert f"{broke.requests.nonconforming:,} of {broke.n:,} requests exceeded its token bucket" in broke.reason
 
 
 def test_a_path_that_keeps_its_word_is_never_late_and_stays_below_its_bound() -> None:
