@@ -19,6 +19,9 @@ from inference_server.server import Settings
 from inference_server.text import TextModel
 from tests.unit.inference.serving import LONG_S, infer, request, serving
 
+# PyTorch advises against TorchScript; users have it all the same.
+pytestmark = pytest.mark.filterwarnings("ignore:`?torch.jit:DeprecationWarning")
+
 NO_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 DEVICES = [pytest.param("cpu"), pytest.param("cuda", marks=NO_CUDA)]
 CONTEXT = np.frombuffer(b"The data set contains ", np.uint8)
