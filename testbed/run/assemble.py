@@ -18,6 +18,7 @@ from testbed.report.record import (
     EnvelopeRecord,
     GateRecord,
     HeldOutRecord,
+    OfferedRecord,
     RunRecord,
     TenantRecord,
     WindowRecord,
@@ -25,6 +26,7 @@ from testbed.report.record import (
 from testbed.run.excess import excess_of, refuted
 from testbed.run.judge import Observed, judge_tenant, run_verdict, unmeasured
 from testbed.run.judge_requests import judge_requests
+from testbed.run.offered import offered
 from testbed.run.request_terms import Granted
 from testbed.run.reservations import Reservations
 from testbed.run.terms import Terms
@@ -129,7 +131,9 @@ def assemble(
         asked = tenant.requests
         return judge_requests(tenant, asked, outcomes, bound, shaper, idle_s=idle_s, seconds=seconds, valid=valid)
 
-    tenants = tuple(judged(tenant) for tenant in scenario.tenants)
+    tenants = tuple(
+        judged(tenant).model_copy(update={"offered": _offered(tenant, measured)}) for tenant in scenario.tenants
+    )
     return RunRecord(
         run_id="",
         name=scenario.name,
@@ -150,6 +154,15 @@ def assemble(
         tenants=tenants,
         windows=tuple(windows),
     )
+
+
+def _offered(tenant: Tenant, measured: Sequence[Measured]) -> OfferedRecord | None:
+    def due(window: Window) -> samples.TenantSamples | request_samples.RequestSamples:
+        if tenant.requests is None:
+            return window.matches[tenant.name].samples
+        return window.requests[tenant.name].match.samples.due()
+
+    return offered([(due(item.window), item.window.duration_s) for item in measured])
 
 
 def _unfinished(failure: Sequence[str], window: int) -> GateRecord:
