@@ -31,9 +31,8 @@ from testbed.calculus import (
     Workers,
     fit_trace,
 )
-from testbed.scenario.model import MmppArrivals, OnOffArrivals, PoissonArrivals, RenewalArrivals
+from testbed.scenario.model import Arrivals, MmppArrivals, OnOffArrivals, PoissonArrivals, RenewalArrivals
 from testbed.telemetry.requests import Framing
-from testbed.traffic.arrivals import Process
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -45,8 +44,8 @@ class ComputeReservation:
     Attributes:
         workers: Workers of the server.
         share: Fraction of them that the tenant is guaranteed.
-        most_work_s: Longest computation of one of the tenant's requests, as calibrated.
-        foreign_work_s: Longest computation of a request of each other tenant: one of each may be in the way.
+        most_work_s: Time in which one of the tenant's requests is computed, as promised.
+        foreign_work_s: The same of a request of each other tenant: one of each may be in the way.
     """
 
     workers: int
@@ -106,7 +105,7 @@ def request_path(
     return RequestPath(requests, tuple(out), compute.stage, tuple(back), excess, loss)
 
 
-def request_arrival(arrivals: Process, path: RequestPath) -> Arrival:
+def request_arrival(arrivals: Arrivals, path: RequestPath) -> Arrival:
     """How requests arrive in the virtual time of their path, for a tenant that keeps to what it declared.
 
     Raises:

@@ -120,6 +120,9 @@ class RequestsRecord(_Part):
         network_s: p50, p99 and p99.9 of the network part: from the intended time to the compute host.
         ideal_network_s: The same of an ideal queue fed the tenant's own calls, `idle_s` added.
         idle_s: What a request of the warm-up that waited for nobody took beyond its own transmission.
+        nonconforming: Requests proved to be beyond the tenant's token bucket.
+        last_packet_bits: Wire bits of a request in its last packet, in the mean; 0 in records of a time when it was not
+            told apart.
         parts: In the order of a request's life, the residual last; they add up to the latency.
     """
 
@@ -140,6 +143,8 @@ class RequestsRecord(_Part):
     network_s: tuple[float | None, float | None, float | None]
     ideal_network_s: tuple[float | None, float | None, float | None]
     idle_s: float = 0.0
+    nonconforming: int = 0
+    last_packet_bits: float = 0.0
     parts: tuple[PartDelay, ...]
 
 
@@ -151,6 +156,27 @@ class ConformanceRecord(_Part):
     meter_dropped: int
     queue_dropped: int
     delivered: int
+
+
+class OfferedRecord(_Part):
+    """What a tenant offered, by intended times, and how late it was; of a simulation, in its recorded part.
+
+    Attributes:
+        arrivals: Packets, or requests, that were due.
+        gap_cv2: Squared coefficient of variation of the gaps, 1 for a Poisson process.
+        dispersion: Pairs of a window's length in s and the variance over the mean of counts in such windows.
+        peak_to_mean: Largest count in one second over the mean.
+        handed_late_p999_s: 99.9th percentile of the lateness with which the kernel, or gRPC, was handed each.
+        wire_late_p999_s: The same of the first capture: of the packet, or of a request's first byte.
+    """
+
+    arrivals: int
+    rate_per_s: float
+    gap_cv2: float | None
+    dispersion: tuple[tuple[float, float | None], ...]
+    peak_to_mean: float | None
+    handed_late_p999_s: float | None
+    wire_late_p999_s: float | None
 
 
 class TenantRecord(_Part):
@@ -193,6 +219,21 @@ class TenantRecord(_Part):
     domains: tuple[DomainDelay, ...] = ()
     conformance: ConformanceRecord | None = None
     requests: RequestsRecord | None = None
+    offered: OfferedRecord | None = None
+
+
+class HeldOutRecord(_Part):
+    """A tail that a domain signed from the warm-up, held against a window that it was not made from.
+
+    Attributes:
+        n: Packets that crossed the domain.
+        contradictions: In what they contradict the envelope, a sentence each; empty where in nothing.
+    """
+
+    domain: str
+    tenant: str
+    n: int
+    contradictions: tuple[str, ...]
 
 
 class WindowRecord(_Part):
@@ -201,6 +242,7 @@ class WindowRecord(_Part):
     Attributes:
         samples: Packets, by tenant that sends packets.
         requests: Requests, by tenant that sends requests.
+        held_out: Every signed tail of the tenants that send requests.
         stalls: When a core was away, in seconds since the window's start, and for how long; the long ones.
     """
 
@@ -210,6 +252,7 @@ class WindowRecord(_Part):
     valid: bool
     samples: dict[str, str]
     requests: dict[str, str] = {}
+    held_out: tuple[HeldOutRecord, ...] = ()
     environment_before: dict[str, Any] = {}
     environment_after: dict[str, Any] = {}
     sender_lateness_p999_s: dict[str, float] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import datetime as dt
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,12 +17,16 @@ from testbed.report.record import (
     BoundRecord,
     EnvelopeRecord,
     GateRecord,
+    HeldOutRecord,
+    OfferedRecord,
     RunRecord,
     TenantRecord,
     WindowRecord,
 )
+from testbed.run.excess import excess_of, refuted
 from testbed.run.judge import Observed, judge_tenant, run_verdict, unmeasured
 from testbed.run.judge_requests import judge_requests
+from testbed.run.offered import offered
 from testbed.run.request_terms import Granted
 from testbed.run.reservations import Reservations
 from testbed.run.terms import Terms
@@ -110,7 +114,8 @@ def assemble(
             observed[tenant.name].append(seen)
             files[tenant.name] = f"window-{item.window.index}/{tenant.name}.parquet"
             samples.write(folder / files[tenant.name], seen.match.samples, seen.replay)
-        windows.append(_window_record(item, files, requests))
+        held_out = tuple(_held_out(scenario, reservations, item.window))
+        windows.append(_window_record(item, files, requests, held_out))
 
     def judged(tenant: Tenant) -> TenantRecord:
         bound = bounds.get(tenant.name)
@@ -126,7 +131,9 @@ def assemble(
         asked = tenant.requests
         return judge_requests(tenant, asked, outcomes, bound, shaper, idle_s=idle_s, seconds=seconds, valid=valid)
 
-    tenants = tuple(judged(tenant) for tenant in scenario.tenants)
+    tenants = tuple(
+        judged(tenant).model_copy(update={"offered": _offered(tenant, measured)}) for tenant in scenario.tenants
+    )
     return RunRecord(
         run_id="",
         name=scenario.name,
@@ -149,13 +156,42 @@ def assemble(
     )
 
 
+def _offered(tenant: Tenant, measured: Sequence[Measured]) -> OfferedRecord | None:
+    def due(window: Window) -> samples.TenantSamples | request_samples.RequestSamples:
+        if tenant.requests is None:
+            return window.matches[tenant.name].samples
+        return window.requests[tenant.name].match.samples.due()
+
+    return offered([(due(item.window), item.window.duration_s) for item in measured])
+
+
 def _unfinished(failure: Sequence[str], window: int) -> GateRecord:
     return GateRecord(
         name="measured to the end", value=1.0, limit=0.0, ok=False, detail="; ".join(failure), window=window
     )
 
 
-def _window_record(item: Measured, files: dict[str, str], requests: dict[str, str]) -> WindowRecord:
+def _held_out(scenario: Scenario, reservations: Reservations, window: Window) -> Iterator[HeldOutRecord]:
+    """What became of each signed tail; of tenants that send packets the audit asks the same from their samples."""
+    for tenant in scenario.tenants:
+        if tenant.requests is None:
+            continue
+        packets = window.requests[tenant.name].match.packets
+        for position, envelope in enumerate(reservations.envelopes(tenant)):
+            if envelope.tail is None:
+                continue
+            found = excess_of(packets, position, envelope.tail.rate_bps, envelope.latency_s)
+            yield HeldOutRecord(
+                domain=envelope.domain,
+                tenant=tenant.name,
+                n=found.excess_s.size + found.lost,
+                contradictions=tuple(refuted([(envelope, found)])),
+            )
+
+
+def _window_record(
+    item: Measured, files: dict[str, str], requests: dict[str, str], held_out: tuple[HeldOutRecord, ...]
+) -> WindowRecord:
     window = item.window
     lateness = {
         name: float(np.nanquantile(record.lateness_s, 0.999, method="higher"))
@@ -169,6 +205,7 @@ def _window_record(item: Measured, files: dict[str, str], requests: dict[str, st
         valid=all(gate.ok for gate in item.gates),
         samples=files,
         requests=requests,
+        held_out=held_out,
         environment_before=asdict(window.host_before),
         environment_after=asdict(window.host_after),
         sender_lateness_p999_s=lateness,

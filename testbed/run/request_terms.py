@@ -1,8 +1,9 @@
 """What request tenants are held against: calibrated from a warm-up, policed in every measured window.
 
-A warm-up tells what messages cost on the wire, how long the server computes at most, and how much later the emulating
-host makes requests than queues, shares and the ideal order of work would. The measured window, which the calibration
-has not seen, is compared with all of it.
+A warm-up tells what messages cost on the wire, how long the server computes, and how much later the emulating host
+makes requests than queues, shares and the ideal order of work would. A server that is one process of a busy machine is
+paused now and then; what that adds to a computation is the host's lateness, not the model's cost. The measured window,
+which the calibration has not seen, is compared with all of it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from inference_server.digits import held_out
+from testbed.audit.quantile import quantile as latency_quantile
 from testbed.errors import FidelityError
 from testbed.management.bounds import HOST_RISK
 from testbed.management.request_bounds import RequestTerms, services_of
@@ -27,7 +28,7 @@ from testbed.scenario.model import Scenario, Tenant
 from testbed.telemetry.fidelity import Gate, quantile
 from testbed.telemetry.lag import fifo
 from testbed.traffic.request_demand import demand
-from testbed.traffic.request_wire import RequestMaker
+from testbed.traffic.request_makers import maker_of
 
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
@@ -39,10 +40,14 @@ REPLAY_SHARE = 0.05
 """How far the network part may be from the ideal queue's, at the promised percentile."""
 
 RESOLVED_S = 2e-3
-"""What a sender in Python, gRPC and two TCP stacks can be resolved to."""
+"""What a sender in Python, gRPC and its TCP can be resolved to."""
 
 LATENESS_P999_S = 5e-3
 """Of handing a request to gRPC; what it makes of it is in the client's wait."""
+
+COMPUTED_WITHIN = 0.95
+"""Share of its computations that a server promises to end in the time it signs. The others are paused ones: what they
+take beyond it is the host's, which its allowance covers and a gate polices."""
 
 _GRAIN_S = 1e-4
 
@@ -55,13 +60,13 @@ class Granted:
         terms: What the warm-up says of it and its path.
         host_s: What the host may add.
         idle_s: What a request takes on an idle path beyond its own transmission: see `idle_path_s`.
-        links_s: Propagation delay of all links of the path together, part of `idle_s`.
+        ends_s: Part of `idle_s`: until the request's first byte has entered the first domain.
     """
 
     terms: RequestTerms
     host_s: float
     idle_s: float = 0.0
-    links_s: float = 0.0
+    ends_s: float = 0.0
 
 
 def calibrate_requests(
@@ -81,7 +86,7 @@ def calibrate_requests(
     Raises:
         FidelityError: The warm-up answered nothing.
     """
-    longest_s = {name: _longest_s(name, outcome) for name, outcome in outcomes.items()}
+    computed_s = {name: computation_s(name, outcome) for name, outcome in outcomes.items()}
     sites = {tenant.name: tenant.site for tenant, _ in asking(scenario)}
     found = {}
     for tenant, asked in asking(scenario):
@@ -89,22 +94,22 @@ def calibrate_requests(
         if not envelopes:
             continue
         outcome = outcomes[tenant.name]
-        foreign = [s for name, s in longest_s.items() if name != tenant.name and sites[name] == tenant.site]
-        maker = RequestMaker(tenant.name, asked.model, asked.images, held_out())
+        foreign = [s for name, s in computed_s.items() if name != tenant.name and sites[name] == tenant.site]
+        maker = maker_of(tenant.name, asked, tenant.arrivals)
         terms = RequestTerms(
             demand=demand(tenant.arrivals, asked.size, maker),
             out=outcome.match.out,
             back=outcome.match.back,
             answer_bits=8 * int(outcome.record.response_bytes.max()),
-            compute=ComputeReservation(WORKERS, asked.compute_share, longest_s[tenant.name], tuple(foreign)),
+            compute=ComputeReservation(WORKERS, asked.compute_share, computed_s[tenant.name], tuple(foreign)),
             services=services_of(envelopes),
         )
         late_s = host_lateness(outcome, terms)
         late_s = late_s[np.isfinite(late_s)]
         needed_s = quantile(late_s, 1.0 - _risk(tenant)) * HEADROOM
         host_s = min(scenario.slow_down * HOST_CAP_S, max(PATH_FLOOR_S, math.ceil(needed_s / _GRAIN_S) * _GRAIN_S))
-        links_s = sum(domain.link_delay_s for domain in reservations.scenario.path(tenant))
-        found[tenant.name] = Granted(terms, host_s, idle_path_s(outcome, shapers[tenant.name]), links_s)
+        shaper = shapers[tenant.name]
+        found[tenant.name] = Granted(terms, host_s, idle_path_s(outcome, shaper), idle_ends_s(outcome, shaper))
     return found
 
 
@@ -126,7 +131,8 @@ def ideal_network_s(outcome: RequestOutcome, shaper: Shaper, idle_s: float = 0.0
     """Network part of each request sent, in an ideal queue of the rate and burst read back; NaN otherwise; [n].
 
     Fed its own calls at their intended times, each as large on the wire as the messages of the window were on average.
-    Its own transmission counts once; the burst, which a queue sends at once after a pause, is credited.
+    Its own transmission counts once, but for its last packet, which HTB sends as soon as it has paid for those before;
+    the burst, which a queue sends at once after a pause, is credited.
 
     Args:
         outcome: The window.
@@ -142,14 +148,23 @@ def ideal_network_s(outcome: RequestOutcome, shaper: Shaper, idle_s: float = 0.0
 def idle_path_s(outcome: RequestOutcome, shaper: Shaper) -> float:
     """What a request that waits for nobody takes beyond its own transmission; 0 if every one waited.
 
-    That is the sender, gRPC, two TCP stacks, every switch and every link once, less what HTB lets go early: the price
-    of a real path, which no queue explains, as a ping's time without load is. The median over the requests that find
-    the ideal queue empty; known from a warm-up, it says nothing about how requests wait in the window it is used for.
+    That is the sender, gRPC, two TCP stacks, every switch and every link once: the price of a real path, which no queue
+    explains, as a ping's time without load is. The median over the requests that find the ideal queue empty; known from
+    a warm-up, it says nothing about how requests wait in the window it is used for.
     """
     sent, wait_s, own_s = _ideal_parts_s(outcome, shaper)
     beyond_s = outcome.match.samples.network_out_s[sent] - np.maximum(0.0, own_s)
     alone = beyond_s[(wait_s == 0.0) & np.isfinite(beyond_s)]
     return max(0.0, float(np.median(alone))) if alone.size else 0.0
+
+
+def idle_ends_s(outcome: RequestOutcome, shaper: Shaper) -> float:
+    """Of `idle_path_s`, what sender, gRPC and the client's TCP take: until the first byte is in the first domain."""
+    sent, wait_s, _ = _ideal_parts_s(outcome, shaper)
+    samples = outcome.match.samples
+    handed_s = (samples.first_s - samples.intended_s)[sent]
+    alone = (wait_s == 0.0) & np.isfinite(handed_s)
+    return float(np.median(handed_s[alone])) if alone.any() else 0.0
 
 
 def request_gates(
@@ -188,10 +203,17 @@ def request_gates(
             f"{beyond} of {answered} requests more than {granted.host_s * 1e3:.1f} ms later than their path explains",
         ),
         Gate.at_most(
-            f"idle path, {name}",
-            granted.idle_s - granted.links_s,
+            f"idle sender, {name}",
+            granted.ends_s,
             resolved_s,
-            "what a request of the warm-up that waited for nobody took beyond its own transmission and the links",
+            "what passed of a request of the warm-up that waited for nobody until its first byte was in the network",
+            "s",
+        ),
+        Gate.at_most(
+            f"idle path, {name}",
+            granted.idle_s - granted.ends_s,
+            sum(service.latency_s for service in granted.terms.services),
+            "what it then took beyond its own transmission, against what the domains promise without their host",
             "s",
         ),
         Gate.at_most(
@@ -208,8 +230,15 @@ def _risk(tenant: Tenant) -> float:
     return HOST_RISK * (tenant.promise.epsilon if tenant.promise else 1e-3)
 
 
-def _longest_s(name: str, outcome: RequestOutcome) -> float:
-    """Longest computation that the warm-up saw, and as much again as a short warm-up may have missed."""
+def computation_s(name: str, outcome: RequestOutcome) -> float:
+    """What the server promises that a request of the tenant computes.
+
+    The upper confidence limit of the time that `COMPUTED_WITHIN` of them keep, dependence paid for; of a warm-up that
+    cannot tell it, half as much again as the longest one.
+
+    Raises:
+        FidelityError: The warm-up answered nothing.
+    """
     compute_s = outcome.match.samples.compute_s
     known = compute_s[np.isfinite(compute_s)]
     if not known.size:
@@ -217,7 +246,8 @@ def _longest_s(name: str, outcome: RequestOutcome) -> float:
             f"tenant {name}: no request was answered during the warm-up ({outcome.record.summary()['status']}); "
             "its timeout or its reservation is too small, or the host too slow"
         )
-    return HEADROOM * float(known.max())
+    upper_s = latency_quantile(known, COMPUTED_WITHIN).upper_s
+    return HEADROOM * float(known.max()) if upper_s is None else upper_s
 
 
 def _ideal_parts_s(outcome: RequestOutcome, shaper: Shaper) -> tuple[BoolArray, FloatArray, FloatArray]:
@@ -226,7 +256,8 @@ def _ideal_parts_s(outcome: RequestOutcome, shaper: Shaper) -> tuple[BoolArray, 
     sent = record.request_bytes > 0
     bits = outcome.match.out.factor * 8.0 * record.request_bytes[sent]
     wait_s = _wait_s(record.schedule.time_s[sent], bits / shaper.rate_bps)
-    return sent, wait_s, (bits - shaper.burst_bits) / shaper.rate_bps
+    before_last_bits = np.maximum(0.0, bits - outcome.match.last_bits[sent])
+    return sent, wait_s, (before_last_bits - shaper.burst_bits) / shaper.rate_bps
 
 
 def _wait_s(time_s: FloatArray, service_s: FloatArray) -> FloatArray:

@@ -19,6 +19,7 @@ from testbed.scenario.model import (
     DrawnSize,
     Interval,
     Misbehaviour,
+    MmppArrivals,
     ModelSize,
     OnOffArrivals,
     PoissonArrivals,
@@ -38,6 +39,7 @@ _MODELS: dict[str, type[Arrivals]] = {
     "poisson": PoissonArrivals,
     "on-off": OnOffArrivals,
     "renewal": RenewalArrivals,
+    "mmpp": MmppArrivals,
     "trace": TraceArrivals,
 }
 _MODEL_NAMES = {kind: name for name, kind in _MODELS.items()}
@@ -90,11 +92,17 @@ def _tenant_to_dict(tenant: Tenant) -> dict[str, Any]:
     arrivals = {"model": _MODEL_NAMES[type(tenant.arrivals)], **asdict(tenant.arrivals)}
     if isinstance(tenant.arrivals, TraceArrivals):
         arrivals["path"] = str(tenant.arrivals.path)
+        if tenant.arrivals.start_s == 0.0 and tenant.arrivals.span_s is None:
+            # Folders of whole traces stay as they were before there were stretches.
+            del arrivals["start_s"], arrivals["span_s"]
     written = {**asdict(tenant), "arrivals": arrivals}
     if tenant.requests is None:
         # Folders of tenants that send packets stay as they were before there were others.
         del written["requests"]
     else:
+        if tenant.requests.token_scale == 1.0:
+            # Folders of a time when no model generated text stay as they were.
+            del written["requests"]["token_scale"]
         written["requests"]["size"] = {"kind": _SIZE_NAMES[type(tenant.requests.size)], **asdict(tenant.requests.size)}
     for key in ("way", "present_s"):
         if written[key] is None:
@@ -134,7 +142,7 @@ def _requests_from_dict(data: Mapping[str, Any]) -> Requests:
     if name not in _SIZES:
         raise ScenarioError(f"scenario data: found request sizes of kind {name!r}; expected one of {', '.join(_SIZES)}")
     parameters = {key: tuple(value) for key, value in size.items()}
-    return _build(Requests, {**data, "size": _build(_SIZES[name], parameters)})
+    return _build(Requests, {"token_scale": 1.0, **data, "size": _build(_SIZES[name], parameters)})
 
 
 def _arrivals_from_dict(data: Mapping[str, Any]) -> Arrivals:
@@ -143,7 +151,10 @@ def _arrivals_from_dict(data: Mapping[str, Any]) -> Arrivals:
     if name not in _MODELS:
         raise ScenarioError(f"scenario data: found the arrival model {name!r}; expected one of {', '.join(_MODELS)}")
     if name == "trace" and "path" in parameters:
-        parameters["path"] = Path(parameters["path"])
+        parameters = {"start_s": 0.0, "span_s": None, **parameters, "path": Path(parameters["path"])}
+    if name == "mmpp":
+        parameters["rates_per_s"] = tuple(parameters.get("rates_per_s", ()))
+        parameters["switch_per_s"] = tuple(tuple(row) for row in parameters.get("switch_per_s", ()))
     return _build(_MODELS[name], parameters)
 
 

@@ -2,7 +2,7 @@
 
 Domains offer signed envelopes as they do for a run, but grant nothing to a host, because there is none; meters, bursts
 and queue limits are read from them. Schedulers that the data plane does not install are for comparison and promise
-nothing.
+nothing. Tenants that send requests need servers and TCP: they are left out, their reservations are not.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ class Network:
     """A scenario ready to be simulated.
 
     Attributes:
-        scenario: It.
+        scenario: It, with everything that it reserves.
+        tenants: Those that are simulated, in the order of the system's sources.
         choices: How it is simulated.
         system: What is simulated.
         federation: The domains, which have offered.
@@ -59,6 +60,7 @@ class Network:
     """
 
     scenario: Scenario
+    tenants: tuple[Tenant, ...]
     choices: Choices
     system: System
     federation: Federation
@@ -67,7 +69,12 @@ class Network:
     @property
     def latencies_s(self) -> Mapping[str, tuple[float, ...]]:
         """Promised latency of each domain of a tenant's path, by tenant; empty where nothing is promised."""
-        return {tenant.name: tuple(e.latency_s for e in self.envelopes(tenant)) for tenant in self.scenario.tenants}
+        return {tenant.name: tuple(e.latency_s for e in self.envelopes(tenant)) for tenant in self.tenants}
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Names of the tenants that are not simulated."""
+        return tuple(tenant.name for tenant in self.scenario.tenants if tenant not in self.tenants)
 
     def envelopes(self, tenant: Tenant) -> list[Envelope]:
         """What the domains promise a tenant, in path order."""
@@ -84,34 +91,30 @@ def network(scenario: Scenario, choices: Choices) -> Network:
 
     Raises:
         ReservationError: A domain cannot carry what the scenario reserves.
-        ScenarioError: A trace that cannot be read, or a tenant that sends requests.
+        ScenarioError: A trace that cannot be read, or no tenant that sends packets.
     """
-    _require_packets(scenario)
+    tenants = _senders_of_packets(scenario)
     federation = on_paper(scenario, host_allowance_s=0.0)
     federation.collect_offers()
     bounds = {}
     if promises(choices.scheduler) and choices.excess is None and choices.loss == 0:
-        found_bounds = {t.name: bound_tenant(t, federation.envelopes(t), host_s=0.0) for t in scenario.tenants}
+        found_bounds = {t.name: bound_tenant(t, federation.envelopes(t), host_s=0.0) for t in tenants}
         bounds = {name: bound for name, bound in found_bounds.items() if bound is not None}
     system = System(
-        sources=tuple(_source(scenario, number, choices) for number in range(1, len(scenario.tenants) + 1)),
-        hops=tuple(_hop(scenario, domain, federation, choices) for domain in scenario.domains),
+        sources=tuple(_source(scenario, tenant, choices) for tenant in tenants),
+        hops=tuple(_hop(scenario, domain, tenants, federation, choices) for domain in scenario.domains),
     )
-    return Network(scenario, choices, system, federation, bounds)
+    return Network(scenario, tenants, choices, system, federation, bounds)
 
 
-def _require_packets(scenario: Scenario) -> None:
-    asking = [tenant.name for tenant in scenario.tenants if tenant.requests is not None]
-    if asking:
+def _senders_of_packets(scenario: Scenario) -> tuple[Tenant, ...]:
+    found = tuple(tenant for tenant in scenario.tenants if tenant.requests is None)
+    if not found:
         raise ScenarioError(
-            f"tenants {', '.join(asking)}: found requests, which need a server and TCP, expected tenants that send "
-            "packets; use `testbed run`, or delete their requests"
+            f"tenants {', '.join(tenant.name for tenant in scenario.tenants)}: found requests only, which need a "
+            "server and TCP, expected a tenant that sends packets; use `testbed run`, or delete their requests"
         )
-
-
-def packets_per_s(scenario: Scenario) -> float:
-    """Packets that all tenants together send a second, on average, while they are there."""
-    return sum(_packets_per_s(tenant) for tenant in scenario.tenants)
+    return found
 
 
 def _packets_per_s(tenant: Tenant) -> float:
@@ -120,15 +123,14 @@ def _packets_per_s(tenant: Tenant) -> float:
     return (offered_bps or mean_bps(tenant.arrivals)) / tenant.arrivals.size_bits
 
 
-def _source(scenario: Scenario, number: int, choices: Choices) -> Source:
-    tenant = scenario.tenants[number - 1]
+def _source(scenario: Scenario, tenant: Tenant, choices: Choices) -> Source:
     breach = tenant.misbehaviour
     correlated = breach is not None and breach.kind == "correlated"
     declared = None if breach is None else breach.strength
     present = tenant.present_s
     return Source(
         name=tenant.name,
-        number=number,
+        number=scenario.tenants.index(tenant) + 1,
         arrivals=tenant.arrivals,
         packets_per_s=_packets_per_s(tenant),
         hops=len(scenario.path(tenant)),
@@ -139,7 +141,9 @@ def _source(scenario: Scenario, number: int, choices: Choices) -> Source:
     )
 
 
-def _hop(scenario: Scenario, domain: Domain, federation: Federation, choices: Choices) -> Hop:
+def _hop(
+    scenario: Scenario, domain: Domain, tenants: Sequence[Tenant], federation: Federation, choices: Choices
+) -> Hop:
     crossing = [tenant for tenant in scenario.tenants if domain in scenario.path(tenant)]
     promised = {tenant: signed.envelope for tenant, signed in federation.offers[domain.name].items()}
     demands = [
@@ -177,10 +181,10 @@ def _hop(scenario: Scenario, domain: Domain, federation: Federation, choices: Ch
         link_bps=float(domain.link_rate_bps),
         drain_bps=max(DRAIN_BPS, float(domain.link_rate_bps)),
         delay_ps=to_ps(domain.link_delay_s),
-        classes=tuple(reserved(tenant) if shared is None else shared for tenant in scenario.tenants),
-        meters=tuple(policy(tenant) for tenant in scenario.tenants),
-        ranks=tuple(0 if tenant.reservation else 1 for tenant in scenario.tenants),
-        weights=tuple(_weight(scenario, tenant) for tenant in scenario.tenants),
+        classes=tuple(reserved(tenant) if shared is None else shared for tenant in tenants),
+        meters=tuple(policy(tenant) for tenant in tenants),
+        ranks=tuple(0 if tenant.reservation else 1 for tenant in tenants),
+        weights=tuple(_weight(scenario, tenant) for tenant in tenants),
         excess=choices.excess,
         loss=choices.loss,
     )

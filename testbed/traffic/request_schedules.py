@@ -7,6 +7,7 @@ tokens. Nothing is sent here.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -15,11 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from testbed.errors import ScenarioError
-from testbed.scenario.model import DrawnSize, ModelSize, RequestSize, TokenSize, TraceArrivals
-from testbed.traffic.arrivals import Process, Seed, replay_order, schedule
-from testbed.traffic.request_wire import MOST_REQUESTS, RequestMaker
+from testbed.scenario.model import Arrivals, DrawnSize, Misbehaviour, ModelSize, RequestSize, TokenSize, TraceArrivals
+from testbed.traffic.arrivals import Seed, replay_order, schedule
+from testbed.traffic.modulation import OnOffPath
+from testbed.traffic.request_wire import MOST_REQUESTS, Maker, TextMaker
 from testbed.traffic.schedules import load_arrays, save_arrays
-from testbed.traffic.traces import read_trace
+from testbed.traffic.workloads import read_workload
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -32,7 +34,7 @@ class RequestSchedule:
     Attributes:
         time_s: Intended send times from the start of the window, non-decreasing, float64[n].
         message_bytes: Size of each message, int64[n].
-        first_image: Position of its first image, int64[n].
+        first_image: Position of its first image; of a request for text, its row in the trace. int64[n].
     """
 
     time_s: FloatArray
@@ -77,7 +79,15 @@ class RequestSchedule:
 
 
 def request_schedule(
-    arrivals: Process, size: RequestSize, maker: RequestMaker, *, seed: Seed, duration_s: float
+    arrivals: Arrivals,
+    size: RequestSize,
+    maker: Maker,
+    *,
+    seed: Seed,
+    duration_s: float,
+    misbehaviour: Misbehaviour | None = None,
+    modulators: Mapping[str, OnOffPath] | None = None,
+    group: np.random.SeedSequence | None = None,
 ) -> RequestSchedule:
     """Draw the requests of one tenant in the window [0, duration_s).
 
@@ -88,6 +98,9 @@ def request_schedule(
         maker: Makes the messages; decides how small one can be, and how many images there are.
         seed: Seed of this tenant in this window, see `testbed.traffic.arrivals.tenant_seed`.
         duration_s: Length of the window.
+        misbehaviour: Bursts that coincide with those of other tenants; None where the tenant is on its own.
+        modulators: As of `testbed.traffic.arrivals.schedule`.
+        group: As of `testbed.traffic.arrivals.schedule`.
 
     Raises:
         ScenarioError: A trace that cannot be read, token sizes without a trace of tokens, or arrivals that contradict
@@ -96,9 +109,17 @@ def request_schedule(
     root = seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
     times_seed, sizes_seed, images_seed = root.spawn(3)
     if isinstance(arrivals, TraceArrivals):
-        time_s, tokens = _replayed(arrivals, times_seed, duration_s)
+        order, time_s, tokens = _replayed(arrivals, times_seed, duration_s)
     else:
-        time_s, tokens = schedule(arrivals, seed=times_seed, duration_s=duration_s).time_s, None
+        drawn = schedule(
+            arrivals,
+            seed=times_seed,
+            duration_s=duration_s,
+            misbehaviour=misbehaviour,
+            modulators=modulators,
+            group=group,
+        )
+        order, time_s, tokens = None, drawn.time_s, None
     n = time_s.size
     match size:
         case ModelSize():
@@ -113,16 +134,21 @@ def request_schedule(
                     "counts tokens, and bits for each token; choose such a trace, or sizes of another kind"
                 )
             wanted = -(-tokens * arrivals.bits_per_token // 8)
-    images = np.random.default_rng(images_seed).integers(len(maker.digits), size=n)
-    return RequestSchedule(time_s, maker.message_bytes(wanted), images)
+    if isinstance(maker, TextMaker):
+        if order is None:
+            raise ScenarioError("requests for text: found no trace among the arrivals, expected one of tokens")
+        subject = order
+    else:
+        subject = np.random.default_rng(images_seed).integers(maker.subjects, size=n)
+    return RequestSchedule(time_s, maker.message_bytes(wanted, subject), subject)
 
 
-def _replayed(arrivals: TraceArrivals, seed: Seed, duration_s: float) -> tuple[FloatArray, IntArray | None]:
-    """Times and context tokens of a trace's requests in the window; no tokens where the trace is one of packets."""
-    trace = read_trace(arrivals.path, arrivals.format)
+def _replayed(arrivals: TraceArrivals, seed: Seed, duration_s: float) -> tuple[IntArray, FloatArray, IntArray | None]:
+    """Rows, times and context tokens of a trace's requests in the window; no tokens where it is one of packets."""
+    trace = read_workload(arrivals)
     if not arrivals.speed_up > 0:
         raise ScenarioError(f"trace {trace.path}: found speed-up {arrivals.speed_up}, expected more than 0")
     order, time_s = replay_order(
         trace.time_s / arrivals.speed_up, trace.period_s / arrivals.speed_up, seed=seed, duration_s=duration_s
     )
-    return time_s, None if trace.format == "packets" else trace.request[order]
+    return order, time_s, None if trace.format == "packets" else trace.request[order]

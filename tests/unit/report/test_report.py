@@ -15,8 +15,8 @@ from testbed.errors import TestbedError
 from testbed.report.html import load_series, load_stalls, render, write_report
 from testbed.report.junit import junit_xml
 from testbed.report.plots import time_plot
-from testbed.report.record import GateRecord, read_record, write_record
-from testbed.report.terminal import own_time, summary
+from testbed.report.record import GateRecord, HeldOutRecord, OfferedRecord, read_record, write_record
+from testbed.report.terminal import milliseconds, own_time, summary
 from tests.unit.report.conftest import FolderMaker, tenant
 
 STALLED = GateRecord(name="replay", value=0.08, limit=0.03, ok=False, detail="measured p99.9 is not the replayed one")
@@ -75,6 +75,28 @@ def test_the_page_shows_bound_and_measurement_and_needs_nothing_from_outside(run
     assert not re.search(r"""(src|href)=["']http""", re.sub(r"<svg.*?</svg>", "", page, flags=re.DOTALL))
 
 
+def test_the_page_shows_what_was_offered_and_how_late_it_reached_the_wire(run_folder: FolderMaker) -> None:
+    burstiness = OfferedRecord(
+        arrivals=1234,
+        rate_per_s=20.5,
+        gap_cv2=3.25,
+        dispersion=((0.1, 1.5), (1.0, 17.25), (10.0, None)),
+        peak_to_mean=4.5,
+        handed_late_p999_s=1.5e-4,
+        wire_late_p999_s=4.75e-4,
+    )
+    folder, record = run_folder(tenant(offered=burstiness))
+    write_record(folder, record)
+    page = write_report(folder).read_text()
+    row = page.split("What was offered")[1].split("</table>")[0]
+    shown = ("1,234", "20.5", "3.25", "dispersion, 0.1 s", "17.2", "4.5", milliseconds(1.5e-4), milliseconds(4.75e-4))
+    for text in shown:
+        assert text in row
+    folder, record = run_folder(tenant())
+    write_record(folder, record)
+    assert "What was offered" not in write_report(folder).read_text()
+
+
 def test_the_same_folder_gives_the_same_page(run_folder: FolderMaker) -> None:
     folder, record = run_folder(tenant())
     write_record(folder, record)
@@ -117,6 +139,21 @@ def test_junit_counts_promises_bounds_and_gates_apart(run_folder: FolderMaker) -
     promises, fidelity = suites["promises"], suites["fidelity"]
     assert (promises.get("tests"), promises.get("failures"), promises.get("skipped")) == ("6", "1", "1")
     assert (fidelity.get("tests"), fidelity.get("failures")) == ("2", "1")
+
+
+@pytest.mark.parametrize("said", [(), ("metro: excess: 0.02 exceed 4 ms",)], ids=["kept", "contradicted"])
+def test_what_a_window_says_of_tails_signed_before_it_is_shown(run_folder: FolderMaker, said: tuple[str, ...]) -> None:
+    folder, record = run_folder(tenant())
+    held = HeldOutRecord(domain="metro", tenant="alpha", n=12_345, contradictions=said)
+    windows = tuple(window.model_copy(update={"held_out": (held,)}) for window in record.windows)
+    write_record(folder, record.model_copy(update={"windows": windows}))
+    back = read_record(folder)
+    expected = said or ("12,345 packets contradict nothing",)
+    assert f"metro's tail for alpha in window {windows[0].index}" in text_of(back)
+    assert expected[0] in text_of(back)
+    page = render(folder)
+    assert "12,345" in page
+    assert (said[0] if said else "in nothing") in page
 
 
 def test_windows_lie_one_after_the_other_and_stalls_at_their_moments(run_folder: FolderMaker) -> None:
