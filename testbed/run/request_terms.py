@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from inference_server.digits import held_out
 from testbed.audit.quantile import quantile as latency_quantile
 from testbed.errors import FidelityError
 from testbed.management.bounds import HOST_RISK
@@ -29,7 +28,7 @@ from testbed.scenario.model import Scenario, Tenant
 from testbed.telemetry.fidelity import Gate, quantile
 from testbed.telemetry.lag import fifo
 from testbed.traffic.request_demand import demand
-from testbed.traffic.request_wire import RequestMaker
+from testbed.traffic.request_makers import maker_of
 
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
@@ -96,7 +95,7 @@ def calibrate_requests(
             continue
         outcome = outcomes[tenant.name]
         foreign = [s for name, s in computed_s.items() if name != tenant.name and sites[name] == tenant.site]
-        maker = RequestMaker(tenant.name, asked.model, asked.images, held_out())
+        maker = maker_of(tenant.name, asked, tenant.arrivals)
         terms = RequestTerms(
             demand=demand(tenant.arrivals, asked.size, maker),
             out=outcome.match.out,
