@@ -11,8 +11,8 @@ import os
 import re
 import socket
 import subprocess
-from collections.abc import Iterable, Sequence
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -213,17 +213,46 @@ class OpenVSwitch:
         """
         sizes: list[int] = []
         transmitting = 0
+        for duplicate in self._packet_sockets():
+            duplicate.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, size_bytes)
+            duplicate.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, size_bytes)
+            sizes += (duplicate.getsockopt(socket.SOL_SOCKET, kind) for kind in _BUFFERS)
+            transmitting += duplicate.getsockname()[0] == ""
+        return SocketBuffers(len(sizes) // len(_BUFFERS), transmitting, min(sizes, default=0))
+
+    @contextmanager
+    def receiving(self, interface: str) -> Iterator[socket.socket]:
+        """A duplicate of the socket by which the switch receives what arrives at a port of the userspace datapath.
+
+        Raises:
+            PreflightError: The switch has no such socket.
+        """
+        for duplicate in self._packet_sockets():
+            if duplicate.getsockname()[0] == interface:
+                with duplicate.dup() as kept:
+                    yield kept
+                return
+        raise PreflightError(f"ovs-vswitchd: found no packet socket of {interface}, expected one")
+
+    def _packet_sockets(self) -> Iterator[socket.socket]:
+        """A duplicate of each of its packet sockets, closed when the next one is asked for."""
         pid = self.daemon.pid
         with processes.pidfd(pid, self.daemon.start_ticks) as pidfd:
             if pidfd is None:
                 raise PreflightError(f"ovs-vswitchd has died; it last said:\n{self.daemon.tail()}")
             for descriptor in _packet_descriptors(pid):
                 with socket.socket(fileno=syscalls.duplicate_descriptor(pidfd, descriptor)) as duplicate:
-                    duplicate.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, size_bytes)
-                    duplicate.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, size_bytes)
-                    sizes += (duplicate.getsockopt(socket.SOL_SOCKET, kind) for kind in _BUFFERS)
-                    transmitting += duplicate.getsockname()[0] == ""
-        return SocketBuffers(len(sizes) // len(_BUFFERS), transmitting, min(sizes, default=0))
+                    yield duplicate
+
+    def restart(self, supervisor: Supervisor) -> None:
+        """Start the daemon again after it was killed; its database remembers bridges and ports, and no flow."""
+        self.daemon = supervisor.start(
+            self.daemon.name,
+            self.daemon.argv,
+            environment=environment_of(self.directory),
+            ready=lambda: _listens(self.directory / "ovs-vswitchd.ctl"),
+            role=Role.DATAPATH,
+        )
 
     def counters(self) -> DatapathCounters:
         """Flow hits, misses and losses of the datapath so far.

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from testbed.management.bounds import HOST_RISK
 from testbed.report.record import GateRecord
+from testbed.run.expectations import outside
+from testbed.run.faults import COUNTERS, explains, explains_all
 from testbed.run.request_terms import Granted, request_gates
 from testbed.run.terms import Terms
 from testbed.run.window import Window
@@ -51,8 +53,13 @@ def gates_of(
         fidelity.packet_ins(after.packet_ins - before.packet_ins),
         fidelity.upcalls(after.datapath.misses - before.datapath.misses, after.datapath.lost - before.datapath.lost),
         fidelity.configuration("installed reservations", drift),
-        fidelity.ledger("queue counters", _ledger(scenario, window)),
     ]
+    explained: dict[str, Gate] = {}
+    for fault, rows in _ledgers(scenario, window).items():
+        if fault:
+            explained[fault] = fidelity.ledger(f"{COUNTERS}, fault {fault}", rows)
+        else:
+            gates.append(fidelity.ledger(COUNTERS, rows))
     for tenant in scenario.tenants:
         if tenant.requests is None:
             gates += _tenant_gates(tenant, window, terms, slow_down)
@@ -62,17 +69,22 @@ def gates_of(
             gates += request_gates(
                 tenant, outcome, granted.get(tenant.name), own.shaper if own else None, slow_down=slow_down
             )
-    return tuple(
-        GateRecord(
-            name=gate.name,
-            value=gate.value,
-            limit=gate.limit,
-            ok=gate.ok,
-            unit=gate.unit,
-            detail=gate.detail,
-            window=window.index,
-        )
-        for gate in gates
+    return (
+        *(_record(gate, window.index, excused_by=explains_all(window.faults, gate.name)) for gate in gates),
+        *(_record(gate, window.index, excused_by=fault) for fault, gate in explained.items()),
+    )
+
+
+def _record(gate: Gate, window: int, *, excused_by: str = "") -> GateRecord:
+    return GateRecord(
+        name=gate.name,
+        value=gate.value,
+        limit=gate.limit,
+        ok=gate.ok,
+        unit=gate.unit,
+        detail=gate.detail,
+        window=window,
+        excused_by="" if gate.ok else excused_by,
     )
 
 
@@ -85,6 +97,9 @@ def _tenant_gates(tenant: Tenant, window: Window, terms: Mapping[str, Terms], sl
     own, epsilon = terms[tenant.name], tenant.promise.epsilon
     shaper = own.shaper
     replayed = replay(samples, shaper.rate_bps, own.latencies_s, burst_bits=shaper.burst_bits, links_s=own.links_s)
+    # What a fault was to do to a tenant is not the host's doing; all else must be as without it.
+    kept = outside(window.faults, tenant, samples.intended_s)
+    samples, replayed = samples.take(kept), replayed.take(kept)
     return [
         *gates,
         *fidelity.lateness(
@@ -110,9 +125,12 @@ def _tenant_gates(tenant: Tenant, window: Window, terms: Mapping[str, Terms], sl
     ]
 
 
-def _ledger(scenario: Scenario, window: Window) -> list[Ledger]:
-    """What borders saw of each tenant in each domain, and what meters and queues counted, must agree to the packet."""
-    rows = []
+def _ledgers(scenario: Scenario, window: Window) -> dict[str, list[Ledger]]:
+    """What borders saw of each tenant in each domain, and what meters and queues counted, must agree to the packet.
+
+    Rows are kept apart by the fault that explains why they would not; those that none explains have an empty name.
+    """
+    sorted_rows: dict[str, list[Ledger]] = {"": []}
     for tenant in scenario.tenants:
         if tenant.requests is not None:
             continue
@@ -120,8 +138,9 @@ def _ledger(scenario: Scenario, window: Window) -> list[Ledger]:
         for d, domain in enumerate(scenario.path(tenant)):
             grown = window.grown(domain.name, tenant.name)
             what = f"{tenant.name} in {domain.name}"
+            rows = sorted_rows.setdefault(explains(window.faults, COUNTERS, domain.name, tenant.name), [])
             if tenant.reservation is not None:
                 rows.append(Ledger(f"{what}, into its meter", borders[d].seen, grown.metered))
             rows.append(Ledger(f"{what}, past its meter", borders[d].seen - grown.meter_dropped, grown.queued))
             rows.append(Ledger(f"{what}, out of its queues", grown.queued - grown.queue_dropped, borders[d + 1].seen))
-    return rows
+    return sorted_rows
