@@ -62,7 +62,7 @@ def _problems(program: DomainProgram) -> Iterator[str]:
         if rule.meter is not None:
             yield from _meter_problems(subject, rule.meter)
         yield from _path_problems(program, rule)
-    queues = [rule.queue for rule in program.rules]
+    queues = {rule.queue.minor: rule.queue for rule in program.rules}.values()
     reserved = sum(queue.rate_bps for queue in queues if queue.rate_bps == queue.ceil_bps)
     if reserved > program.link_rate_bps:
         yield (
@@ -78,8 +78,19 @@ def _repetitions(program: DomainProgram) -> Iterator[str]:
     yield from _repeated("tenant", (rule.tenant for rule in program.rules))
     yield from _repeated("rule number", (rule.number for rule in program.rules))
     yield from _repeated("client address", (rule.client for rule in program.rules))
-    yield from _repeated("class", (rule.queue.minor for rule in program.rules))
+    yield from _unshareable(program.rules)
     yield from _repeated("meter", (rule.meter.meter_id for rule in program.rules if rule.meter))
+
+
+def _unshareable(rules: Iterable[Rule]) -> Iterator[str]:
+    """A class may serve several tenants who agree on what it is and have no guardrails of their own."""
+    by_minor: dict[int, list[Rule]] = {}
+    for rule in rules:
+        by_minor.setdefault(rule.queue.minor, []).append(rule)
+    for minor, sharing in by_minor.items():
+        alike = len({rule.queue for rule in sharing}) == 1 and all(rule.meter is None for rule in sharing)
+        if len(sharing) > 1 and not alike:
+            yield f"class {minor}: found {len(sharing)} times, expected once, or one queue for tenants without meters"
 
 
 def _repeated(what: str, names: Iterable[object]) -> Iterator[str]:

@@ -3,12 +3,14 @@
 Flows: at each hop a rule becomes one flow a direction, matched on the port it enters, the client and the server; at an
 ingress hop the flow towards the server carries the meter; everything else is dropped by the table-miss flow. Queues:
 on each queued port an HTB root 1: with one class 1:1 of the link's rate, one class for unclassified packets, and below
-1:1 one leaf class a rule. On the userspace datapath, which ignores `set_queue`, a `u32` hash table on the client's
-address selects the class; on the kernel datapath `set_queue` does (queue N becomes priority 1:N+1).
+1:1 one leaf class a rule, or one for several rules that share a queue. On the userspace datapath, which ignores
+`set_queue`, a `u32` hash table on the client's address selects the class; on the kernel datapath `set_queue` does
+(queue N becomes priority 1:N+1).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from controller.checks import KERNEL, USERSPACE, check, port_towards
@@ -86,6 +88,14 @@ def plan(program: DomainProgram) -> Plan:
     return wanted
 
 
+def sharers(rules: Iterable[Rule]) -> dict[Queue, list[str]]:
+    """Names of the tenants whose packets each class holds: of one, unless tenants share it."""
+    found: dict[Queue, list[str]] = {}
+    for rule in rules:
+        found.setdefault(rule.queue, []).append(rule.tenant)
+    return found
+
+
 def address_towards(hop: Hop, port: str) -> str:
     """The address that tells tenants apart on an egress port: the destination of packets towards clients."""
     clientward = {hop.towards_client, *(name for _, name in hop.client_ports)}
@@ -124,8 +134,9 @@ def _plan_port(wanted: Plan, program: DomainProgram, port: str, address: str) ->
     _plan_queue(wanted, port, _UNCLASSIFIED, None)
     if program.datapath == USERSPACE:
         wanted.add(ClassifierKey(port), ClassifierValue(address, linked=True))
+    for queue, tenants in sharers(program.rules).items():
+        _plan_queue(wanted, port, queue, ", ".join(tenants))
     for rule in program.rules:
-        _plan_queue(wanted, port, rule.queue, rule.tenant)
         if program.datapath == USERSPACE:
             wanted.add(FilterKey(port, rule.client), FilterValue(rule.queue.minor, address), rule.tenant)
 

@@ -32,7 +32,7 @@ class Queue:
     """One HTB class with a bounded FIFO leaf.
 
     `minor` is the class 1:minor on every port of the program that carries queues. A reservation has
-    rate = ceil; best effort has a small rate and the link's rate as ceil.
+    rate = ceil; best effort has a small rate and the link's rate as ceil. Rules with equal queues share one class.
     """
 
     minor: int

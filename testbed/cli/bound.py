@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from testbed.cli.left_out import left_out, say_left_out
 from testbed.management.paper import bounds_on_paper
 from testbed.report.bound_plot import BoundCurve, save_bounds
 from testbed.report.record import BoundRecord
@@ -29,7 +30,10 @@ def bound(
         typer.Option("--out", help="Where --plot writes: .svg, .png or .pdf.", show_default="SCENARIO-bound.svg"),
     ] = None,
 ) -> None:
-    """Show every tenant's bound at its promised percentile, its method and its budget per domain."""
+    """Show every tenant's bound at its promised percentile, its method and its budget per domain.
+
+    Tenants that send requests are left out, and named on standard error: their bounds need what a run counts.
+    """
     scenario = load(file)
     picture = out or Path(f"{scenario.name}-bound.svg")
     if picture.suffix not in _PICTURES:
@@ -38,9 +42,11 @@ def bound(
         )
     bounds = bounds_on_paper(scenario)
     if as_json:
-        typer.echo(json.dumps({"tenants": [_row(scenario, name, found) for name, found in bounds.items()]}, indent=1))
+        rows = [_row(scenario, name, found) for name, found in bounds.items()]
+        typer.echo(json.dumps({"tenants": rows, "left_out": left_out(scenario)}, indent=1))
     else:
         _print(scenario, bounds)
+    say_left_out(scenario, "whose bounds need what a warm-up counts")
     if plot:
         curves = [
             BoundCurve(name, found, _epsilon(scenario, name), _deadline(scenario, name))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -16,9 +17,11 @@ from testbed.cli.watching import Interrupt, shown
 from testbed.management.admission import Rule
 from testbed.report.terminal import milliseconds
 from testbed.simulation.experiments.isolation import CORRELATIONS, SCHEDULERS, IsolationOptions, isolation
+from testbed.simulation.experiments.network import on_network, simulated
 from testbed.simulation.experiments.overload import LOADS, OverloadOptions, overload
 from testbed.simulation.experiments.plot import draw
 from testbed.simulation.experiments.point import ExperimentPoint
+from testbed.simulation.experiments.scenarios import NetworkOptions, isolation_plans, overload_plans
 
 _PLAIN_WIDTH = 130
 
@@ -34,35 +37,54 @@ class On(StrEnum):
     """Where an experiment is carried out."""
 
     SIMULATION = "simulation"
+    NETWORK = "network"
 
 
 def experiment(  # noqa: PLR0917 - options of a command line
     name: Annotated[Name, typer.Argument(help="overload: admission rules; isolation: schedulers.")],
     on: Annotated[On, typer.Option("--on", help="Where.")] = On.SIMULATION,
-    replications: Annotated[int, typer.Option(min=2, help="Independent windows of each point.")] = 5,
-    duration: Annotated[float | None, typer.Option(min=1.0, help="Simulated seconds of each window.")] = None,
+    replications: Annotated[int, typer.Option(min=2, help="Independent windows of each simulated point.")] = 5,
+    duration: Annotated[float | None, typer.Option(min=1.0, help="Seconds of each window.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Root of every random stream.")] = 1,
     workers: Annotated[int, typer.Option(min=1, help="Processes; they change nothing but the time it takes.")] = 1,
+    out: Annotated[
+        Path | None, typer.Option(help="On the network: folder of the runs, where finished ones are found again.")
+    ] = None,
+    at_most: Annotated[
+        int | None, typer.Option(min=0, help="On the network: new runs to make now; the others can follow later.")
+    ] = None,
+    isolate: Annotated[
+        bool, typer.Option("--isolate", help="On the network: run before everything else on this host.")
+    ] = False,
     plot: Annotated[Path | None, typer.Option(help="Draw the points into this file (.svg, .png, .pdf).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the points as JSON instead of a table.")] = False,
 ) -> None:
     """Carry out a headline experiment: what admission control buys, or what a reservation isolates from.
 
-    Exit codes: 0 every point is there, 2 the command was wrong, 130 interrupted.
+    On the network it is a small grid, a measured run a point; each point stands beside the same packets in the
+    simulator. A run that its gates call INVALID is shown as such and not repeated; delete its folder to have it again.
+
+    Exit codes: 0 every point is there, 2 the command was wrong, 130 interrupted, or runs are left to be made.
     """
-    del on
     stop = Interrupt()
-    with shown() as progress, progress.step(f"experiment {name}") as step:
-        if name is Name.OVERLOAD:
-            loads = OverloadOptions(duration_s=duration or 120.0, replications=replications, seed=seed, workers=workers)
-            points, wanted = overload(loads, advance=step.advance, stop=stop), len(LOADS) * len(Rule)
-            deadline_s = loads.workload.deadline_s
-        else:
-            steps = IsolationOptions(
-                duration_s=duration or 500.0, replications=replications, seed=seed, workers=workers
+    if on is On.NETWORK:
+        options = NetworkOptions(seed=seed) if duration is None else NetworkOptions(seed=seed, duration_s=duration)
+        plans = isolation_plans(options) if name is Name.ISOLATION else overload_plans(options)
+        with shown() as progress:
+            measured = on_network(
+                plans,
+                out or Path("runs") / f"experiment-{name}",
+                progress,
+                at_most=at_most,
+                isolate=isolate,
+                stop=stop,
+                command=("testbed", "experiment", *sys.argv[2:]),
             )
-            points, wanted = isolation(steps, advance=step.advance, stop=stop), len(CORRELATIONS) * len(SCHEDULERS)
-            deadline_s = steps.workload.deadline_s
+        done = {(point.value, point.name) for point in measured}
+        points = [*measured, *(simulated(plan) for plan in plans if (plan.value, plan.name) in done)]
+        wanted, deadline_s = 2 * len(plans), options.workload.deadline_s
+    else:
+        points, wanted, deadline_s = _simulate(name, duration, replications, seed, workers, stop)
     if plot is not None and points:
         draw(points, deadline_s, plot)
     if as_json:
@@ -70,13 +92,30 @@ def experiment(  # noqa: PLR0917 - options of a command line
     elif points:
         console = Console()
         (console if console.is_terminal else Console(width=_PLAIN_WIDTH)).print(_table(points))
+    for point in points:
+        if point.invalid and not as_json:
+            typer.echo(f"INVALID: {point.varied} {point.value:g}, {point.name}: {'; '.join(point.invalid)}")
     if len(points) < wanted:
         raise typer.Exit(Exit.INTERRUPTED)
 
 
+def _simulate(  # noqa: PLR0917 - options of a command line
+    name: Name, duration: float | None, replications: int, seed: int, workers: int, stop: Interrupt
+) -> tuple[list[ExperimentPoint], int, float]:
+    """The points, how many were wanted, and the deadline."""
+    with shown() as progress, progress.step(f"experiment {name}") as step:
+        if name is Name.OVERLOAD:
+            loads = OverloadOptions(duration_s=duration or 120.0, replications=replications, seed=seed, workers=workers)
+            points = overload(loads, advance=step.advance, stop=stop)
+            return points, len(LOADS) * len(Rule), loads.workload.deadline_s
+        steps = IsolationOptions(duration_s=duration or 500.0, replications=replications, seed=seed, workers=workers)
+        points = isolation(steps, advance=step.advance, stop=stop)
+        return points, len(CORRELATIONS) * len(SCHEDULERS), steps.workload.deadline_s
+
+
 def _table(points: list[ExperimentPoint]) -> Table:
     table = Table(title="p99.9 in ms, shares in percent; 95 % limits", title_justify="left", header_style="bold")
-    for heading in (points[0].varied, points[0].contender):
+    for heading in (points[0].varied, points[0].contender, "on"):
         table.add_column(heading)
     for heading in ("bound", "p99.9", "limits", "on time", "limits", "admitted", "used", "packets"):
         table.add_column(heading, justify="right")
@@ -85,6 +124,7 @@ def _table(points: list[ExperimentPoint]) -> Table:
         table.add_row(
             f"{point.value:g}",
             point.name,
+            f"{point.on}, INVALID" if point.invalid else point.on,
             milliseconds(point.bound_s),
             milliseconds(point.p999_s),
             f"{milliseconds(low)} .. {milliseconds(high)}",

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from testbed.cli.exits import Exit, exit_of_verdict
+from testbed.cli.left_out import say_left_out
 from testbed.cli.watching import Interrupt, shown
 from testbed.report.html import REPORT_NAME
 from testbed.report.record import RECORD_NAME, read_record
@@ -50,9 +51,12 @@ def simulate(  # noqa: PLR0917 - options of a command line
 ) -> None:
     """Simulate a scenario packet by packet; leaves the same folder as a run, for `report` and the audit.
 
+    Tenants that send requests are left out, and named on standard error; what they reserve stays reserved.
+
     Exit codes: 0 PASS, 1 FAIL or a broken bound, 2 cannot be simulated, 4 UNDETERMINED, 130 interrupted.
     """
     scenario = load(file)
+    say_left_out(scenario, "which need a server and TCP")
     excess = Excess(excess_share, Exponential(excess_ms / 1e3)) if excess_ms > 0 else None
     options = Options(
         out=out,

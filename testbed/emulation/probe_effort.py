@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from controller.plan import sharers
 from controller.program import DomainProgram, Meter, Queue, Rule
 from testbed.emulation.probe_checks import METER_LATENESS_S
 from testbed.emulation.probe_traffic import LARGEST_FRAME_BYTES, SMALLEST_FRAME_BYTES
@@ -79,11 +80,15 @@ class Effort:
         return size, offered / (8 * size)
 
     def busy_bps(self) -> dict[int, float]:
-        """What keeps each class busy, by rule number: its own rate, or an even and ample share of what is left over."""
+        """What keeps each class busy, by rule number: its own rate, or an even and ample share of what is left over.
+
+        Tenants that share a class bring an even part of its rate each.
+        """
         rest = [rule for rule in self.program.rules if not is_reserved(rule.queue)]
         left = self.program.link_rate_bps - reserved_bps(self.program.rules)
+        shared = sharers(self.program.rules)
         return {
-            rule.number: float(rule.queue.rate_bps)
+            rule.number: rule.queue.rate_bps / len(shared[rule.queue])
             if is_reserved(rule.queue)
             else max(rule.queue.rate_bps, min(rule.queue.ceil_bps, 1.3 * left / len(rest)))
             for rule in self.program.rules
@@ -112,8 +117,8 @@ def is_reserved(queue: Queue) -> bool:
 
 
 def reserved_bps(rules: Sequence[Rule]) -> int:
-    """Sum of the reserved rates."""
-    return sum(rule.queue.rate_bps for rule in rules if is_reserved(rule.queue))
+    """Sum of the reserved rates, each class counted once."""
+    return sum(queue.rate_bps for queue in sharers(rules) if is_reserved(queue))
 
 
 def _frame_bytes(bits: float) -> int:

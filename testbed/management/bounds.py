@@ -1,8 +1,10 @@
 """From a tenant's declared arrivals and its domains' envelopes to the bound that is shown beside the measurement.
 
 The mathematics is `testbed.calculus`; here the scenario's words and the envelopes' integers become its objects. What a
-tenant sends is taken from its declaration only where it keeps to it: for one that misbehaves on purpose, only what its
-meter enforces counts.
+tenant sends is taken from its declaration only where it keeps to it: for one that floods on purpose, only what its
+meter enforces counts. Bursts that coincide with others' change no tenant's own law, which is all that is used of it
+behind a reservation: others are in the domains' latencies as their worst case, never as independent of it. Nothing is
+said of a tenant without a reservation, and so of none in a queue that others share.
 """
 
 from __future__ import annotations
@@ -106,7 +108,7 @@ def bound_tenant(tenant: Tenant, envelopes: Sequence[Envelope], *, host_s: float
 
 def _model(tenant: Tenant) -> Arrival | None:
     """The stochastic model of a tenant that keeps to its declaration; None where there is none to rely on."""
-    if tenant.misbehaviour is not None:
+    if not tenant.keeps_its_law:
         return None
     match tenant.arrivals:
         case PoissonArrivals(rate_per_s=rate, size_bits=bits):

@@ -22,8 +22,8 @@ from testbed.envelope.store import issue, verify
 from testbed.envelope.tail import Stochastic
 from testbed.envelope.trust import Trust
 from testbed.errors import EnvelopeError, ReservationError
-from testbed.management.sealing import Demand, best_effort_rule, network_envelope, reserved_rule
-from testbed.management.sizing import PAUSE_S, ClassDemand, ReservedClass, design_classes
+from testbed.management.sealing import Demand, best_effort_rule, network_envelope, reserved_rule, shared_rule
+from testbed.management.sizing import PAUSE_S, ClassDemand, ReservedClass, design_classes, shared_class
 from testbed.scenario.model import Domain
 
 VALIDITY_S = 24 * 3600
@@ -103,9 +103,14 @@ class DomainAgent:
             Tenant to signed envelope; best effort gets none.
 
         Raises:
-            ReservationError: The reservations exceed the domain's links.
+            ReservationError: The reservations exceed the domain's links, or everybody shares one queue there.
         """
         reserved = [demand for demand in demands if demand.reservation is not None]
+        if reserved and self.domain.shared_queue_bits is not None:
+            raise ReservationError(
+                f"domain {self.domain.name}: {', '.join(demand.tenant for demand in reserved)} asked for a reservation "
+                "where all tenants share one queue; ask for none, or choose a domain with a queue for each tenant"
+            )
         self._require_capacity(sum(demand.reservation.rate_bps for demand in reserved if demand.reservation))
         classes = design_classes(
             [ClassDemand(d.tenant, d.reservation.rate_bps, d.largest_packet_bits) for d in reserved if d.reservation],
@@ -138,7 +143,7 @@ class DomainAgent:
         if demand is None:
             raise ReservationError(f"domain {self.domain.name}: no offer for tenant {tenant}; ask for an offer first")
         if demand.reservation is None or shaped is None:
-            self._prepared[tenant] = best_effort_rule(self.domain, demand)
+            self._prepared[tenant] = self._unreserved_rule(demand)
             return
         promise = verify(envelope, self.trust, self.clock())
         if promise.domain != self.domain.name or promise.subject.tenant != tenant:
@@ -180,6 +185,15 @@ class DomainAgent:
     def drift(self) -> tuple[str, ...]:
         """Differences between what was committed and what is on the switches now."""
         return tuple(f"domain {self.domain.name}: {sentence(found)}" for found in self.controller.verify())
+
+    def _unreserved_rule(self, demand: Demand) -> Rule:
+        if self.domain.shared_queue_bits is None:
+            return best_effort_rule(self.domain, demand)
+        largest_bits = max(asked.largest_packet_bits for _, asked, _ in self._offered.values())
+        queue = shared_class(
+            self.domain.link_rate_bps, largest_bits, self.domain.shared_queue_bits, pause_s=self.pause_s
+        )
+        return shared_rule(demand, queue)
 
     def _install(self) -> None:
         try:

@@ -43,21 +43,22 @@ def on_paper(
 
 
 def bounds_on_paper(scenario: Scenario) -> dict[str, BoundRecord]:
-    """The bound of every tenant with a reservation, by name.
+    """The bound of every tenant that sends packets and has a reservation, by name.
 
     Raises:
         ReservationError: A domain cannot carry what the scenario reserves.
-        ScenarioError: A tenant sends requests.
+        ScenarioError: All tenants send requests.
     """
-    asking = [tenant.name for tenant in scenario.tenants if tenant.requests is not None]
-    if asking:
+    tenants = [tenant for tenant in scenario.tenants if tenant.requests is None]
+    if not tenants:
         raise ScenarioError(
-            f"tenants {', '.join(asking)}: found requests, whose bounds need what a warm-up counts, expected tenants "
-            "that send packets; `testbed run` shows their bounds, or delete their requests"
+            f"tenants {', '.join(tenant.name for tenant in scenario.tenants)}: found requests only, whose bounds need "
+            "what a warm-up counts, expected a tenant that sends packets; `testbed run` shows their bounds, or delete "
+            "their requests"
         )
     federation = on_paper(scenario)
     federation.collect_offers()
-    bounds = {t.name: bound_tenant(t, federation.envelopes(t), host_s=DECLARED_HOST_S) for t in scenario.tenants}
+    bounds = {t.name: bound_tenant(t, federation.envelopes(t), host_s=DECLARED_HOST_S) for t in tenants}
     return {name: bound for name, bound in bounds.items() if bound is not None}
 
 

@@ -66,7 +66,7 @@ class RequestTerms:
         out: Framing towards the server, as counted.
         back: Framing towards the client.
         answer_bits: Largest answer's message.
-        compute: Its part of the server, with the calibrated longest computation.
+        compute: Its part of the server, with the calibrated time of a computation.
         services: What the domains of its path promise, in path order, nothing granted to a host.
     """
 
@@ -135,9 +135,9 @@ def bound_requests(tenant: Tenant, terms: RequestTerms, *, host_s: float) -> Bou
     epsilon = tenant.promise.epsilon if tenant.promise else 1e-3
     own_share = 1.0 - HOST_RISK
     path, way_out = terms.path, terms.way_out
-    arrival = _arrival(tenant, terms, path)
+    arrival, unfitted = _arrival(tenant, terms, path)
     found = delay_bound(arrival, path.services, own_share * epsilon)
-    network = delay_bound(_arrival(tenant, terms, way_out), way_out.services, own_share * epsilon)
+    network = delay_bound(_arrival(tenant, terms, way_out)[0], way_out.services, own_share * epsilon)
     curve = delay_curve(arrival, path.services, own_share * CURVE_EPSILONS) + host_s
     parts = [BoundPart(name=part.domain, delay_s=part.delay_s, note=_note(part)) for part in found.parts]
     parts.append(BoundPart(name=HOST, delay_s=host_s, note="the emulating host on both ways; policed by a gate"))
@@ -147,8 +147,9 @@ def bound_requests(tenant: Tenant, terms: RequestTerms, *, host_s: float) -> Bou
         method=found.method,
         assumptions=(
             *found.assumptions,
-            "framing and the longest computation are the warm-up's",
+            "framing and the time of a computation are the warm-up's; a computation that is paused is the host's",
             _HOST_ASSUMPTION,
+            *_replayed(tenant),
         ),
         parts=tuple(parts),
         budget=tuple(
@@ -157,33 +158,45 @@ def bound_requests(tenant: Tenant, terms: RequestTerms, *, host_s: float) -> Bou
         ),
         rejected={c.method: c.delay_s + host_s for c in found.rejected if math.isfinite(c.delay_s)},
         curve=tuple((float(e), float(d)) for e, d in zip(CURVE_EPSILONS, curve, strict=True) if math.isfinite(d)),
-        explanation=found.explain(),
+        explanation="\n".join(
+            [found.explain(), *([f"No flow was fitted to the trace: {unfitted}."] if unfitted else [])]
+        ),
     )
+
+
+def _replayed(tenant: Tenant) -> tuple[str, ...]:
+    """How much faster than recorded a trace is replayed."""
+    arrivals = tenant.arrivals
+    if not isinstance(arrivals, TraceArrivals):
+        return ()
+    return (f"{arrivals.path.name} is replayed {arrivals.speed_up:g} times as fast as it was recorded",)
 
 
 def _note(part: Part) -> str:
     if part.kind == "queue":
         return "the tenant's own requests before it at the stage that is busiest with them"
     if part.domain == COMPUTE:
-        return "the longest computation, and one of each other tenant of the server"
+        return "a computation as promised, and one of each other tenant of the server"
     return "promised latency of its queues and links; the last one of each way with the request's own size"
 
 
-def _arrival(tenant: Tenant, terms: RequestTerms, path: RequestPath) -> Arrival:
-    """Requests in the virtual time of a path: their model behind the meter, or the meter alone."""
+def _arrival(tenant: Tenant, terms: RequestTerms, path: RequestPath) -> tuple[Arrival, str]:
+    """Requests in the virtual time of a path: their model behind the meter, or the meter alone.
+
+    With it, why no flow could be fitted to a trace; empty if one was, and of other arrivals.
+    """
     if tenant.reservation is None:
         raise ValueError(f"tenant {tenant.name}: best effort has no contract, so nothing bounds its delay")
     metered = metered_arrival(tenant.reservation.meter_rate_bps, tenant.reservation.burst_bits, path)
     arrivals = tenant.arrivals
+    if isinstance(arrivals, TraceArrivals):
+        trace = read_trace(arrivals.path, arrivals.format)
+        sizes = np.broadcast_to(terms.demand.message_bits.astype(np.float64), trace.time_s.shape)
+        try:
+            return Metered(traced_arrival(trace.time_s / arrivals.speed_up, sizes, path, terms.out), metered), ""
+        except CalculusError as error:
+            return metered, str(error)
     try:
-        if isinstance(arrivals, TraceArrivals):
-            trace = read_trace(arrivals.path, arrivals.format)
-            sizes = np.broadcast_to(terms.demand.message_bits.astype(np.float64), trace.time_s.shape)
-            return Metered(traced_arrival(trace.time_s / arrivals.speed_up, sizes, path, terms.out), metered)
-        return Metered(request_arrival(arrivals, path), metered)
+        return Metered(request_arrival(arrivals, path), metered), ""
     except NotApplicableError:
-        return metered
-    except CalculusError:
-        if isinstance(arrivals, TraceArrivals):
-            return metered
-        raise
+        return metered, ""

@@ -45,8 +45,8 @@ class ComputeReservation:
     Attributes:
         workers: Workers of the server.
         share: Fraction of them that the tenant is guaranteed.
-        most_work_s: Longest computation of one of the tenant's requests, as calibrated.
-        foreign_work_s: Longest computation of a request of each other tenant: one of each may be in the way.
+        most_work_s: Time in which one of the tenant's requests is computed, as promised.
+        foreign_work_s: The same of a request of each other tenant: one of each may be in the way.
     """
 
     workers: int

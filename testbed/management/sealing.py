@@ -102,6 +102,11 @@ def best_effort_rule(domain: Domain, demand: Demand) -> Rule:
     return Rule(demand.tenant, demand.number, demand.client, demand.server, None, queue)
 
 
+def shared_rule(demand: Demand, queue: Queue) -> Rule:
+    """The queue that everybody in the domain shares; no meter."""
+    return Rule(demand.tenant, demand.number, demand.client, demand.server, None, queue)
+
+
 def reserved_rule(demand: Demand, guardrails: Guardrails, shaped: ReservedClass) -> Rule:
     """A meter and a class that enforce exactly what the envelope says."""
     meter = Meter(demand.number, guardrails.meter_rate_bps // 1000, -(-guardrails.burst_bits // 1000))

@@ -29,6 +29,9 @@ bucket never makes a packet late and, being larger than a turn's quantum, no oth
 CLASS_BASE = 0x10
 """Classes 1:0 to 1:f are the root and the default class."""
 
+SHARED_MINOR = CLASS_BASE
+"""Class 1:10 belongs to no tenant, because their numbers start at 1: it is everybody's in a domain with one queue."""
+
 _TOLERANCE_BITS = 1.0
 _MAX_ROUNDS = 10_000
 
@@ -82,6 +85,29 @@ def best_effort_class(number: int, link_rate_bps: int, packet_bits: int) -> Queu
         burst_bytes=2 * packet_bytes,
         quantum_bytes=packet_bytes,
         limit_packets=200,
+    )
+
+
+def shared_class(link_rate_bps: int, packet_bits: int, queue_bits: int, *, pause_s: float = PAUSE_S) -> Queue:
+    """The one class of a port whose tenants all share a FIFO queue at the link's rate.
+
+    Args:
+        link_rate_bps: Rate of the link.
+        packet_bits: Largest packet of any tenant.
+        queue_bits: Size of the queue.
+        pause_s: As for `design_classes`.
+
+    Raises:
+        ReservationError: As `design_classes`.
+    """
+    own = design_classes([ClassDemand("everybody", link_rate_bps, packet_bits)], pause_s=pause_s)["everybody"]
+    return Queue(
+        minor=SHARED_MINOR,
+        rate_bps=link_rate_bps,
+        ceil_bps=link_rate_bps,
+        burst_bytes=own.burst_bytes,
+        quantum_bytes=own.quantum_bytes,
+        limit_packets=-(-queue_bits // packet_bits),
     )
 
 

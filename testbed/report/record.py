@@ -131,6 +131,9 @@ class RequestsRecord(_Part):
         network_s: p50, p99 and p99.9 of the network part: from the intended time to the compute host.
         ideal_network_s: The same of an ideal queue fed the tenant's own calls, `idle_s` added.
         idle_s: What a request of the warm-up that waited for nobody took beyond its own transmission.
+        nonconforming: Requests proved to be beyond the tenant's token bucket.
+        last_packet_bits: Wire bits of a request in its last packet, in the mean; 0 in records of a time when it was not
+            told apart.
         parts: In the order of a request's life, the residual last; they add up to the latency.
     """
 
@@ -151,6 +154,8 @@ class RequestsRecord(_Part):
     network_s: tuple[float | None, float | None, float | None]
     ideal_network_s: tuple[float | None, float | None, float | None]
     idle_s: float = 0.0
+    nonconforming: int = 0
+    last_packet_bits: float = 0.0
     parts: tuple[PartDelay, ...]
 
 
@@ -245,12 +250,27 @@ class TenantRecord(_Part):
     in_faults: int = 0
 
 
+class HeldOutRecord(_Part):
+    """A tail that a domain signed from the warm-up, held against a window that it was not made from.
+
+    Attributes:
+        n: Packets that crossed the domain.
+        contradictions: In what they contradict the envelope, a sentence each; empty where in nothing.
+    """
+
+    domain: str
+    tenant: str
+    n: int
+    contradictions: tuple[str, ...]
+
+
 class WindowRecord(_Part):
     """One measured window: its seed, its files and the host around it.
 
     Attributes:
         samples: Packets, by tenant that sends packets.
         requests: Requests, by tenant that sends requests.
+        held_out: Every signed tail of the tenants that send requests.
         stalls: When a core was away, in seconds since the window's start, and for how long; the long ones.
     """
 
@@ -260,6 +280,7 @@ class WindowRecord(_Part):
     valid: bool
     samples: dict[str, str]
     requests: dict[str, str] = {}
+    held_out: tuple[HeldOutRecord, ...] = ()
     environment_before: dict[str, Any] = {}
     environment_after: dict[str, Any] = {}
     sender_lateness_p999_s: dict[str, float] = {}

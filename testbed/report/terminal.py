@@ -31,6 +31,8 @@ def summary(record: RunRecord) -> RenderableType:
     parts: list[RenderableType] = [_tenant_table(record)]
     parts += [Text(line) for line in own_time(record)]
     parts += [Text(line) for line in _plan_lines(record)]
+    parts += [Text(line) for tenant in record.tenants for line in _request_lines(tenant)]
+    parts += [Text(line) for line in _held_out_lines(record)]
     parts += [Text(f"{tenant.name}: {tenant.reason}") for tenant in record.tenants if tenant.reason]
     parts += [_broken(tenant) for tenant in record.tenants if tenant.bound_broken]
     parts += [_fault_table(record)] if record.faults else []
@@ -113,6 +115,27 @@ def _plan_lines(record: RunRecord) -> Iterator[str]:
             f"{decision['tenant']}: {decision['model']} at {decision['site']} by way of {way}, signed bound "
             f"{milliseconds(decision['bound_s'])} ms, price {decision['price']:.3f}"
         )
+
+
+def _request_lines(tenant: TenantRecord) -> Iterator[str]:
+    """How often a request tenant's answers were right, and what its latency is made of on average."""
+    asked = tenant.requests
+    if asked is None or asked.accuracy is None:
+        return
+    parts = ", ".join(f"{part.name} {milliseconds(part.mean_s)}" for part in asked.parts)
+    yield (
+        f"{tenant.name}: {asked.answered:,} of {tenant.n:,} requests answered by {asked.model}, accuracy "
+        f"{asked.accuracy:.3f}; mean ms: {parts}"
+    )
+
+
+def _held_out_lines(record: RunRecord) -> Iterator[str]:
+    """What windows say of tails that were signed from the warm-up."""
+    for window in record.windows:
+        for held in window.held_out:
+            about = f"{held.domain}'s tail for {held.tenant} in window {window.index}"
+            said = "; ".join(held.contradictions)
+            yield f"{about}: contradicted: {said}" if said else f"{about}: {held.n:,} packets contradict nothing"
 
 
 def _fault_table(record: RunRecord) -> Table:

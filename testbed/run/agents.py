@@ -15,18 +15,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from controller.client import CallError, ControllerClient
 from controller.program import DomainProgram
 from controller.report import sentence
 from testbed.emulation import links
 from testbed.emulation.network import TandemNetwork
+from testbed.envelope.calibration import Calibration
 from testbed.envelope.descriptor import Envelope, Stage
 from testbed.envelope.keys import PublicKey
 from testbed.envelope.store import EnvelopeStore, verify
-from testbed.errors import ReservationError
+from testbed.errors import FidelityError, ReservationError
 from testbed.management.admission import Rule
+from testbed.management.bounds import HOST_RISK
 from testbed.management.entry import State
 from testbed.management.federation import Signed
 from testbed.management.installer import program_of
@@ -36,7 +38,7 @@ from testbed.management.orchestrator import Orchestrator, Outcome
 from testbed.management.plan_record import plan_record
 from testbed.management.planner import plan
 from testbed.management.staging import scenario_of
-from testbed.run.excess import excess_of, supported
+from testbed.run.excess import Excess, excess_of, refuted, supported
 from testbed.run.members import Members
 from testbed.run.pipeline import Options, controller_socket, run_reserved
 from testbed.run.preflight import require_root
@@ -105,6 +107,19 @@ def reserving(
         yield held
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What a domain measured of one tenant.
+
+    Attributes:
+        rate_bps: Of the ideal queue, the smallest rate reserved on the path.
+        excess: The samples.
+    """
+
+    rate_bps: int
+    excess: Excess
+
+
 @dataclass
 class AgentReservations:
     """What the agents of a federation have promised and installed, as a run asks for it.
@@ -150,18 +165,30 @@ class AgentReservations:
             raise ReservationError(f"after the release: found rules {left}, expected none in any domain")
 
     def calibrated(self, _domains_s: Mapping[str, float], warm_up: Window, /) -> None:
-        """Have every domain sign again with what it has measured; a tenant whom that refuses keeps what it has.
+        """Have every domain sign again with what it has measured.
 
-        What a domain grants its host is stated in the federation's file and not calibrated.
+        A tenant whose deadline the signed tails would not keep stays with the envelopes it has, as long as nothing
+        that was measured contradicts them beyond the share of packets that the host is granted: a tail is what the
+        evidence can support, not all that is true. What a domain grants its host is stated in the federation's file and
+        not calibrated.
+
+        Raises:
+            FidelityError: What a domain measured contradicts what it has signed, and it signs nothing that would do;
+                the tenants concerned hold nothing any more.
+            ReservationError: The agents decide otherwise than the network was built for.
         """
+        measured = {operator.name: self._measured(operator, warm_up) for operator in self.sold.operators}
         for operator in self.sold.operators:
-            self.members.calibrations(operator.name).write(dict(self._measured(operator, warm_up)))
+            self.members.calibrations(operator.name).write(dict(_supported(operator, measured[operator.name])))
         for index, (intent, before) in enumerate(zip(self.sold.intents, self.outcomes, strict=True)):
             if before.transfer is None:
                 continue
             after = self.orchestrator.renegotiate(intent)
-            if after.transfer is not None:
-                self.outcomes = (*self.outcomes[:index], after, *self.outcomes[index + 1 :])
+            outcome = before if after.transfer is None else after
+            against = _contradicted(self._verified(outcome), measured, HOST_RISK * intent.epsilon)
+            if against:
+                self._withdraw(index, after, against)
+            self.outcomes = (*self.outcomes[:index], outcome, *self.outcomes[index + 1 :])
         self._require_as_built()
         self.orchestrator.renew(_LEASE_MS)
         self._signed = {outcome.decision.tenant: self._verified(outcome) for outcome in self.outcomes}
@@ -206,7 +233,7 @@ class AgentReservations:
         return tuple(found)
 
     def _of(self, tenant: str) -> Sequence[Signed]:
-        return () if self._signed is None else self._signed[tenant]
+        return () if self._signed is None else self._signed.get(tenant, ())
 
     def _verified(self, outcome: Outcome) -> tuple[Signed, ...]:
         trust, now_s = self.members.root.trust, time.time()
@@ -214,7 +241,8 @@ class AgentReservations:
             Signed(verify(data, trust, now_s), data) for sealed in outcome.envelopes.values() for data in sealed
         )
 
-    def _measured(self, operator: Operator, warm_up: Window) -> Iterator[tuple[tuple[str, int], Any]]:
+    def _measured(self, operator: Operator, warm_up: Window) -> dict[str, Measured]:
+        found = {}
         for tenant in self.scenario.tenants:
             ways = [domain.name for domain in self.scenario.path(tenant)]
             if operator.name not in ways:
@@ -223,10 +251,21 @@ class AgentReservations:
             envelope = self.envelopes(tenant)[position]
             rate_bps = min(one.guardrails.reserved_rate_bps for one in self.envelopes(tenant))
             packets = warm_up.requests[tenant.name].match.packets
-            found = excess_of(packets, position, rate_bps, envelope.latency_s)
-            calibration = supported(found, rate_bps, declares_none=not operator.calibrated)
-            if calibration is not None:
-                yield (tenant.name, rate_bps), calibration
+            found[tenant.name] = Measured(rate_bps, excess_of(packets, position, rate_bps, envelope.latency_s))
+        return found
+
+    def _withdraw(self, index: int, after: Outcome, against: Sequence[str]) -> NoReturn:
+        """Give back what a tenant holds whose envelopes their own domains have refuted; raises `FidelityError`."""
+        tenant = self.sold.intents[index].tenant
+        self.orchestrator.release([tenant])
+        self.outcomes = (*self.outcomes[:index], after, *self.outcomes[index + 1 :])
+        self._signed = {name: signed for name, signed in (self._signed or {}).items() if name != tenant}
+        refusal = after.decision.refusal
+        because = f"; nothing else was to be had: {refusal.because}" if refusal is not None else ""
+        raise FidelityError(
+            f"tenant {tenant}: the warm-up contradicts what was signed for it ({'; '.join(against)}){because}; end "
+            "what else runs on this host, or grant it more (host-allowance)"
+        )
 
     def _require_as_built(self) -> None:
         built = {tenant.name: (tenant.way, tenant.reservation) for tenant in self.scenario.tenants}
@@ -242,3 +281,18 @@ class AgentReservations:
                 f"tenants {', '.join(different)}: the agents chose {decided}, expected the ways the network was built "
                 f"for; refusals: {'; '.join(reasons) or 'none'}"
             )
+
+
+def _contradicted(
+    signed: Sequence[Signed], measured: Mapping[str, Mapping[str, Measured]], host_share: float
+) -> list[str]:
+    """In what the domains' samples contradict one tenant's envelopes of the network, the host's share granted."""
+    network = [one.envelope for one in signed if one.envelope.subject.stage is Stage.NETWORK]
+    return refuted([(one, measured[one.domain][one.subject.tenant].excess) for one in network], host_share=host_share)
+
+
+def _supported(operator: Operator, measured: Mapping[str, Measured]) -> Iterator[tuple[tuple[str, int], Calibration]]:
+    for tenant, found in measured.items():
+        calibration = supported(found.excess, found.rate_bps, declares_none=not operator.calibrated)
+        if calibration is not None:
+            yield (tenant, found.rate_bps), calibration

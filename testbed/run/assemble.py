@@ -18,10 +18,12 @@ from testbed.report.record import (
     EnvelopeRecord,
     FaultRecord,
     GateRecord,
+    HeldOutRecord,
     RunRecord,
     TenantRecord,
     WindowRecord,
 )
+from testbed.run.excess import excess_of, refuted
 from testbed.run.expectations import Packets, expectations, outside
 from testbed.run.judge import Observed, judge_tenant, run_verdict, unmeasured
 from testbed.run.judge_requests import judge_requests
@@ -113,7 +115,8 @@ def assemble(
             observed[tenant.name].append(seen)
             files[tenant.name] = f"window-{item.window.index}/{tenant.name}.parquet"
             samples.write(folder / files[tenant.name], seen.match.samples, seen.replay)
-        windows.append(_window_record(item, files, requests))
+        held_out = tuple(_held_out(scenario, reservations, item.window))
+        windows.append(_window_record(item, files, requests, held_out))
 
     def judged(tenant: Tenant) -> TenantRecord:
         bound = bounds.get(tenant.name)
@@ -177,7 +180,27 @@ def _unfinished(failure: Sequence[str], window: int) -> GateRecord:
     )
 
 
-def _window_record(item: Measured, files: dict[str, str], requests: dict[str, str]) -> WindowRecord:
+def _held_out(scenario: Scenario, reservations: Reservations, window: Window) -> Iterator[HeldOutRecord]:
+    """What became of each signed tail; of tenants that send packets the audit asks the same from their samples."""
+    for tenant in scenario.tenants:
+        if tenant.requests is None:
+            continue
+        packets = window.requests[tenant.name].match.packets
+        for position, envelope in enumerate(reservations.envelopes(tenant)):
+            if envelope.tail is None:
+                continue
+            found = excess_of(packets, position, envelope.tail.rate_bps, envelope.latency_s)
+            yield HeldOutRecord(
+                domain=envelope.domain,
+                tenant=tenant.name,
+                n=found.excess_s.size + found.lost,
+                contradictions=tuple(refuted([(envelope, found)])),
+            )
+
+
+def _window_record(
+    item: Measured, files: dict[str, str], requests: dict[str, str], held_out: tuple[HeldOutRecord, ...]
+) -> WindowRecord:
     window = item.window
     lateness = {
         name: float(np.nanquantile(record.lateness_s, 0.999, method="higher"))
@@ -191,6 +214,7 @@ def _window_record(item: Measured, files: dict[str, str], requests: dict[str, st
         valid=all(gate.holds for gate in item.gates),
         samples=files,
         requests=requests,
+        held_out=held_out,
         environment_before=asdict(window.host_before),
         environment_after=asdict(window.host_after),
         sender_lateness_p999_s=lateness,

@@ -7,12 +7,15 @@ it is `testbed.envelope.calibration`'s to say.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from testbed.audit.contracts import ContractVerdict, DomainEvidence, judge_contracts
 from testbed.envelope.calibration import Calibration, calibrate, no_impairment
+from testbed.envelope.descriptor import Envelope
 from testbed.envelope.errors import CalibrationError
 from testbed.telemetry.lag import fifo, lag_s, lingering_s
 from testbed.telemetry.requests import Passages
@@ -71,3 +74,21 @@ def supported(found: Excess, rate_bps: int, *, declares_none: bool) -> Calibrati
     except CalibrationError:
         # Too few packets to know how they cling together: then nothing is said about them.
         return None
+
+
+def refuted(promises: Sequence[tuple[Envelope, Excess]], *, host_share: float = 0.0) -> list[str]:
+    """Which promises their own domains' samples contradict, a sentence each, all together at 95 % confidence.
+
+    Asked as the audit asks it (`testbed.audit.contracts`): a domain is held to no less before a window than after it.
+
+    Args:
+        promises: Envelopes, each with samples measured at its rate and behind its latency.
+        host_share: Share of the packets that the emulating host may delay beyond them.
+    """
+    evidence = []
+    for envelope, found in promises:
+        never = np.full(found.lost, np.nan)
+        excess_s, lag_s = np.concatenate((found.excess_s, never)), np.concatenate((found.lag_s, never))
+        if excess_s.size:
+            evidence.append(DomainEvidence(envelope, excess_s, lag_s, host_share=host_share))
+    return [finding.reason for finding in judge_contracts(evidence) if finding.verdict is ContractVerdict.BROKEN]

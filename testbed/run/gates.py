@@ -11,7 +11,7 @@ from testbed.run.faults import COUNTERS, explains, explains_all
 from testbed.run.request_terms import Granted, request_gates
 from testbed.run.terms import Terms
 from testbed.run.window import Window
-from testbed.scenario.model import Scenario, Tenant
+from testbed.scenario.model import Domain, Scenario, Tenant
 from testbed.telemetry import fidelity
 from testbed.telemetry.fidelity import Gate, Ledger
 from testbed.telemetry.host import between
@@ -92,7 +92,7 @@ def _tenant_gates(tenant: Tenant, window: Window, terms: Mapping[str, Terms], sl
     match = window.matches[tenant.name]
     samples = match.samples
     gates = fidelity.matching(tenant.name, match)
-    if tenant.reservation is None or tenant.promise is None or tenant.misbehaviour is not None:
+    if tenant.reservation is None or tenant.promise is None or not tenant.keeps_its_law:
         return gates
     own, epsilon = terms[tenant.name], tenant.promise.epsilon
     shaper = own.shaper
@@ -126,21 +126,36 @@ def _tenant_gates(tenant: Tenant, window: Window, terms: Mapping[str, Terms], sl
 
 
 def _ledgers(scenario: Scenario, window: Window) -> dict[str, list[Ledger]]:
-    """What borders saw of each tenant in each domain, and what meters and queues counted, must agree to the packet.
+    """What borders saw of tenants in each domain, and what meters and queues counted, must agree to the packet.
 
     Rows are kept apart by the fault that explains why they would not; those that none explains have an empty name.
     """
-    sorted_rows: dict[str, list[Ledger]] = {"": []}
-    for tenant in scenario.tenants:
-        if tenant.requests is not None:
-            continue
-        borders = window.matches[tenant.name].borders
-        for d, domain in enumerate(scenario.path(tenant)):
-            grown = window.grown(domain.name, tenant.name)
-            what = f"{tenant.name} in {domain.name}"
-            rows = sorted_rows.setdefault(explains(window.faults, COUNTERS, domain.name, tenant.name), [])
-            if tenant.reservation is not None:
-                rows.append(Ledger(f"{what}, into its meter", borders[d].seen, grown.metered))
-            rows.append(Ledger(f"{what}, past its meter", borders[d].seen - grown.meter_dropped, grown.queued))
-            rows.append(Ledger(f"{what}, out of its queues", grown.queued - grown.queue_dropped, borders[d + 1].seen))
-    return sorted_rows
+    rows: dict[str, list[Ledger]] = {"": []}
+    for domain in scenario.domains:
+        crossing = [t for t in scenario.tenants if t.requests is None and domain in scenario.path(t)]
+        # What a shared queue counts is everybody's.
+        together = [crossing] if domain.shared_queue_bits is not None else [[tenant] for tenant in crossing]
+        for members in together:
+            if members:
+                faults = (explains(window.faults, COUNTERS, domain.name, tenant.name) for tenant in members)
+                fault = next(filter(None, faults), "")
+                rows.setdefault(fault, []).extend(_domain_ledger(scenario, window, domain, members))
+    return rows
+
+
+def _domain_ledger(scenario: Scenario, window: Window, domain: Domain, members: Sequence[Tenant]) -> list[Ledger]:
+    """One domain's books on tenants that share a queue there, or on one that shares it with nobody."""
+    entered = left = 0
+    rows = []
+    grown = [window.grown(domain.name, tenant.name) for tenant in members]
+    what = f"{', '.join(tenant.name for tenant in members)} in {domain.name}"
+    for tenant, own in zip(members, grown, strict=True):
+        borders, d = window.matches[tenant.name].borders, scenario.path(tenant).index(domain)
+        entered += borders[d].seen - own.meter_dropped
+        left += borders[d + 1].seen
+        if tenant.reservation is not None:
+            rows.append(Ledger(f"{what}, into its meter", borders[d].seen, own.metered))
+    queued, dropped = grown[0].queued, grown[0].queue_dropped
+    rows.append(Ledger(f"{what}, past its meter", entered, queued))
+    rows.append(Ledger(f"{what}, out of its queues", queued - dropped, left))
+    return rows

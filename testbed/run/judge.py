@@ -92,16 +92,16 @@ def judge_tenant(
         n=latency.size,
         misses=data.misses if data else 0,
         lost=int(np.count_nonzero(np.isnan(latency))),
-        p50_s=_finite(median.estimate_s),
-        p99_s=_finite(p99.estimate_s),
-        p999_s=_finite(p999.estimate_s),
-        p999_interval_s=(_finite(p999.lower_s), _finite(p999.upper_s)),
-        p999_lower_s=_finite(p999.one_sided_lower_s),
+        p50_s=finite_or_none(median.estimate_s),
+        p99_s=finite_or_none(p99.estimate_s),
+        p999_s=finite_or_none(p999.estimate_s),
+        p999_interval_s=(finite_or_none(p999.lower_s), finite_or_none(p999.upper_s)),
+        p999_lower_s=finite_or_none(p999.one_sided_lower_s),
         ideal_p999_s=_ideal(observed, 0.999),
-        network_p999_s=_quantile(network, 0.999),
-        promised_s=_finite(promised.estimate_s),
-        promised_interval_s=(_finite(promised.lower_s), _finite(promised.upper_s)),
-        promised_lower_s=_finite(lower),
+        network_p999_s=order_statistic(network, 0.999),
+        promised_s=finite_or_none(promised.estimate_s),
+        promised_interval_s=(finite_or_none(promised.lower_s), finite_or_none(promised.upper_s)),
+        promised_lower_s=finite_or_none(lower),
         ideal_promised_s=_ideal(observed, level),
         bound_s=bound.bound_s if bound else None,
         bound_method=bound.method if bound else None,
@@ -192,7 +192,7 @@ def _domains(observed: Sequence[Observed], latency: FloatArray) -> tuple[DomainD
     delays = np.concatenate([window.judged.domain_s for window in observed])
     # A packet that was seen nowhere was lost before the first domain; the table of domains has no row for that.
     lost_in = np.concatenate([window.judged.last_border[~window.judged.delivered] for window in observed])
-    threshold = _quantile(latency, 0.999)
+    threshold = order_statistic(latency, 0.999)
     slow = latency >= threshold if threshold is not None else np.zeros(latency.size, dtype=np.bool_)
     rows = []
     for d, name in enumerate(observed[0].match.samples.domains):
@@ -202,9 +202,9 @@ def _domains(observed: Sequence[Observed], latency: FloatArray) -> tuple[DomainD
         rows.append(
             DomainDelay(
                 domain=name,
-                mean_s=_mean(delays[:, d]),
-                p999_s=_quantile(delays[:, d], 0.999),
-                tail_mean_s=_mean(delays[slow, d]),
+                mean_s=mean_known(delays[:, d]),
+                p999_s=order_statistic(delays[:, d], 0.999),
+                tail_mean_s=mean_known(delays[slow, d]),
                 lag_share=float(np.count_nonzero(lag > 0)) / max(lag.size, 1),
                 lost=int(np.count_nonzero(lost_in == d)),
             )
@@ -214,19 +214,21 @@ def _domains(observed: Sequence[Observed], latency: FloatArray) -> tuple[DomainD
 
 def _ideal(observed: Sequence[Observed], level: float) -> float | None:
     waits = [window.judged_replay.shaped_s for window in observed if window.judged_replay is not None]
-    return _quantile(np.concatenate(waits), level) if waits else None
+    return order_statistic(np.concatenate(waits), level) if waits else None
 
 
-def _quantile(values: FloatArray, level: float) -> float | None:
+def order_statistic(values: FloatArray, level: float) -> float | None:
     """Order statistic of the finite values; a description, not an estimate with limits."""
     finite = values[np.isfinite(values)]
     return float(np.quantile(finite, level, method="higher")) if finite.size else None
 
 
-def _mean(values: FloatArray) -> float | None:
+def mean_known(values: FloatArray) -> float | None:
+    """Mean of the finite values, None where there is none."""
     finite = values[np.isfinite(values)]
     return float(finite.mean()) if finite.size else None
 
 
-def _finite(value: float | None) -> float | None:
+def finite_or_none(value: float | None) -> float | None:
+    """As a record holds it, in which JSON knows no infinity."""
     return value if value is not None and np.isfinite(value) else None

@@ -1,7 +1,8 @@
 """From a request tenant's measured windows and its bound to one row of the verdict table. Pure: no host, no files.
 
-The counterpart of `testbed.run.judge`: a request is in time if its answer was, and everything else is a miss. Accuracy,
-framing and the parts of a request's life go with it.
+The counterpart of `testbed.run.judge`: a request is in time if its answer was, and everything else is a miss. A tenant
+proved to have sent beyond its token bucket is EXCUSED, as in the audit. Accuracy, framing and the parts of a request's
+life go with it.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import numpy as np
 
 from testbed.audit.compliance import judge
 from testbed.audit.quantile import quantiles
+from testbed.audit.request_excess import requests_beyond
 from testbed.report.record import BoundRecord, PartDelay, RequestsRecord, TenantRecord, Verdict
-from testbed.run.judge import LEVELS
+from testbed.run.judge import LEVELS, finite_or_none, mean_known, order_statistic
 from testbed.run.request_terms import ideal_network_s
 from testbed.run.requests import RequestOutcome
 from testbed.run.window import Shaper
@@ -53,12 +55,18 @@ def judge_requests(
     level = 1.0 - (promise.epsilon if promise else 1e-3)
     median, p99, p999, promised = quantiles(latency, (*LEVELS, level), runs=runs)
     data = judge(latency, promise.deadline_s, promise.epsilon, promise.confidence, runs) if promise else None
+    beyond = _nonconforming(tenant, outcomes)
     verdict: Verdict = "NONE"
     reason = ""
     if data is not None:
         verdict, reason = data.verdict.value, data.reason
         if not valid:
             verdict, reason = "INVALID", "the host could not keep up, so this says nothing about the promise"
+        elif beyond:
+            verdict = "EXCUSED"
+            reason = (
+                f"the tenant broke its own contract: {beyond:,} of {latency.size:,} requests exceeded its token bucket"
+            )
     network = np.concatenate([outcome.match.samples.network_out_s for outcome in outcomes])
     ideal = np.concatenate([ideal_network_s(o, shaper, idle_s) for o in outcomes]) if shaper else np.empty(0)
     lower = promised.one_sided_lower_s
@@ -67,20 +75,20 @@ def judge_requests(
         n=latency.size,
         misses=data.misses if data else 0,
         lost=int(np.count_nonzero(~np.isfinite(latency))),
-        p50_s=_finite(median.estimate_s),
-        p99_s=_finite(p99.estimate_s),
-        p999_s=_finite(p999.estimate_s),
-        p999_interval_s=(_finite(p999.lower_s), _finite(p999.upper_s)),
-        p999_lower_s=_finite(p999.one_sided_lower_s),
-        ideal_p999_s=_quantile(ideal, 0.999),
-        network_p999_s=_quantile(network, 0.999),
-        promised_s=_finite(promised.estimate_s),
-        promised_interval_s=(_finite(promised.lower_s), _finite(promised.upper_s)),
-        promised_lower_s=_finite(lower),
+        p50_s=finite_or_none(median.estimate_s),
+        p99_s=finite_or_none(p99.estimate_s),
+        p999_s=finite_or_none(p999.estimate_s),
+        p999_interval_s=(finite_or_none(p999.lower_s), finite_or_none(p999.upper_s)),
+        p999_lower_s=finite_or_none(p999.one_sided_lower_s),
+        ideal_p999_s=order_statistic(ideal, 0.999),
+        network_p999_s=order_statistic(network, 0.999),
+        promised_s=finite_or_none(promised.estimate_s),
+        promised_interval_s=(finite_or_none(promised.lower_s), finite_or_none(promised.upper_s)),
+        promised_lower_s=finite_or_none(lower),
         bound_s=bound.bound_s if bound else None,
         bound_method=bound.method if bound else None,
         network_bound_s=bound.network_bound_s if bound else None,
-        bound_broken=bool(valid and bound and lower is not None and bound.bound_s < lower),
+        bound_broken=bool(valid and not beyond and bound and lower is not None and bound.bound_s < lower),
         deadline_s=promise.deadline_s if promise else None,
         epsilon=promise.epsilon if promise else None,
         verdict=verdict,
@@ -91,8 +99,16 @@ def judge_requests(
         samples_needed=data.samples_needed if data else None,
         seconds_needed=data.samples_needed * seconds / latency.size if data and data.samples_needed else None,
         bound=bound,
-        requests=_requests(asked, outcomes, latency, network, ideal, idle_s=idle_s),
+        requests=_requests(asked, outcomes, latency, network, ideal, idle_s=idle_s, nonconforming=beyond),
     )
+
+
+def _nonconforming(tenant: Tenant, outcomes: Sequence[RequestOutcome]) -> int:
+    """Requests proved to be beyond the tenant's token bucket; 0 for best effort, which has none."""
+    if tenant.reservation is None:
+        return 0
+    bucket = {"rate_bps": tenant.reservation.meter_rate_bps, "burst_bits": tenant.reservation.burst_bits}
+    return sum(requests_beyond(outcome.match.samples.due(), **bucket) for outcome in outcomes)
 
 
 def _requests(
@@ -103,6 +119,7 @@ def _requests(
     ideal: FloatArray,
     *,
     idle_s: float,
+    nonconforming: int,
 ) -> RequestsRecord:
     status = np.concatenate([o.record.status[o.record.attempted] for o in outcomes])
     correct = np.concatenate([o.record.correct[o.record.attempted] for o in outcomes])
@@ -111,19 +128,22 @@ def _requests(
         images=asked.images,
         compute_share=asked.compute_share,
         **asdict(Endings.of(status, correct, asked.images)),
-        framing_out=_mean(np.array([o.match.out.factor for o in outcomes])),
-        framing_back=_mean(np.array([o.match.back.factor for o in outcomes])),
+        framing_out=mean_known(np.array([o.match.out.factor for o in outcomes])),
+        framing_back=mean_known(np.array([o.match.back.factor for o in outcomes])),
         reordered=sum(o.match.reordered for o in outcomes),
         retransmitted_bits=sum(o.match.retransmitted_bits for o in outcomes),
         network_s=_levels(network),
         ideal_network_s=_levels(ideal),
         idle_s=idle_s,
+        nonconforming=nonconforming,
+        last_packet_bits=mean_known(np.concatenate([o.match.last_bits[o.match.last_bits > 0] for o in outcomes]))
+        or 0.0,
         parts=_parts(outcomes, latency),
     )
 
 
 def _parts(outcomes: Sequence[RequestOutcome], latency: FloatArray) -> tuple[PartDelay, ...]:
-    threshold = _quantile(latency, 0.999)
+    threshold = order_statistic(latency, 0.999)
     everything = [outcome.match.samples.parts_s() for outcome in outcomes]
     latencies = np.concatenate([outcome.match.samples.latency_s for outcome in outcomes])
     slow = latencies >= threshold if threshold is not None else np.zeros(latencies.size, dtype=np.bool_)
@@ -131,25 +151,16 @@ def _parts(outcomes: Sequence[RequestOutcome], latency: FloatArray) -> tuple[Par
     for name in everything[0]:
         values = np.concatenate([parts[name] for parts in everything])
         rows.append(
-            PartDelay(name=name, mean_s=_mean(values), p999_s=_quantile(values, 0.999), tail_mean_s=_mean(values[slow]))
+            PartDelay(
+                name=name,
+                mean_s=mean_known(values),
+                p999_s=order_statistic(values, 0.999),
+                tail_mean_s=mean_known(values[slow]),
+            )
         )
     return tuple(rows)
 
 
 def _levels(values: FloatArray) -> tuple[float | None, float | None, float | None]:
-    p50, p99, p999 = (_quantile(values, level) for level in LEVELS)
+    p50, p99, p999 = (order_statistic(values, level) for level in LEVELS)
     return p50, p99, p999
-
-
-def _quantile(values: FloatArray, level: float) -> float | None:
-    finite = values[np.isfinite(values)]
-    return float(np.quantile(finite, level, method="higher")) if finite.size else None
-
-
-def _mean(values: FloatArray) -> float | None:
-    finite = values[np.isfinite(values)]
-    return float(finite.mean()) if finite.size else None
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and np.isfinite(value) else None

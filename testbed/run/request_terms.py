@@ -1,8 +1,9 @@
 """What request tenants are held against: calibrated from a warm-up, policed in every measured window.
 
-A warm-up tells what messages cost on the wire, how long the server computes at most, and how much later the emulating
-host makes requests than queues, shares and the ideal order of work would. The measured window, which the calibration
-has not seen, is compared with all of it.
+A warm-up tells what messages cost on the wire, how long the server computes, and how much later the emulating host
+makes requests than queues, shares and the ideal order of work would. A server that is one process of a busy machine is
+paused now and then; what that adds to a computation is the host's lateness, not the model's cost. The measured window,
+which the calibration has not seen, is compared with all of it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from inference_server.digits import held_out
+from testbed.audit.quantile import quantile as latency_quantile
 from testbed.errors import FidelityError
 from testbed.management.bounds import HOST_RISK
 from testbed.management.request_bounds import RequestTerms, services_of
@@ -43,6 +45,10 @@ RESOLVED_S = 2e-3
 
 LATENESS_P999_S = 5e-3
 """Of handing a request to gRPC; what it makes of it is in the client's wait."""
+
+COMPUTED_WITHIN = 0.95
+"""Share of its computations that a server promises to end in the time it signs. The others are paused ones: what they
+take beyond it is the host's, which its allowance covers and a gate polices."""
 
 _GRAIN_S = 1e-4
 
@@ -81,7 +87,7 @@ def calibrate_requests(
     Raises:
         FidelityError: The warm-up answered nothing.
     """
-    longest_s = {name: _longest_s(name, outcome) for name, outcome in outcomes.items()}
+    computed_s = {name: computation_s(name, outcome) for name, outcome in outcomes.items()}
     sites = {tenant.name: tenant.site for tenant, _ in asking(scenario)}
     found = {}
     for tenant, asked in asking(scenario):
@@ -89,14 +95,14 @@ def calibrate_requests(
         if not envelopes:
             continue
         outcome = outcomes[tenant.name]
-        foreign = [s for name, s in longest_s.items() if name != tenant.name and sites[name] == tenant.site]
+        foreign = [s for name, s in computed_s.items() if name != tenant.name and sites[name] == tenant.site]
         maker = RequestMaker(tenant.name, asked.model, asked.images, held_out())
         terms = RequestTerms(
             demand=demand(tenant.arrivals, asked.size, maker),
             out=outcome.match.out,
             back=outcome.match.back,
             answer_bits=8 * int(outcome.record.response_bytes.max()),
-            compute=ComputeReservation(WORKERS, asked.compute_share, longest_s[tenant.name], tuple(foreign)),
+            compute=ComputeReservation(WORKERS, asked.compute_share, computed_s[tenant.name], tuple(foreign)),
             services=services_of(envelopes),
         )
         late_s = host_lateness(outcome, terms)
@@ -126,7 +132,8 @@ def ideal_network_s(outcome: RequestOutcome, shaper: Shaper, idle_s: float = 0.0
     """Network part of each request sent, in an ideal queue of the rate and burst read back; NaN otherwise; [n].
 
     Fed its own calls at their intended times, each as large on the wire as the messages of the window were on average.
-    Its own transmission counts once; the burst, which a queue sends at once after a pause, is credited.
+    Its own transmission counts once, but for its last packet, which HTB sends as soon as it has paid for those before;
+    the burst, which a queue sends at once after a pause, is credited.
 
     Args:
         outcome: The window.
@@ -142,9 +149,9 @@ def ideal_network_s(outcome: RequestOutcome, shaper: Shaper, idle_s: float = 0.0
 def idle_path_s(outcome: RequestOutcome, shaper: Shaper) -> float:
     """What a request that waits for nobody takes beyond its own transmission; 0 if every one waited.
 
-    That is the sender, gRPC, two TCP stacks, every switch and every link once, less what HTB lets go early: the price
-    of a real path, which no queue explains, as a ping's time without load is. The median over the requests that find
-    the ideal queue empty; known from a warm-up, it says nothing about how requests wait in the window it is used for.
+    That is the sender, gRPC, two TCP stacks, every switch and every link once: the price of a real path, which no queue
+    explains, as a ping's time without load is. The median over the requests that find the ideal queue empty; known from
+    a warm-up, it says nothing about how requests wait in the window it is used for.
     """
     sent, wait_s, own_s = _ideal_parts_s(outcome, shaper)
     beyond_s = outcome.match.samples.network_out_s[sent] - np.maximum(0.0, own_s)
@@ -208,8 +215,15 @@ def _risk(tenant: Tenant) -> float:
     return HOST_RISK * (tenant.promise.epsilon if tenant.promise else 1e-3)
 
 
-def _longest_s(name: str, outcome: RequestOutcome) -> float:
-    """Longest computation that the warm-up saw, and as much again as a short warm-up may have missed."""
+def computation_s(name: str, outcome: RequestOutcome) -> float:
+    """What the server promises that a request of the tenant computes.
+
+    The upper confidence limit of the time that `COMPUTED_WITHIN` of them keep, dependence paid for; of a warm-up that
+    cannot tell it, half as much again as the longest one.
+
+    Raises:
+        FidelityError: The warm-up answered nothing.
+    """
     compute_s = outcome.match.samples.compute_s
     known = compute_s[np.isfinite(compute_s)]
     if not known.size:
@@ -217,7 +231,8 @@ def _longest_s(name: str, outcome: RequestOutcome) -> float:
             f"tenant {name}: no request was answered during the warm-up ({outcome.record.summary()['status']}); "
             "its timeout or its reservation is too small, or the host too slow"
         )
-    return HEADROOM * float(known.max())
+    upper_s = latency_quantile(known, COMPUTED_WITHIN).upper_s
+    return HEADROOM * float(known.max()) if upper_s is None else upper_s
 
 
 def _ideal_parts_s(outcome: RequestOutcome, shaper: Shaper) -> tuple[BoolArray, FloatArray, FloatArray]:
@@ -226,7 +241,8 @@ def _ideal_parts_s(outcome: RequestOutcome, shaper: Shaper) -> tuple[BoolArray, 
     sent = record.request_bytes > 0
     bits = outcome.match.out.factor * 8.0 * record.request_bytes[sent]
     wait_s = _wait_s(record.schedule.time_s[sent], bits / shaper.rate_bps)
-    return sent, wait_s, (bits - shaper.burst_bits) / shaper.rate_bps
+    before_last_bits = np.maximum(0.0, bits - outcome.match.last_bits[sent])
+    return sent, wait_s, (before_last_bits - shaper.burst_bits) / shaper.rate_bps
 
 
 def _wait_s(time_s: FloatArray, service_s: FloatArray) -> FloatArray:

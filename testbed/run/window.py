@@ -73,8 +73,8 @@ class Counted:
     Attributes:
         metered: That reached its meter; 0 where it has none.
         meter_dropped: That the meter dropped.
-        queued: That reached the first of its queues.
-        queue_dropped: That any of its queues dropped.
+        queued: That reached the first of its queues, with those of whoever shares it.
+        queue_dropped: That any of its queues dropped, of whoever shares it.
     """
 
     metered: int
@@ -365,10 +365,10 @@ class Stage:
 
     def _drain(self) -> None:
         """Wait until no queue of any domain holds a packet."""
-        longest_s = max(
-            (t.reservation.queue_bits / t.reservation.rate_bps for t in self.network.scenario.tenants if t.reservation),
-            default=0.0,
-        )
+        scenario = self.network.scenario
+        own_s = [t.reservation.queue_bits / t.reservation.rate_bps for t in scenario.tenants if t.reservation]
+        shared_s = [(d.shared_queue_bits or 0) / d.link_rate_bps for d in scenario.domains]
+        longest_s = max((*own_s, *shared_s))
         deadline = time.monotonic() + longest_s * len(self.controllers) + MARGIN_S
         while self._backlog():
             if time.monotonic() > deadline:

@@ -59,7 +59,8 @@ _PHASE = Quantity(TIME, Fraction(1, 10**6), Fraction(3600))
 _DEADLINE = Quantity(TIME, Fraction(1, 10**6), Fraction(3600))
 _TIMEOUT = Quantity(TIME, Fraction(1, 1000), Fraction(60))
 _DURATION = Quantity(TIME, Fraction(1), Fraction(7200))
-_MOMENT = Quantity(TIME, Fraction(0), Fraction(7200))
+_INSTANT = Quantity(TIME, Fraction(0), Fraction(7200))
+MOST_VISITS = 100
 _LONGER = Quantity(TIME, Fraction(1, 1000), Fraction(10))
 _LASTS = Quantity(TIME, Fraction(1, 100), Fraction(7200))
 
@@ -194,7 +195,16 @@ _MISBEHAVIOUR = _Variants(
         ),
         "correlated": Record(
             "correlated bursts",
-            (Field("group", Name(), "Tenants with the same group are on and off at the same times.", required=True),),
+            (
+                Field("group", Name(), "Tenants whose bursts coincide have the same group.", required=True),
+                Field(
+                    "strength",
+                    Number("a strength", 0, 1),
+                    "Share of the group's changes between on and off that the tenant follows: 0 makes it independent, "
+                    "1 brings it together with everybody of strength 1. Left out by the whole group: all are on and "
+                    "off at the same times.",
+                ),
+            ),
         ),
     },
     help="How the tenant breaks its declaration on purpose.",
@@ -261,6 +271,20 @@ _DOMAIN = Record(
             default="0 ms",
         ),
         Field("compute", Boolean(), "Whether tenants can be served behind this domain.", default=False),
+        Field(
+            "shared-queue",
+            _QUEUE,
+            "Size of one FIFO queue at the link's rate, in each port, for all tenants that cross the domain; nothing "
+            "can be reserved then. Left out: everybody has a queue of its own.",
+        ),
+    ),
+)
+
+_PRESENCE = Record(
+    "a time of presence",
+    (
+        Field("from", _INSTANT, "When the tenant comes, from the start of the measured window.", required=True),
+        Field("until", _INSTANT, "When it leaves.", required=True),
     ),
 )
 
@@ -274,14 +298,19 @@ _TENANT = Record(
         Field("reservation", _RESERVATION, "What the tenant buys in every domain. Left out: best effort."),
         Field("promise", _PROMISE, "What the tenant is promised; needs a reservation."),
         Field("misbehaviour", _MISBEHAVIOUR, "How the tenant breaks its declaration on purpose."),
+        Field(
+            "present",
+            ListOf("time of presence", _PRESENCE, MOST_VISITS),
+            "When the tenant is there in the measured window, in order. Left out: always.",
+        ),
     ),
 )
 
 _FAULT_NAME = Field("name", Name(), "Unique among the faults.", required=True)
 _FAULT_TIMES = (
-    Field("at", _MOMENT, "When it begins, from the start of the measured window.", required=True),
+    Field("at", _INSTANT, "When it begins, from the start of the measured window.", required=True),
     Field("for", _LASTS, "How long it lasts.", required=True),
-    Field("spread", _MOMENT, "It begins at a moment drawn by the seed from this long after at.", default="0 s"),
+    Field("spread", _INSTANT, "It begins at a moment drawn by the seed from this long after at.", default="0 s"),
     Field(
         "fails",
         Names("tenant", MOST_TENANTS),
@@ -290,7 +319,7 @@ _FAULT_TIMES = (
     ),
     Field(
         "recovers-within",
-        _MOMENT,
+        _INSTANT,
         "How long after its end those who fail must keep their promise again.",
         default="1 s",
     ),

@@ -18,6 +18,7 @@ from testbed.scenario.model import (
     Datapath,
     Domain,
     DrawnSize,
+    Interval,
     Misbehaviour,
     ModelSize,
     OnOffArrivals,
@@ -74,7 +75,9 @@ def from_dict(data: Mapping[str, Any]) -> Scenario:
             {
                 "slow_down": 1.0,
                 **data,
-                "domains": tuple(_build(Domain, {"segment": None, **d}) for d in _list(data, "domains")),
+                "domains": tuple(
+                    _build(Domain, {"segment": None, "shared_queue_bits": None, **d}) for d in _list(data, "domains")
+                ),
                 "tenants": tuple(_tenant_from_dict(tenant) for tenant in _list(data, "tenants")),
                 "datapath": Datapath(data.get("datapath", "auto")),
                 "source": None if data.get("source") is None else Path(data["source"]),
@@ -86,11 +89,9 @@ def from_dict(data: Mapping[str, Any]) -> Scenario:
 
 
 def _domain_to_dict(domain: Domain) -> dict[str, Any]:
-    written = asdict(domain)
-    if domain.segment is None:
-        # Folders of domains in a row stay as they were before there were others.
-        del written["segment"]
-    return written
+    # Folders of domains in a row, each with a queue a tenant, stay as they were before there were others.
+    usual = {"segment": None, "shared_queue_bits": None}
+    return {key: value for key, value in asdict(domain).items() if key not in usual or value != usual[key]}
 
 
 def _tenant_to_dict(tenant: Tenant) -> dict[str, Any]:
@@ -103,8 +104,11 @@ def _tenant_to_dict(tenant: Tenant) -> dict[str, Any]:
         del written["requests"]
     else:
         written["requests"]["size"] = {"kind": _SIZE_NAMES[type(tenant.requests.size)], **asdict(tenant.requests.size)}
-    if tenant.way is None:
-        del written["way"]
+    for key in ("way", "present_s"):
+        if written[key] is None:
+            del written[key]
+    if tenant.misbehaviour is not None and tenant.misbehaviour.strength is None:
+        del written["misbehaviour"]["strength"]
     return written
 
 
@@ -120,11 +124,20 @@ def _tenant_from_dict(data: Mapping[str, Any]) -> Tenant:
             "arrivals": _arrivals_from_dict(data.get("arrivals", {})),
             "reservation": _optional(Reservation, data.get("reservation")),
             "promise": _optional(Promise, data.get("promise")),
-            "misbehaviour": _optional(Misbehaviour, data.get("misbehaviour")),
+            "misbehaviour": _misbehaviour_from_dict(data.get("misbehaviour")),
             "requests": _requests_from_dict(data["requests"]) if data.get("requests") is not None else None,
             "way": tuple(data["way"]) if data.get("way") is not None else None,
+            "present_s": _present_from_list(data.get("present_s")),
         },
     )
+
+
+def _misbehaviour_from_dict(data: Mapping[str, Any] | None) -> Misbehaviour | None:
+    return None if data is None else _build(Misbehaviour, {"strength": None, **data})
+
+
+def _present_from_list(data: Any) -> tuple[Interval, ...] | None:
+    return None if data is None else tuple((float(begin), float(end)) for begin, end in data)
 
 
 def _requests_from_dict(data: Mapping[str, Any]) -> Requests:

@@ -61,8 +61,11 @@ def _check(root: Node | None, path: Path, report: Report) -> Scenario | None:
     if section.settled("domains"):
         _require_compute(section, domain_sections, report)
     paths = [_path(tenant, domain_sections, report) for tenant in tenant_sections]
-    members = [_tenant(tenant, way, path.parent, report) for tenant, way in zip(tenant_sections, paths, strict=True)]
-    _require_capacity(domain_sections, list(zip(tenant_sections, paths, strict=True)), report)
+    duration_s = run_settings(section)["duration_s"]
+    ways = list(zip(tenant_sections, paths, strict=True))
+    members = [_tenant(tenant, way, path.parent, duration_s, report) for tenant, way in ways]
+    _require_capacity(domain_sections, ways, report)
+    _require_own_queues(ways, report)
     _require_groups(list(zip(tenant_sections, members, strict=True)), report)
     requests.require_shares(list(zip(tenant_sections, [way.site for way in paths], strict=True)), report)
     broken = fault_rules.faults(section, domain_sections, members, report)
@@ -83,19 +86,21 @@ def _domain(section: Section) -> Domain:
         link_rate_bps=int(section.get("link-rate")),
         link_delay_s=float(section.get("link-delay", 0)),
         compute=section.get("compute", False),
+        shared_queue_bits=None if section.get("shared-queue") is None else int(section.get("shared-queue")),
     )
 
 
-def _tenant(section: Section, way: _Path, folder: Path, report: Report) -> Tenant | None:
+def _tenant(section: Section, way: _Path, folder: Path, duration_s: float, report: Report) -> Tenant | None:
     arrives = tenants.arrivals(section, folder, report)
     asked = requests.requests(section, arrives, report)
     reserved = tenants.reservation(section, arrives, None if asked is None else asked.demand, report)
     promised = tenants.promise(section, way.propagation_s, report)
     breach = tenants.misbehaviour(section, arrives, reserved, report)
+    present = tenants.presence(section, duration_s, report)
     if arrives is None or way.site is None:
         return None
     wanted = None if asked is None else asked.requests
-    return Tenant(section.get("name", ""), arrives, way.site, reserved, promised, breach, wanted)
+    return Tenant(section.get("name", ""), arrives, way.site, reserved, promised, breach, wanted, present_s=present)
 
 
 def _require_compute(section: Section, domains: tuple[Section, ...], report: Report) -> None:
@@ -181,6 +186,19 @@ def _require_capacity(domains: tuple[Section, ...], ways: list[tuple[Section, _P
             )
 
 
+def _require_own_queues(ways: list[tuple[Section, _Path]], report: Report) -> None:
+    for tenant, way in ways:
+        shared = [domain.where for domain in way.domains if domain.get("shared-queue") is not None]
+        if shared and tenant.get("reservation") is not None:
+            report.add(
+                tenant.line_of("reservation"),
+                f"{tenant.where}: reservation",
+                found=f"a reservation on a path through {' and '.join(shared)}, which has one queue for everybody",
+                expected="reservations only where every domain of the path has a queue for each tenant",
+                remedy="delete the reservation, or shared-queue",
+            )
+
+
 def _reserved_bps(tenant: Section) -> Fraction | None:
     reserved: Section | None = tenant.get("reservation")
     return None if reserved is None else reserved.get("rate")
@@ -210,6 +228,7 @@ def _require_group(group: str, belonging: list[tuple[Section, OnOffArrivals]], r
             expected="at least two tenants whose bursts coincide",
             remedy="give another tenant the same group, or delete the misbehaviour",
         )
+    _require_strengths(group, [section for section, _ in belonging], report)
     for section, arrives in others:
         if (arrives.mean_on_s, arrives.mean_off_s) != (first.mean_on_s, first.mean_off_s):
             declared: Section = section.get("arrivals")
@@ -221,6 +240,19 @@ def _require_group(group: str, belonging: list[tuple[Section, OnOffArrivals]], r
                 f"which shares the bursts of the group {group}",
                 remedy="make the two agree (peaks may differ), or choose another group",
             )
+
+
+def _require_strengths(group: str, belonging: list[Section], report: Report) -> None:
+    breaches: list[Section] = [section.get("misbehaviour") for section in belonging]
+    silent = [breach for breach in breaches if breach.get("strength") is None]
+    if silent and len(silent) < len(breaches):
+        report.add(
+            silent[0].line,
+            silent[0].where,
+            found=f"no strength beside others of the group {group} that have one",
+            expected="a strength for every tenant of a group, or for none",
+            remedy="add strength: 1 where a tenant follows its group entirely",
+        )
 
 
 def _time(seconds: float) -> str:

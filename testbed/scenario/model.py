@@ -38,6 +38,8 @@ class Domain:
             last domain: towards its compute host). Needs netem.
         compute: Whether the domain offers a compute host behind its egress switch.
         segment: Part of the path that it sells, beside others that sell the same; None for a part of its own.
+        shared_queue_bits: Size of the one FIFO queue that all tenants share at each of the domain's ports; None where
+            everybody has a queue of its own.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Domain:
     link_delay_s: float = 0.0
     compute: bool = False
     segment: str | None = None
+    shared_queue_bits: int | None = None
 
 
 @dataclass(frozen=True)
@@ -208,11 +211,18 @@ class Misbehaviour:
             process named `group` with other tenants).
         offered_bps: Offered L2 rate of a flood, else None.
         group: Name of the shared modulating process, else None.
+        strength: How strongly the tenant follows its group, from 0 (independent) to 1 (together); None where everybody
+            of the group is on and off at the very same times.
     """
 
     kind: str
     offered_bps: float | None = None
     group: str | None = None
+    strength: float | None = None
+
+
+Interval: TypeAlias = tuple[float, float]
+"""From when until when, in seconds of a window."""
 
 
 @dataclass(frozen=True)
@@ -229,6 +239,7 @@ class Tenant:
         requests: What each arrival asks of an inference server; None where arrivals are packets. The size of arrivals
             is then that of a message, before the network adds its headers.
         way: Domains its packets cross, the site last, one of each segment; None for all of them up to the site.
+        present_s: When it is there in a measured window, in order; its arrivals stand still in between. None: always.
     """
 
     name: str
@@ -239,6 +250,15 @@ class Tenant:
     misbehaviour: Misbehaviour | None = None
     requests: Requests | None = None
     way: tuple[str, ...] | None = None
+    present_s: tuple[Interval, ...] | None = None
+
+    @property
+    def keeps_its_law(self) -> bool:
+        """Whether what it sends has the declared law by itself, whatever others do at the same time.
+
+        Bursts that coincide with those of others do: only the joint law of the group is not that of independent ones.
+        """
+        return self.misbehaviour is None or self.misbehaviour.kind == "correlated"
 
     @property
     def packet_bits(self) -> int:

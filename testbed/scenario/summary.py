@@ -107,6 +107,7 @@ def _domains(scenario: Scenario) -> list[str]:
     return [
         f"{domain.name} {quantity(domain.link_rate_bps, RATE)}"
         + (f" + {quantity(domain.link_delay_s, TIME)}" if domain.link_delay_s else "")
+        + (f" (one queue of {quantity(queue, SIZE)})" if (queue := domain.shared_queue_bits) is not None else "")
         + (" (compute)" if domain.compute else "")
         for domain in scenario.domains
     ]
@@ -135,5 +136,10 @@ def _tenant(tenant: Tenant) -> list[str]:
     if breach is not None and breach.offered_bps is not None:
         described.append(f"floods at {quantity(breach.offered_bps, RATE)}")
     elif breach is not None:
-        described.append(f"bursts together with the group {breach.group}")
+        strength = "" if breach.strength is None else f", with strength {breach.strength:g}"
+        described.append(f"bursts together with the group {breach.group}{strength}")
+    if tenant.present_s is not None:
+        stay_s = sum(end - begin for begin, end in tenant.present_s)
+        times = "once" if len(tenant.present_s) == 1 else f"{len(tenant.present_s)} times"
+        described.append(f"comes {times} and is there for {quantity(stay_s, TIME)} of the window")
     return described

@@ -18,6 +18,7 @@ from testbed.scenario.fields import Section
 from testbed.scenario.model import (
     FULL_FRAME_BITS,
     Arrivals,
+    Interval,
     Misbehaviour,
     OnOffArrivals,
     PoissonArrivals,
@@ -162,7 +163,63 @@ def misbehaviour(
             expected="the arrival model on-off: tenants of a group are on and off at the same times",
             remedy="declare on-off arrivals, or delete the misbehaviour",
         )
-    return Misbehaviour("correlated", group=section.get("group"))
+    return Misbehaviour("correlated", group=section.get("group"), strength=section.get("strength"))
+
+
+def presence(tenant: Section, duration_s: float, report: Report) -> tuple[Interval, ...] | None:
+    """When `tenant` is there in a measured window of `duration_s`, None for always or if it cannot be used."""
+    visits: tuple[Section, ...] | None = tenant.get("present")
+    if visits is None:
+        return None
+    before = len(report.findings)
+    _require_no_clock_of_others(tenant, report)
+    last = Fraction(0)
+    for visit in visits:
+        begin, end = visit.get("from"), visit.get("until")
+        if begin is not None and begin < last:
+            report.add(
+                visit.line_of("from"),
+                f"{tenant.where}: {visit.where}.from",
+                found=quantity(begin, TIME),
+                expected=f"{quantity(last, TIME)} or later, when the time of presence before it is over",
+                remedy="write them in order, one after the other",
+            )
+        if begin is not None and end is not None and end <= begin:
+            report.add(
+                visit.line_of("until"),
+                f"{tenant.where}: {visit.where}.until",
+                found=quantity(end, TIME),
+                expected=f"later than {quantity(begin, TIME)}, when it comes",
+                remedy="let it stay a while",
+            )
+        last = end if end is not None else last
+    if len(report.findings) == before and last > duration_s:
+        report.add(
+            tenant.line_of("present"),
+            f"{tenant.where}: present",
+            found=f"a presence until {quantity(last, TIME)}",
+            expected=f"the window's {quantity(Fraction(duration_s), TIME)} at most",
+            remedy="let it leave earlier, or raise duration",
+        )
+    if len(report.findings) > before or any(visit.unusable for visit in visits):
+        return None
+    return tuple((float(visit.get("from")), float(visit.get("until"))) for visit in visits)
+
+
+def _require_no_clock_of_others(tenant: Section, report: Report) -> None:
+    """Arrivals stand still while a tenant is away, which those that follow another clock cannot."""
+    breach: Section | None = tenant.get("misbehaviour")
+    what = "requests" if tenant.get("requests") is not None else ""
+    if breach is not None and breach.get("kind") == "correlated":
+        what = "bursts that follow a group"
+    if what:
+        report.add(
+            tenant.line_of("present"),
+            f"{tenant.where}: present",
+            found=f"times of presence of a tenant with {what}",
+            expected="them only where arrivals are packets of the tenant's own process",
+            remedy="delete present, and the tenant is always there",
+        )
 
 
 def _check_flood(

@@ -27,6 +27,7 @@ class Crossing:
         latencies_s: Promised latency of each; empty where nothing is promised.
         rate_bps: Smallest rate reserved on the path; None for best effort.
         burst_bits: Depth of that bucket.
+        links_s: Propagation delay of all links of the path together.
     """
 
     tenant: str
@@ -35,11 +36,12 @@ class Crossing:
     latencies_s: tuple[float, ...]
     rate_bps: float | None
     burst_bits: float
+    links_s: float = 0.0
 
 
-def tenant_samples(crossing: Crossing, passage: Passage) -> TenantSamples:
-    """One tenant's recorded packets; a window starts at time 0 and sends exactly when it intends to."""
-    own = passage.tenant == crossing.number - 1
+def tenant_samples(crossing: Crossing, index: int, passage: Passage) -> TenantSamples:
+    """Recorded packets of source `index`; a window starts at time 0 and sends exactly when it intends to."""
+    own = passage.tenant == index
     border_ps = passage.border_ps[own, : len(crossing.domains) + 1]
     born_s = passage.born_ps[own] / PS_PER_S
     return TenantSamples(
@@ -56,24 +58,29 @@ def tenant_samples(crossing: Crossing, passage: Passage) -> TenantSamples:
     )
 
 
-def write(path: Path, crossing: Crossing, passage: Passage) -> None:
-    """Write one tenant's recorded packets, with the ideal replay where a rate is reserved."""
-    seen = tenant_samples(crossing, passage)
+def write(path: Path, crossing: Crossing, index: int, passage: Passage) -> None:
+    """Write the recorded packets of source `index`, with the ideal replay where a rate is reserved."""
+    seen = tenant_samples(crossing, index, passage)
     replay = None
     if crossing.latencies_s and crossing.rate_bps is not None:
-        replay = lag.replay(seen, crossing.rate_bps, crossing.latencies_s, burst_bits=crossing.burst_bits)
+        replay = lag.replay(
+            seen,
+            crossing.rate_bps,
+            crossing.latencies_s,
+            burst_bits=crossing.burst_bits,
+            links_s=crossing.links_s,
+        )
     samples.write(path, seen, replay)
 
 
-def observed(path: Path, tally: Tally, duration_s: float) -> Observed:
-    """What judging a tenant needs of one window, from its file of samples and the window's tally."""
+def observed(path: Path, tally: Tally, index: int, duration_s: float) -> Observed:
+    """What judging source `index` needs of one window, from its file of samples and the window's tally."""
     seen, replay = samples.read(path)
-    tenant = seen.number - 1
     return Observed(
         match=_match(seen),
         replay=replay,
-        meter_dropped=int(tally.lost[tenant, METER]),
-        queue_dropped=int(tally.lost[tenant, QUEUE]),
+        meter_dropped=int(tally.lost[index, METER]),
+        queue_dropped=int(tally.lost[index, QUEUE]),
         window_s=duration_s,
     )
 

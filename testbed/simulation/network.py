@@ -2,12 +2,12 @@
 
 Domains offer signed envelopes as they do for a run, but grant nothing to a host, because there is none; meters, bursts
 and queue limits are read from them. Schedulers that the data plane does not install are for comparison and promise
-nothing.
+nothing. Tenants that send requests need servers and TCP: they are left out, their reservations are not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from testbed.envelope.descriptor import Envelope
@@ -16,9 +16,9 @@ from testbed.management.bounds import bound_tenant
 from testbed.management.federation import Federation
 from testbed.management.paper import on_paper
 from testbed.management.sealing import QUEUED_HOPS
-from testbed.management.sizing import DRAIN_BPS, ClassDemand, best_effort_class, design_classes
+from testbed.management.sizing import DRAIN_BPS, ClassDemand, best_effort_class, design_classes, shared_class
 from testbed.report.record import BoundRecord
-from testbed.scenario.model import Domain, Scenario, Tenant
+from testbed.scenario.model import FULL_FRAME_BITS, Domain, Scenario, Tenant
 from testbed.simulation.clock import to_ps
 from testbed.simulation.impairment import Excess
 from testbed.simulation.link import Reserved
@@ -32,9 +32,9 @@ class Choices:
     """What a simulation may do differently from a run.
 
     Attributes:
-        scheduler: Of every domain.
+        scheduler: Of every domain; one with a shared queue has that in place of reservations.
         metered: Whether tenants with a reservation are policed.
-        strength: How strongly correlated tenants follow their group; None: they share one path, as in a run.
+        strength: How strongly correlated tenants follow their group; None: as the scenario says.
         excess: Random excess latency of every domain.
         loss: Probability that a domain loses a packet at random.
     """
@@ -51,7 +51,8 @@ class Network:
     """A scenario ready to be simulated.
 
     Attributes:
-        scenario: It.
+        scenario: It, with everything that it reserves.
+        tenants: Those that are simulated, in the order of the system's sources.
         choices: How it is simulated.
         system: What is simulated.
         federation: The domains, which have offered.
@@ -59,6 +60,7 @@ class Network:
     """
 
     scenario: Scenario
+    tenants: tuple[Tenant, ...]
     choices: Choices
     system: System
     federation: Federation
@@ -67,7 +69,12 @@ class Network:
     @property
     def latencies_s(self) -> Mapping[str, tuple[float, ...]]:
         """Promised latency of each domain of a tenant's path, by tenant; empty where nothing is promised."""
-        return {tenant.name: tuple(e.latency_s for e in self.envelopes(tenant)) for tenant in self.scenario.tenants}
+        return {tenant.name: tuple(e.latency_s for e in self.envelopes(tenant)) for tenant in self.tenants}
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Names of the tenants that are not simulated."""
+        return tuple(tenant.name for tenant in self.scenario.tenants if tenant not in self.tenants)
 
     def envelopes(self, tenant: Tenant) -> list[Envelope]:
         """What the domains promise a tenant, in path order."""
@@ -84,34 +91,30 @@ def network(scenario: Scenario, choices: Choices) -> Network:
 
     Raises:
         ReservationError: A domain cannot carry what the scenario reserves.
-        ScenarioError: A trace that cannot be read, or a tenant that sends requests.
+        ScenarioError: A trace that cannot be read, or no tenant that sends packets.
     """
-    _require_packets(scenario)
+    tenants = _senders_of_packets(scenario)
     federation = on_paper(scenario, host_allowance_s=0.0)
     federation.collect_offers()
     bounds = {}
     if promises(choices.scheduler) and choices.excess is None and choices.loss == 0:
-        found_bounds = {t.name: bound_tenant(t, federation.envelopes(t), host_s=0.0) for t in scenario.tenants}
+        found_bounds = {t.name: bound_tenant(t, federation.envelopes(t), host_s=0.0) for t in tenants}
         bounds = {name: bound for name, bound in found_bounds.items() if bound is not None}
     system = System(
-        sources=tuple(_source(scenario, number, choices) for number in range(1, len(scenario.tenants) + 1)),
-        hops=tuple(_hop(scenario, domain, federation, choices) for domain in scenario.domains),
+        sources=tuple(_source(scenario, tenant, choices) for tenant in tenants),
+        hops=tuple(_hop(scenario, domain, tenants, federation, choices) for domain in scenario.domains),
     )
-    return Network(scenario, choices, system, federation, bounds)
+    return Network(scenario, tenants, choices, system, federation, bounds)
 
 
-def _require_packets(scenario: Scenario) -> None:
-    asking = [tenant.name for tenant in scenario.tenants if tenant.requests is not None]
-    if asking:
+def _senders_of_packets(scenario: Scenario) -> tuple[Tenant, ...]:
+    found = tuple(tenant for tenant in scenario.tenants if tenant.requests is None)
+    if not found:
         raise ScenarioError(
-            f"tenants {', '.join(asking)}: found requests, which need a server and TCP, expected tenants that send "
-            "packets; use `testbed run`, or delete their requests"
+            f"tenants {', '.join(tenant.name for tenant in scenario.tenants)}: found requests only, which need a "
+            "server and TCP, expected a tenant that sends packets; use `testbed run`, or delete their requests"
         )
-
-
-def packets_per_s(scenario: Scenario) -> float:
-    """Packets that all tenants together send a second, on average."""
-    return sum(_packets_per_s(tenant) for tenant in scenario.tenants)
+    return found
 
 
 def _packets_per_s(tenant: Tenant) -> float:
@@ -120,22 +123,27 @@ def _packets_per_s(tenant: Tenant) -> float:
     return (offered_bps or mean_bps(tenant.arrivals)) / tenant.arrivals.size_bits
 
 
-def _source(scenario: Scenario, number: int, choices: Choices) -> Source:
-    tenant = scenario.tenants[number - 1]
-    correlated = tenant.misbehaviour is not None and tenant.misbehaviour.kind == "correlated"
+def _source(scenario: Scenario, tenant: Tenant, choices: Choices) -> Source:
+    breach = tenant.misbehaviour
+    correlated = breach is not None and breach.kind == "correlated"
+    declared = None if breach is None else breach.strength
+    present = tenant.present_s
     return Source(
         name=tenant.name,
-        number=number,
+        number=scenario.tenants.index(tenant) + 1,
         arrivals=tenant.arrivals,
         packets_per_s=_packets_per_s(tenant),
         hops=len(scenario.path(tenant)),
         deadline_ps=None if tenant.promise is None else to_ps(tenant.promise.deadline_s),
-        misbehaviour=tenant.misbehaviour,
-        strength=choices.strength if correlated else None,
+        misbehaviour=breach,
+        strength=choices.strength if correlated and choices.strength is not None else declared,
+        present_ps=None if present is None else tuple((to_ps(begin_s), to_ps(end_s)) for begin_s, end_s in present),
     )
 
 
-def _hop(scenario: Scenario, domain: Domain, federation: Federation, choices: Choices) -> Hop:
+def _hop(
+    scenario: Scenario, domain: Domain, tenants: Sequence[Tenant], federation: Federation, choices: Choices
+) -> Hop:
     crossing = [tenant for tenant in scenario.tenants if domain in scenario.path(tenant)]
     promised = {tenant: signed.envelope for tenant, signed in federation.offers[domain.name].items()}
     demands = [
@@ -157,6 +165,10 @@ def _hop(scenario: Scenario, domain: Domain, federation: Federation, choices: Ch
             limit_packets=-(-queued_bits // guardrails.largest_packet_bits),
         )
 
+    shared = (
+        _shared(domain, crossing) if choices.scheduler is Scheduler.SHARED or _has_one_queue(domain, choices) else None
+    )
+
     def policy(tenant: Tenant) -> Policy | None:
         if not choices.metered or tenant.name not in promised:
             return None
@@ -165,17 +177,30 @@ def _hop(scenario: Scenario, domain: Domain, federation: Federation, choices: Ch
 
     return Hop(
         name=domain.name,
-        scheduler=choices.scheduler,
+        scheduler=choices.scheduler if shared is None else Scheduler.SHARED,
         link_bps=float(domain.link_rate_bps),
         drain_bps=max(DRAIN_BPS, float(domain.link_rate_bps)),
         delay_ps=to_ps(domain.link_delay_s),
-        classes=tuple(reserved(tenant) for tenant in scenario.tenants),
-        meters=tuple(policy(tenant) for tenant in scenario.tenants),
-        ranks=tuple(0 if tenant.reservation else 1 for tenant in scenario.tenants),
-        weights=tuple(_weight(scenario, tenant) for tenant in scenario.tenants),
+        classes=tuple(reserved(tenant) if shared is None else shared for tenant in tenants),
+        meters=tuple(policy(tenant) for tenant in tenants),
+        ranks=tuple(0 if tenant.reservation else 1 for tenant in tenants),
+        weights=tuple(_weight(scenario, tenant) for tenant in tenants),
         excess=choices.excess,
         loss=choices.loss,
     )
+
+
+def _has_one_queue(domain: Domain, choices: Choices) -> bool:
+    """Whether a domain is simulated with the one queue that the data plane would install."""
+    return domain.shared_queue_bits is not None and choices.scheduler is Scheduler.RESERVED
+
+
+def _shared(domain: Domain, crossing: Sequence[Tenant]) -> Reserved:
+    """The class that everybody shares; of any size in a domain that has none, where it is for comparison."""
+    largest_bits = max((tenant.arrivals.size_bits for tenant in crossing), default=FULL_FRAME_BITS)
+    queue = shared_class(domain.link_rate_bps, largest_bits, domain.shared_queue_bits or largest_bits)
+    limit = None if domain.shared_queue_bits is None else queue.limit_packets
+    return Reserved(float(queue.rate_bps), 8.0 * queue.burst_bytes, limit)
 
 
 def _weight(scenario: Scenario, tenant: Tenant) -> float:

@@ -1,13 +1,7 @@
 """The hidden state of bursty sources, drawn piece by piece: on periods, and rates that follow a Markov chain.
 
-The pieces are those that `testbed.traffic.modulation` draws for a whole window from the same seed. Here is also what it
-has not: on-off paths that are correlated to a chosen strength with a common one.
-
-A two-state Markov chain with rates a (to on) and b (to off) may be read as one that is drawn afresh, on with
-probability a/(a+b), at the points of a Poisson process of rate a+b: from off it then goes on at rate (a+b) a/(a+b) = a,
-and from on it goes off at rate b. So let a tenant follow each redraw of a common process with probability s, and have
-redraws of its own at rate (1-s)(a+b). Whatever s, its own law is exactly the declared one; s = 0 makes tenants
-independent, s = 1 makes them the same.
+The pieces are those that `testbed.traffic.modulation` draws for a whole window from the same seed; what correlates two
+sources is explained there.
 """
 
 from __future__ import annotations
@@ -21,7 +15,7 @@ import numpy.typing as npt
 from testbed.scenario.model import MmppArrivals
 from testbed.simulation.clock import PS_PER_S
 from testbed.simulation.wave import TimeArray
-from testbed.traffic.modulation import stationary
+from testbed.traffic.modulation import REDRAWS, redrawn_before, stationary
 
 _BLOCK = 512
 
@@ -98,7 +92,7 @@ class CorrelatedPath:
         self._strength = strength
         self._common, self._choice = common.spawn(2), own.spawn(2)
         self._own_ps, self._common_ps = 0, 0
-        self._on = self._initial(common, own)
+        self._on = redrawn_before(self._share, strength, common=common, own=own)
         self._since_ps = 0
         self._ahead: tuple[TimeArray, npt.NDArray[np.bool_]] = (np.empty(0, np.int64), np.empty(0, np.bool_))
 
@@ -118,26 +112,13 @@ class CorrelatedPath:
         self._ahead = (all_ps[now:], all_on[now:])
         return self._periods(all_ps[:now], all_on[:now])
 
-    def _initial(self, common: np.random.Generator, own: np.random.Generator) -> bool:
-        """The state at time 0 of a chain that has run forever: whatever it was last redrawn to."""
-        # Ages of the last common redraws, newest first: the first one that was followed counts.
-        age, followed = 0.0, False
-        common_on = False
-        while self._strength > 0 and not followed:
-            age += common.standard_exponential()
-            common_on = bool(common.random() < self._share)
-            followed = bool(own.random() < self._strength)
-        own_age = own.standard_exponential() / (1 - self._strength) if self._strength < 1 else np.inf
-        own_on = bool(own.random() < self._share)
-        return common_on if followed and age < own_age else own_on
-
     def _redraws(
         self, rngs: list[np.random.Generator], rate_per_ps: float, clock: str
     ) -> tuple[TimeArray, npt.NDArray[np.bool_]]:
-        gaps = rngs[0].standard_exponential(_BLOCK) / rate_per_ps
+        gaps = rngs[0].standard_exponential(REDRAWS) / rate_per_ps
         times_ps = getattr(self, clock) + np.rint(np.cumsum(gaps)).astype(np.int64)
         setattr(self, clock, int(times_ps[-1]))
-        return times_ps, rngs[1].random(_BLOCK) < self._share
+        return times_ps, rngs[1].random(REDRAWS) < self._share
 
     def _periods(self, times_ps: TimeArray, on: npt.NDArray[np.bool_]) -> Pieces:
         """From redraws to on periods that are over, and the beginning of the one that is not."""

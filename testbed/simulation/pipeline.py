@@ -22,7 +22,7 @@ from testbed.scenario.model import Scenario, Tenant
 from testbed.simulation import crossing
 from testbed.simulation.crossing import Crossing
 from testbed.simulation.judge import judge_tally
-from testbed.simulation.network import Choices, Network, network, packets_per_s, promises
+from testbed.simulation.network import Choices, Network, network, promises
 from testbed.simulation.tally import merge
 from testbed.simulation.window import Plan
 from testbed.simulation.windows import Finished, Task, perform, samples_path, tally_of
@@ -105,12 +105,12 @@ def _folder(options: Options, name: str) -> Path:
 
 def _tasks(ready: Network, options: Options, folder: Path) -> list[Task]:
     scenario = ready.scenario
-    rate_per_s = packets_per_s(scenario)
+    rate_per_s = sum(source.packets_per_s for source in ready.system.sources)
     duration_s = scenario.duration_s if options.packets is None else options.packets / rate_per_s
     if not duration_s > 0:
         raise ScenarioError(f"packets: found {options.packets}, expected at least 1; ask for more")
     recorded_s = options.recorded_packets / options.replications / rate_per_s
-    crossings = tuple(_crossing(ready, tenant) for tenant in scenario.tenants)
+    crossings = tuple(_crossing(ready, index) for index in range(len(ready.tenants)))
     return [
         Task(
             system=ready.system,
@@ -122,18 +122,19 @@ def _tasks(ready: Network, options: Options, folder: Path) -> list[Task]:
     ]
 
 
-def _crossing(ready: Network, tenant: Tenant) -> Crossing:
-    names = tuple(domain.name for domain in ready.scenario.path(tenant))
-    number = ready.scenario.tenants.index(tenant) + 1
+def _crossing(ready: Network, index: int) -> Crossing:
+    tenant = ready.tenants[index]
+    path = ready.scenario.path(tenant)
     latencies_s = tuple(envelope.latency_s for envelope in ready.envelopes(tenant))
-    narrowest = ready.system.hops[0].classes[number - 1]
+    narrowest = ready.system.hops[0].classes[index]
     return Crossing(
         tenant=tenant.name,
-        number=number,
-        domains=names,
+        number=ready.system.sources[index].number,
+        domains=tuple(domain.name for domain in path),
         latencies_s=latencies_s,
         rate_bps=narrowest.rate_bps if latencies_s else None,
         burst_bits=narrowest.burst_bits,
+        links_s=sum(domain.link_delay_s for domain in path),
     )
 
 
@@ -141,8 +142,9 @@ def _record(ready: Network, options: Options, folder: Path, done: Sequence[Finis
     scenario = ready.scenario
     serving_s = sum(one.serving_s for one in done)
     partial = len(done) < options.replications or not all(one.complete for one in done)
-    windows = tuple(_window(scenario, one) for one in done)
-    tenants = tuple(_judge(ready, folder, done, index) for index in range(len(scenario.tenants)))
+    windows = tuple(_window(ready.tenants, one) for one in done)
+    tenants = tuple(_judge(ready, folder, done, index) for index in range(len(ready.tenants)))
+    without = f", without {', '.join(ready.left_out)}: requests" if ready.left_out else ""
     return RunRecord(
         run_id=folder.name.rsplit("-", 1)[-1],
         name=scenario.name,
@@ -150,7 +152,7 @@ def _record(ready: Network, options: Options, folder: Path, done: Sequence[Finis
         created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         testbed_version=testbed.__version__,
         command=options.command,
-        datapath=f"simulated, scheduler {options.choices.scheduler}",
+        datapath=f"simulated, scheduler {options.choices.scheduler}{without}",
         partial=partial,
         verdict=run_verdict(tenants),
         scenario=to_dict(scenario),
@@ -169,23 +171,23 @@ def _record(ready: Network, options: Options, folder: Path, done: Sequence[Finis
     )
 
 
-def _window(scenario: Scenario, one: Finished) -> WindowRecord:
+def _window(tenants: Sequence[Tenant], one: Finished) -> WindowRecord:
     return WindowRecord(
         index=one.window,
         seed=one.seed,
         duration_s=one.duration_s,
         valid=True,
-        samples={tenant.name: f"window-{one.window}/{tenant.name}.parquet" for tenant in scenario.tenants},
+        samples={tenant.name: f"window-{one.window}/{tenant.name}.parquet" for tenant in tenants},
     )
 
 
 def _judge(ready: Network, folder: Path, done: Sequence[Finished], index: int) -> TenantRecord:
-    tenant = ready.scenario.tenants[index]
+    tenant = ready.tenants[index]
     bound = ready.bounds.get(tenant.name)
     folders = [folder / f"window-{one.window}" for one in done]
     tallies = [tally_of(path) for path in folders]
     seen = [
-        crossing.observed(samples_path(path, tenant.name), tally, one.duration_s)
+        crossing.observed(samples_path(path, tenant.name), tally, index, one.duration_s)
         for path, tally, one in zip(folders, tallies, done, strict=True)
     ]
     recorded = judge_tenant(tenant, seen, bound, valid=True)

@@ -60,7 +60,7 @@ class Replayed:
 
 
 def replay_run(folder: Path, scheduler: Scheduler = Scheduler.RESERVED) -> list[Replayed]:
-    """Replay every window of a run.
+    """Replay every window of a run, without its tenants that send requests.
 
     Args:
         folder: What `testbed run` left.
@@ -71,11 +71,12 @@ def replay_run(folder: Path, scheduler: Scheduler = Scheduler.RESERVED) -> list[
     """
     record = read_record(folder)
     scenario = from_dict(record.scenario)
-    system = network(scenario, Choices(scheduler)).system
+    ready = network(scenario, Choices(scheduler))
+    system, tenants = ready.system, ready.tenants
     found = []
     for window in record.windows:
-        seen = {t.name: samples.read(folder / window.samples[t.name])[0] for t in scenario.tenants}
-        captured = {number: _Captured(seen[t.name]) for number, t in enumerate(scenario.tenants, start=1)}
+        seen = {t.name: samples.read(folder / window.samples[t.name])[0] for t in tenants}
+        captured = {s.number: _Captured(seen[s.name]) for s in system.sources}
         length_s = max(stream.end_s for stream in captured.values())
         outcome = simulate(system, Plan(window.seed, window.index, length_s, length_s), streams=captured)
         for members, passage in zip(system.companies(), outcome.passages, strict=True):
@@ -84,8 +85,8 @@ def replay_run(folder: Path, scheduler: Scheduler = Scheduler.RESERVED) -> list[
                 border = passage.border_ps[own]
                 last = border[:, system.sources[k].hops]
                 simulated_s = np.where(last >= 0, (last - border[:, 0]) / PS_PER_S, np.nan)
-                name = scenario.tenants[k].name
-                measured_s = captured[k + 1].in_order(seen[name].network_s)
+                name = system.sources[k].name
+                measured_s = captured[system.sources[k].number].in_order(seen[name].network_s)
                 found.append(Replayed(name, window.index, measured_s, simulated_s))
     return found
 

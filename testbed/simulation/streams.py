@@ -7,7 +7,7 @@ run are fed. It holds a block of packets and no more.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import numba
@@ -69,8 +69,8 @@ def stream(
         seed: Of this tenant in this window, `testbed.traffic.arrivals.tenant_seed`.
         misbehaviour: How the tenant departs from it.
         group: Seed of the process that modulates the tenant's group, `testbed.traffic.arrivals.group_seed`.
-        strength: How strongly the tenant follows it, 0 to 1; None for the very path that the senders of a run share,
-            which has the law of strength 1.
+        strength: How strongly the tenant follows it, 0 to 1; None for the very path that tenants without a strength
+            share, which has the law of strength 1.
 
     Raises:
         ScenarioError: A trace that cannot be read, or arrivals that contradict themselves.
@@ -228,17 +228,24 @@ class _Replayed:
 
 
 class Visiting:
-    """Another stream that begins at one instant and ends at another."""
+    """Another stream that runs in some intervals and stands still between them.
 
-    def __init__(self, source: Stream, start_ps: int, end_ps: int) -> None:
+    Args:
+        source: In its own time, which does not pass between the intervals.
+        present_ps: Start and end of each interval, in order.
+    """
+
+    def __init__(self, source: Stream, present_ps: Sequence[tuple[int, int]]) -> None:
         self._source = source
-        self._start_ps = start_ps
-        self._end_ps = end_ps
+        self._start_ps, self._end_ps = np.array(present_ps, np.int64).T
+        self._own_ps = np.concatenate(([0], np.cumsum(self._end_ps - self._start_ps)[:-1]))
 
     def until(self, time_ps: int) -> Packets:
         """The next packets."""
-        found = self._source.until(max(0, min(time_ps, self._end_ps) - self._start_ps))
-        return found._replace(time_ps=found.time_ps + self._start_ps)
+        passed_ps = np.maximum(0, np.minimum(time_ps, self._end_ps) - self._start_ps)
+        found = self._source.until(int(passed_ps.sum()))
+        visit = np.searchsorted(self._own_ps, found.time_ps, side="right") - 1
+        return found._replace(time_ps=found.time_ps - self._own_ps[visit] + self._start_ps[visit])
 
 
 class _SpedUp:

@@ -23,10 +23,12 @@ class Scheduler(StrEnum):
 
     RESERVED is what the data plane installs: an HTB class per tenant on a port that drains at a finite rate. ISOLATED
     is the same on a port that is never busy: buckets that do not know each other, best effort at what they leave.
+    SHARED is what the data plane installs for a shared queue: one HTB class for everybody.
     """
 
     RESERVED = "reserved"
     ISOLATED = "isolated"
+    SHARED = "shared"
     FIFO = "fifo"
     PRIORITY = "priority"
     WEIGHTED = "weighted"
@@ -45,7 +47,7 @@ class Source:
         deadline_ps: A packet later than this is late; None where there is none.
         misbehaviour: How it departs from the declared process.
         strength: How strongly it follows its group, see `testbed.simulation.streams.stream`.
-        active_ps: From when until when it is there; None: always. Its stream begins when it comes.
+        present_ps: From when until when it is there, in order; None: always. Its stream stands still in between.
     """
 
     name: str
@@ -56,7 +58,7 @@ class Source:
     deadline_ps: int | None = None
     misbehaviour: Misbehaviour | None = None
     strength: float | None = None
-    active_ps: tuple[int, int] | None = None
+    present_ps: tuple[tuple[int, int], ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class Hop:
         link_bps: Rate of the link, and of the root class that best effort borrows from.
         drain_bps: Rate at which a port of reservations drains; a software switch's is its processor's.
         delay_ps: Propagation delay of the link.
-        classes: Reservation of each source, for RESERVED and ISOLATED.
+        classes: Reservation of each source, for RESERVED and ISOLATED; the one class, as everybody's, for SHARED.
         meters: Policy of each source; empty for none.
         ranks: Rank of each source, for PRIORITY.
         weights: Weight of each source, for WEIGHTED.
@@ -114,6 +116,7 @@ class System:
         needs = {
             Scheduler.RESERVED: "classes",
             Scheduler.ISOLATED: "classes",
+            Scheduler.SHARED: "classes",
             Scheduler.PRIORITY: "ranks",
             Scheduler.WEIGHTED: "weights",
         }

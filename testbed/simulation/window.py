@@ -261,7 +261,7 @@ def _stream(source: Source, plan: Plan) -> Stream:
         group=group,
         strength=source.strength,
     )
-    return always if source.active_ps is None else Visiting(always, *source.active_ps)
+    return always if source.present_ps is None else Visiting(always, source.present_ps)
 
 
 def _impaired(plan: Plan, domain: int, members: Sequence[int]) -> np.random.SeedSequence:
@@ -281,7 +281,7 @@ def _port(hop: Hop, members: Sequence[int]) -> Server:
         case Scheduler.RESERVED:
             drain_bps = hop.drain_bps or hop.link_bps
             return reserved_link(drain_bps, hop.classes, root_bps=hop.link_bps, delay_ps=hop.delay_ps)
-        case Scheduler.ISOLATED:
+        case Scheduler.SHARED | Scheduler.ISOLATED:
             own = hop.classes[members[0]]
             if own.rate_bps is not None:
                 return Bucket(own.rate_bps, own.burst_bits, hop.delay_ps, own.limit_packets)

@@ -96,7 +96,7 @@ def _write(task: Task, outcome: Outcome) -> Finished:
     companies = dict(zip(task.system.companies(), outcome.passages, strict=True))
     for members, passage in companies.items():
         for k in members:
-            crossing.write(samples_path(task.folder, task.crossings[k].tenant), task.crossings[k], passage)
+            crossing.write(samples_path(task.folder, task.crossings[k].tenant), task.crossings[k], k, passage)
     outcome.tally.save(task.folder / TALLY_NAME)
     result = Finished(
         digest=task.digest,

@@ -102,6 +102,7 @@ class RequestMatch:
         reordered: Requests whose last byte left the client before that of an earlier-sent one: HTTP/2 interleaved them.
         retransmitted_bits: L2 bits beyond border 0 that carried bytes seen there before.
         packets: What carried the requests, packet by packet.
+        last_bits: L2 bits of each request in the packet that ended it at border 0, 0 where it was not seen; [n].
     """
 
     samples: RequestSamples
@@ -110,6 +111,7 @@ class RequestMatch:
     reordered: int
     retransmitted_bits: float
     packets: Passages
+    last_bits: FloatArray
 
 
 class _Connection(NamedTuple):
@@ -181,6 +183,7 @@ def match_requests(
         reordered=_overtaken(samples),
         retransmitted_bits=_repeated_bits(entered),
         packets=_passages(entered, places, zero_ns),
+        last_bits=_last_bits(found.requests, found.request, n, places[0]),
     )
 
 
@@ -236,6 +239,17 @@ def _wire_bits(frames: Frames, owner: IntArray, n: int, place: Segments) -> Floa
     ours = _ours(owner, n)
     bits = np.zeros(n)
     np.add.at(bits, owner[ours], place.wire_bits(frames.start[ours], frames.end[ours]))
+    return bits
+
+
+def _last_bits(frames: Frames, owner: IntArray, n: int, place: Segments) -> FloatArray:
+    """Of each request, the bits in the packet that ended it; frames of others in the same packet are not its own."""
+    ours = _ours(owner, n)
+    end = np.zeros(n, dtype=np.int64)
+    np.maximum.at(end, owner[ours], frames.end[ours])
+    start = np.maximum(frames.start[ours], place.finishing_start(end)[owner[ours]])
+    bits = np.zeros(n)
+    np.add.at(bits, owner[ours], place.wire_bits(np.minimum(start, frames.end[ours]), frames.end[ours]))
     return bits
 
 

@@ -115,6 +115,21 @@ class Segments:
         total = np.concatenate(([0.0], np.cumsum(slope[:-1] * np.diff(edges))))
         return np.asarray(np.interp(end, edges, total) - np.interp(start, edges, total))
 
+    def finishing_start(self, end: IntArray) -> IntArray:
+        """Where the packet begins that was the first to carry the byte before an offset; [m].
+
+        Args:
+            end: Offsets, [m].
+
+        Returns:
+            Offset of its first byte; the offset asked for where the packets never came so far.
+        """
+        filled = self.payload_bytes > 0
+        furthest = np.maximum.accumulate(self.end[filled])
+        at = np.searchsorted(furthest, end)
+        start = np.append(self.start[filled], NEVER_NS)[at]
+        return np.asarray(np.minimum(start, end))
+
     def stream(self, data: ByteArray) -> ByteArray:
         """The bytes from offset 0 on, put together from a capture that kept whole packets.
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -17,15 +18,17 @@ import numpy.typing as npt
 from testbed.errors import ScenarioError
 from testbed.scenario.model import (
     Arrivals,
+    Interval,
     Misbehaviour,
     MmppArrivals,
     OnOffArrivals,
     PoissonArrivals,
     RenewalArrivals,
     Scenario,
+    Tenant,
     TraceArrivals,
 )
-from testbed.traffic.modulation import OnOffPath, on_off_path, rate_path, reached_at, stationary
+from testbed.traffic.modulation import OnOffPath, correlated_path, on_off_path, rate_path, reached_at, stationary
 from testbed.traffic.renewal import EXPONENTIAL, gap_law, points
 from testbed.traffic.schedules import Schedule
 from testbed.traffic.traces import Requests, read_requests
@@ -61,7 +64,7 @@ def schedules(
         window: Number of the window within the run; every window has streams of its own.
         duration_s: Length of the window.
         seed: Root seed, where it is not the scenario's (one of several runs).
-        conforming: Draw the declared processes, as if nobody misbehaved.
+        conforming: Draw the declared processes, as if nobody misbehaved or ever left.
 
     Returns:
         Schedules by tenant number.
@@ -71,21 +74,26 @@ def schedules(
     """
     root = scenario.seed if seed is None else seed
     shared = {} if conforming else modulators(scenario, window=window, duration_s=duration_s, seed=root)
-    return {
-        number: schedule(
+
+    def drawn(number: int, tenant: Tenant) -> Schedule:
+        present = None if conforming else tenant.present_s
+        breach = tenant.misbehaviour
+        packets = schedule(
             tenant.arrivals,
             seed=tenant_seed(root, number, window),
-            duration_s=duration_s,
-            misbehaviour=tenant.misbehaviour,
+            duration_s=duration_s if present is None else _stay_s(present, duration_s),
+            misbehaviour=breach,
             conforming=conforming,
             modulators=shared,
+            group=None if breach is None or breach.group is None else group_seed(root, breach.group, window),
         )
-        for number, tenant in enumerate(scenario.tenants, start=1)
-    }
+        return packets if present is None else _while_present(packets, present)
+
+    return {number: drawn(number, tenant) for number, tenant in enumerate(scenario.tenants, start=1)}
 
 
 def modulators(scenario: Scenario, *, window: int, duration_s: float, seed: int) -> dict[str, OnOffPath]:
-    """Draw the modulating processes that groups of correlated tenants share, by group name.
+    """Draw the paths that tenants of a group share who are on and off at the very same times, by group name.
 
     Raises:
         ScenarioError: A tenant of a group is no on-off source, or its periods differ from the group's.
@@ -100,7 +108,7 @@ def modulators(scenario: Scenario, *, window: int, duration_s: float, seed: int)
                 f"tenant {tenant.name}: found correlated bursts without on-off arrivals, expected on-off arrivals; "
                 f"give the tenant on-off arrivals or take it out of group {group}"
             )
-        if group not in paths:
+        if group not in paths and tenant.misbehaviour is not None and tenant.misbehaviour.strength is None:
             rng = np.random.default_rng(group_seed(seed, group, window))
             arrivals = tenant.arrivals
             paths[group] = on_off_path(arrivals.mean_on_s, arrivals.mean_off_s, rng=rng, duration_s=duration_s)
@@ -115,6 +123,7 @@ def schedule(
     misbehaviour: Misbehaviour | None = None,
     conforming: bool = False,
     modulators: Mapping[str, OnOffPath] | None = None,
+    group: np.random.SeedSequence | None = None,
 ) -> Schedule:
     """Draw the packets of one tenant in the window [0, duration_s).
 
@@ -125,6 +134,7 @@ def schedule(
         misbehaviour: How the tenant departs from the declared process.
         conforming: Ignore `misbehaviour`.
         modulators: Paths shared by correlated tenants, by group name, see `modulators`.
+        group: Seed of the process that a tenant follows to some strength, see `group_seed`.
 
     Returns:
         The packets, in the order they leave.
@@ -136,6 +146,8 @@ def schedule(
     breach = None if conforming else misbehaviour
     if breach is not None and breach.kind == "flood":
         return _flood(arrivals, breach, rng, duration_s)
+    if breach is not None and breach.strength is not None:
+        return _following(arrivals, rng, duration_s, breach.strength, group)
     if breach is not None and breach.kind == "correlated":
         return _on_off(arrivals, rng, duration_s, _shared_path(arrivals, breach, modulators or {}))
     return _conforming(arrivals, rng, duration_s)
@@ -237,18 +249,47 @@ def _shared_path(arrivals: Process, breach: Misbehaviour, shared: Mapping[str, O
     return path
 
 
+def _following(
+    arrivals: Process,
+    rng: np.random.Generator,
+    duration_s: float,
+    strength: float,
+    group: np.random.SeedSequence | None,
+) -> Schedule:
+    if not isinstance(arrivals, OnOffArrivals) or group is None:
+        raise ScenarioError(
+            "misbehaviour correlated: found a strength without on-off arrivals or a group's seed, expected both; give "
+            "the tenant on-off arrivals and name its group"
+        )
+    ready = rng.random()
+    path = correlated_path(
+        arrivals.mean_on_s,
+        arrivals.mean_off_s,
+        strength,
+        common=np.random.default_rng(group),
+        own=rng,
+        duration_s=duration_s,
+    )
+    return _cut(arrivals, ready, duration_s, path)
+
+
 def _on_off(arrivals: Process, rng: np.random.Generator, duration_s: float, path: OnOffPath | None) -> Schedule:
+    if not isinstance(arrivals, OnOffArrivals):
+        raise ScenarioError("misbehaviour correlated: found arrivals without bursts, expected on-off arrivals")
+    ready = rng.random()
+    if path is None:
+        path = on_off_path(arrivals.mean_on_s, arrivals.mean_off_s, rng=rng, duration_s=duration_s)
+    return _cut(arrivals, ready, duration_s, path)
+
+
+def _cut(arrivals: OnOffArrivals, ready: float, duration_s: float, path: OnOffPath) -> Schedule:
     """Cut the fluid of an on-off path into packets.
 
     A packet leaves when its last bit has been produced. What a burst leaves unfinished is finished by the next one,
     and a stationary source has some of its next packet already when the window opens. So with V(t) the fluid produced
     up to t and U uniform on [0, L), packets leave when V + U reaches L, 2 L, 3 L and so on.
     """
-    if not isinstance(arrivals, OnOffArrivals):
-        raise ScenarioError("misbehaviour correlated: found arrivals without bursts, expected on-off arrivals")
-    ready_s = rng.random() * arrivals.size_bits / arrivals.peak_bps
-    if path is None:
-        path = on_off_path(arrivals.mean_on_s, arrivals.mean_off_s, rng=rng, duration_s=duration_s)
+    ready_s = ready * arrivals.size_bits / arrivals.peak_bps
     spacing_s = arrivals.size_bits / arrivals.peak_bps
     packets = int((float(np.sum(path.end_s - path.start_s)) + ready_s) / spacing_s)
     needed_s = np.arange(1, packets + 1, dtype=np.float64) * spacing_s - ready_s
@@ -269,6 +310,19 @@ def _mmpp_points(arrivals: MmppArrivals, rng: np.random.Generator, duration_s: f
 def _equal_sizes(times_s: FloatArray, size_bits: int) -> Schedule:
     n = times_s.size
     return Schedule(times_s, np.full(n, size_bits, dtype=np.int32), np.ones(n, dtype=np.bool_))
+
+
+def _stay_s(present: Sequence[Interval], duration_s: float) -> float:
+    """How long a tenant is there within a window."""
+    return sum(max(0.0, min(end_s, duration_s) - begin_s) for begin_s, end_s in present)
+
+
+def _while_present(packets: Schedule, present: Sequence[Interval]) -> Schedule:
+    """Packets drawn in a tenant's own time, which stands still while it is away, in the time of the window."""
+    begin_s, end_s = np.array(present).T
+    own_s = np.concatenate(([0.0], np.cumsum(end_s - begin_s)[:-1]))
+    visit = np.searchsorted(own_s, packets.time_s, side="right") - 1
+    return replace(packets, time_s=packets.time_s - own_s[visit] + begin_s[visit])
 
 
 def _until(packets: Schedule, duration_s: float) -> Schedule:

@@ -65,6 +65,84 @@ def on_off_path(mean_on_s: float, mean_off_s: float, *, rng: np.random.Generator
     return OnOffPath(start_s[: end_s.size][within], end_s[within], mean_on_s, mean_off_s)
 
 
+def correlated_path(
+    mean_on_s: float,
+    mean_off_s: float,
+    strength: float,
+    *,
+    common: np.random.Generator,
+    own: np.random.Generator,
+    duration_s: float,
+) -> OnOffPath:
+    """Draw a two-state Markov path that follows a common one to some strength.
+
+    A two-state chain with rates a (to on) and b (to off) is one that is drawn afresh, on with probability a/(a+b), at
+    the points of a Poisson process of rate a+b: from off it then goes on at rate (a+b) a/(a+b) = a, and from on it goes
+    off at rate b. So let a tenant follow each redraw of a common process with probability s, and have redraws of its
+    own at rate (1-s)(a+b). Whatever s, its own law is exactly the declared one; s = 0 makes tenants independent, s = 1
+    makes them the same.
+
+    Args:
+        mean_on_s: Mean on period.
+        mean_off_s: Mean off period.
+        strength: s, 0 to 1.
+        common: Draws the common redraws; everyone who follows them gives a generator in the same state.
+        own: Draws this tenant's choices and own redraws.
+        duration_s: Length of the window.
+
+    Raises:
+        ScenarioError: A strength outside its range.
+    """
+    if not 0 <= strength <= 1:
+        raise ScenarioError(f"correlation: found {strength}, expected 0 (independent) to 1 (together); choose one")
+    rate_per_s, share = 1 / mean_on_s + 1 / mean_off_s, mean_on_s / (mean_on_s + mean_off_s)
+    shared, (choices, alone) = common.spawn(2), own.spawn(2)
+    on = redrawn_before(share, strength, common=common, own=own)
+    common_s, common_on = _redraws(shared[0], shared[1], rate_per_s, share, duration_s)
+    follows = choices.random(common_s.size) < strength
+    times_s, states = common_s[follows], common_on[follows]
+    if strength < 1:
+        own_s, own_on = _redraws(alone, alone, (1 - strength) * rate_per_s, share, duration_s)
+        times_s, states = np.concatenate((times_s, own_s)), np.concatenate((states, own_on))
+    order = np.argsort(times_s, kind="stable")
+    edges_s = np.concatenate(([0.0], times_s[order], [np.inf]))
+    states = np.concatenate(([on], states[order]))
+    within = states & (edges_s[:-1] < duration_s)
+    return OnOffPath(edges_s[:-1][within], np.minimum(edges_s[1:][within], duration_s), mean_on_s, mean_off_s)
+
+
+def redrawn_before(share: float, strength: float, *, common: np.random.Generator, own: np.random.Generator) -> bool:
+    """The state at time 0 of a chain that follows a common one and has run forever: whatever it was last redrawn to."""
+    # Ages of the last common redraws, newest first, in their mean gaps: the first one that was followed counts.
+    age, followed = 0.0, False
+    common_on = False
+    while strength > 0 and not followed:
+        age += common.standard_exponential()
+        common_on = bool(common.random() < share)
+        followed = bool(own.random() < strength)
+    own_age = own.standard_exponential() / (1 - strength) if strength < 1 else np.inf
+    own_on = bool(own.random() < share)
+    return common_on if followed and age < own_age else own_on
+
+
+REDRAWS = 512
+"""Redraws come in blocks of so many, gaps before states; whoever draws the same path keeps to that."""
+
+
+def _redraws(
+    gaps: np.random.Generator, draws: np.random.Generator, rate_per_s: float, share: float, duration_s: float
+) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
+    """Instants of redraws, to the end of a window or beyond, and what each of them gives."""
+    times: list[FloatArray] = []
+    states: list[npt.NDArray[np.bool_]] = []
+    last_s = 0.0
+    while last_s < duration_s:
+        times.append(last_s + np.cumsum(gaps.standard_exponential(REDRAWS) / rate_per_s))
+        states.append(draws.random(REDRAWS) < share)
+        last_s = float(times[-1][-1])
+    return np.concatenate(times), np.concatenate(states)
+
+
 def stationary(switch_per_s: tuple[tuple[float, ...], ...]) -> FloatArray:
     """Long-run share of time that a Markov chain spends in each state.
 

@@ -21,14 +21,16 @@ duration: 3 s
 segments:
   - name: metro
     operators:
-      - {name: gold, link-rate: 100 Mbit/s, reservable: 40 Mbit/s, classes: 4, price: 0.5, calibrated: true}
-      - {name: blue, link-rate: 40 Mbit/s, reservable: 4 Mbit/s, classes: 4, price: 0.1}
+      - {name: gold, link-rate: 100 Mbit/s, reservable: 40 Mbit/s, classes: 4, host-allowance: 8 ms, price: 0.5,
+         calibrated: true}
+      - {name: blue, link-rate: 40 Mbit/s, reservable: 4 Mbit/s, classes: 4, host-allowance: 8 ms, price: 0.1}
   - name: core
     operators:
       - name: core
         link-rate: 100 Mbit/s
         reservable: 40 Mbit/s
         classes: 4
+        host-allowance: 8 ms
         price: 0.1
         site:
           workers: 1
@@ -46,6 +48,8 @@ INTENT = """
     price: 20
 """
 DEADLINES = {"clinic": "300 ms", "studio": "300 ms", "trader": "10 ms"}
+ATTEMPTS = 3
+"""A pause of the host in the warm-up may refute what a domain declared; then nothing is measured, and it runs again."""
 
 
 def test_a_federation_is_planned_reserved_by_its_agents_measured_and_released(testbed: Command, tmp_path: Path) -> None:
@@ -56,10 +60,15 @@ def test_a_federation_is_planned_reserved_by_its_agents_measured_and_released(te
 
     # A run also fails if a controller still holds a rule after the release. Of the verdict nothing is asked: seconds
     # decide no promise, and a busy host may make them INVALID.
-    ended = testbed("run", str(federation), "--out", str(tmp_path / "runs"))
-    assert ended.returncode in {0, 3, 4}, ended.stderr
-    (folder,) = (tmp_path / "runs").iterdir()
-    record = read_record(folder)
+    for attempt in range(ATTEMPTS):
+        ended = testbed("run", str(federation), "--out", str(tmp_path / f"runs-{attempt}"))
+        assert ended.returncode in {0, 3, 4}, ended.stderr
+        (folder,) = (tmp_path / f"runs-{attempt}").iterdir()
+        record = read_record(folder)
+        if record.windows:
+            break
+        print(ended.stdout)
+    assert record.windows, f"nothing was measured in {ATTEMPTS} attempts"
 
     ways = {d["tenant"]: [r["domain"] for r in d["reservations"]] for d in planned if d["admitted"]}
     assert ways == {"clinic": ["blue", "core"], "studio": ["gold", "core"]}

@@ -11,12 +11,13 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from testbed.emulation.probe import probe
 from testbed.errors import ReservationError
 from testbed.report.record import read_record
-from testbed.telemetry import fidelity
+from testbed.telemetry import fidelity, samples
 from tests.integration.conftest import ROOT, Command
 from tests.integration.spine import SMOKE, reserved
 
@@ -218,3 +219,55 @@ def test_a_reservation_that_is_lower_from_the_start_raises_the_bound_and_fails_t
         }
     assert bounds["full"] < 0.06 < bounds["lowered"]
     assert verdicts == {"full": "PASS", "lowered": "FAIL"}
+
+
+SHARED = """
+name: shared
+warm-up: 3 s
+duration: 10 s
+allow-zero-delay: true
+domains:
+  - {name: west, link-rate: 12 Mbit/s, shared-queue: 250 kB}
+  - {name: east, link-rate: 12 Mbit/s, shared-queue: 250 kB, compute: true}
+tenants:
+  - name: victim
+    arrivals: &bursty {model: on-off, peak: 10 Mbit/s, mean-on: 5 ms, mean-off: 20 ms, size: 1400 B}
+    misbehaviour: {kind: correlated, group: storm, strength: 1}
+  - name: other
+    arrivals: *bursty
+    misbehaviour: {kind: correlated, group: storm, strength: 1}
+  - name: guest
+    arrivals: {model: poisson, rate: 2 Mbit/s, size: 500 B}
+    present: [{from: 2 s, until: 4 s}, {from: 6 s, until: 7 s}]
+"""
+
+
+def test_tenants_share_one_queue_and_come_and_go_as_the_scenario_says(testbed: Command, tmp_path: Path) -> None:
+    scenario = tmp_path / "shared.yaml"
+    scenario.write_text(SHARED)
+    with reserved(scenario) as made:
+        results = probe(made.network, made.programs)
+        assert all(result.ok for result in results)
+        rates = {result.tenant for result in results if result.what.startswith("queue rate")}
+        assert rates == {"victim, other, guest"}
+        assert made.federation.drift() == ()
+        seen = [client.read_back()["tenants"] for client in made.controllers.values()]
+        assert {queue["minor"] for tenants in seen for own in tenants.values() for queue in own["queues"].values()} == {
+            16
+        }
+    for attempt in range(3):
+        ended = testbed("run", str(scenario), "--out", str(tmp_path / str(attempt)))
+        print(ended.stdout, ended.stderr)
+        if ended.returncode != 3:
+            break
+    (folder,) = (tmp_path / str(attempt)).iterdir()
+    record = read_record(folder)
+    # Without a promise nobody has a verdict, so the gates are all that may be wrong.
+    assert ended.returncode == 0, [gate for gate in record.gates if not gate.ok]
+    assert {tenant.verdict for tenant in record.tenants} == {"NONE"}
+    assert all(tenant.bound_s is None for tenant in record.tenants)
+    guest, _ = samples.read(folder / record.windows[0].samples["guest"])
+    assert {int(at) for at in guest.intended_s} == {2, 3, 6}
+    victim, _ = samples.read(folder / record.windows[0].samples["victim"])
+    # Both bursts together are 20 Mbit/s into 12: a mean burst alone puts 40 kbit, 3.3 ms, in front of its last packet.
+    assert np.nanquantile(victim.network_s, 0.99) > 10e-3

@@ -1,9 +1,10 @@
-"""A flow known by a trace only: bounds from the first part of it, checked on the rest.
+"""A flow known by a trace only: bounds from the first part of it, confirmed by a replay of the rest.
 
 No model is fitted. Packets are taken in blocks long enough that blocks are uncorrelated; then the wait is the largest,
 over blocks, of a random walk plus what the last packets of one more block add, and a union bound over blocks needs two
 expectations that the trace estimates. Both are replaced by upper confidence limits. What the trace cannot support is
-refused: a tail that is not light, correlations that outlast the blocks, and bounds that its second part contradicts.
+refused: a tail that is not light, correlations that outlast the blocks, and, at the very rate that is asked about, a
+bound that a replay of either part contradicts or that the held-out part is too short to confirm.
 """
 
 from __future__ import annotations
@@ -13,22 +14,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.stats import binom, norm
 
 from testbed.calculus.arrivals.base import Arrival, QueueMethod
 from testbed.calculus.arrivals.light_tail import TailTest, generalised_pareto_test
 from testbed.calculus.errors import CalculusError, NotApplicableError, require_probability, require_stable
 from testbed.calculus.numeric import FloatArray, largest_below
-from testbed.calculus.tails import ExponentialTail, Per, QueueBound, SureTail, TailFamily
+from testbed.calculus.tails import ExponentialTail, Per, QueueBound, SureTail, Tail, TailFamily
 
 _FEWEST_BLOCKS = 200
-_VALIDATION_LOADS = (0.5, 0.7, 0.9)
-_VALIDATION_EPSILONS = (0.1, 0.03, 0.01)
+_CONFIRMED_AT = (0.1, 0.03, 0.01, 0.003, 0.001)
+_LEAST_CONFIRMED = 0.01
+_CONTRADICTED = 0.1  # chance of so many late packets under the bound: large, because a refusal costs no soundness
+_FEWEST_BEYOND = 3.0  # independent packets that a part must be expected to have beyond that level
+_FITTED_AT_LOAD = 0.7
 _MARGIN = 2  # blocks are this much longer than where correlation can no longer be seen
 _THETAS = 24
 _TAIL_SIGNIFICANCE = 1e-3
-_VALIDATION_SIGNIFICANCE = 1e-4
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +43,8 @@ class FittedFlow(Arrival):
         block: Packets in a block.
         confidence: One-sided confidence of all limits together.
         tail: The tail test that the fit passed.
+        held_gaps_s: Gap before each packet of the part that was held out, shape (held,).
+        held_bits: Size of each of those packets, shape (held,).
     """
 
     gaps_s: FloatArray
@@ -48,6 +52,8 @@ class FittedFlow(Arrival):
     block: int
     confidence: float
     tail: TailTest
+    held_gaps_s: FloatArray
+    held_bits: FloatArray
 
     @property
     def mean_bps(self) -> float:
@@ -74,14 +80,15 @@ class FittedFlow(Arrival):
         X is what a packet and the gap behind it add to the backlog; the expectation is an upper confidence limit.
 
         Raises:
-            NotApplicableError: The bound is asked per time, or the trace is too short for the rate.
+            NotApplicableError: The bound is asked per time, the trace is too short for the rate, or a replay at this
+                rate does not confirm it.
             UnstableError: The mean rate reaches rate_bps.
         """
         steps = self._steps(rate_bps, per)
         if steps.max() <= 0.0:
-            return QueueBound(SureTail(0.0), self._assumptions)
+            return self._confirmed(SureTail(0.0), rate_bps)
         theta = self._theta_limit(steps.sum(axis=1), rate_bps, 1.0 - self.confidence)
-        return QueueBound(ExponentialTail(0.0, theta * rate_bps), self._assumptions)
+        return self._confirmed(ExponentialTail(0.0, theta * rate_bps), rate_bps)
 
     def blocks(self, rate_bps: float, per: Per) -> QueueBound:
         """`P(W >= w) <= E e^{theta V}/(1 - E e^{theta X}) e^{-theta R w}` for every theta with E e^{theta X} < 1.
@@ -91,12 +98,17 @@ class FittedFlow(Arrival):
         are upper confidence limits over blocks, at a few thetas that share the confidence.
 
         Raises:
-            NotApplicableError: The bound is asked per time, or the trace is too short for the rate.
+            NotApplicableError: The bound is asked per time, the trace is too short for the rate, or a replay at this
+                rate does not confirm it.
             UnstableError: The mean rate reaches rate_bps.
         """
+        return self._confirmed(self.unconfirmed_blocks(rate_bps, per), rate_bps)
+
+    def unconfirmed_blocks(self, rate_bps: float, per: Per) -> Tail:
+        """The tail that `blocks` puts to the replay."""
         steps = self._steps(rate_bps, per)
         if steps.max() <= 0.0:
-            return QueueBound(SureTail(0.0), self._assumptions)
+            return SureTail(0.0)
         whole = steps.sum(axis=1)
         latest = np.maximum(np.cumsum(steps[:, ::-1], axis=1).max(axis=1), 0.0)
         risk = (1.0 - self.confidence) / (2 * _THETAS)
@@ -108,7 +120,40 @@ class FittedFlow(Arrival):
             nearest = np.clip(np.rint(theta / thetas[0]).astype(np.int64) - 1, 0, _THETAS - 1)
             return log_k[nearest], thetas[nearest] * rate_bps
 
-        return QueueBound(TailFamily(member, limit), self._assumptions)
+        return TailFamily(member, limit)
+
+    def _confirmed(self, tail: Tail, rate_bps: float) -> QueueBound:
+        """The bound, if neither part of the trace contradicts it at this rate and the held-out one can confirm it.
+
+        Both parts are replayed through an ideal queue of the rate. A flow whose bursts outlast every block, or that
+        changes between the parts, keeps its blocks uncorrelated and its tail light and still waits longer than fitted.
+        Those that wait too long are counted twice: in independent packets, as many as their busy periods are worth,
+        whose number is binomial; and one by one, of which Markov's inequality allows few without any independence.
+        """
+        for part, gaps_s, bits in (
+            ("fitted", self.gaps_s, self.bits),
+            ("held-out", self.held_gaps_s, self.held_bits),
+        ):
+            wait_s = lindley_backlog(gaps_s, bits, rate_bps) / rate_bps
+            quantiles_s = np.quantile(wait_s, 1.0 - np.array(_CONFIRMED_AT))
+            bounds_s = np.array([float(tail.delay(epsilon)) for epsilon in _CONFIRMED_AT])
+            design = max(_design_effect(wait_s, limit_s) for limit_s in (*quantiles_s, *bounds_s))
+            independent = len(wait_s) / design
+            said = f"replayed at load {self.mean_bps / rate_bps:.3g}, the {part} part of the trace"
+            for epsilon, found_s, bound_s in zip(_CONFIRMED_AT, quantiles_s, bounds_s, strict=True):
+                late = int(np.count_nonzero(wait_s > bound_s))
+                counted = float(binom.sf(math.ceil(late / design) - 1, max(1, round(independent)), epsilon))
+                if min(counted, epsilon * len(wait_s) / max(1, late)) < _CONTRADICTED:
+                    raise NotApplicableError(
+                        f"{said} contradicts the fit: its p{100 * (1 - epsilon):g} wait is {found_s * 1e3:.4g} ms, the "
+                        f"fitted bound {bound_s * 1e3:.4g} ms; the traffic is burstier than its blocks, or changes"
+                    )
+            if independent * _LEAST_CONFIRMED < _FEWEST_BEYOND:
+                raise NotApplicableError(
+                    f"{said} waits in so few bursts that it is worth {independent:.0f} independent packets, too few to "
+                    f"confirm p{100 * (1 - _LEAST_CONFIRMED):g}; use a longer trace or a higher rate"
+                )
+        return QueueBound(tail, self._assumptions)
 
     def _theta_limit(self, whole: FloatArray, rate_bps: float, risk: float) -> float:
         """The largest theta at which the limit of E exp(theta X) is at most 1."""
@@ -127,6 +172,7 @@ class FittedFlow(Arrival):
         return (
             "the flow goes on as in the trace (stationary), with the light tail that its test did not refute",
             f"blocks of {self.block} packets are independent",
+            "beyond the waits of its held-out part, whose replay at this rate confirms it, the tail goes on as fitted",
             f"expectations are upper limits, all together of {self.confidence:.3g} confidence",
         )
 
@@ -143,7 +189,7 @@ class FittedFlow(Arrival):
 def fit_trace(
     times_s: FloatArray, bits: FloatArray, *, fit_fraction: float = 0.5, confidence: float = 0.99
 ) -> FittedFlow:
-    """Fit a flow to the first part of a trace and check it on the rest.
+    """Fit a flow to the first part of a trace and hold the rest out, to confirm each bound at its own rate.
 
     Args:
         times_s: Arrival times, increasing, shape (packets,).
@@ -152,8 +198,8 @@ def fit_trace(
         confidence: One-sided confidence of all limits together.
 
     Raises:
-        CalculusError: The trace is malformed or too short, its tail is not light by `generalised_pareto_test`, its
-            correlations do not end within the blocks it can afford, or its second part contradicts the bounds.
+        CalculusError: The trace is malformed or too short, its tail is not light by `generalised_pareto_test`, or its
+            correlations do not end within the blocks it can afford.
     """
     require_probability("fraction to fit to", fit_fraction)
     require_probability("confidence", confidence)
@@ -162,18 +208,18 @@ def fit_trace(
         raise CalculusError("a trace needs as many sizes above 0 as times, and times that do not decrease")
     cut = int(len(times_s) * fit_fraction)
     gaps = np.diff(times_s, prepend=times_s[:1])
-    flow = _fit(gaps[1:cut], bits[1:cut], confidence)
-    _validate(flow, gaps[cut:], bits[cut:])
-    return flow
+    block, tail = _blocks(gaps[1:cut], bits[1:cut])
+    return FittedFlow(gaps[1:cut], bits[1:cut], block, confidence, tail, gaps[cut:], bits[cut:])
 
 
-def _fit(gaps: FloatArray, bits: FloatArray, confidence: float) -> FittedFlow:
+def _blocks(gaps: FloatArray, bits: FloatArray) -> tuple[int, TailTest]:
+    """How many packets make blocks that are uncorrelated, and the tail test that their sums pass."""
     if len(gaps) < 10 * _FEWEST_BLOCKS or gaps.sum() <= 0.0:
         raise CalculusError(
             f"{len(gaps)} packets are too few to fit a flow to; "
             f"at least {10 * _FEWEST_BLOCKS} in the fitting part are needed"
         )
-    rate = float(bits.sum() / gaps.sum()) / _VALIDATION_LOADS[1]
+    rate = float(bits.sum() / gaps.sum()) / _FITTED_AT_LOAD
     steps = bits - rate * gaps
     block = 1
     while len(steps) // block >= _FEWEST_BLOCKS * (_MARGIN if block > 1 else 1):
@@ -188,7 +234,7 @@ def _fit(gaps: FloatArray, bits: FloatArray, confidence: float) -> FittedFlow:
                         f"the tail of the {what} is not light: the generalised Pareto test finds "
                         f"shape {test.shape:.2f} with p = {test.p_value:.1g}; no exponential bound holds"
                     )
-            return FittedFlow(gaps, bits, _MARGIN * block if block > 1 else 1, confidence, tail)
+            return (_MARGIN * block if block > 1 else 1), tail
         block *= 2
     raise CalculusError(
         f"the trace is correlated over more than {block // 2} packets, too long for its {len(gaps)}; use a longer trace"
@@ -227,42 +273,14 @@ def _uncorrelated(values: FloatArray) -> bool:
     return all(float(centred[:-lag] @ centred[lag:]) / power < limit for lag in (1, 2))
 
 
-def _validate(flow: FittedFlow, gaps: FloatArray, bits: FloatArray) -> None:
-    """Replay the second part through queues of several loads and compare the misses with what was promised."""
-    for load in _VALIDATION_LOADS:
-        rate = flow.mean_bps / load
-        try:
-            (bound,) = flow.queue_methods().values()
-            tail = bound(rate, "packet").tail
-        except NotApplicableError:
-            continue  # a load at which the fit promises nothing
-        backlog = lindley_backlog(gaps, bits, rate)
-        for epsilon in _VALIDATION_EPSILONS:
-            late = backlog > rate * float(tail.delay(epsilon))
-            if not late.any():
-                continue
-            misses, design = int(late.sum()), _design_effect(late)
-            effective = math.ceil(misses / design)
-            chance = float(binom.sf(effective - 1, max(1, round(len(late) / design)), epsilon))
-            if chance < _VALIDATION_SIGNIFICANCE:
-                raise CalculusError(
-                    f"the second part of the trace contradicts the first: at load {load:g}, "
-                    f"{misses / len(late):.2g} of its packets exceed the bound for {epsilon:g}; "
-                    "the traffic is not stationary"
-                )
-
-
 def lindley_backlog(gaps_s: FloatArray, bits: FloatArray, rate_bps: float) -> FloatArray:
     """Backlog that each packet finds, itself excluded, at a constant-rate queue that starts empty; shape (packets,)."""
     walk = np.concatenate(([0.0], np.cumsum(bits[:-1] - rate_bps * gaps_s[1:])))
     return np.asarray(walk - np.minimum.accumulate(walk))
 
 
-def _design_effect(late: NDArray[np.bool_]) -> float:
-    """Sum C^2 / sum C over runs of misses, runs closer than their own length joined."""
-    positions = np.flatnonzero(late)
-    spread = np.diff(positions)
-    gap = max(1.0, float(np.median(spread)) * 20.0) if len(spread) else 1.0
-    clusters = np.split(positions, np.flatnonzero(spread > gap) + 1)
-    sizes = np.array([len(cluster) for cluster in clusters], dtype=np.float64)
-    return float((sizes @ sizes) / sizes.sum())
+def _design_effect(wait_s: FloatArray, limit_s: float) -> float:
+    """Sum C^2 / sum C over busy periods, C the packets of each that wait longer than the limit; 1 where none does."""
+    counts = np.bincount(np.cumsum(wait_s == 0.0), weights=wait_s > limit_s)
+    late = float(counts.sum())
+    return float(counts @ counts) / late if late else 1.0

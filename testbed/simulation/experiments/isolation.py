@@ -19,6 +19,7 @@ from testbed.simulation.experiments.workload import (
     Workload,
     drain_bps,
     reservation,
+    shared_bound_s,
     smallest_burst_bits,
 )
 from testbed.simulation.system import Hop, Scheduler, Source, System
@@ -94,9 +95,6 @@ def isolation(
 def system(options: IsolationOptions, correlation: float, scheduler: Scheduler, given: Reservation) -> System:
     """The victim first, then the aggressors."""
     workload = options.workload
-    aggressors = options.aggressors
-    if aggressors is None:
-        aggressors = int(workload.link_bps / given.rate_bps) - 1
     sources = tuple(
         Source(
             name="victim" if number == 1 else f"aggressor-{number - 1}",
@@ -108,7 +106,7 @@ def system(options: IsolationOptions, correlation: float, scheduler: Scheduler, 
             misbehaviour=Misbehaviour("correlated", group=GROUP),
             strength=1.0 if number == 1 else correlation,
         )
-        for number in range(1, aggressors + 2)
+        for number in range(1, tenants(options, given) + 1)
     )
     hop = Hop(
         name="domain",
@@ -118,6 +116,13 @@ def system(options: IsolationOptions, correlation: float, scheduler: Scheduler, 
         classes=(given.shaped,) * len(sources),
     )
     return System(sources, (hop,) * workload.domains)
+
+
+def tenants(options: IsolationOptions, given: Reservation) -> int:
+    """How many there are, the victim included."""
+    if options.aggressors is not None:
+        return options.aggressors + 1
+    return int(options.workload.link_bps / given.rate_bps)
 
 
 def _simulate(
@@ -147,6 +152,6 @@ def _point(
         admitted=1.0,
         admitted_interval=(1.0, 1.0),
         utilisation=carried / (workload.link_bps * options.duration_s * options.replications),
-        bound_s=given.bound_s if scheduler is Scheduler.RESERVED else None,
+        bound_s=given.bound_s if scheduler is Scheduler.RESERVED else shared_bound_s(workload, tenants(options, given)),
         packets=int(victim.n[0]),
     )

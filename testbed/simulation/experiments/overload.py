@@ -162,7 +162,7 @@ def _system(task: _Window, inside: Sequence[Visit]) -> System:
             packets_per_s=workload.packets_per_s * min(1.0, (visit.end_s - visit.start_s) / options.duration_s),
             hops=workload.domains,
             deadline_ps=to_ps(workload.deadline_s),
-            active_ps=(to_ps(visit.start_s), to_ps(min(visit.end_s, options.duration_s))),
+            present_ps=((to_ps(visit.start_s), to_ps(min(visit.end_s, options.duration_s))),),
         )
         for visit in inside
     )

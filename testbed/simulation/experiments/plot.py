@@ -1,4 +1,7 @@
-"""Draws an experiment: p99.9 with its limits and bound over what is varied, and compliance beside it."""
+"""Draws an experiment: p99.9 with its limits and bound over what is varied, and compliance beside it.
+
+What was measured on a network is laid over what was simulated.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from testbed.simulation.experiments.point import ExperimentPoint
@@ -22,17 +26,13 @@ def draw(points: Sequence[ExperimentPoint], deadline_s: float, path: Path) -> No
         figure = Figure(figsize=(8.4, 3.4), layout="constrained")
         delay, share = figure.subplots(1, 2)
         for name, colour in zip(names, _COLOURS, strict=False):
-            own = [point for point in points if point.name == name]
-            x = [point.value for point in own]
-            low = [_ms(point.p999_interval_s[0]) for point in own]
-            high = [_ms(point.p999_interval_s[1]) for point in own]
-            delay.plot(x, [_ms(point.p999_s) for point in own], color=colour, marker="o", ms=3.5, label=name)
-            delay.fill_between(x, low, high, color=colour, alpha=0.2, lw=0)
-            bounds = [_ms(point.bound_s) for point in own]
-            if np.isfinite(bounds).any():
-                delay.plot(x, bounds, color=colour, lw=0.9, ls="--")
-            shown = [point.admitted if compared else point.compliance for point in own]
-            share.plot(x, shown, color=colour, marker="o", ms=3.5)
+            for own, overlaid in (
+                ([point for point in points if point.name == name and point.on == "simulation"], False),
+                ([point for point in points if point.name == name and point.on != "simulation"], True),
+            ):
+                if own:
+                    _draw_delays(delay, own, colour, label=None if overlaid and _both(points) else name)
+                    _draw_shares(share, own, colour, compared=compared)
         delay.axhline(deadline_s * 1e3, color="black", lw=0.9, ls=":")
         delay.set_yscale("log")
         delay.set_ylabel("p99.9, ms (dashed: bound, dotted: deadline)")
@@ -43,6 +43,37 @@ def draw(points: Sequence[ExperimentPoint], deadline_s: float, path: Path) -> No
             axes.grid(visible=True, alpha=0.25, lw=0.5)
         figure.legend(loc="outside upper center", ncols=len(names))
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=130)
+
+
+def _draw_delays(axes: Axes, own: Sequence[ExperimentPoint], colour: str, *, label: str | None) -> None:
+    """A line with a band where it was simulated, crosses with bars on a network, hollow where the run is INVALID."""
+    x = [point.value for point in own]
+    low = [_ms(point.p999_interval_s[0]) for point in own]
+    high = [_ms(point.p999_interval_s[1]) for point in own]
+    bounds = [_ms(point.bound_s) for point in own]
+    if own[0].on == "simulation":
+        axes.plot(x, [_ms(point.p999_s) for point in own], color=colour, marker="o", ms=3.5, label=label)
+        axes.fill_between(x, low, high, color=colour, alpha=0.2, lw=0)
+        if np.isfinite(bounds).any():
+            axes.plot(x, bounds, color=colour, lw=0.9, ls="--")
+        return
+    axes.vlines(x, low, high, color=colour, lw=0.9)
+    axes.plot(x, bounds, color=colour, ls="", marker="_", ms=10)
+    for point in own:
+        fill = "none" if point.invalid else colour
+        axes.plot([point.value], [_ms(point.p999_s)], color=colour, ls="", marker="D", ms=6, mfc=fill, label=label)
+        label = None
+
+
+def _draw_shares(axes: Axes, own: Sequence[ExperimentPoint], colour: str, *, compared: bool) -> None:
+    x = [point.value for point in own]
+    y = [point.admitted if compared else point.compliance for point in own]
+    simulated = own[0].on == "simulation"
+    axes.plot(x, y, color=colour, marker="o" if simulated else "D", ms=3.5 if simulated else 6, ls="-" * simulated)
+
+
+def _both(points: Sequence[ExperimentPoint]) -> bool:
+    return len({point.on for point in points}) > 1
 
 
 def _ms(value_s: float | None) -> float:

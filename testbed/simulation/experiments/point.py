@@ -30,13 +30,17 @@ class ExperimentPoint:
         name: Which one this is.
         p999_s: p99.9 of all packets of the tenants in question, lost ones included; None where more than that is lost.
         p999_interval_s: Its limits.
-        compliance: Share of their packets that arrive by the deadline.
+        compliance: Share of their packets that arrive by the deadline; NaN where there are none.
         compliance_interval: Its limits.
         admitted: Share of tenants that were admitted.
         admitted_interval: Its limits, from the scatter of replications.
         utilisation: Share of the first link's capacity that carried their packets.
-        bound_s: What is promised, None where nothing is.
+        bound_s: What holds for all but epsilon of the packets: promised by reservations, or in a shared queue whatever
+            its tenants' dependence; None where nothing does.
         packets: How many packets this rests on.
+        on: Where it was found, `simulation` or `network`.
+        invalid: Gates that failed, so that this says nothing about the theory; empty where none did.
+        run: Folder of the run it was found in; None where there is none.
     """
 
     varied: str
@@ -52,6 +56,9 @@ class ExperimentPoint:
     utilisation: float
     bound_s: float | None
     packets: int
+    on: str = "simulation"
+    invalid: tuple[str, ...] = ()
+    run: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form: what is varied and what is compared are keys of their own."""
@@ -60,13 +67,17 @@ class ExperimentPoint:
             self.contender: self.name,
             "p999_s": self.p999_s,
             "p999_interval_s": self.p999_interval_s,
-            "compliance": self.compliance,
+            "compliance": self.compliance if self.packets else None,
             "compliance_interval": self.compliance_interval,
             "admitted": self.admitted,
             "admitted_interval": self.admitted_interval,
             "utilisation": self.utilisation,
             "bound_s": self.bound_s,
             "packets": self.packets,
+            "on": self.on,
+            "valid": not self.invalid,
+            "invalid": self.invalid,
+            "run": self.run,
         }
 
 

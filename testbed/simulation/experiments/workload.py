@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from testbed.calculus import MarkovOnOff, RateLatency, TokenBucket
+from testbed.calculus import DependentSum, MarkovOnOff, RateLatency, TokenBucket, delay_bound
 from testbed.management.admission import Demand, Rule, reserve
 from testbed.management.sizing import DRAIN_BPS, ClassDemand, design_classes
 from testbed.scenario.model import OnOffArrivals
@@ -36,6 +36,8 @@ class Workload:
         epsilon: Share of its packets that may miss it.
         link_bps: Rate of every domain's link.
         domains: How many it crosses.
+        host_s: What an emulating host may add on the path, part of the deadline; 0 where there is none.
+        host_risk: Share of epsilon kept for packets that the host makes later than that.
     """
 
     arrivals: OnOffArrivals = OnOffArrivals(peak_bps=20e6, mean_on_s=5e-3, mean_off_s=45e-3, size_bits=11_200)  # noqa: RUF009 - frozen
@@ -44,6 +46,8 @@ class Workload:
     epsilon: float = 1e-3
     link_bps: float = 100e6
     domains: int = 3
+    host_s: float = 0.0
+    host_risk: float = 0.0
 
     @property
     def mean_bps(self) -> float:
@@ -109,8 +113,8 @@ def demand(workload: Workload, burst_bits: float) -> Demand:
             peak_bps=arrivals.peak_bps,
             packet_bits=arrivals.size_bits,
         ),
-        deadline_s=workload.deadline_s,
-        epsilon=workload.epsilon,
+        deadline_s=workload.deadline_s - workload.host_s,
+        epsilon=(1 - workload.host_risk) * workload.epsilon,
         meter_loss=workload.epsilon / 10,
     )
 
@@ -138,7 +142,24 @@ def reservation(rule: Rule, workload: Workload, burst_bits: float) -> Reservatio
         path = [replace(one, latency_s=port.latency_s) for one in path]
         rate_bps, bound_s = reserve(rule, asked, path)
     shaped = Reserved(rate_bps, 8.0 * port.burst_bytes)
-    return Reservation(rule, rate_bps, bound_s, shaped, policy)
+    return Reservation(rule, rate_bps, None if bound_s is None else bound_s + workload.host_s, shaped, policy)
+
+
+def shared_bound_s(workload: Workload, tenants: int) -> float:
+    """Bound on one tenant's latency where so many share a FIFO queue at the link's rate, however they depend.
+
+    Hoelder's inequality over all of them, and the packets of one counted (`testbed.calculus.DependentSum`): a bound
+    that took them for independent would be broken by bursts that coincide. At the workload's epsilon.
+
+    Raises:
+        CalculusError: Together they send more than the link carries.
+    """
+    arrivals = workload.arrivals
+    one = MarkovOnOff(arrivals.peak_bps, arrivals.mean_on_s, arrivals.mean_off_s, packet_bits=arrivals.size_bits)
+    link = RateLatency(workload.link_bps, arrivals.size_bits / workload.link_bps)
+    path = [replace(link, name=f"domain {d}") for d in range(workload.domains)]
+    epsilon = (1 - workload.host_risk) * workload.epsilon
+    return delay_bound(DependentSum((one,) * tenants, observer=0), path, epsilon).delay_s + workload.host_s
 
 
 def drain_bps(workload: Workload) -> float:

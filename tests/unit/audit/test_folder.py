@@ -321,12 +321,17 @@ def test_a_request_tenant_beyond_its_bucket_excuses_every_domain_and_that_is_sho
     assert found.to_dict()["tenants"]["vision"]["contracts"][0]["nonconforming"] == count
 
 
+def with_server(path: Path) -> Path:
+    """The same folder of a run in which the last domain has signed for its server too."""
+    record = read_record(path)
+    computes = EnvelopeRecord(domain="east", tenant="vision", version=2, dsse=computing("east", "vision"))
+    write_record(path, record.model_copy(update={"envelopes": (*record.envelopes, computes)}))
+    return path
+
+
 def test_a_server_is_held_to_the_envelope_of_its_compute_stage(tmp_path: Path) -> None:
     def verdict(name: str, **injected: float) -> ContractVerdict:
-        path = folder(tmp_path / name, [asking.window(seed, **injected) for seed in (1, 2)])
-        record = read_record(path)
-        computes = EnvelopeRecord(domain="east", tenant="vision", version=2, dsse=computing("east", "vision"))
-        write_record(path, record.model_copy(update={"envelopes": (*record.envelopes, computes)}))
+        path = with_server(folder(tmp_path / name, [asking.window(seed, **injected) for seed in (1, 2)]))
         (tenant,) = audit_run(path).tenants
         *network, server = tenant.contracts
         assert (server.domain, server.stage) == ("east", Stage.COMPUTE)
@@ -343,6 +348,36 @@ def test_requests_that_a_server_refuses_are_the_errors_of_the_last_domain(tmp_pa
     (tenant,) = audit_run(folder(tmp_path / "run", [seen])).tenants
     assert [finding.verdict for finding in tenant.contracts] == [ContractVerdict.UNDETERMINED, ContractVerdict.BROKEN]
     assert "error: " in tenant.contracts[1].reason
+
+
+@pytest.mark.parametrize(
+    ("endings", "verdict", "said"),
+    [
+        ({"rejected": 4}, ContractVerdict.BROKEN, "the server of east broke its envelope for vision: error: 0.0002"),
+        ({"error": 1}, ContractVerdict.BROKEN, "error: 5e-05 of the requests, at most 0 promised"),
+        ({"timeout": 9, "skipped": 3}, ContractVerdict.UNDETERMINED, "but 19988 requests cannot certify"),
+    ],
+    ids=["refused", "failed", "without an answer, which proves nothing about who lost them"],
+)
+def test_a_server_that_signed_answers_for_its_own_errors_and_no_network_for_them(
+    tmp_path: Path, endings: dict[str, int], verdict: ContractVerdict, said: str
+) -> None:
+    path = with_server(folder(tmp_path / "run", [asking.failed(asking.window(1), **endings)]))
+    (tenant,) = audit_run(path).tenants
+    *network, server = tenant.contracts
+    assert server.verdict is verdict
+    assert said.lower() in server.reason.lower()
+    assert {finding.verdict for finding in network} == {ContractVerdict.UNDETERMINED}
+
+
+def test_requests_that_never_crossed_are_no_loss_of_a_domain_for_tcp_sends_again(tmp_path: Path) -> None:
+    seen = asking.failed(asking.window(1), timeout=20)
+    out = seen.out_s.copy()
+    out[seen.status != 0, 1:] = np.nan
+    (tenant,) = audit_run(folder(tmp_path / "run", [replace(seen, out_s=out)])).tenants
+    losses = [said for finding in tenant.contracts for said in finding.statements if said.name == "loss"]
+    assert [(said.measured, said.promised) for said in losses] == [(0.0, losses[0].promised)] * 2
+    assert {finding.verdict for finding in tenant.contracts} == {ContractVerdict.UNDETERMINED}
 
 
 def test_a_path_of_eight_domains_has_a_blame_and_causes(tmp_path: Path) -> None:

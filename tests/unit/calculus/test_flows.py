@@ -65,14 +65,14 @@ def switching_trace(rng, steps):
 
 
 @pytest.mark.parametrize(
-    ("make", "size", "method"),
-    [(poisson_trace, 60_000, "kingman"), (switching_trace, 8_000, "blocks")],
+    ("make", "size", "fresh", "method"),
+    [(poisson_trace, 60_000, 600_000, "kingman"), (switching_trace, 20_000, 80_000, "blocks")],
     ids=["uncorrelated packets", "packets in blocks"],
 )
-def test_a_fitted_flow_bounds_fresh_traffic_of_the_same_kind(make, size, method):
+def test_a_fitted_flow_bounds_fresh_traffic_of_the_same_kind(make, size, fresh, method):
     rng = np.random.default_rng(5)
     flow = fit_trace(*make(rng, size))
-    times, bits = make(rng, 10 * size)
+    times, bits = make(rng, fresh)
     for load in (0.5, 0.7):
         rate = flow.mean_bps / load
         backlog = lindley_backlog(np.diff(times, prepend=times[0]), bits, rate)
@@ -98,10 +98,12 @@ def test_blocks_that_end_in_bursts_need_more_than_kingmans_constant():
     """The wait is the largest of a thousand bursts, not the maximum of a walk that starts behind one."""
     rng = np.random.default_rng(2)
     gaps, bits = _repaid_bursts(rng, 300_000)
-    flow = FittedFlow(gaps, bits, 2, 0.99, TailTest(0.0, 0.0, 1.0, 0))
-    backlog = lindley_backlog(*_repaid_bursts(rng, 1_000_000), 1.0)
+    fresh = _repaid_bursts(rng, 1_000_000)
+    flow = FittedFlow(gaps, bits, 2, 0.99, TailTest(0.0, 0.0, 1.0, 0), *fresh)
+    backlog = lindley_backlog(*fresh, 1.0)
+    tail = flow.unconfirmed_blocks(1.0, "packet")
     for epsilon in (0.1, 1e-2, 1e-3):
-        assert (backlog > delay_bound(flow, ONE, epsilon).delay_s).mean() <= epsilon
+        assert (backlog > float(tail.delay(epsilon))).mean() <= epsilon
     # E exp(theta X) is 1 at theta = 1/2, where E exp(theta V) is 2.
     assert (backlog > 10.0).mean() > 2.0 * math.exp(-0.5 * 10.0)
 
@@ -127,8 +129,46 @@ def test_the_tail_test_accepts_light_tails_and_finds_the_shape_of_heavy_ones():
 def test_traffic_that_changes_between_the_two_parts_is_refused():
     rng = np.random.default_rng(3)
     gaps = np.concatenate((rng.exponential(1.0, 20_000), rng.exponential(0.6, 20_000)))
-    with pytest.raises(CalculusError, match="the second part of the trace contradicts the first"):
-        fit_trace(np.cumsum(gaps), np.ones(len(gaps)))
+    flow = fit_trace(np.cumsum(gaps), np.ones(len(gaps)))
+    with pytest.raises(NotApplicableError, match="the held-out part of the trace contradicts the fit: its p90 wait"):
+        delay_bound(flow, [RateLatency(1.0 / 0.7, 0.0)], 1e-3)
+
+
+def episodic_trace(rng):
+    """Two calm halves with one episode each of 600 packets at five times the rate: what no block of the fit holds."""
+    means = np.ones(60_000)
+    for half in (0, 30_000):
+        means[half + 10_000 : half + 10_600] = 0.2
+    return np.cumsum(rng.exponential(means)), np.ones(len(means))
+
+
+def test_bursts_longer_than_any_block_are_refused_at_the_rates_at_which_they_wait_and_nowhere_else():
+    """The fit sees uncorrelated packets and a light tail; only a replay at the rate that is asked about can tell."""
+    flow = fit_trace(*episodic_trace(np.random.default_rng(1)))
+    assert flow.block == 1
+    contradicted = r"replayed at load 0\.\d+, the .* part of the trace contradicts the fit: its p99 wait is"
+    for rate in (2.0, 3.0, 4.0):
+        with pytest.raises(NotApplicableError, match=contradicted):
+            delay_bound(flow, [RateLatency(rate, 0.0)], 1e-3)
+    wait_s = lindley_backlog(flow.held_gaps_s, flow.held_bits, 12.0) / 12.0
+    assert np.quantile(wait_s, 0.999) < delay_bound(flow, [RateLatency(12.0, 0.0)], 1e-3).delay_s
+
+
+def test_a_part_in_which_one_burst_can_hide_confirms_nothing():
+    rng = np.random.default_rng(1)
+    flow = fit_trace(np.cumsum(rng.exponential(1.0, 20_000)), np.ones(20_000))
+    with pytest.raises(NotApplicableError, match=r"waits in so few bursts that it is worth \d+ independent packets"):
+        delay_bound(flow, [RateLatency(flow.mean_bps / 0.9, 0.0)], 1e-3)
+
+
+def test_a_refused_fit_leaves_what_the_meter_enforces():
+    flow = fit_trace(*episodic_trace(np.random.default_rng(1)))
+    found = delay_bound(Metered(flow, TokenBucket(2.5, 2000.0, packet_bits=1.0)), [RateLatency(3.0, 0.0)], 1e-3)
+    assert (found.method, found.delay_s) == ("deterministic", pytest.approx(2000.0 / 3.0))
+    (refused,) = (candidate for candidate in found.rejected if candidate.method in {"kingman", "blocks"})
+    assert math.isinf(refused.delay_s)
+    assert "part of the trace contradicts the fit: its p99 wait is" in refused.note
+    assert refused.note in found.explain()
 
 
 @pytest.mark.parametrize(

@@ -25,9 +25,12 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def test_json_names_tenant_probability_bound_method_assumptions_and_the_budget_per_domain(run) -> None:
     result = run("--json")
     assert result.exit_code == 0
-    tenants = {tenant["name"]: tenant for tenant in json.loads(result.stdout)["tenants"]}
+    printed = json.loads(result.stdout)
+    tenants = {tenant["name"]: tenant for tenant in printed["tenants"]}
     scenario = load(DEMO)
-    promised = {tenant.name: tenant.promise.epsilon for tenant in scenario.tenants if tenant.promise}
+    packets = [tenant for tenant in scenario.tenants if tenant.requests is None]
+    promised = {tenant.name: tenant.promise.epsilon for tenant in packets if tenant.promise}
+    assert printed["left_out"] == [tenant.name for tenant in scenario.tenants if tenant.requests is not None]
     assert {name: tenant["epsilon"] for name, tenant in tenants.items()} == promised
     for tenant in tenants.values():
         assert tenant["assumptions"]
@@ -47,6 +50,14 @@ def test_the_table_explains_every_bound(run) -> None:
     assert result.exit_code == 0
     for phrase in ("alpha", "It is made of:", "It assumes that", "Rejected: deterministic"):
         assert phrase in result.stdout
+
+
+def test_tenants_that_send_requests_are_left_out_and_named() -> None:
+    result = CliRunner().invoke(app, ["bound", str(DEMO.with_name("requests.yaml")), "--json"])
+    assert json.loads(result.stdout) == {"tenants": [], "left_out": ["vision"]}
+    result = CliRunner().invoke(app, ["bound", str(DEMO.with_name("requests.yaml"))])
+    assert result.exit_code == 0
+    assert "left out: vision: requests, whose bounds need what a warm-up counts" in result.stderr
 
 
 @pytest.mark.parametrize("suffix", [".svg", ".png", ".pdf"])

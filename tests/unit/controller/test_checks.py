@@ -17,6 +17,11 @@ BAD = [
     ("the same name twice", program(rule(1), rule(2, tenant="tenant-1")), "tenant tenant-1: found 2 times"),
     ("the same client twice", program(rule(1), rule(2, client="10.1.0.1")), "client address 10.1.0.1: found 2 times"),
     ("the same class twice", program(rule(1), rule(2, queue=GOOD)), "class 17: found 2 times"),
+    (
+        "a shared class of two minds",
+        program(rule(1, meter=None), rule(2, meter=None, queue=replace(GOOD, limit_packets=9))),
+        "class 17: found 2 times",
+    ),
     ("the same meter twice", program(rule(1), rule(2, meter=Meter(1, 1, 1))), "meter 1: found 2 times"),
     ("the same switch twice", program(hops=(hop("d0i"), hop("d0e"))), "datapath id 17: found 2 times"),
     ("the same bridge twice", program(hops=(hop(), hop("d0i", 18, queued_ports=()))), "bridge d0i: found 2 times"),

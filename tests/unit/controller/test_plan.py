@@ -94,3 +94,13 @@ def test_a_tenant_owns_its_objects_and_nobody_owns_the_ports() -> None:
     assert wanted.tenants[MeterKey("d0i", 1)] == "tenant-1"
     assert ClassKey("d0i-dn", 1) not in wanted.tenants
     assert FlowKey("d0i", 0, ()) not in wanted.tenants
+
+
+def test_tenants_that_share_a_queue_have_one_class_that_each_of_them_is_put_in() -> None:
+    queue = Queue(0x10, 60_000_000, 60_000_000, 5000, 3000, 100)
+    wanted = plan(program(*(rule(number, meter=None, queue=queue) for number in (1, 2, 3))))
+    classes = {key for key in wanted.objects if isinstance(key, ClassKey) and key.port == "d0i-dn"}
+    assert classes == {ClassKey("d0i-dn", minor) for minor in (1, 2, 0x10)}
+    assert wanted.tenants[ClassKey("d0i-dn", 0x10)] == "tenant-1, tenant-2, tenant-3"
+    chosen = {wanted.objects[FilterKey("d0i-dn", f"10.1.0.{number}")] for number in (1, 2, 3)}
+    assert chosen == {FilterValue(0x10, "source")}

@@ -111,3 +111,11 @@ def test_frames_that_have_many_domains_to_cross_are_fewer_and_larger() -> None:
     assert far.frames_per_s < near.frames_per_s / 2
     assert far.overload(meter)[0] > near.overload(meter)[0]
     assert far.overload(meter)[1] < near.overload(meter)[1]
+
+
+def test_tenants_that_share_a_class_bring_its_rate_together_and_it_is_reserved_once() -> None:
+    queue = Queue(0x10, LINK_BPS, LINK_BPS, 4000, 1514, 99)
+    rules = tuple(Rule(f"t{n}", n, f"10.1.0.{n}", "10.2.0.1", None, queue) for n in range(1, 5))
+    effort = Effort(DomainProgram("west", "userspace", LINK_BPS, (), rules))
+    assert reserved_bps(rules) == LINK_BPS
+    assert sum(effort.busy_bps().values()) == LINK_BPS

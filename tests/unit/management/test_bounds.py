@@ -101,3 +101,19 @@ def test_the_curve_passes_through_the_bound() -> None:
     above = [delay for epsilon, delay in found.curve if epsilon >= 1e-3]
     below = [delay for epsilon, delay in found.curve if epsilon <= 1e-3]
     assert max(above) <= found.bound_s <= min(below)
+
+
+def test_bursts_that_coincide_with_others_leave_a_reserved_tenant_its_own_law_and_a_flood_does_not() -> None:
+    declared, together, flood = (
+        bound_tenant(tenant(misbehaviour=breach), envelopes(), host_s=HOST_S)
+        for breach in (
+            None,
+            Misbehaviour("correlated", group="g", strength=0.7),
+            Misbehaviour("flood", offered_bps=30e6),
+        )
+    )
+    assert declared is not None
+    assert together is not None
+    assert flood is not None
+    assert together.bound_s == declared.bound_s < flood.bound_s
+    assert flood.method == "deterministic"

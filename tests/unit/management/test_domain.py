@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
+from controller.checks import check
 from controller.client import CallError
 from controller.program import DomainProgram
 from testbed.envelope.keys import SigningKey
@@ -174,3 +175,25 @@ def test_best_effort_holds_nothing_and_gets_no_meter(agent: DomainAgent, switch:
     assert rule.meter is None
     assert rule.queue.ceil_bps == 40_000_000
     assert agent.reserved_bps == 0
+
+
+def test_where_everybody_shares_a_queue_all_get_the_same_class_at_the_links_rate(
+    agent: DomainAgent, switch: RememberingController
+) -> None:
+    agent.domain = replace(agent.domain, shared_queue_bits=1_120_000)
+    assert agent.offer([demand(1, None), demand(2, None)]) == {}
+    for name in ("t1", "t2"):
+        agent.prepare(name, b"")
+    agent.commit()
+    first, second = switch.programs[-1].rules
+    assert first.queue == second.queue
+    assert (first.queue.rate_bps, first.queue.ceil_bps) == (40_000_000, 40_000_000)
+    assert first.queue.limit_packets == 100
+    assert first.meter is None
+    check(replace(switch.programs[-1], hops=()))
+
+
+def test_where_everybody_shares_a_queue_nothing_can_be_reserved(agent: DomainAgent) -> None:
+    agent.domain = replace(agent.domain, shared_queue_bits=1_120_000)
+    with pytest.raises(ReservationError, match="domain west: t1 asked for a reservation where all tenants share"):
+        agent.offer([demand(1), demand(2, None)])

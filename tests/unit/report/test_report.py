@@ -15,7 +15,7 @@ from testbed.errors import TestbedError
 from testbed.report.html import load_series, load_stalls, render, write_report
 from testbed.report.junit import junit_xml
 from testbed.report.plots import time_plot
-from testbed.report.record import GateRecord, read_record, write_record
+from testbed.report.record import GateRecord, HeldOutRecord, read_record, write_record
 from testbed.report.terminal import own_time, summary
 from tests.unit.report.conftest import FolderMaker, tenant
 
@@ -117,6 +117,21 @@ def test_junit_counts_promises_bounds_and_gates_apart(run_folder: FolderMaker) -
     promises, fidelity = suites["promises"], suites["fidelity"]
     assert (promises.get("tests"), promises.get("failures"), promises.get("skipped")) == ("6", "1", "1")
     assert (fidelity.get("tests"), fidelity.get("failures")) == ("2", "1")
+
+
+@pytest.mark.parametrize("said", [(), ("metro: excess: 0.02 exceed 4 ms",)], ids=["kept", "contradicted"])
+def test_what_a_window_says_of_tails_signed_before_it_is_shown(run_folder: FolderMaker, said: tuple[str, ...]) -> None:
+    folder, record = run_folder(tenant())
+    held = HeldOutRecord(domain="metro", tenant="alpha", n=12_345, contradictions=said)
+    windows = tuple(window.model_copy(update={"held_out": (held,)}) for window in record.windows)
+    write_record(folder, record.model_copy(update={"windows": windows}))
+    back = read_record(folder)
+    expected = said or ("12,345 packets contradict nothing",)
+    assert f"metro's tail for alpha in window {windows[0].index}" in text_of(back)
+    assert expected[0] in text_of(back)
+    page = render(folder)
+    assert "12,345" in page
+    assert (said[0] if said else "in nothing") in page
 
 
 def test_windows_lie_one_after_the_other_and_stalls_at_their_moments(run_folder: FolderMaker) -> None:

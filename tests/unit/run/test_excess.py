@@ -5,8 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from testbed.run.excess import Excess, excess_of, supported
+from testbed.envelope.calibration import Calibration
+from testbed.envelope.descriptor import Envelope
+from testbed.run.excess import Excess, excess_of, refuted, supported
 from testbed.telemetry.requests import Passages
+from tests.unit.envelope.samples import envelope, guardrails
 
 RATE_BPS = 8_000_000
 BITS = 8_000
@@ -78,3 +81,37 @@ def test_a_domain_declares_no_impairment_where_that_is_true_and_else_signs_the_t
 @pytest.mark.parametrize("n", [0, 50])
 def test_of_a_handful_of_packets_nothing_is_said(n: int) -> None:
     assert supported(drawn(late=False, n=n), RATE_BPS, declares_none=False) is None
+
+
+def signed(found: Calibration | None) -> Envelope:
+    assert found is not None
+    rates = {"reserved_rate_bps": RATE_BPS, "meter_rate_bps": RATE_BPS // 2}
+    rails = guardrails(**rates, latency_ns=round(LATENCY_S * 1e9), loss_cap_ppb=0)
+    return envelope(guardrails=rails, stochastic=found.stochastic, evidence=found.evidence)
+
+
+def test_a_signed_tail_is_contradicted_by_a_window_that_is_worse_and_not_by_its_like() -> None:
+    promise = signed(supported(drawn(late=True), RATE_BPS, declares_none=False))
+    assert refuted([(promise, drawn(late=True))]) == []
+    worse = drawn(late=True)
+    worse = Excess(2 * worse.lag_s, np.maximum(0.0, 2 * worse.lag_s - LATENCY_S), 0)
+    (said,) = refuted([(promise, worse)])
+    assert said.startswith("east broke its envelope for alice: excess")
+
+
+def test_a_declaration_of_no_impairment_is_refuted_by_a_packet_unless_the_host_may_have_delayed_it() -> None:
+    promise = signed(supported(drawn(late=False), RATE_BPS, declares_none=True))
+    assert refuted([(promise, drawn(late=False))]) == []
+    late = drawn(late=False)
+    late.excess_s[::1000] = 1e-6
+    assert refuted([(promise, late)], host_share=2e-3) == []
+    (said,) = refuted([(promise, late)])
+    assert said.startswith("east broke its envelope for alice: later than promised")
+    late.excess_s[::100] = 1e-6
+    assert refuted([(promise, late)], host_share=2e-3) != []
+
+
+def test_one_lost_packet_refutes_a_promise_of_no_loss_whatever_the_host_is_granted() -> None:
+    promise = signed(supported(drawn(late=False), RATE_BPS, declares_none=True))
+    (said,) = refuted([(promise, drawn(late=False, lost=1))], host_share=2e-3)
+    assert "loss: 5e-05 of the packets, at most 0 promised" in said

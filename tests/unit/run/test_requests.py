@@ -3,26 +3,42 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from inference_server.digits import held_out
 from testbed.calculus.service.promised import EnvelopeService
+from testbed.errors import FidelityError
 from testbed.management.request_bounds import RequestTerms, bound_requests
 from testbed.management.requests import ComputeReservation
+from testbed.report.record import TenantRecord
 from testbed.run.judge_requests import judge_requests
-from testbed.run.request_terms import Granted, host_lateness, ideal_network_s, idle_path_s, request_gates
+from testbed.run.request_terms import Granted, computation_s, host_lateness, ideal_network_s, idle_path_s, request_gates
 from testbed.run.requests import RequestOutcome
 from testbed.run.window import Shaper
-from testbed.scenario.model import DrawnSize, PoissonArrivals, Promise, Requests, Reservation, Tenant
+from testbed.scenario import guardrails
+from testbed.scenario.model import (
+    DrawnSize,
+    PoissonArrivals,
+    Promise,
+    Requests,
+    Reservation,
+    Tenant,
+    TokenSize,
+    TraceArrivals,
+)
+from testbed.telemetry.lag import fifo
 from testbed.telemetry.request_samples import RequestSamples
 from testbed.telemetry.requests import Framing, Passages, RequestMatch
 from testbed.traffic.request_demand import demand
 from testbed.traffic.request_records import NOT_ATTEMPTED, OK, SKIPPED, RequestRecord
 from testbed.traffic.request_schedules import request_schedule
 from testbed.traffic.request_wire import RequestMaker
+from testbed.traffic.traces import read_trace
 
+AZURE = Path(__file__).parents[4] / "shared" / "traces" / "AzureLLMInferenceTrace_code.csv"
 RATE_BPS = 10_000_000
 ASKED = Requests("digits-small", 4, DrawnSize((64_000,)), 1000, 0.3, 1.0)
 TENANT = Tenant(
@@ -38,6 +54,7 @@ MAKER = RequestMaker("alpha", "digits-small", 4, held_out())
 OUT = Framing(64_000, 67_840.0, 0.0, 1.05, 640.0)
 BACK = Framing(2_000, 3_200.0, 0.0, 1.05, 1_100.0)
 SHAPER = Shaper(RATE_BPS, 25_600)
+LAST_BITS = 8_000.0
 TIMEOUT, REJECTED = 4, 8
 COMPUTE_S, BACK_S = 1e-3, 1e-3
 
@@ -65,7 +82,7 @@ def outcome(duration_s: float = 200.0, late_s: float = 0.0) -> RequestOutcome:
         response_bytes=record.response_bytes, out_bits=none, back_bits=none, correct=record.correct,
     )  # fmt: skip
     packets = Passages(np.empty((0, 3)), np.empty(0, dtype=np.int64))
-    match = RequestMatch(samples, OUT, BACK, 0, 0.0, packets)
+    match = RequestMatch(samples, OUT, BACK, 0, 0.0, packets, np.full(n, LAST_BITS))
     there = at + ideal_network_s(RequestOutcome(record, match), SHAPER) + late_s
     server = np.stack([there, there, there, there + COMPUTE_S], axis=1)
     back = np.stack([there + COMPUTE_S, there + COMPUTE_S + BACK_S], axis=1)
@@ -73,6 +90,37 @@ def outcome(duration_s: float = 200.0, late_s: float = 0.0) -> RequestOutcome:
     out = np.stack([at, there, there], axis=1)
     found = replace(samples, out_s=out, back_s=back, **moments)
     return RequestOutcome(replace(record, **moments), replace(match, samples=found))
+
+
+@pytest.mark.skipif(not AZURE.exists(), reason=f"{AZURE} is not on this machine")
+@pytest.mark.parametrize(
+    ("speed_up", "bits_per_token", "fitted"), [(3.0, 8, True), (20.0, 32, False)], ids=["sparse", "dense"]
+)
+def test_azures_code_trace_has_the_meters_bound_and_a_fitted_one_only_where_its_replay_confirms_it(
+    speed_up: float, bits_per_token: int, fitted: bool
+) -> None:
+    arrivals = TraceArrivals(AZURE, "azure-llm", speed_up, bits_per_token, 12_112)
+    declared = demand(arrivals, TokenSize(), MAKER)
+    meter_bps = guardrails.meter_rate_bps(declared.mean_bps, RATE_BPS)
+    burst = guardrails.request_burst_bits(arrivals, declared, meter_bps, RATE_BPS)
+    reserved = Reservation(RATE_BPS, meter_bps, burst, 2 * burst)
+    tenant = replace(TENANT, arrivals=arrivals, reservation=reserved, requests=replace(ASKED, size=TokenSize()))
+    counted = replace(terms(), demand=declared, compute=ComputeReservation(1, 1.0, COMPUTE_S))
+    bound = bound_requests(tenant, counted, host_s=0.01)
+    assert f"{AZURE.name} is replayed {speed_up:g} times as fast as it was recorded" in bound.assumptions
+    by_method = {bound.method: bound.bound_s, **bound.rejected}
+    assert by_method["deterministic"] < 1.1 * burst / RATE_BPS + 0.1
+    if fitted:
+        assert bound.method == "kingman"
+        # The whole trace, half of which the fit has not seen, in the ideal queue of the path.
+        trace = read_trace(AZURE, "azure-llm")
+        sizes_s = np.maximum(OUT.wire_bits(declared.message_bits) / RATE_BPS, counted.path.virtual_sizes_s.min())
+        time_s = trace.time_s / speed_up
+        wait_s = fifo(time_s, sizes_s, 1.0).start_s - time_s
+        assert np.quantile(wait_s, 0.999) < bound.bound_s < by_method["deterministic"]
+    else:
+        assert bound.method == "deterministic"
+        assert "the fitted part of the trace" in bound.explanation
 
 
 def with_status(seen: RequestOutcome, **which: int) -> RequestOutcome:
@@ -119,6 +167,16 @@ def test_what_an_idle_path_takes_is_told_by_requests_that_wait_for_nobody_and_is
     assert asked.network_s == pytest.approx(asked.ideal_network_s)
 
 
+def test_a_request_waits_for_its_own_packets_but_for_the_last_one_and_for_all_that_came_before() -> None:
+    seen = outcome()
+    bits = OUT.factor * 8.0 * seen.record.request_bytes
+    unpaid_s = np.minimum(LAST_BITS, np.maximum(0.0, bits - SHAPER.burst_bits)) / RATE_BPS
+    whole = RequestOutcome(seen.record, replace(seen.match, last_bits=np.zeros(len(bits))))
+    earlier_s = ideal_network_s(whole, SHAPER) - ideal_network_s(seen, SHAPER)
+    assert earlier_s == pytest.approx(unpaid_s)
+    assert idle_path_s(whole, SHAPER) == 0.0, "a path that pays for less than its queues would is no faster than none"
+
+
 def test_a_bound_is_held_against_the_percentile_it_was_made_for() -> None:
     tenant = replace(TENANT, promise=Promise(0.3, 0.05, 0.95))
     seen = outcome()
@@ -134,6 +192,23 @@ def test_a_bound_is_held_against_the_percentile_it_was_made_for() -> None:
 def test_the_host_overrules_the_data() -> None:
     row = judge_requests(TENANT, ASKED, [outcome()], None, SHAPER, seconds=200.0, valid=False)
     assert row.verdict == "INVALID"
+
+
+def test_a_tenant_that_sent_beyond_its_bucket_is_excused_and_breaks_no_bound() -> None:
+    seen = outcome()
+    small = bound_requests(TENANT, terms(), host_s=0.0).model_copy(update={"bound_s": 1e-3})
+    bits = np.full(len(seen.record.schedule), 68_000.0)
+
+    def judged(times: float) -> TenantRecord:
+        match = replace(seen.match, samples=replace(seen.match.samples, out_bits=times * bits))
+        flood = RequestOutcome(seen.record, match)
+        return judge_requests(TENANT, ASKED, [flood], small, SHAPER, seconds=200.0, valid=True)
+
+    kept, broke = judged(1.0), judged(2.0)
+    assert (kept.verdict != "EXCUSED", kept.bound_broken) == (True, True)
+    assert (broke.verdict, broke.bound_broken) == ("EXCUSED", False)
+    assert broke.requests is not None
+    assert f"{broke.requests.nonconforming:,} of {broke.n:,} requests exceeded its token bucket" in broke.reason
 
 
 def test_a_path_that_keeps_its_word_is_never_late_and_stays_below_its_bound() -> None:
@@ -152,6 +227,27 @@ def test_a_path_that_keeps_its_word_is_never_late_and_stays_below_its_bound() ->
 def test_a_bound_below_the_lower_limit_is_broken() -> None:
     small = bound_requests(TENANT, terms(), host_s=0.0).model_copy(update={"bound_s": 1e-3})
     assert judge_requests(TENANT, ASKED, [outcome()], small, SHAPER, seconds=200.0, valid=True).bound_broken
+
+
+def test_a_server_promises_what_all_but_its_paused_computations_take() -> None:
+    seen = outcome()
+    compute_s = np.random.default_rng(3).uniform(1e-3, 2e-3, len(seen.record.schedule))
+    compute_s[::100] = 50e-3  # one in a hundred is paused
+    server = seen.match.samples.server_s.copy()
+    server[:, 3] = server[:, 2] + compute_s
+    busy = RequestOutcome(seen.record, replace(seen.match, samples=replace(seen.match.samples, server_s=server)))
+    assert np.quantile(compute_s, 0.95) < computation_s("alpha", busy) < 2e-3
+
+
+def test_of_a_warm_up_that_answered_too_little_half_as_much_again_as_the_longest_computation_is_promised() -> None:
+    seen = outcome()
+    server = seen.match.samples.server_s.copy()
+    server[20:] = np.nan
+    few = RequestOutcome(seen.record, replace(seen.match, samples=replace(seen.match.samples, server_s=server)))
+    assert computation_s("alpha", few) == pytest.approx(1.5 * COMPUTE_S)
+    server[:] = np.nan
+    with pytest.raises(FidelityError, match="tenant alpha: no request was answered during the warm-up"):
+        computation_s("alpha", few)
 
 
 @pytest.mark.parametrize(

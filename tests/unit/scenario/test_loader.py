@@ -92,6 +92,37 @@ def test_every_value_of_a_file_arrives_in_si_units(tmp_path: Path) -> None:
     )
 
 
+def test_a_shared_queue_strengths_and_times_of_presence_arrive_round_trip_and_are_described(tmp_path: Path) -> None:
+    text = """
+    name: shared
+    duration: 30 s
+    domains: [{name: only, link-rate: 20 Mbit/s, shared-queue: 250 kB, compute: true}]
+    tenants:
+      - name: victim
+        arrivals: &bursty {model: on-off, peak: 20 Mbit/s, mean-on: 5 ms, mean-off: 45 ms, size: 1400 B}
+        misbehaviour: {kind: correlated, group: storm, strength: 1}
+      - name: other
+        arrivals: *bursty
+        misbehaviour: {kind: correlated, group: storm, strength: 0.25}
+      - name: guest
+        arrivals: *bursty
+        present: [{from: 0 s, until: 2.5 s}, {from: 20 s, until: 30 s}]
+    """
+    found = load_text(text, tmp_path)
+    assert found.domains[0].shared_queue_bits == 2_000_000
+    assert [tenant.misbehaviour and tenant.misbehaviour.strength for tenant in found.tenants] == [1.0, 0.25, None]
+    assert found.tenants[2].present_s == ((0.0, 2.5), (20.0, 30.0))
+    assert from_dict(json.loads(json.dumps(to_dict(found)))) == found
+    described = "\n".join(summary.lines(found))
+    for words in (
+        "one queue of 2 Mbit",
+        "the group storm, with strength 0.25",
+        "comes 2 times",
+        "12.5 s of the window",
+    ):
+        assert words in described
+
+
 def test_a_tenant_without_a_site_is_served_by_the_last_domain_that_offers_compute(tmp_path: Path) -> None:
     offering = "{name: a, link-rate: 1 Mbit/s, compute: true}, {name: b, link-rate: 1 Mbit/s, compute: true}"
     domains = f"[{offering}, {{name: c, link-rate: 1 Mbit/s}}]"

@@ -123,7 +123,7 @@ def test_a_derived_bucket_holds_conforming_requests(arrivals: PoissonArrivals, s
 
 def test_nothing_simulates_requests_or_bounds_them_before_a_warm_up(tmp_path: Path) -> None:
     found = scenario("{model: digits-small}", tmp_path)
-    with pytest.raises(ScenarioError, match=r"tenants alpha, beta: found requests.*use `testbed run`"):
+    with pytest.raises(ScenarioError, match=r"tenants alpha, beta: found requests only.*use `testbed run`"):
         network(found, Choices())
-    with pytest.raises(ScenarioError, match=r"tenants alpha, beta: found requests.*testbed run` shows"):
+    with pytest.raises(ScenarioError, match=r"tenants alpha, beta: found requests only.*testbed run` shows"):
         bounds_on_paper(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,10 @@ from testbed.scenario.model import (
 )
 from testbed.simulation.clock import PS_PER_S
 from testbed.simulation.paths import CorrelatedPath
-from testbed.simulation.streams import Stream, stream
-from testbed.traffic.arrivals import Process, group_seed, schedule, tenant_seed
+from testbed.simulation.streams import Stream, Visiting, stream
+from testbed.traffic.arrivals import Process, group_seed, schedule, schedules, tenant_seed
 from testbed.traffic.modulation import on_off_path
-from tests.unit.simulation.systems import BURSTY, SMOOTH
+from tests.unit.simulation.systems import BURSTY, SMOOTH, scenario, tenant
 
 DURATION_S = 20.0
 NS = 1000
@@ -152,3 +153,34 @@ def test_correlation_that_makes_no_sense_is_refused(arrivals: Process, strength:
             group=group_seed(1, "g", 1),
             strength=strength,
         )
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.35, 1.0])
+def test_a_group_with_strengths_is_the_schedule_that_senders_follow(strength: float) -> None:
+    breach = Misbehaviour("correlated", group="g", strength=strength)
+    expected = schedule(
+        BURSTY, seed=tenant_seed(9, 2, 1), duration_s=DURATION_S, misbehaviour=breach, group=group_seed(9, "g", 1)
+    )
+    times, *_ = read(correlated(2, strength), DURATION_S, 13)
+    assert times.size == len(expected) > 1000
+    assert np.abs(times - expected.time_s * PS_PER_S).max() < NS
+
+
+@pytest.mark.parametrize("pieces", [1, 97])
+def test_whoever_comes_and_goes_sends_the_schedule_that_senders_follow(pieces: int) -> None:
+    present = ((1.0, 3.5), (3.5, 4.0), (11.0, 25.0))
+    coming = replace(tenant("coming", BURSTY, None), present_s=present)
+    (expected,) = schedules(scenario(coming), window=1, duration_s=DURATION_S, seed=9).values()
+    present_ps = tuple((round(begin * PS_PER_S), round(end * PS_PER_S)) for begin, end in present)
+    times, *_ = read(Visiting(stream(BURSTY, tenant_seed(9, 1, 1)), present_ps), DURATION_S, pieces)
+    assert times.size == len(expected) > 1000
+    assert np.abs(times - expected.time_s * PS_PER_S).max() < NS
+    seconds = set((times // PS_PER_S).tolist())
+    assert seconds <= {1, 2, 3, *range(11, 20)}
+    assert {1, 3, 11, 19} <= seconds
+
+
+def test_in_a_warm_up_everybody_is_there() -> None:
+    coming = replace(tenant("coming", BURSTY, None), present_s=((1.0, 2.0),))
+    (found,) = schedules(scenario(coming), window=0, duration_s=5.0, seed=9, conforming=True).values()
+    assert found.time_s[-1] > 4.0

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from testbed.scenario.model import Misbehaviour
 from testbed.simulation.clock import PS_PER_S
 from testbed.simulation.compute import Compute
 from testbed.simulation.impairment import Excess, Exponential
@@ -15,7 +16,7 @@ from testbed.simulation.network import Choices, network
 from testbed.simulation.system import Scheduler, System
 from testbed.simulation.tally import Tally
 from testbed.simulation.window import Outcome, Plan, simulate
-from tests.unit.simulation.systems import mixed
+from tests.unit.simulation.systems import BURSTY, DOMAINS, mixed, scenario, tenant
 
 EXCESS = Excess(0.01, Exponential(0.002))
 
@@ -104,3 +105,24 @@ def test_memory_does_not_grow_with_the_number_of_packets() -> None:
     (little, short), (much, long) = peak_bytes(5.0), peak_bytes(50.0)
     assert long.packets > 9 * short.packets
     assert much < 1.1 * little
+
+
+def test_a_shared_queue_serves_everybody_in_the_order_of_arrival_at_the_links_rate() -> None:
+    domains = tuple(replace(domain, link_rate_bps=20_000_000, shared_queue_bits=4_000_000) for domain in DOMAINS)
+    bursty = replace(BURSTY, mean_off_s=45e-3)
+    members = [
+        tenant(f"t{k}", bursty, None, misbehaviour=Misbehaviour("correlated", group="g", strength=strength))
+        for k, strength in enumerate((1.0, 0.6, 0.6))
+    ]
+    built = network(scenario(*members, domains=domains), Choices()).system
+    assert {hop.scheduler for hop in built.hops} == {Scheduler.SHARED}
+    (passage,) = simulate(built, Plan(3, 1, 20.0, 20.0)).passages
+    entered, left = passage.border_ps[:, 0], passage.border_ps[:, 1]
+    by_arrival = np.argsort(entered, kind="stable")
+    assert (np.diff(left[by_arrival]) >= 0).all(), "whoever came first leaves first, whoever's it is"
+    # No more in any ten milliseconds than the link and the bucket of its class allow.
+    burst_bits = built.hops[0].classes[0].burst_bits
+    ends = np.sort(left)
+    counts = np.searchsorted(ends, ends + PS_PER_S // 100, side="right") - np.arange(ends.size)
+    assert counts.max() * BURSTY.size_bits <= 20_000_000 * 0.01 + burst_bits + 2 * BURSTY.size_bits
+    assert len(set(passage.tenant.tolist())) == 3

@@ -143,6 +143,7 @@ def test_the_framing_is_what_the_captured_bits_say(tmp_path: Path) -> None:
     first = 8 * ((66 + 49 + 9 + 100) + (66 + 9 + 105))
     second = 8 * (66 + 49 + 9 + 205)
     assert found.samples.out_bits == pytest.approx([first, second])
+    assert found.last_bits == pytest.approx([8 * (66 + 9 + 105), second])
     assert found.out.payload_bits == 2 * 8 * 200
     assert found.out.call_bits == pytest.approx(first + second)
     assert found.out.other_bits == pytest.approx(0.0), "the opening and the probe lie before the window"

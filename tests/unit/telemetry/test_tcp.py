@@ -105,6 +105,12 @@ def test_the_bits_of_packets_are_shared_by_their_bytes_and_repeats_count_again(p
     assert found.wire_bits(*ranges)[[0, 2]] == pytest.approx([2 * first, second])
 
 
+def test_bytes_are_finished_by_the_packet_that_first_completes_them(path: Path) -> None:
+    line = Line().open(1).see(10, 0, STREAM[:100]).see(20, 100, STREAM[100:300]).see(30, 0, STREAM[:100])
+    _, found = segments(line, path)
+    assert found.finishing_start(np.array([1, 100, 101, 300, 301])).tolist() == [0, 0, 100, 100, 301]
+
+
 def test_only_tcp_packets_of_the_port_are_taken_and_both_directions_are_apart(path: Path) -> None:
     up, down = Line().open(1).see(10, 0, b"abc"), Line(7, back=True).see(20, 0, b"defg")
     other = [(30, tcp_frame(b"x", sequence=1, protocol=17)), (40, tcp_frame(b"x", sequence=1)[:40])]

@@ -1,0 +1,186 @@
+"""Carries planned points out on the emulated network, one measured run each, beside the same packets in the simulator.
+
+A point's run goes through the same code as `testbed run`, and its folder is the point: what is finished is found again
+and never run twice, and a run that its gates call INVALID stays a point that says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from testbed.audit.compliance import judge
+from testbed.audit.quantile import quantiles
+from testbed.errors import InterruptedRunError, PreflightError
+from testbed.report.record import RECORD_NAME, RunRecord, read_record
+from testbed.run.pipeline import Options, run
+from testbed.run.progress import Progress
+from testbed.scenario.dictionary import from_dict
+from testbed.scenario.model import Scenario
+from testbed.simulation.clock import PS_PER_S
+from testbed.simulation.experiments.point import CONFIDENCE, ExperimentPoint, Interval, mean_limits
+from testbed.simulation.experiments.scenarios import PointPlan
+from testbed.simulation.network import Choices, network
+from testbed.simulation.window import Plan, simulate
+from testbed.telemetry import samples
+
+FloatArray = npt.NDArray[np.float64]
+Runner = Callable[[Scenario, Options, Progress], Path]
+
+ON_NETWORK = "network"
+
+
+@dataclass(frozen=True)
+class Packets:
+    """What became of the packets that a point is about.
+
+    Attributes:
+        intended_s: When each was to be sent, float64[n].
+        latency_s: How long each took from then on, NaN or inf where it was lost, float64[n].
+    """
+
+    intended_s: FloatArray
+    latency_s: FloatArray
+
+
+def on_network(
+    plans: Sequence[PointPlan],
+    out: Path,
+    progress: Progress,
+    *,
+    at_most: int | None = None,
+    isolate: bool = False,
+    stop: Callable[[], bool] = lambda: False,
+    command: tuple[str, ...] = (),
+    runner: Runner = run,
+) -> list[ExperimentPoint]:
+    """Run what has not been run, and give every point that is finished.
+
+    Args:
+        plans: The points.
+        out: Receives a folder a point, and is where finished ones are found again.
+        progress: Told how far it has come.
+        at_most: New runs to make; None for as many as are missing.
+        isolate: Whether a run's processes get cores and priorities before everything else on the host.
+        stop: Asked whether to end early, with what is finished by then.
+        command: What to type to go on.
+        runner: Carries a scenario out.
+
+    Raises:
+        PreflightError: This host cannot run it, or the folder holds another experiment.
+    """
+    folders = [finished(plan, out) for plan in plans]
+    missing = [k for k, folder in enumerate(folders) if folder is None][:at_most]
+    for k in missing:
+        if stop():
+            break
+        options = Options(out=_place(plans[k], out), isolate=isolate, command=command, stop=stop)
+        try:
+            folder = runner(plans[k].scenario, options, progress)
+        except InterruptedRunError:
+            break
+        if not read_record(folder).partial:
+            folders[k] = folder
+    return [measured(plan, folder) for plan, folder in zip(plans, folders, strict=True) if folder is not None]
+
+
+def finished(plan: PointPlan, out: Path) -> Path | None:
+    """The folder of a point's run that went to its end, the latest if there are several.
+
+    Raises:
+        PreflightError: It is another point's.
+    """
+    for record_path in sorted(_place(plan, out).glob(f"*/{RECORD_NAME}"), reverse=True):
+        folder = record_path.parent
+        record = read_record(folder)
+        if from_dict(record.scenario) != plan.scenario:
+            raise PreflightError(
+                f"{folder}: holds a point of another experiment (other tenants, duration or seed); "
+                "choose another folder with --out"
+            )
+        if not record.partial:
+            return folder
+    return None
+
+
+def measured(plan: PointPlan, folder: Path) -> ExperimentPoint:
+    """The point that a finished run is."""
+    record = read_record(folder)
+    found = [
+        samples.read(folder / window.samples[name])[0]
+        for window in record.windows
+        for name in window.samples
+        if name in plan.judged
+    ]
+    packets = Packets(
+        np.concatenate([one.intended_s for one in found] or [np.empty(0)]),
+        np.concatenate([one.latency_s for one in found] or [np.empty(0)]),
+    )
+    bounds = [tenant.bound_s for tenant in record.tenants if tenant.name in plan.judged and tenant.bound_s is not None]
+    point = _point(plan, packets, max(bounds, default=plan.shared_bound_s))
+    return replace(point, on=ON_NETWORK, invalid=_failed(record), run=str(folder))
+
+
+def simulated(plan: PointPlan) -> ExperimentPoint:
+    """The very packets of a point's run in the simulator, where no host delays anything."""
+    scenario = plan.scenario
+    ready = network(scenario, Choices())
+    outcome = simulate(ready.system, Plan(scenario.seed, 1, scenario.duration_s, scenario.duration_s))
+    judged = [k for k, tenant in enumerate(scenario.tenants) if tenant.name in plan.judged]
+    intended, latency = [], []
+    for passage in outcome.passages:
+        own = np.isin(passage.tenant, judged)
+        last_ps = passage.border_ps[own, -1]
+        intended.append(passage.born_ps[own] / PS_PER_S)
+        latency.append(np.where(last_ps >= 0, (last_ps - passage.born_ps[own]) / PS_PER_S, np.inf))
+    bounds = [ready.bounds[name].bound_s for name in plan.judged if name in ready.bounds]
+    packets = Packets(np.concatenate(intended), np.concatenate(latency))
+    return _point(plan, packets, max(bounds, default=plan.shared_bound_s))
+
+
+def _point(plan: PointPlan, packets: Packets, bound_s: float | None) -> ExperimentPoint:
+    series = packets.latency_s[np.argsort(packets.intended_s, kind="stable")]
+    p999_s: float | None = None
+    interval: Interval = (None, None)
+    compliance, limits = float("nan"), (0.0, 1.0)
+    if series.size:
+        (found,) = quantiles(series, (0.999,), CONFIDENCE)
+        p999_s, interval = _finite(found.estimate_s), (_finite(found.lower_s), _finite(found.upper_s))
+        kept = judge(series, plan.deadline_s, plan.epsilon, (1 + CONFIDENCE) / 2)
+        compliance = 1 - kept.misses / kept.n
+        limits = (1 - kept.miss_rate_upper, 1 - kept.miss_rate_lower)
+    link_bps = min(domain.link_rate_bps for domain in plan.scenario.domains)
+    size_bits = max(tenant.arrivals.size_bits for tenant in plan.scenario.tenants)
+    carried_bits = float(np.count_nonzero(np.isfinite(series))) * size_bits
+    return ExperimentPoint(
+        varied=plan.varied,
+        value=plan.value,
+        contender=plan.contender,
+        name=plan.name,
+        p999_s=p999_s,
+        p999_interval_s=interval,
+        compliance=compliance,
+        compliance_interval=limits,
+        admitted=plan.admitted,
+        admitted_interval=(1.0, 1.0) if plan.varied == "correlation" else mean_limits([plan.admitted]),
+        utilisation=carried_bits / (link_bps * plan.scenario.duration_s),
+        bound_s=bound_s,
+        packets=series.size,
+    )
+
+
+def _failed(record: RunRecord) -> tuple[str, ...]:
+    """Gates that say that the host, not the network, made these latencies."""
+    return tuple(dict.fromkeys(gate.name for gate in record.gates if not gate.ok))
+
+
+def _place(plan: PointPlan, out: Path) -> Path:
+    return out / f"{plan.varied}-{plan.value:g}-{plan.name}"
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and np.isfinite(value) else None

@@ -1,0 +1,108 @@
+"""What a domain has measured against what it has signed: no promise stays that its own evidence refutes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import cast
+
+import numpy as np
+import pytest
+
+from testbed.errors import FidelityError
+from testbed.management.planner import plan
+from testbed.run.agents import AgentReservations
+from testbed.run.members import Members
+from testbed.run.window import Window
+from testbed.scenario.federation import Intent, Market
+from testbed.scenario.model import Domain, Scenario, Tenant
+from testbed.telemetry.requests import Passages
+
+from .federation_lab import BROKER, OPERATORS, SEGMENTS, Lab, intent
+
+MEASURED = "core"
+ASKED = intent("t1", epsilon=0.02, deadline_s=0.25)
+N = 2_000
+
+
+def late(seconds: float, *, lost: int = 0) -> np.ndarray:
+    """How late each of N packets is: a hair each, one in twenty by some `seconds`, and some never there."""
+    rng = np.random.default_rng(5)
+    late_s = rng.exponential(1e-5, N) + np.where(rng.random(N) < 0.05, rng.exponential(seconds, N), 0.0)
+    late_s[:lost] = np.nan
+    return late_s
+
+
+def warm_up(domains: int, late_s: np.ndarray) -> Window:
+    """Packets far apart that no domain holds up but the last one."""
+    time_s = np.repeat(np.arange(N)[:, None] * 1.0, domains + 1, axis=1)
+    time_s[:, -1] += late_s
+    packets = Passages(time_s, np.full(N, 8_000, dtype=np.int64))
+    return cast(Window, SimpleNamespace(requests={"t1": SimpleNamespace(match=SimpleNamespace(packets=packets))}))
+
+
+@contextmanager
+def reserved(lab: Lab, asked: Intent, *, calibrated: bool) -> Iterator[AgentReservations]:
+    """A federation in which one tenant holds what it asked for."""
+    operators = tuple(replace(one, calibrated=calibrated and one.name == MEASURED) for one in OPERATORS)
+    sold = Market("lab", SEGMENTS, operators, (asked,))
+    (decision,) = plan(sold)
+    assert decision.route is not None
+    domains = tuple(Domain(one.name, one.link_rate_bps, one.link_delay_s, segment=one.segment) for one in operators)
+    tenant = Tenant("t1", asked.arrivals, "core", way=decision.route.domains)
+    scenario = Scenario("lab", domains, (tenant,), 1, 1.0, 1.0)
+    members = Members(lab.folder, BROKER, lab.keys, lab.root, lab.folder / "root.json", lab.authorities, {})
+    lab.start()
+    with lab.orchestrator() as orchestrator:
+        found = AgentReservations(sold, scenario, {}, members, orchestrator)
+        found.reserve()
+        yield found
+
+
+def test_a_tenant_whose_envelopes_the_warm_up_refutes_holds_nothing_where_no_better_ones_are_to_be_had(
+    lab: Lab,
+) -> None:
+    with reserved(lab, ASKED, calibrated=False) as held:
+        (tenant,) = held.scenario.tenants
+        before = held.envelopes(tenant)
+        with pytest.raises(FidelityError, match=r"t1: the warm-up contradicts.*core broke its envelope"):
+            held.calibrated({}, warm_up(len(before), late(0.2)))
+        assert held.orchestrator.held() == []
+        assert list(held.signed()) == []
+        (decided,) = held.plan()["decisions"]
+        assert not decided["admitted"]
+        assert "does not keep the promise" in decided["refused_because"]
+    lab.require_in_step()
+    assert lab.tenants() == {}
+
+
+def test_a_tenant_whose_tails_are_too_uncertain_keeps_envelopes_that_nothing_contradicts(lab: Lab) -> None:
+    # Two thousand packets on time support no better than a few in a thousand.
+    with reserved(lab, replace(ASKED, epsilon=1e-3, deadline_s=0.4), calibrated=True) as held:
+        (tenant,) = held.scenario.tenants
+        before = held.envelopes(tenant)
+        held.calibrated({}, warm_up(len(before), late(0.0)))
+        assert held.envelopes(tenant) == before
+        assert len(held.orchestrator.held()) == 1
+    lab.require_in_step()
+
+
+def test_a_tail_that_the_deadline_bears_takes_the_place_of_what_it_refutes(lab: Lab) -> None:
+    with reserved(lab, replace(ASKED, epsilon=0.05, deadline_s=0.6), calibrated=False) as held:
+        (tenant,) = held.scenario.tenants
+        before = held.envelopes(tenant)
+        held.calibrated({}, warm_up(len(before), late(5e-3)))
+        after = held.envelopes(tenant)
+        assert [one.tail is None for one in after] == [True] * (len(after) - 1) + [False]
+        assert after[-1].version > before[-1].version
+
+
+def test_a_loss_refutes_a_promise_of_none_whatever_tail_is_signed(lab: Lab) -> None:
+    with (
+        reserved(lab, replace(ASKED, epsilon=0.05, deadline_s=0.6), calibrated=False) as held,
+        pytest.raises(FidelityError, match=r"core broke its envelope for t1: loss: 0\.001 of the packets"),
+    ):
+        held.calibrated({}, warm_up(len(held.envelopes(held.scenario.tenants[0])), late(0.0, lost=2)))
+    assert lab.tenants() == {}
