@@ -224,13 +224,14 @@ class OpenVSwitch:
     def receiving(self, interface: str) -> Iterator[socket.socket]:
         """A duplicate of the socket by which the switch receives what arrives at a port of the userspace datapath.
 
+        Nothing may be done to it that changes whether it blocks (a timeout, Python's `dup`): the switch shares that.
+
         Raises:
             PreflightError: The switch has no such socket.
         """
         for duplicate in self._packet_sockets():
             if duplicate.getsockname()[0] == interface:
-                with duplicate.dup() as kept:
-                    yield kept
+                yield duplicate
                 return
         raise PreflightError(f"ovs-vswitchd: found no packet socket of {interface}, expected one")
 

@@ -132,6 +132,12 @@ class Injector:
             self._end(*self._active.pop())
         return tuple(sorted(self._done, key=lambda occurrence: occurrence.begin_s))
 
+    def abandon(self, error: BaseException) -> None:
+        """Let go of what this process holds for the faults in force; the network is about to go as it is."""
+        while self._active:
+            _, _, way = self._active.pop()
+            way.__exit__(type(error), error, error.__traceback__)
+
     def _end(self, begun_s: float, fault: Fault, way: AbstractContextManager[None]) -> None:
         with _reported(fault):
             way.__exit__(None, None, None)

@@ -211,8 +211,12 @@ class Stage:
         for child in senders.values():
             child.tell({"start_monotonic_ns": start_ns})
         faults.begin(start_ns)
-        complete = self._wait(senders, duration_s, step, stop, faults)
-        occurred = faults.finish()
+        try:
+            complete = self._wait(senders, duration_s, step, stop, faults)
+            occurred = faults.finish()
+        except BaseException as error:
+            faults.abandon(error)
+            raise
         self._drain()
         misplaced = self.network.supervisor.misplaced()
         counts = {interface: capture.finish() for interface, capture in captures.items()}
