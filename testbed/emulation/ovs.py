@@ -254,6 +254,8 @@ class OpenVSwitch:
             ready=lambda: _listens(self.directory / "ovs-vswitchd.ctl"),
             role=Role.DATAPATH,
         )
+        # A change is waited for, and with it every bridge of the database; without one nothing would be.
+        self.vsctl("set", "Open_vSwitch", ".", f"external_ids:daemon={self.daemon.pid}")
 
     def counters(self) -> DatapathCounters:
         """Flow hits, misses and losses of the datapath so far.

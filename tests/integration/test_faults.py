@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import subprocess
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from testbed.emulation.journal import RUNS
+from testbed.emulation.journal import MARK, RUNS
 from testbed.report.record import FaultRecord, RunRecord, read_record
+from testbed.run import faults
+from testbed.run.faults import Site
 from testbed.run.pipeline import Options, run
 from testbed.run.progress import Silent
 from testbed.scenario.faults import Fault, FaultKind
@@ -26,10 +31,9 @@ def fault(kind: FaultKind, at_s: float, *, fails: bool = True, domain: str | Non
     return Fault(kind.value, kind, at_s, 0.5, 1.0, domain=domain, fails=told, **more)  # type: ignore[arg-type]
 
 
-def run_with(out: Path, *faults: Fault) -> RunRecord:
+def run_with(out: Path, *broken: Fault) -> RunRecord:
     """One run with these faults; a host that could not keep up is no failure of the code: up to three tries."""
-    scenario = replace(load(FAULTS), faults=faults)
-    before = set(RUNS.iterdir()) if RUNS.is_dir() else set()
+    scenario = replace(load(FAULTS), faults=broken)
     for attempt in range(3):
         record = read_record(run(scenario, Options(out=out / str(attempt)), Silent()))
         print(record.verdict, [gate for gate in record.gates if not gate.ok], record.faults)
@@ -37,8 +41,20 @@ def run_with(out: Path, *faults: Fault) -> RunRecord:
             break
     assert record.verdict in {"PASS", "UNDETERMINED"}
     assert not any(tenant.bound_broken for tenant in record.tenants)
-    assert set(RUNS.iterdir()) <= before
+    assert not left_of(record.run_id)
     return record
+
+
+def left_of(run_id: str) -> list[str]:
+    """What a run with this id left on the host: its journal, its namespace, or processes that carry its mark."""
+    found = [str(RUNS / run_id)] if (RUNS / run_id).exists() else []
+    found += [str(path) for path in Path("/run/netns").glob(f"*{run_id}*")]
+    mark = f"{MARK}={run_id}-".encode()
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if mark in (process / "environ").read_bytes():
+                found.append((process / "cmdline").read_text())
+    return found
 
 
 def by_name(record: RunRecord) -> dict[str, FaultRecord]:
@@ -69,3 +85,35 @@ def test_a_killed_controller_is_no_business_of_the_data_plane(tmp_path: Path) ->
     assert all(each.met for each in record.faults)
     assert all(gate.ok for gate in record.gates)
     assert [tenant.in_faults for tenant in record.tenants] == [0, 0]
+
+
+def test_a_killed_switch_takes_everyone_with_it_and_comes_back_with_all_it_held(tmp_path: Path) -> None:
+    killed = replace(fault(FaultKind.SWITCH_KILLED, 1.0, domain=None), fails=("near", "far"), recovery_s=2.0)
+    record = run_with(tmp_path, killed)
+    assert all(each.met for each in record.faults)
+    assert {gate.name for gate in record.gates if gate.excused_by} <= {
+        "upcalls",
+        f"queue counters, fault {killed.name}",
+    }
+    assert all(gate.ok for gate in record.gates if gate.name == "installed reservations")
+
+
+def test_what_a_fault_does_not_explain_invalidates_the_run_as_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ways = faults.WAYS
+
+    @contextlib.contextmanager
+    def and_more(site: Site, cut: Fault) -> Iterator[None]:
+        """The fault, and the queue of a tenant that has nothing to do with it is lowered and stays so."""
+        with ways[cut.kind](site, cut):
+            yield
+        command = ["tc", "class", "change", "dev", "d1i-dn", "parent", "1:1", "classid", "1:11", "htb"]
+        subprocess.run([*command, "rate", "3mbit", "ceil", "3mbit", "burst", "20k"], check=True, capture_output=True)
+
+    monkeypatch.setattr(faults, "WAYS", {FaultKind.LINK_DOWN: and_more})
+    scenario = replace(load(FAULTS), faults=(fault(FaultKind.LINK_DOWN, 1.0, fails=False),), duration_s=4.0)
+    record = read_record(run(scenario, Options(out=tmp_path), Silent()))
+    (drift,) = [gate for gate in record.gates if gate.name == "installed reservations"]
+    assert (drift.ok, drift.excused_by, record.verdict) == (False, "", "INVALID")
+    assert "d1i-dn" in drift.detail
