@@ -22,6 +22,7 @@ from testbed.calculus import (
     DelayBound,
     GammaGap,
     MarkovOnOff,
+    MarkovPoisson,
     Metered,
     Part,
     Renewal,
@@ -33,7 +34,7 @@ from testbed.calculus.service.promised import EnvelopeService
 from testbed.envelope.descriptor import Envelope
 from testbed.envelope.service import to_service
 from testbed.report.record import BoundPart, BoundRecord, BudgetShare
-from testbed.scenario.model import OnOffArrivals, PoissonArrivals, RenewalArrivals, Tenant
+from testbed.scenario.model import MmppArrivals, OnOffArrivals, PoissonArrivals, RenewalArrivals, Tenant
 
 DECLARED_HOST_S = 10e-3
 """What the emulating host may add on a path as long as no warm-up has said otherwise."""
@@ -108,13 +109,13 @@ def bound_tenant(tenant: Tenant, envelopes: Sequence[Envelope], *, host_s: float
 
 def _model(tenant: Tenant) -> Arrival | None:
     """The stochastic model of a tenant that keeps to its declaration; None where there is none to rely on."""
-    if not tenant.keeps_its_law:
-        return None
-    match tenant.arrivals:
+    match tenant.arrivals if tenant.keeps_its_law else None:
         case PoissonArrivals(rate_per_s=rate, size_bits=bits):
             return CompoundPoisson(rate, bits)
         case OnOffArrivals(peak_bps=peak, mean_on_s=on, mean_off_s=off, size_bits=bits):
             return MarkovOnOff(peak, on, off, packet_bits=bits)
+        case MmppArrivals(rates_per_s=rates, switch_per_s=switch, size_bits=bits):
+            return MarkovPoisson(rates, bits, switch)
         case RenewalArrivals(rate_per_s=rate, gap="deterministic", size_bits=bits):
             return Renewal(ConstantGap(1.0 / rate), bits)
         case RenewalArrivals(rate_per_s=rate, gap="erlang" | "gamma", cv=cv, size_bits=bits):

@@ -41,7 +41,7 @@ from testbed.report.record import BoundPart, BoundRecord, BudgetShare
 from testbed.scenario.model import Tenant, TraceArrivals
 from testbed.telemetry.requests import Framing
 from testbed.traffic.request_demand import Demand
-from testbed.traffic.traces import read_trace
+from testbed.traffic.workloads import read_workload
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -190,7 +190,7 @@ def _arrival(tenant: Tenant, terms: RequestTerms, path: RequestPath) -> tuple[Ar
     metered = metered_arrival(tenant.reservation.meter_rate_bps, tenant.reservation.burst_bits, path)
     arrivals = tenant.arrivals
     if isinstance(arrivals, TraceArrivals):
-        trace = read_trace(arrivals.path, arrivals.format)
+        trace = read_workload(arrivals)
         sizes = np.broadcast_to(terms.demand.message_bits.astype(np.float64), trace.time_s.shape)
         try:
             return Metered(traced_arrival(trace.time_s / arrivals.speed_up, sizes, path, terms.out), metered), ""

@@ -31,9 +31,8 @@ from testbed.calculus import (
     Workers,
     fit_trace,
 )
-from testbed.scenario.model import MmppArrivals, OnOffArrivals, PoissonArrivals, RenewalArrivals
+from testbed.scenario.model import Arrivals, MmppArrivals, OnOffArrivals, PoissonArrivals, RenewalArrivals
 from testbed.telemetry.requests import Framing
-from testbed.traffic.arrivals import Process
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -106,7 +105,7 @@ def request_path(
     return RequestPath(requests, tuple(out), compute.stage, tuple(back), excess, loss)
 
 
-def request_arrival(arrivals: Process, path: RequestPath) -> Arrival:
+def request_arrival(arrivals: Arrivals, path: RequestPath) -> Arrival:
     """How requests arrive in the virtual time of their path, for a tenant that keeps to what it declared.
 
     Raises:

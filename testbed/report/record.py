@@ -169,6 +169,27 @@ class ConformanceRecord(_Part):
     delivered: int
 
 
+class OfferedRecord(_Part):
+    """What a tenant offered, by intended times, and how late it was.
+
+    Attributes:
+        arrivals: Packets, or requests, that were due.
+        gap_cv2: Squared coefficient of variation of the gaps, 1 for a Poisson process.
+        dispersion: Pairs of a window's length in s and the variance over the mean of counts in such windows.
+        peak_to_mean: Largest count in one second over the mean.
+        handed_late_p999_s: 99.9th percentile of the lateness with which the kernel, or gRPC, was handed each.
+        wire_late_p999_s: The same of the first capture: of the packet, or of a request's first byte.
+    """
+
+    arrivals: int
+    rate_per_s: float
+    gap_cv2: float | None
+    dispersion: tuple[tuple[float, float | None], ...]
+    peak_to_mean: float | None
+    handed_late_p999_s: float | None
+    wire_late_p999_s: float | None
+
+
 class ExpectationRecord(_Part):
     """What one fault was to do to one tenant.
 
@@ -247,6 +268,7 @@ class TenantRecord(_Part):
     domains: tuple[DomainDelay, ...] = ()
     conformance: ConformanceRecord | None = None
     requests: RequestsRecord | None = None
+    offered: OfferedRecord | None = None
     in_faults: int = 0
 
 

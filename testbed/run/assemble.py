@@ -19,6 +19,7 @@ from testbed.report.record import (
     FaultRecord,
     GateRecord,
     HeldOutRecord,
+    OfferedRecord,
     RunRecord,
     TenantRecord,
     WindowRecord,
@@ -27,6 +28,7 @@ from testbed.run.excess import excess_of, refuted
 from testbed.run.expectations import Packets, expectations, outside
 from testbed.run.judge import Observed, judge_tenant, run_verdict, unmeasured
 from testbed.run.judge_requests import judge_requests
+from testbed.run.offered import offered
 from testbed.run.request_terms import Granted
 from testbed.run.reservations import Reservations
 from testbed.run.terms import Terms
@@ -132,7 +134,9 @@ def assemble(
         asked = tenant.requests
         return judge_requests(tenant, asked, outcomes, bound, shaper, idle_s=idle_s, seconds=seconds, valid=valid)
 
-    tenants = tuple(judged(tenant) for tenant in scenario.tenants)
+    tenants = tuple(
+        judged(tenant).model_copy(update={"offered": _offered(tenant, measured)}) for tenant in scenario.tenants
+    )
     faults = tuple(fault for item in measured for fault in _faults(scenario, item.window))
     return RunRecord(
         run_id="",
@@ -155,6 +159,15 @@ def assemble(
         windows=tuple(windows),
         faults=faults,
     )
+
+
+def _offered(tenant: Tenant, measured: Sequence[Measured]) -> OfferedRecord | None:
+    def due(window: Window) -> samples.TenantSamples | request_samples.RequestSamples:
+        if tenant.requests is None:
+            return window.matches[tenant.name].samples
+        return window.requests[tenant.name].match.samples.due()
+
+    return offered([(due(item.window), item.window.duration_s) for item in measured])
 
 
 def _faults(scenario: Scenario, window: Window) -> Iterator[FaultRecord]:

@@ -22,7 +22,7 @@ from testbed.scenario.model import Requests, Scenario, Tenant
 from testbed.telemetry import host, pcap
 from testbed.telemetry.capture import TENANT_TRAFFIC, Capture
 from testbed.telemetry.requests import RequestCaptures, RequestMatch, match_requests
-from testbed.traffic.arrivals import tenant_seed
+from testbed.traffic.arrivals import group_seed, modulators, tenant_seed
 from testbed.traffic.request_records import RequestRecord, RequestSpec
 from testbed.traffic.request_schedules import request_schedule
 from testbed.traffic.request_wire import RequestMaker
@@ -108,14 +108,19 @@ def start_senders(network: TandemNetwork, folder: Path, index: int, seed: int, d
     """
     offset_ns = host.clock_offset_ns()
     digits = held_out()
+    shared = modulators(network.scenario, window=index, duration_s=duration_s, seed=seed)
     children = {}
     for path, tenant, asked in _members(network):
+        breach = tenant.misbehaviour
         schedule = request_schedule(
             tenant.arrivals,
             asked.size,
             RequestMaker(tenant.name, asked.model, asked.images, digits),
             seed=tenant_seed(seed, path.number, index),
             duration_s=duration_s,
+            misbehaviour=breach,
+            modulators=shared,
+            group=None if breach is None or breach.group is None else group_seed(seed, breach.group, index),
         )
         schedule.save(folder / f"{tenant.name}.schedule.npz")
         spec = RequestSpec(

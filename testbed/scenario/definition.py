@@ -16,11 +16,12 @@ from testbed.scenario.fields import Field, ListOf, Record, Section
 from testbed.scenario.fields import Variants as _Variants
 from testbed.scenario.model import FULL_FRAME_BITS, Datapath
 from testbed.scenario.units import FREQUENCY, RATE, SIZE, TIME
-from testbed.scenario.values import ArrivalRate, Boolean, Choice, Name, Names, Number, Quantity, Text
+from testbed.scenario.values import ArrivalRate, Boolean, Choice, Name, Names, Number, Numbers, Quantity, Text
 
 MOST_DOMAINS = 8
 MOST_TENANTS = 500
 MOST_FAULTS = 32
+MOST_STATES = 16
 SMALLEST_FRAME_BYTES = 66
 """Ethernet, IPv4 and UDP headers and the 24 bytes by which the testbed recognises a packet."""
 LARGEST_FRAME_BYTES = FULL_FRAME_BITS // 8
@@ -42,6 +43,7 @@ _RESERVED_RATE = Quantity(RATE, Fraction(8 * _KBIT), _TEN_GIGABIT, _KBIT, _METER
 _BIT_RATE = Quantity(RATE, Fraction(1), _TEN_GIGABIT)
 _PACKET_RATE = Quantity(FREQUENCY, Fraction(1, 1000), Fraction(10**6))
 _ARRIVAL_RATE = ArrivalRate(_BIT_RATE, _PACKET_RATE)
+_STATE_RATE = ArrivalRate(Quantity(RATE, Fraction(0), _TEN_GIGABIT), Quantity(FREQUENCY, Fraction(0), Fraction(10**6)))
 _BUCKET = Quantity(SIZE, Fraction(_KBIT), Fraction(LARGEST_BUCKET_BITS), _KBIT, "OpenFlow meters hold whole kbit")
 _QUEUE = Quantity(SIZE, Fraction(1), Fraction(LARGEST_BUCKET_BITS))
 _FRAME = Quantity(
@@ -58,6 +60,7 @@ _PACKET_OR_MESSAGE = Quantity(
 _PHASE = Quantity(TIME, Fraction(1, 10**6), Fraction(3600))
 _DEADLINE = Quantity(TIME, Fraction(1, 10**6), Fraction(3600))
 _TIMEOUT = Quantity(TIME, Fraction(1, 1000), Fraction(60))
+_TRACE_TIME = Quantity(TIME, Fraction(0), Fraction(10**8))
 _DURATION = Quantity(TIME, Fraction(1), Fraction(7200))
 _INSTANT = Quantity(TIME, Fraction(0), Fraction(7200))
 MOST_VISITS = 100
@@ -110,16 +113,56 @@ ARRIVALS = _Variants(
                 _SIZE,
             ),
         ),
+        "mmpp": Record(
+            "Markov-modulated Poisson arrivals",
+            (
+                Field(
+                    "states",
+                    ListOf(
+                        "state",
+                        Record(
+                            "a state",
+                            (
+                                Field("rate", _STATE_RATE, "Rate of Poisson arrivals in this state.", required=True),
+                                Field("stay", _PHASE, "Mean of the exponential time in this state.", required=True),
+                                Field(
+                                    "next",
+                                    Numbers(Number("a weight", 0, 1e6), MOST_STATES),
+                                    "How often each state, in the order of the list, comes next; 0 for this one. "
+                                    "Left out: always the one that is listed next, after the last the first.",
+                                ),
+                            ),
+                        ),
+                        MOST_STATES,
+                    ),
+                    "States of the Markov chain that decides the rate, at least two.",
+                    required=True,
+                ),
+                _SIZE,
+            ),
+        ),
         "trace": Record(
             "arrivals from a trace",
             (
                 Field("file", Text("the path of a trace"), "Path, relative to the scenario file.", required=True),
                 Field(
                     "format",
-                    Choice(("azure-llm", "burstgpt", "mooncake", "packets")),
-                    "azure-llm, burstgpt, mooncake: requests as their owners publish them; packets: a table of "
-                    "time_s,size_bytes, a frame a row.",
+                    Choice(("azure-llm", "burstgpt", "mooncake", "servegen", "packets")),
+                    "azure-llm, burstgpt, mooncake: requests as their owners publish them; servegen: a client's "
+                    "chunk-N-trace.csv, with its chunk-N-dataset.json beside it, from which requests are drawn; "
+                    "packets: a table of time_s,size_bytes, a frame a row.",
                     required=True,
+                ),
+                Field(
+                    "from",
+                    _TRACE_TIME,
+                    "Where in the trace's own time the stretch that is replayed begins.",
+                    default="0 s",
+                ),
+                Field(
+                    "length",
+                    _TRACE_TIME,
+                    "How much of the trace's own time is replayed; required with servegen. Left out: all the rest.",
                 ),
                 Field(
                     "speed-up",

@@ -20,6 +20,7 @@ from testbed.scenario.model import (
     DrawnSize,
     Interval,
     Misbehaviour,
+    MmppArrivals,
     ModelSize,
     OnOffArrivals,
     PoissonArrivals,
@@ -39,6 +40,7 @@ _MODELS: dict[str, type[Arrivals]] = {
     "poisson": PoissonArrivals,
     "on-off": OnOffArrivals,
     "renewal": RenewalArrivals,
+    "mmpp": MmppArrivals,
     "trace": TraceArrivals,
 }
 _MODEL_NAMES = {kind: name for name, kind in _MODELS.items()}
@@ -98,6 +100,9 @@ def _tenant_to_dict(tenant: Tenant) -> dict[str, Any]:
     arrivals = {"model": _MODEL_NAMES[type(tenant.arrivals)], **asdict(tenant.arrivals)}
     if isinstance(tenant.arrivals, TraceArrivals):
         arrivals["path"] = str(tenant.arrivals.path)
+        if tenant.arrivals.start_s == 0.0 and tenant.arrivals.span_s is None:
+            # Folders of whole traces stay as they were before there were stretches.
+            del arrivals["start_s"], arrivals["span_s"]
     written = {**asdict(tenant), "arrivals": arrivals}
     if tenant.requests is None:
         # Folders of tenants that send packets stay as they were before there were others.
@@ -155,7 +160,10 @@ def _arrivals_from_dict(data: Mapping[str, Any]) -> Arrivals:
     if name not in _MODELS:
         raise ScenarioError(f"scenario data: found the arrival model {name!r}; expected one of {', '.join(_MODELS)}")
     if name == "trace" and "path" in parameters:
-        parameters["path"] = Path(parameters["path"])
+        parameters = {"start_s": 0.0, "span_s": None, **parameters, "path": Path(parameters["path"])}
+    if name == "mmpp":
+        parameters["rates_per_s"] = tuple(parameters.get("rates_per_s", ()))
+        parameters["switch_per_s"] = tuple(tuple(row) for row in parameters.get("switch_per_s", ()))
     return _build(_MODELS[name], parameters)
 
 

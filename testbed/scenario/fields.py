@@ -174,13 +174,18 @@ class ListOf:
             return refuse(node, where, report, self.expected, f"write each {self.what} below it, after a hyphen")
         if len(node.items) > self.most:
             return refuse(node, where, report, self.expected, "leave some out")
-        sections = (self.record.check(item, self._label(item, i), report) for i, item in enumerate(node.items, start=1))
+        # A number says nothing without the list it counts in.
+        prefix = f"{where}, " if ": " in where else ""
+        labels = (self._label(item, prefix, number) for number, item in enumerate(node.items, start=1))
+        sections = (self.record.check(item, label, report) for item, label in zip(node.items, labels, strict=True))
         return tuple(section for section in sections if section is not UNUSABLE)
 
-    def _label(self, node: Node, number: int) -> str:
+    def _label(self, node: Node, prefix: str, number: int) -> str:
         name = node.get("name") if isinstance(node, Mapping) else None
         well_formed = isinstance(name, Scalar) and NAME.fullmatch(name.text)
-        return f"{self.what} {name.text}" if isinstance(name, Scalar) and well_formed else f"{self.what} {number}"
+        return (
+            f"{self.what} {name.text}" if isinstance(name, Scalar) and well_formed else f"{prefix}{self.what} {number}"
+        )
 
     def schema(self) -> dict[str, Any]:
         """An array."""

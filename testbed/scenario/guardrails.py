@@ -6,10 +6,11 @@ The choices are open and fixed, so that two readers of a file derive the same nu
   drain; above the mean, or conforming packets would be dropped.
 * The burst b holds what conforming arrivals pile up at rate r with probability 1 - 1e-7. The backlog's tail decays at
   least as fast as e^{-theta b}, with theta from Lundberg's inequality for independent gaps (a Poisson process has
-  them) and the exact decay of the fluid queue for Markov on-off arrivals; a policer drops less than such a queue
-  overflows. Two packets are added, for the packet itself and for the cutting of fluid into packets, and 1 ms of r for
-  the meter's refill grain. A trace gets the largest backlog of its own endless repetition. Requests count with all
-  they put on the wire, and their bucket holds 100 ms of R more: what TCP held back leaves at the rate of the queue.
+  them), the exact decay of the fluid queue for Markov on-off arrivals, and the martingale of docs/calculus.md with its
+  prefactor for modulated Poisson arrivals; a policer drops less than such a queue overflows. Two packets are added, for
+  the packet itself and for the cutting of fluid into packets, and 1 ms of r for the meter's refill grain. A trace gets
+  the largest backlog of its own endless repetition. Requests count with all they put on the wire, and their bucket
+  holds 100 ms of R more: what TCP held back leaves at the rate of the queue.
 * The queue holds b and 50 ms of R, room for what a late scheduler leaves behind.
 
 Nothing here judges whether a reservation makes sense; `testbed.scenario.tenants` does.
@@ -27,13 +28,15 @@ import numpy as np
 from testbed.scenario.model import (
     FULL_FRAME_BITS,
     Arrivals,
+    MmppArrivals,
     OnOffArrivals,
     PoissonArrivals,
     RenewalArrivals,
     TraceArrivals,
 )
+from testbed.traffic.modulation import stationary
 from testbed.traffic.request_demand import Demand
-from testbed.traffic.traces import read_requests, read_trace
+from testbed.traffic.workloads import read_requests, read_workload
 
 OVERFLOW = 1e-7
 REFILL_GRAIN_S = 1e-3
@@ -63,6 +66,8 @@ def burst_bits(arrivals: Arrivals, meter_bps: int) -> int:
     if isinstance(arrivals, TraceArrivals):
         requests = read_requests(arrivals)
         backlog_bits = _largest_backlog_bits(requests.time_s, requests.size_bits, requests.period_s, meter_bps)
+    elif isinstance(arrivals, MmppArrivals):
+        backlog_bits = _modulated_backlog_bits(arrivals, _Sizes.one(arrivals.size_bits), meter_bps)
     else:
         backlog_bits = -math.log(OVERFLOW) / decay_per_bit(arrivals, meter_bps)
     packet_bits = arrivals.size_bits
@@ -84,13 +89,15 @@ def request_burst_bits(arrivals: Arrivals, demand: Demand, meter_bps: int, rate_
     """
     largest = float(demand.wire_bits.max())
     if isinstance(arrivals, TraceArrivals):
-        trace = read_trace(arrivals.path, arrivals.format)
+        trace = read_workload(arrivals)
         sizes = np.broadcast_to(demand.wire_bits, trace.time_s.shape)
         speed_up = arrivals.speed_up
         backlog_bits = _largest_backlog_bits(trace.time_s / speed_up, sizes, trace.period_s / speed_up, meter_bps)
     elif isinstance(arrivals, OnOffArrivals):
         fluid = meter_bps * arrivals.size_bits / float(demand.wire_bits @ demand.share)
         backlog_bits = -math.log(OVERFLOW) / decay_per_bit(arrivals, fluid) * meter_bps / fluid
+    elif isinstance(arrivals, MmppArrivals):
+        backlog_bits = _modulated_backlog_bits(arrivals, _Sizes.of(demand), meter_bps)
     else:
         backlog_bits = -math.log(OVERFLOW) / decay_per_bit(arrivals, meter_bps, demand)
     needed = backlog_bits + 2 * largest + REFILL_GRAIN_S * meter_bps + HELD_BACK_S * rate_bps
@@ -114,7 +121,7 @@ def decay_per_bit(
 
     Infinite where packets never find a backlog. Independent gaps may come with requests' sizes of their own, `demand`.
     """
-    sizes = _Sizes.of(demand) if demand is not None else _Sizes(np.array([float(arrivals.size_bits)]), np.ones(1))
+    sizes = _Sizes.of(demand) if demand is not None else _Sizes.one(arrivals.size_bits)
     match arrivals:
         case OnOffArrivals(peak_bps=peak, mean_on_s=on, mean_off_s=off):
             return math.inf if peak <= rate_bps else 1 / (on * (peak - rate_bps)) - 1 / (off * rate_bps)
@@ -144,6 +151,10 @@ class _Sizes:
     def of(cls, demand: Demand) -> Self:
         return cls(demand.wire_bits, demand.share)
 
+    @classmethod
+    def one(cls, bits: float) -> Self:
+        return cls(np.array([float(bits)]), np.ones(1))
+
     @property
     def largest(self) -> float:
         return float(self.bits.max())
@@ -162,6 +173,11 @@ def _lundberg(exponent: Callable[[float], float], sizes: _Sizes, rate_bps: float
     def excess(theta: float) -> float:
         return sizes.log_mean_exp(theta) - exponent(theta * rate_bps)
 
+    return _root(excess, sizes)
+
+
+def _root(excess: Callable[[float], float], sizes: _Sizes) -> float:
+    """Positive root of a convex function that is 0 at 0, falls there, and then rises; by halving, from below."""
     high = 1 / sizes.largest
     while excess(high) < 0:
         high *= 2
@@ -174,6 +190,33 @@ def _lundberg(exponent: Callable[[float], float], sizes: _Sizes, rate_bps: float
         middle = (low + high) / 2
         low, high = (middle, high) if excess(middle) < 0 else (low, middle)
     return low
+
+
+def _modulated_backlog_bits(arrivals: MmppArrivals, sizes: _Sizes, rate_bps: float) -> float:
+    """Backlog at `rate_bps` that packets of a modulated Poisson process find with probability `OVERFLOW` at most.
+
+    docs/calculus.md, "Markov-modulated": theta is the root of lambda_max(Q + diag(lambda_z (E e^{theta L} - 1))) =
+    theta R, h the positive eigenvector of the chain's time reversal there. A queue grows at arrivals only, hence
+    P(backlog > q) <= pi h / min(h where packets come) e^{-theta q} of the time, and for R/mean times as many packets.
+    """
+    share, intensity = stationary(arrivals.switch_per_s), np.array(arrivals.rates_per_s)
+    rates = np.array(arrivals.switch_per_s)
+    np.fill_diagonal(rates, 0.0)
+    reverse = rates.T * share / share[:, None]
+    reverse -= np.diag(reverse.sum(axis=1))
+
+    def tilted(theta: float) -> np.ndarray:
+        return np.asarray(reverse + np.diag(intensity * math.expm1(sizes.log_mean_exp(theta))))
+
+    def excess(theta: float) -> float:
+        return float(np.linalg.eigvals(tilted(theta)).real.max()) - theta * rate_bps
+
+    theta = _root(excess, sizes)
+    values, vectors = np.linalg.eig(tilted(theta))
+    h = np.abs(vectors[:, np.argmax(values.real)].real)
+    mean_bps = arrivals.rate_per_s * float(sizes.share @ sizes.bits)
+    prefactor = float(share @ h) / float(h[intensity > 0].min()) * rate_bps / mean_bps
+    return (math.log(prefactor) - math.log(OVERFLOW)) / theta
 
 
 def _largest_backlog_bits(time_s: np.ndarray, size_bits: np.ndarray, period_s: float, rate_bps: int) -> float:

@@ -105,7 +105,7 @@ _SEGMENT = Record(
 _REQUEST_ARRIVALS = Variants(
     "an arrival model",
     "model",
-    {name: record for name, record in ARRIVALS.records.items() if name != "trace"},
+    {name: record for name, record in ARRIVALS.records.items() if name not in {"mmpp", "trace"}},
     help="How requests arrive; the size is that of a message.",
 )
 

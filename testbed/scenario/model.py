@@ -14,6 +14,7 @@ from typing import TypeAlias
 
 from testbed.errors import ScenarioError
 from testbed.scenario.faults import Fault
+from testbed.traffic.modulation import stationary
 
 FULL_FRAME_BITS = 8 * 1514
 """The largest L2 frame without FCS: what TCP cuts large messages into."""
@@ -99,6 +100,15 @@ class MmppArrivals:
     switch_per_s: tuple[tuple[float, ...], ...]
     size_bits: int
 
+    @property
+    def rate_per_s(self) -> float:
+        """Mean rate.
+
+        Raises:
+            ScenarioError: The rates do not describe such a chain.
+        """
+        return float(stationary(self.switch_per_s) @ self.rates_per_s)
+
 
 @dataclass(frozen=True)
 class TraceArrivals:
@@ -106,11 +116,13 @@ class TraceArrivals:
 
     Attributes:
         path: The file, absolute.
-        format: `azure-llm`, `burstgpt` or `mooncake` (requests, as their owners publish them) or `packets` (time_s,
-            size_bytes).
+        format: `azure-llm`, `burstgpt` or `mooncake` (requests, as their owners publish them), `servegen` (a client
+            that requests are drawn from) or `packets` (time_s, size_bytes).
         speed_up: Factor by which the trace's time is compressed.
         bits_per_token: Payload bits that one context token stands for (0 for `packets`).
         size_bits: Largest packet; a request is cut into packets of this size and a remainder.
+        start_s: Where in the trace's own time the stretch that is replayed begins.
+        span_s: How much of the trace's own time it holds; None for the rest of a recording.
     """
 
     path: Path
@@ -118,9 +130,11 @@ class TraceArrivals:
     speed_up: float
     bits_per_token: int
     size_bits: int
+    start_s: float = 0.0
+    span_s: float | None = None
 
 
-Arrivals = PoissonArrivals | OnOffArrivals | RenewalArrivals | TraceArrivals
+Arrivals = PoissonArrivals | OnOffArrivals | RenewalArrivals | MmppArrivals | TraceArrivals
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,8 +286,8 @@ class Tenant:
         L2 bits of packets; message bits of requests.
         """
         match self.arrivals:
-            case PoissonArrivals(rate_per_s=rate, size_bits=bits) | RenewalArrivals(rate_per_s=rate, size_bits=bits):
-                return rate * bits
+            case PoissonArrivals() | RenewalArrivals() | MmppArrivals():
+                return self.arrivals.rate_per_s * self.arrivals.size_bits
             case OnOffArrivals(peak_bps=peak, mean_on_s=on, mean_off_s=off):
                 return peak * on / (on + off)
             case TraceArrivals():

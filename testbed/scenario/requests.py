@@ -54,12 +54,14 @@ def requests(tenant: Section, arrives: Arrivals | None, report: Report) -> Asked
     section: Section | None = tenant.get("requests")
     if section is None:
         return None
-    if tenant.get("misbehaviour") is not None:
+    breach: Section | None = tenant.get("misbehaviour")
+    if breach is not None and breach.get("kind") == "flood":
         report.add(
             tenant.line_of("misbehaviour"),
             f"{tenant.where}: misbehaviour",
-            found="a misbehaviour of a tenant with requests",
-            expected="requests that keep to what is declared: only packets are sent against their contract",
+            found="a flood of a tenant with requests",
+            expected="requests that keep to what is declared, if in bursts that coincide with others': only packets "
+            "are sent against their contract",
             remedy="delete the misbehaviour, or the requests",
         )
     size = _size(section, arrives, report)

@@ -13,6 +13,7 @@ from testbed.scenario.federation import Intent, Market, Operator
 from testbed.scenario.model import (
     Arrivals,
     DrawnSize,
+    MmppArrivals,
     ModelSize,
     OnOffArrivals,
     PoissonArrivals,
@@ -21,6 +22,7 @@ from testbed.scenario.model import (
     Scenario,
     Tenant,
     TokenSize,
+    TraceArrivals,
 )
 from testbed.scenario.units import RATE, SIZE, TIME, quantity
 
@@ -89,7 +91,10 @@ def arrivals_text(arrivals: Arrivals) -> str:
             return f"on-off {mean} (peak {quantity(peak, RATE)}), {size}"
         case RenewalArrivals(rate_per_s=rate, gap=gap, cv=cv, size_bits=bits):
             return f"{gap} gaps (cv {cv:g}) {quantity(rate * bits, RATE)}, {size}"
-        case _:
+        case MmppArrivals(rates_per_s=rates, size_bits=bits):
+            mean, most = (quantity(rate * bits, RATE) for rate in (arrivals.rate_per_s, max(rates)))
+            return f"Poisson modulated by {len(rates)} states {mean} (up to {most}), {size}"
+        case TraceArrivals():
             return f"trace {arrivals.path.name} at {arrivals.speed_up:g} times its speed, up to {size}"
 
 

@@ -20,6 +20,7 @@ from testbed.scenario.model import (
     Arrivals,
     Interval,
     Misbehaviour,
+    MmppArrivals,
     OnOffArrivals,
     PoissonArrivals,
     Promise,
@@ -30,6 +31,7 @@ from testbed.scenario.model import (
 from testbed.scenario.problems import Report
 from testbed.scenario.units import FREQUENCY, RATE, SIZE, TIME, Dimension, quantity
 from testbed.traffic.arrivals import mean_bps
+from testbed.traffic.modulation import stationary
 from testbed.traffic.request_demand import Demand
 
 _ERLANG_TOLERANCE = 0.01
@@ -63,8 +65,10 @@ def process(section: Section, folder: Path, report: Report) -> Arrivals | None:
             built = _renewal(section, report)
         case _ if section.unusable:
             built = None
+        case "mmpp":
+            built = _mmpp(section, report)
         case "poisson":
-            built = PoissonArrivals(_per_second(section), int(section.get("size")))
+            built = PoissonArrivals(_per_second(section, section.get("size")), int(section.get("size")))
         case _:
             peak, on, off = (float(section.get(key)) for key in ("peak", "mean-on", "mean-off"))
             built = OnOffArrivals(peak, on, off, int(section.get("size")))
@@ -179,7 +183,7 @@ def presence(tenant: Section, duration_s: float, report: Report) -> tuple[Interv
         if begin is not None and begin < last:
             report.add(
                 visit.line_of("from"),
-                f"{tenant.where}: {visit.where}.from",
+                f"{visit.where}.from",
                 found=quantity(begin, TIME),
                 expected=f"{quantity(last, TIME)} or later, when the time of presence before it is over",
                 remedy="write them in order, one after the other",
@@ -187,7 +191,7 @@ def presence(tenant: Section, duration_s: float, report: Report) -> tuple[Interv
         if begin is not None and end is not None and end <= begin:
             report.add(
                 visit.line_of("until"),
-                f"{tenant.where}: {visit.where}.until",
+                f"{visit.where}.until",
                 found=quantity(end, TIME),
                 expected=f"later than {quantity(begin, TIME)}, when it comes",
                 remedy="let it stay a while",
@@ -255,10 +259,57 @@ def _require_frames(section: Section, report: Report) -> None:
         )
 
 
-def _per_second(section: Section) -> float:
+def _per_second(section: Section, size: Fraction) -> float:
     dimension: Dimension
     dimension, value = section.get("rate")
-    return float(value if dimension is FREQUENCY else value / section.get("size"))
+    return float(value if dimension is FREQUENCY else value / size)
+
+
+def _mmpp(section: Section, report: Report) -> MmppArrivals | None:
+    states: tuple[Section, ...] = section.get("states")
+    rows = [_next(state, number, len(states), report) for number, state in enumerate(states)]
+    found = tuple(row for row in rows if row is not None)
+    if len(found) < len(states):
+        return None
+    rates = tuple(_per_second(state, section.get("size")) for state in states)
+    try:
+        mean = float(stationary(found) @ rates)
+    except ScenarioError:
+        remedy = "let every state lead back, or leave out next"
+        expected = "every state to be reached from every other, in some steps"
+        place = section.line_of("states"), f"{section.where}.states"
+        report.add(*place, found="a state that is never left or never reached", expected=expected, remedy=remedy)
+        return None
+    if not mean > 0:
+        expected = "a rate above 0 in one of them"
+        place = section.line_of("states"), f"{section.where}.states"
+        report.add(*place, found="states that all send nothing", expected=expected, remedy="raise a rate")
+        return None
+    return MmppArrivals(rates, found, int(section.get("size")))
+
+
+def _next(state: Section, number: int, states: int, report: Report) -> tuple[float, ...] | None:
+    """Rates at which a state is left for each other one, None if they cannot be used."""
+    if state.unusable:
+        return None
+    following = [0.0] * states
+    following[(number + 1) % states] = 1.0
+    weights: tuple[float, ...] = state.get("next", tuple(following))
+    if len(weights) != states or weights[number] or not sum(weights):
+        report.add(
+            state.line_of("next"),
+            f"{state.where}.next",
+            found="a single state" if states == 1 else ", ".join(f"{weight:g}" for weight in weights),
+            expected=f"a weight for each of the {states} states, 0 for the state itself and more for another"
+            if states > 1
+            else "at least two states, or nothing is modulated",
+            remedy="correct the list, or leave it out to go through the states in turn"
+            if states > 1
+            else "add a state, or choose model: poisson",
+        )
+        return None
+    leave = float(sum(weights) * state.get("stay"))
+    return tuple(weight / leave for weight in weights)
 
 
 def _renewal(section: Section, report: Report) -> RenewalArrivals | None:
@@ -267,7 +318,7 @@ def _renewal(section: Section, report: Report) -> RenewalArrivals | None:
         _check_cv(section, gap, cv, report)
     if section.unusable:
         return None
-    return RenewalArrivals(_per_second(section), gap, cv or 0.0, int(section.get("size")))
+    return RenewalArrivals(_per_second(section, section.get("size")), gap, cv or 0.0, int(section.get("size")))
 
 
 def _check_cv(section: Section, gap: str, cv: float | None, report: Report) -> None:
@@ -315,6 +366,16 @@ def _trace(section: Section, folder: Path, report: Report) -> TraceArrivals | No
             expected="bits-per-token only where requests are counted in tokens: a row of packets has its own size",
             remedy="delete bits-per-token",
         )
+    length: Fraction | None = section.get("length")
+    if trace_format == "servegen" and length is None and section.settled("length"):
+        report.add(
+            section.line,
+            section.where,
+            found="no length",
+            expected="length: how much of the client's time requests are drawn for, such as 1 h",
+            remedy="add length, and from where the client is busy later",
+        )
+        return None
     if section.unusable:
         return None
     built = TraceArrivals(
@@ -323,6 +384,8 @@ def _trace(section: Section, folder: Path, report: Report) -> TraceArrivals | No
         speed_up=float(section.get("speed-up", 1.0)),
         bits_per_token=bits_per_token or 0,
         size_bits=int(section.get("size", 8 * LARGEST_FRAME_BYTES)),
+        start_s=float(section.get("from", 0)),
+        span_s=None if length is None else float(length),
     )
     if not built.path.is_file():
         report.add(

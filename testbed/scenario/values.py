@@ -190,6 +190,30 @@ class Number:
 
 
 @dataclass(frozen=True)
+class Numbers:
+    """A list of numbers without a dimension."""
+
+    number: Number
+    most: int
+
+    @property
+    def expected(self) -> str:
+        """The number of entries, and what each is."""
+        return f"a list of 1 to {self.most} numbers, each {self.number.expected}"
+
+    def check(self, node: Node, where: str, report: Report) -> Any:
+        """A tuple; UNUSABLE if one of them is no such number."""
+        if not isinstance(node, Sequence) or not 0 < len(node.items) <= self.most:
+            return refuse(node, where, report, self.expected, "write them in brackets, with commas between")
+        numbers = tuple(self.number.check(item, where, report) for item in node.items)
+        return UNUSABLE if any(number is UNUSABLE for number in numbers) else numbers
+
+    def schema(self) -> dict[str, Any]:
+        """An array of numbers."""
+        return {"type": "array", "minItems": 1, "maxItems": self.most, "items": self.number.schema()}
+
+
+@dataclass(frozen=True)
 class Quantity:
     """A number with a unit.
 

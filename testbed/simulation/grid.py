@@ -20,6 +20,7 @@ from ruamel.yaml.error import YAMLError
 from testbed.errors import ScenarioError
 from testbed.scenario.model import (
     Arrivals,
+    MmppArrivals,
     OnOffArrivals,
     PoissonArrivals,
     RenewalArrivals,
@@ -123,6 +124,12 @@ def faster(arrivals: Arrivals, factor: float) -> Arrivals:
     match arrivals:
         case PoissonArrivals() | RenewalArrivals():
             return replace(arrivals, rate_per_s=arrivals.rate_per_s * factor)
+        case MmppArrivals():
+            return replace(
+                arrivals,
+                rates_per_s=tuple(rate * factor for rate in arrivals.rates_per_s),
+                switch_per_s=tuple(tuple(rate * factor for rate in row) for row in arrivals.switch_per_s),
+            )
         case OnOffArrivals():
             return replace(
                 arrivals,

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from testbed.errors import ScenarioError
 from testbed.scenario.model import (
+    Arrivals,
     Misbehaviour,
     MmppArrivals,
     OnOffArrivals,
@@ -26,9 +27,9 @@ from testbed.scenario.model import (
 from testbed.simulation.clock import PS_PER_S
 from testbed.simulation.paths import CorrelatedPath, OnOffPath, Path, Pieces, RatePath
 from testbed.simulation.wave import TimeArray
-from testbed.traffic.arrivals import Process, mean_bps
+from testbed.traffic.arrivals import mean_bps
 from testbed.traffic.renewal import EXPONENTIAL, Gap, gap_law
-from testbed.traffic.traces import read_requests
+from testbed.traffic.workloads import read_requests
 
 _BLOCK = 4096
 
@@ -55,7 +56,7 @@ class Stream(Protocol):
 
 
 def stream(
-    arrivals: Process,
+    arrivals: Arrivals,
     seed: np.random.SeedSequence,
     *,
     misbehaviour: Misbehaviour | None = None,
@@ -85,7 +86,7 @@ def stream(
     return _declared(arrivals, rng)
 
 
-def _declared(arrivals: Process, rng: np.random.Generator) -> Stream:
+def _declared(arrivals: Arrivals, rng: np.random.Generator) -> Stream:
     match arrivals:
         case PoissonArrivals():
             return _equal(_points(EXPONENTIAL, PS_PER_S / arrivals.rate_per_s, rng), arrivals.size_bits)
@@ -103,7 +104,7 @@ def _declared(arrivals: Process, rng: np.random.Generator) -> Stream:
 
 
 def _correlated(
-    arrivals: Process, rng: np.random.Generator, group: np.random.SeedSequence | None, strength: float | None
+    arrivals: Arrivals, rng: np.random.Generator, group: np.random.SeedSequence | None, strength: float | None
 ) -> Stream:
     if not isinstance(arrivals, OnOffArrivals) or group is None:
         raise ScenarioError(

@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from testbed.errors import ScenarioError
-from testbed.scenario.model import Misbehaviour
+from testbed.scenario.model import Arrivals, Misbehaviour
 from testbed.simulation.compute import Compute
 from testbed.simulation.impairment import Excess
 from testbed.simulation.link import Reserved
 from testbed.simulation.meter import Policy
-from testbed.traffic.arrivals import Process
 
 
 class Scheduler(StrEnum):
@@ -52,7 +51,7 @@ class Source:
 
     name: str
     number: int
-    arrivals: Process
+    arrivals: Arrivals
     packets_per_s: float
     hops: int
     deadline_ps: int | None = None

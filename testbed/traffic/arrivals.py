@@ -28,16 +28,16 @@ from testbed.scenario.model import (
     Tenant,
     TraceArrivals,
 )
-from testbed.traffic.modulation import OnOffPath, correlated_path, on_off_path, rate_path, reached_at, stationary
+from testbed.traffic.modulation import OnOffPath, correlated_path, on_off_path, rate_path, reached_at
 from testbed.traffic.renewal import EXPONENTIAL, gap_law, points
 from testbed.traffic.schedules import Schedule
-from testbed.traffic.traces import Requests, read_requests
+from testbed.traffic.traces import Requests
+from testbed.traffic.workloads import read_requests
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
 Seed = int | np.random.SeedSequence
-Process = Arrivals | MmppArrivals
 
 _GROUPS = 0
 """First spawn key of streams shared by a group; tenants' numbers, the other first keys, start at 1."""
@@ -116,7 +116,7 @@ def modulators(scenario: Scenario, *, window: int, duration_s: float, seed: int)
 
 
 def schedule(
-    arrivals: Process,
+    arrivals: Arrivals,
     *,
     seed: Seed,
     duration_s: float,
@@ -153,19 +153,17 @@ def schedule(
     return _conforming(arrivals, rng, duration_s)
 
 
-def mean_bps(arrivals: Process) -> float:
+def mean_bps(arrivals: Arrivals) -> float:
     """Mean L2 rate of the declared process; reads the file of a trace.
 
     Raises:
         ScenarioError: A trace that cannot be read.
     """
     match arrivals:
-        case PoissonArrivals() | RenewalArrivals():
+        case PoissonArrivals() | RenewalArrivals() | MmppArrivals():
             return arrivals.rate_per_s * arrivals.size_bits
         case OnOffArrivals():
             return arrivals.peak_bps * arrivals.mean_on_s / (arrivals.mean_on_s + arrivals.mean_off_s)
-        case MmppArrivals():
-            return float(stationary(arrivals.switch_per_s) @ arrivals.rates_per_s) * arrivals.size_bits
         case TraceArrivals():
             requests = read_requests(arrivals)
             return float(requests.size_bits.sum(dtype=np.int64)) / requests.period_s
@@ -204,7 +202,7 @@ def replay_order(
     return order[within], times_s[within]
 
 
-def _conforming(arrivals: Process, rng: np.random.Generator, duration_s: float) -> Schedule:
+def _conforming(arrivals: Arrivals, rng: np.random.Generator, duration_s: float) -> Schedule:
     match arrivals:
         case PoissonArrivals():
             times_s = points(EXPONENTIAL, 1 / arrivals.rate_per_s, rng=rng, duration_s=duration_s)
@@ -221,7 +219,7 @@ def _conforming(arrivals: Process, rng: np.random.Generator, duration_s: float) 
             return replay(read_requests(arrivals), seed=rng, duration_s=duration_s)
 
 
-def _flood(arrivals: Process, breach: Misbehaviour, rng: np.random.Generator, duration_s: float) -> Schedule:
+def _flood(arrivals: Arrivals, breach: Misbehaviour, rng: np.random.Generator, duration_s: float) -> Schedule:
     """The declared process with its time compressed, so that a flood keeps the declared shape of its bursts."""
     if breach.offered_bps is None:
         raise ScenarioError("misbehaviour flood: found no offered rate, expected one; state what the tenant offers")
@@ -230,7 +228,7 @@ def _flood(arrivals: Process, breach: Misbehaviour, rng: np.random.Generator, du
     return _until(Schedule(slow.time_s / speed_up, slow.size_bits, slow.last_of_request), duration_s)
 
 
-def _shared_path(arrivals: Process, breach: Misbehaviour, shared: Mapping[str, OnOffPath]) -> OnOffPath:
+def _shared_path(arrivals: Arrivals, breach: Misbehaviour, shared: Mapping[str, OnOffPath]) -> OnOffPath:
     path = shared.get(breach.group or "")
     if path is None:
         raise ScenarioError(
@@ -250,7 +248,7 @@ def _shared_path(arrivals: Process, breach: Misbehaviour, shared: Mapping[str, O
 
 
 def _following(
-    arrivals: Process,
+    arrivals: Arrivals,
     rng: np.random.Generator,
     duration_s: float,
     strength: float,
@@ -273,7 +271,7 @@ def _following(
     return _cut(arrivals, ready, duration_s, path)
 
 
-def _on_off(arrivals: Process, rng: np.random.Generator, duration_s: float, path: OnOffPath | None) -> Schedule:
+def _on_off(arrivals: Arrivals, rng: np.random.Generator, duration_s: float, path: OnOffPath | None) -> Schedule:
     if not isinstance(arrivals, OnOffArrivals):
         raise ScenarioError("misbehaviour correlated: found arrivals without bursts, expected on-off arrivals")
     ready = rng.random()

@@ -24,6 +24,7 @@ class Dispersion:
         rate_per_s: Mean rate.
         index: Index of dispersion for counts, variance over mean, in windows of 0.1, 1 and 10 s: 1 at every scale
             for a Poisson process. NaN where fewer than two windows fit.
+        gap_cv2: Squared coefficient of variation of the gaps, 1 for a Poisson process; NaN without two gaps.
         peak_to_mean: Largest count in one second over the mean, NaN where no second fits.
         autocorrelation: Correlation of the counts of neighbouring seconds, NaN where they do not vary.
         empty_share: Fraction of seconds without any arrival.
@@ -32,6 +33,7 @@ class Dispersion:
     arrivals: int
     rate_per_s: float
     index: tuple[float, float, float]
+    gap_cv2: float
     peak_to_mean: float
     autocorrelation: float
     empty_share: float
@@ -51,6 +53,7 @@ def dispersion(time_s: FloatArray, span_s: float) -> Dispersion:
         arrivals=int(time_s.size),
         rate_per_s=time_s.size / float(span_s),
         index=(_index(fine), _index(second), _index(coarse)),
+        gap_cv2=_gap_cv2(time_s),
         peak_to_mean=float(seconds.max() / mean) if seconds.size and mean > 0 else float("nan"),
         autocorrelation=_autocorrelation(seconds),
         empty_share=float(np.mean(seconds == 0)) if seconds.size else float("nan"),
@@ -65,6 +68,11 @@ def _counts(time_s: FloatArray, span_s: float, scale_s: float) -> npt.NDArray[np
 
 def _index(counts: npt.NDArray[np.int64]) -> float:
     return float(counts.var(ddof=1) / counts.mean()) if counts.size > 1 and counts.any() else float("nan")
+
+
+def _gap_cv2(time_s: FloatArray) -> float:
+    gaps_s = np.diff(np.sort(time_s))
+    return float(gaps_s.var(ddof=1) / gaps_s.mean() ** 2) if gaps_s.size > 1 and gaps_s.any() else float("nan")
 
 
 def _autocorrelation(counts: FloatArray) -> float:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from testbed.scenario.model import (
     Arrivals,
     DrawnSize,
+    MmppArrivals,
     ModelSize,
     OnOffArrivals,
     PoissonArrivals,
@@ -25,7 +26,7 @@ from testbed.scenario.model import (
     TraceArrivals,
 )
 from testbed.traffic.request_wire import RequestMaker
-from testbed.traffic.traces import read_trace
+from testbed.traffic.workloads import read_workload
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -93,12 +94,12 @@ def requests_per_s(arrivals: Arrivals) -> float:
         ScenarioError: A trace that cannot be read.
     """
     match arrivals:
-        case PoissonArrivals(rate_per_s=rate) | RenewalArrivals(rate_per_s=rate):
-            return rate
+        case PoissonArrivals() | RenewalArrivals() | MmppArrivals():
+            return arrivals.rate_per_s
         case OnOffArrivals(peak_bps=peak, mean_on_s=on, mean_off_s=off, size_bits=bits):
             return peak * on / (on + off) / bits
         case TraceArrivals():
-            trace = read_trace(arrivals.path, arrivals.format)
+            trace = read_workload(arrivals)
             return trace.time_s.size * arrivals.speed_up / trace.period_s
 
 
@@ -113,6 +114,6 @@ def _messages(arrivals: Arrivals, size: RequestSize) -> tuple[IntArray, FloatArr
         case TokenSize():
             if not isinstance(arrivals, TraceArrivals):
                 raise TypeError(f"sizes by tokens need a trace, found {type(arrivals).__name__}")
-            tokens = read_trace(arrivals.path, arrivals.format).request
+            tokens = read_workload(arrivals).request
             bytes_each = np.array([math.ceil(n * arrivals.bits_per_token / 8) for n in tokens.tolist()], dtype=np.int64)
             return bytes_each, np.full(tokens.size, 1.0 / tokens.size)

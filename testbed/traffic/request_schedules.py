@@ -7,6 +7,7 @@ tokens. Nothing is sent here.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -15,11 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from testbed.errors import ScenarioError
-from testbed.scenario.model import DrawnSize, ModelSize, RequestSize, TokenSize, TraceArrivals
-from testbed.traffic.arrivals import Process, Seed, replay_order, schedule
+from testbed.scenario.model import Arrivals, DrawnSize, Misbehaviour, ModelSize, RequestSize, TokenSize, TraceArrivals
+from testbed.traffic.arrivals import Seed, replay_order, schedule
+from testbed.traffic.modulation import OnOffPath
 from testbed.traffic.request_wire import MOST_REQUESTS, RequestMaker
 from testbed.traffic.schedules import load_arrays, save_arrays
-from testbed.traffic.traces import read_trace
+from testbed.traffic.workloads import read_workload
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -77,7 +79,15 @@ class RequestSchedule:
 
 
 def request_schedule(
-    arrivals: Process, size: RequestSize, maker: RequestMaker, *, seed: Seed, duration_s: float
+    arrivals: Arrivals,
+    size: RequestSize,
+    maker: RequestMaker,
+    *,
+    seed: Seed,
+    duration_s: float,
+    misbehaviour: Misbehaviour | None = None,
+    modulators: Mapping[str, OnOffPath] | None = None,
+    group: np.random.SeedSequence | None = None,
 ) -> RequestSchedule:
     """Draw the requests of one tenant in the window [0, duration_s).
 
@@ -88,6 +98,9 @@ def request_schedule(
         maker: Makes the messages; decides how small one can be, and how many images there are.
         seed: Seed of this tenant in this window, see `testbed.traffic.arrivals.tenant_seed`.
         duration_s: Length of the window.
+        misbehaviour: Bursts that coincide with those of other tenants; None where the tenant is on its own.
+        modulators: As of `testbed.traffic.arrivals.schedule`.
+        group: As of `testbed.traffic.arrivals.schedule`.
 
     Raises:
         ScenarioError: A trace that cannot be read, token sizes without a trace of tokens, or arrivals that contradict
@@ -98,7 +111,15 @@ def request_schedule(
     if isinstance(arrivals, TraceArrivals):
         time_s, tokens = _replayed(arrivals, times_seed, duration_s)
     else:
-        time_s, tokens = schedule(arrivals, seed=times_seed, duration_s=duration_s).time_s, None
+        drawn = schedule(
+            arrivals,
+            seed=times_seed,
+            duration_s=duration_s,
+            misbehaviour=misbehaviour,
+            modulators=modulators,
+            group=group,
+        )
+        time_s, tokens = drawn.time_s, None
     n = time_s.size
     match size:
         case ModelSize():
@@ -119,7 +140,7 @@ def request_schedule(
 
 def _replayed(arrivals: TraceArrivals, seed: Seed, duration_s: float) -> tuple[FloatArray, IntArray | None]:
     """Times and context tokens of a trace's requests in the window; no tokens where the trace is one of packets."""
-    trace = read_trace(arrivals.path, arrivals.format)
+    trace = read_workload(arrivals)
     if not arrivals.speed_up > 0:
         raise ScenarioError(f"trace {trace.path}: found speed-up {arrivals.speed_up}, expected more than 0")
     order, time_s = replay_order(

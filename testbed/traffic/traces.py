@@ -2,8 +2,9 @@
 
 The formats are read as their owners publish them: `azure-llm`, Azure's LLM inference traces; `burstgpt`, BurstGPT;
 `mooncake`, Mooncake's JSON lines; and `packets`, the frames of a capture. A file is read whole or not at all: every bad
-row is counted and the first ones are named with their lines. How a trace is repeated to fill a window is decided in
-`testbed.traffic.arrivals`; how bursty it is, in `testbed.traffic.dispersion`.
+row is counted and the first ones are named with their lines. Which stretch of a trace a tenant replays is for
+`testbed.traffic.workloads`; how it is repeated to fill a window, for `testbed.traffic.arrivals`; how bursty it is, for
+`testbed.traffic.dispersion`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 
 from testbed.errors import ScenarioError
-from testbed.scenario.model import TraceArrivals
 from testbed.traffic.rows import Rows
 from testbed.traffic.schedules import Schedule
 from testbed.traffic.wire import OVERHEAD_BYTES, payload_bytes
@@ -133,18 +133,6 @@ class Requests:
         ends = np.zeros(sizes.size, dtype=np.bool_)
         ends[last] = True
         return Schedule(np.repeat(time_s, count), sizes, ends)
-
-
-def read_requests(arrivals: TraceArrivals) -> Requests:
-    """Read the requests that `arrivals` describes, see `as_requests`.
-
-    Raises:
-        ScenarioError: The trace cannot be read, or its packets cannot be sent.
-    """
-    trace = read_trace(arrivals.path, arrivals.format)
-    return as_requests(
-        trace, speed_up=arrivals.speed_up, bits_per_token=arrivals.bits_per_token, size_bits=arrivals.size_bits
-    )
 
 
 def as_requests(trace: Trace, *, speed_up: float, bits_per_token: int, size_bits: int) -> Requests:

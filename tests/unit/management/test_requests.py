@@ -14,9 +14,8 @@ from testbed.management.requests import (
     request_path,
     traced_arrival,
 )
-from testbed.scenario.model import MmppArrivals, OnOffArrivals, PoissonArrivals, RenewalArrivals
+from testbed.scenario.model import Arrivals, MmppArrivals, OnOffArrivals, PoissonArrivals, RenewalArrivals
 from testbed.telemetry.requests import Framing
-from testbed.traffic.arrivals import Process
 
 OUT = Framing(64_000_000, 67_000_000.0, 500_000.0, 1514 / 1448, 1000.0)
 BACK = Framing(2_400_000, 3_400_000.0, 600_000.0, 1.2, 500.0)
@@ -76,7 +75,7 @@ def test_of_varying_sizes_the_largest_is_charged() -> None:
         (OnOffArrivals(12e6, 0.1, 0.1, 64_000), "MarkovOnOff"),
     ],
 )
-def test_every_arrival_process_of_equal_requests_has_its_model(arrivals: Process, kind: str) -> None:
+def test_every_arrival_process_of_equal_requests_has_its_model(arrivals: Arrivals, kind: str) -> None:
     whole = path()
     model = request_arrival(arrivals, whole)
     assert type(model).__name__ == kind

@@ -20,10 +20,11 @@ from testbed.report.record import (
     FaultRecord,
     GateRecord,
     HeldOutRecord,
+    OfferedRecord,
     read_record,
     write_record,
 )
-from testbed.report.terminal import own_time, summary
+from testbed.report.terminal import milliseconds, own_time, summary
 from tests.unit.report.conftest import FolderMaker, tenant
 
 STALLED = GateRecord(name="replay", value=0.08, limit=0.03, ok=False, detail="measured p99.9 is not the replayed one")
@@ -80,6 +81,28 @@ def test_the_page_shows_bound_and_measurement_and_needs_nothing_from_outside(run
     assert page.count("<svg") == 12
     assert "testbed run &#39;demo file.yaml&#39;" in page
     assert not re.search(r"""(src|href)=["']http""", re.sub(r"<svg.*?</svg>", "", page, flags=re.DOTALL))
+
+
+def test_the_page_shows_what_was_offered_and_how_late_it_reached_the_wire(run_folder: FolderMaker) -> None:
+    burstiness = OfferedRecord(
+        arrivals=1234,
+        rate_per_s=20.5,
+        gap_cv2=3.25,
+        dispersion=((0.1, 1.5), (1.0, 17.25), (10.0, None)),
+        peak_to_mean=4.5,
+        handed_late_p999_s=1.5e-4,
+        wire_late_p999_s=4.75e-4,
+    )
+    folder, record = run_folder(tenant(offered=burstiness))
+    write_record(folder, record)
+    page = write_report(folder).read_text()
+    row = page.split("What was offered")[1].split("</table>")[0]
+    shown = ("1,234", "20.5", "3.25", "dispersion, 0.1 s", "17.2", "4.5", milliseconds(1.5e-4), milliseconds(4.75e-4))
+    for text in shown:
+        assert text in row
+    folder, record = run_folder(tenant())
+    write_record(folder, record)
+    assert "What was offered" not in write_report(folder).read_text()
 
 
 def test_the_same_folder_gives_the_same_page(run_folder: FolderMaker) -> None:

@@ -69,11 +69,16 @@ def _tenant(draw: st.DrawFn, name: str, sites: list[str]) -> dict[str, Any]:
 @st.composite
 def _arrivals(draw: st.DrawFn, mean_kbps: int) -> dict[str, Any]:
     size = f"{draw(st.integers(66, 1514))} B"
-    model = draw(st.sampled_from(["poisson", "on-off", "renewal"]))
+    model = draw(st.sampled_from(["poisson", "on-off", "renewal", "mmpp"]))
     if model == "on-off":
         on_us, times = draw(st.integers(100, 100_000)), draw(st.integers(1, 9))
         phases = {"mean-on": f"{on_us} us", "mean-off": f"{times * on_us} us"}
         return {"model": model, "peak": f"{mean_kbps * (times + 1)} kbit/s", **phases, "size": size}
+    if model == "mmpp":
+        stays = draw(st.lists(st.integers(1, 10_000), min_size=2, max_size=4))
+        states = [{"rate": f"{mean_kbps} kbit/s", "stay": f"{stay} ms"} for stay in stays]
+        states[0] |= draw(st.fixed_dictionaries({}, optional={"next": st.just([0, *[2.5] * (len(stays) - 1)])}))
+        return {"model": model, "states": states, "size": size}
     arrivals = {"model": model, "rate": f"{mean_kbps} kbit/s", "size": size}
     if model == "renewal":
         gap, cv = draw(

@@ -8,8 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from testbed.calculus import MarkovPoisson
+from testbed.scenario import guardrails
 from testbed.scenario.guardrails import LEAST_PACKETS, burst_bits, decay_per_bit, meter_rate_bps, queue_bits
-from testbed.scenario.model import Arrivals, OnOffArrivals, PoissonArrivals, RenewalArrivals, TraceArrivals
+from testbed.scenario.model import (
+    Arrivals,
+    MmppArrivals,
+    OnOffArrivals,
+    PoissonArrivals,
+    RenewalArrivals,
+    TraceArrivals,
+)
 from testbed.traffic.arrivals import mean_bps, schedule
 
 ON_OFF = OnOffArrivals(20e6, 0.005, 0.0075, 11_200)
@@ -68,6 +77,28 @@ def test_the_bucket_of_the_on_off_example_is_what_the_formula_says() -> None:
 )
 def test_a_flow_that_never_exceeds_the_meter_still_gets_ten_packets(arrivals: Arrivals) -> None:
     assert burst_bits(arrivals, 900_000) == LEAST_PACKETS * 8000
+
+
+MODULATED = MmppArrivals((200.0, 0.0, 3000.0), ((0, 20.0, 0.0), (0, 0, 100.0), (200.0, 0, 0)), 8000)
+"""Goes round in one direction, so that its reversal in time is another chain."""
+
+
+@pytest.mark.parametrize("probability", [0.1, 0.01, 1e-3])
+def test_the_bucket_of_a_modulated_process_bounds_the_backlog_its_packets_find(
+    monkeypatch: pytest.MonkeyPatch, probability: float
+) -> None:
+    monkeypatch.setattr(guardrails, "OVERFLOW", probability)
+    rate = 1.5 * mean_bps(MODULATED)
+    level = guardrails.burst_bits(MODULATED, round(rate)) - 2 * 8000 - 1e-3 * rate
+    seen = np.mean(np.concatenate([backlog_bits(MODULATED, rate, 3000.0, seed) for seed in range(2)]) > level)
+    assert probability / 20 <= seen <= 1.2 * probability
+
+
+def test_the_bucket_of_a_modulated_process_is_what_the_calculus_says() -> None:
+    rate = 1.5 * mean_bps(MODULATED)
+    flow = MarkovPoisson(MODULATED.rates_per_s, 8000, MODULATED.switch_per_s)
+    expected = flow.martingale(rate, "packet").tail.delay(guardrails.OVERFLOW) * rate + 2 * 8000 + 1e-3 * rate
+    assert burst_bits(MODULATED, round(rate)) == pytest.approx(expected, rel=0.01)
 
 
 @pytest.mark.parametrize("name", PROCESSES)

@@ -19,9 +19,11 @@ from testbed.scenario.definition import schema, schema_text
 from testbed.scenario.dictionary import from_dict, to_dict
 from testbed.scenario.loader import load
 from testbed.scenario.model import (
+    Arrivals,
     Datapath,
     Domain,
     Misbehaviour,
+    MmppArrivals,
     OnOffArrivals,
     PoissonArrivals,
     Promise,
@@ -147,6 +149,23 @@ def test_a_trace_is_found_beside_its_scenario_file_and_measured(
     # 100 packets of 8 kbit a second, twice as fast: a mean of 1.6 Mbit/s, half-way to 3 Mbit/s.
     assert reservation is not None
     assert reservation.meter_rate_bps == 2_300_000
+
+
+def arrivals_of(text: str, folder: Path) -> Arrivals:
+    tenants = f"[{{name: t, arrivals: {text}}}]"
+    return load_text(f"name: n\ndomains: {DOMAIN}\ntenants: {tenants}\n", folder).tenants[0].arrivals
+
+
+DOMAIN = "[{name: a, link-rate: 9 Mbit/s, compute: true}]"
+
+
+def test_states_of_a_modulated_process_follow_each_other_in_turn_or_by_their_weights(tmp_path: Path) -> None:
+    two = "{rate: 100 packets/s, stay: 2 s}, {rate: 8 Mbit/s, stay: 500 ms}"
+    turns = arrivals_of(f"{{model: mmpp, size: 1000 B, states: [{two}]}}", tmp_path)
+    assert turns == MmppArrivals((100.0, 1000.0), ((0.0, 0.5), (2.0, 0.0)), 8000)
+    third = "{rate: 0 packets/s, stay: 100 ms, next: [3, 1, 0]}"
+    weighted = arrivals_of(f"{{model: mmpp, size: 1000 B, states: [{two}, {third}]}}", tmp_path)
+    assert weighted == MmppArrivals((100.0, 1000.0, 0.0), ((0, 0.5, 0), (0, 0, 2.0), (7.5, 2.5, 0)), 8000)
 
 
 @pytest.mark.parametrize("name", ["demo", "smoke", "delay"])

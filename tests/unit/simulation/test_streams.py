@@ -10,6 +10,7 @@ import pytest
 
 from testbed.errors import ScenarioError
 from testbed.scenario.model import (
+    Arrivals,
     Misbehaviour,
     MmppArrivals,
     OnOffArrivals,
@@ -20,14 +21,14 @@ from testbed.scenario.model import (
 from testbed.simulation.clock import PS_PER_S
 from testbed.simulation.paths import CorrelatedPath
 from testbed.simulation.streams import Stream, Visiting, stream
-from testbed.traffic.arrivals import Process, group_seed, schedule, schedules, tenant_seed
+from testbed.traffic.arrivals import group_seed, schedule, schedules, tenant_seed
 from testbed.traffic.modulation import on_off_path
 from tests.unit.simulation.systems import BURSTY, SMOOTH, scenario, tenant
 
 DURATION_S = 20.0
 NS = 1000
 
-PROCESSES: dict[str, Process] = {
+PROCESSES: dict[str, Arrivals] = {
     "Poisson": SMOOTH,
     "constant gaps": RenewalArrivals(700.0, "deterministic", 0.0, 800),
     "Gamma gaps": RenewalArrivals(700.0, "gamma", 1.5, 800),
@@ -144,7 +145,7 @@ def test_whoever_follows_the_group_entirely_sends_the_same_whatever_the_others_d
     ("arrivals", "strength"),
     [(PoissonArrivals(10.0, 800), 0.5), (OnOffArrivals(1e6, 1.0, 1.0, 800), 1.5)],
 )
-def test_correlation_that_makes_no_sense_is_refused(arrivals: Process, strength: float) -> None:
+def test_correlation_that_makes_no_sense_is_refused(arrivals: Arrivals, strength: float) -> None:
     with pytest.raises(ScenarioError, match="correlat"):
         stream(
             arrivals,

@@ -25,7 +25,7 @@ from testbed.scenario.model import (
     Tenant,
     TraceArrivals,
 )
-from testbed.traffic.arrivals import Process, mean_bps, modulators, schedule, schedules, tenant_seed
+from testbed.traffic.arrivals import mean_bps, modulators, schedule, schedules, tenant_seed
 from testbed.traffic.modulation import OnOffPath, on_off_path, rate_path, stationary
 
 FloatArray = npt.NDArray[np.float64]
@@ -42,7 +42,7 @@ RENEWALS = {
 CIRCLE = ((0.0, 40.0, 0.0), (0.0, 0.0, 25.0), (100.0, 0.0, 0.0))
 """A chain that runs in a circle, so it is not reversible."""
 MMPP = MmppArrivals((200.0, 0.0, 3000.0), CIRCLE, SIZE)
-PROCESSES: dict[str, Process] = {"poisson": POISSON, "on-off": DEMO, "mmpp": MMPP, **RENEWALS}
+PROCESSES: dict[str, Arrivals] = {"poisson": POISSON, "on-off": DEMO, "mmpp": MMPP, **RENEWALS}
 
 EQUILIBRIUM_WINDOWS = 4000
 
@@ -89,14 +89,14 @@ def index_of_dispersion(time_s: FloatArray, window_s: float, duration_s: float) 
 
 
 @pytest.mark.parametrize("arrivals", PROCESSES.values(), ids=PROCESSES)
-def test_the_same_seed_draws_the_same_packets_and_another_seed_others(arrivals: Process) -> None:
+def test_the_same_seed_draws_the_same_packets_and_another_seed_others(arrivals: Arrivals) -> None:
     first, again, other = (schedule(arrivals, seed=s, duration_s=5.0) for s in (1, 1, 2))
     assert np.array_equal(first.time_s, again.time_s)
     assert not np.array_equal(first.time_s[:20], other.time_s[:20])
 
 
 @pytest.mark.parametrize("arrivals", PROCESSES.values(), ids=PROCESSES)
-def test_a_longer_window_begins_with_the_shorter_one(arrivals: Process) -> None:
+def test_a_longer_window_begins_with_the_shorter_one(arrivals: Arrivals) -> None:
     short, long = (schedule(arrivals, seed=3, duration_s=d) for d in (2.0, 61.0))
     assert len(short) > 100
     assert np.array_equal(short.time_s, long.time_s[: len(short)])
@@ -104,7 +104,7 @@ def test_a_longer_window_begins_with_the_shorter_one(arrivals: Process) -> None:
 
 
 @pytest.mark.parametrize("arrivals", PROCESSES.values(), ids=PROCESSES)
-def test_packets_lie_in_the_window_and_have_the_declared_size(arrivals: Process) -> None:
+def test_packets_lie_in_the_window_and_have_the_declared_size(arrivals: Arrivals) -> None:
     packets = schedule(arrivals, seed=4, duration_s=3.0)
     assert packets.time_s.min() >= 0
     assert packets.time_s.max() < 3.0
@@ -113,7 +113,7 @@ def test_packets_lie_in_the_window_and_have_the_declared_size(arrivals: Process)
 
 
 @pytest.mark.parametrize("arrivals", PROCESSES.values(), ids=PROCESSES)
-def test_a_window_opens_in_equilibrium_so_its_first_moments_offer_the_mean_rate(arrivals: Process) -> None:
+def test_a_window_opens_in_equilibrium_so_its_first_moments_offer_the_mean_rate(arrivals: Arrivals) -> None:
     window_s = 0.0033
     drawn = np.array([len(schedule(arrivals, seed=s, duration_s=window_s)) for s in range(EQUILIBRIUM_WINDOWS)])
     expected = mean_bps(arrivals) / SIZE * window_s
@@ -121,12 +121,12 @@ def test_a_window_opens_in_equilibrium_so_its_first_moments_offer_the_mean_rate(
 
 
 @pytest.mark.parametrize("arrivals", PROCESSES.values(), ids=PROCESSES)
-def test_a_window_without_room_for_a_packet_is_empty(arrivals: Process) -> None:
+def test_a_window_without_room_for_a_packet_is_empty(arrivals: Arrivals) -> None:
     assert len(schedule(arrivals, seed=1, duration_s=1e-9)) == 0
 
 
 @pytest.mark.parametrize("arrivals", PROCESSES.values(), ids=PROCESSES)
-def test_a_flood_is_the_declared_process_with_its_time_compressed(arrivals: Process) -> None:
+def test_a_flood_is_the_declared_process_with_its_time_compressed(arrivals: Arrivals) -> None:
     flood = Misbehaviour("flood", offered_bps=3 * mean_bps(arrivals))
     fast = schedule(arrivals, seed=6, duration_s=4.0, misbehaviour=flood)
     declared = schedule(arrivals, seed=6, duration_s=12.0)

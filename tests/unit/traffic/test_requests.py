@@ -21,7 +21,17 @@ from inference_server.digits import held_out
 from inference_server.generated.open_inference_pb2 import ModelInferRequest, ModelInferResponse
 from inference_server.server import Settings
 from testbed.errors import PreflightError, ScenarioError
-from testbed.scenario.model import DrawnSize, ModelSize, OnOffArrivals, PoissonArrivals, TokenSize, TraceArrivals
+from testbed.scenario.model import (
+    DrawnSize,
+    Misbehaviour,
+    ModelSize,
+    OnOffArrivals,
+    PoissonArrivals,
+    TokenSize,
+    TraceArrivals,
+)
+from testbed.traffic.arrivals import group_seed, tenant_seed
+from testbed.traffic.modulation import on_off_path
 from testbed.traffic.request_records import NOT_ATTEMPTED, OK, OVERDUE, SKIPPED, RequestRecord, RequestSpec
 from testbed.traffic.request_schedules import RequestSchedule, request_schedule
 from testbed.traffic.request_wire import PROBE_ID, RequestMaker, sequences
@@ -140,6 +150,29 @@ def test_sizes_follow_the_model_a_distribution_or_the_tokens(tmp_path: Path) -> 
     tokens = request_schedule(trace, TokenSize(), MAKER, seed=1, duration_s=30.0)
     assert sorted(set(tokens.message_bytes.tolist())) == [MAKER.smallest_bytes, 4000, 6000]
     assert np.diff(tokens.time_s) == pytest.approx(0.5), "at twice the speed, the gap behind the last row included"
+
+
+@pytest.mark.parametrize("strength", [None, 1.0, 0.0])
+def test_requests_of_a_group_come_in_the_same_bursts_as_strongly_as_asked(strength: float | None) -> None:
+    arrivals = OnOffArrivals(peak_bps=2e6, mean_on_s=0.1, mean_off_s=0.4, size_bits=10_000)
+    breach = Misbehaviour("correlated", group="storm", strength=strength)
+    path = on_off_path(0.1, 0.4, rng=np.random.default_rng(group_seed(7, "storm", 0)), duration_s=200.0)
+    counts = []
+    for number in (1, 2):
+        drawn = request_schedule(
+            arrivals,
+            ModelSize(),
+            MAKER,
+            seed=tenant_seed(7, number, 0),
+            duration_s=200.0,
+            misbehaviour=breach,
+            modulators={"storm": path},
+            group=group_seed(7, "storm", 0),
+        )
+        counts.append(np.bincount((drawn.time_s / 0.05).astype(int), minlength=4000))
+    together = float(np.corrcoef(counts[0], counts[1])[0, 1])
+    assert together < 0.1 if strength == 0.0 else together > 0.9
+    assert counts[0].sum() == pytest.approx(counts[1].sum() if strength != 0.0 else 200 * 40, rel=0.25)
 
 
 def test_one_arrival_of_any_process_is_one_request() -> None:

@@ -13,7 +13,8 @@ from testbed.scenario.definition import schema_text
 from testbed.scenario.model import TraceArrivals
 from testbed.traffic.arrivals import mean_bps, schedule
 from testbed.traffic.dispersion import dispersion
-from testbed.traffic.traces import FORMATS, read_requests, read_trace
+from testbed.traffic.traces import FORMATS, read_trace
+from testbed.traffic.workloads import read_requests
 
 AZURE_HEADER = "TIMESTAMP,ContextTokens,GeneratedTokens"
 AZURE_ROWS = (
@@ -74,7 +75,7 @@ def test_a_repeated_trace_has_a_gap_between_its_last_row_and_its_first(tmp_path:
 def test_a_scenario_can_name_every_format_that_can_be_read_and_no_other() -> None:
     text = schema_text()
     (choice,) = set(re.findall(r'"format": \{\s*"enum": (\[[^]]*\])', text))
-    assert sorted(json.loads(choice)) == sorted(FORMATS)
+    assert sorted(json.loads(choice)) == sorted([*FORMATS, "servegen"])
 
 
 # --- recorders that round -------------------------------------------------------------------------------------------
@@ -330,6 +331,7 @@ def test_a_poisson_process_has_dispersion_one_and_no_memory() -> None:
     time_s = np.random.default_rng(1).random(200_000) * 10_000
     summary = dispersion(time_s, 10_000.0)
     assert summary.index == pytest.approx((1, 1, 1), abs=0.16)
+    assert summary.gap_cv2 == pytest.approx(1.0, rel=0.02)
     assert abs(summary.autocorrelation) < 0.04
     assert summary.rate_per_s == 20.0
 
@@ -338,6 +340,7 @@ def test_equal_gaps_have_no_dispersion_and_batches_that_of_their_size() -> None:
     regular = dispersion(np.arange(2000) / 20 + 0.025, 100.0)
     assert regular.index == pytest.approx((0, 0, 0), abs=1e-12)
     assert (regular.peak_to_mean, regular.empty_share) == (1.0, 0.0)
+    assert regular.gap_cv2 == pytest.approx(0.0, abs=1e-12)
     points = np.random.default_rng(2).random(50_000) * 10_000
     assert dispersion(np.repeat(points, 7), 10_000.0).index[1] == pytest.approx(7, rel=0.05)
 
