@@ -40,6 +40,15 @@ from testbed.scenario.model import Datapath, Scenario
 from topologies import tandem
 
 SOCKET_BUFFER_BYTES = 64 * 1024 * 1024
+
+HOST_SETTINGS: Mapping[str, str] = {
+    # A pause must not make TCP forget its window: a tenant's request after a pause is a request like others.
+    "net/ipv4/tcp_slow_start_after_idle": "0",
+    # Whatever the machine's default: an algorithm that paces (BBR) spreads a request over several round trips and
+    # stops for 200 ms now and then to measure, which no queue of the path explains. Every kernel has this one.
+    "net/ipv4/tcp_congestion_control": "reno",
+}
+"""Settings of each host's own network namespace, below /proc/sys."""
 _TOOLS = {
     "mnexec": "mininet",
     "ifconfig": "net-tools",
@@ -238,8 +247,8 @@ class TandemNetwork:
         with namespace.entered(self.hosts[endpoint.host].namespace):
             links.require_no_offloads()
             links.set_neighbours(endpoint.interface, [(peer.address, peer.mac) for peer in peers])
-            # A pause must not make TCP forget its window: a tenant's request after a pause is a request like others.
-            Path("/proc/sys/net/ipv4/tcp_slow_start_after_idle").write_text("0")
+            for name, value in HOST_SETTINGS.items():
+                (Path("/proc/sys") / name).write_text(value)
 
     def _configure_switches(self, mininet: Mininet) -> None:
         bridges = [
@@ -256,19 +265,11 @@ class TandemNetwork:
             for name, dpid in self.layout.dpids.items()
         ]
         self.ovs.add_bridges(bridges)
-        for wire in self.layout.wires:
-            links.delay(wire)
-        self.configure_flows()
-
-    def configure_flows(self) -> None:
-        """Give the switches that no operator owns their flows, and every port's socket its buffer.
-
-        Whatever started the daemon anew must do this again: its database holds no flow.
-        """
-        ports = self.ovs.port_numbers()
+        ports = {port.interface: port.number for bridge in bridges for port in bridge.ports}
         self.ovs.add_flows(tandem.EDGE, edge_flows(self.layout, ports))
         for wire in self.layout.wires:
             self.ovs.add_flows(wire.bridge, wire_flows(wire, ports))
+            links.delay(wire)
         for exchange in self.layout.exchanges:
             self.ovs.add_flows(exchange.bridge, exchange_flows(exchange, ports))
         first = edge_port(self.layout.segments, self.layout.segments[0][0])
