@@ -29,6 +29,11 @@ TIMEOUT = "timeout"
 
 IMPAIRMENTS = "inference.Impairments"
 
+CONTEXT, COUNT, GENERATED = "context", "count", "generated"
+"""Tensors of a model that generates text: bytes in, how many are wanted, bytes out."""
+MOST_CONTEXT = 8192
+MOST_GENERATED = 1024
+
 
 def method(name: str) -> str:
     """Path of a call, as HTTP/2 and a channel's `unary_unary` name it."""

@@ -15,16 +15,13 @@ import torch
 
 from inference_server.errors import AbandonedError, InvalidRequestError
 from inference_server.models import Computed, Model, Watch
+from inference_server.protocol import CONTEXT, COUNT, GENERATED, MOST_CONTEXT, MOST_GENERATED
 from inference_server.statistics import Execution
 from inference_server.tensors import Array, TensorSpec
 from inference_server.transformer import Cache
 
-CONTEXT, COUNT, GENERATED = "context", "count", "generated"
 INPUTS = (TensorSpec(CONTEXT, "UINT8", (-1,)), TensorSpec(COUNT, "INT32", (1,)))
 OUTPUTS = (TensorSpec(GENERATED, "UINT8", (-1,)),)
-
-MOST_CONTEXT = 8192
-MOST_GENERATED = 1024
 
 _REPEATS = 3
 _MEASURED = ((16, 1), (1024, 1), (2048, 1), (16, 33), (1024, 33))

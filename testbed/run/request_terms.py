@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from inference_server.digits import held_out
 from testbed.audit.quantile import quantile as latency_quantile
 from testbed.errors import FidelityError
 from testbed.management.bounds import HOST_RISK
@@ -29,7 +28,7 @@ from testbed.scenario.model import Scenario, Tenant
 from testbed.telemetry.fidelity import Gate, quantile
 from testbed.telemetry.lag import fifo
 from testbed.traffic.request_demand import demand
-from testbed.traffic.request_wire import RequestMaker
+from testbed.traffic.request_makers import maker_of
 
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
@@ -41,7 +40,7 @@ REPLAY_SHARE = 0.05
 """How far the network part may be from the ideal queue's, at the promised percentile."""
 
 RESOLVED_S = 2e-3
-"""What a sender in Python, gRPC and two TCP stacks can be resolved to."""
+"""What a sender in Python, gRPC and its TCP can be resolved to."""
 
 LATENESS_P999_S = 5e-3
 """Of handing a request to gRPC; what it makes of it is in the client's wait."""
@@ -61,13 +60,13 @@ class Granted:
         terms: What the warm-up says of it and its path.
         host_s: What the host may add.
         idle_s: What a request takes on an idle path beyond its own transmission: see `idle_path_s`.
-        links_s: Propagation delay of all links of the path together, part of `idle_s`.
+        ends_s: Part of `idle_s`: until the request's first byte has entered the first domain.
     """
 
     terms: RequestTerms
     host_s: float
     idle_s: float = 0.0
-    links_s: float = 0.0
+    ends_s: float = 0.0
 
 
 def calibrate_requests(
@@ -96,7 +95,7 @@ def calibrate_requests(
             continue
         outcome = outcomes[tenant.name]
         foreign = [s for name, s in computed_s.items() if name != tenant.name and sites[name] == tenant.site]
-        maker = RequestMaker(tenant.name, asked.model, asked.images, held_out())
+        maker = maker_of(tenant.name, asked, tenant.arrivals)
         terms = RequestTerms(
             demand=demand(tenant.arrivals, asked.size, maker),
             out=outcome.match.out,
@@ -109,8 +108,8 @@ def calibrate_requests(
         late_s = late_s[np.isfinite(late_s)]
         needed_s = quantile(late_s, 1.0 - _risk(tenant)) * HEADROOM
         host_s = min(scenario.slow_down * HOST_CAP_S, max(PATH_FLOOR_S, math.ceil(needed_s / _GRAIN_S) * _GRAIN_S))
-        links_s = sum(domain.link_delay_s for domain in reservations.scenario.path(tenant))
-        found[tenant.name] = Granted(terms, host_s, idle_path_s(outcome, shapers[tenant.name]), links_s)
+        shaper = shapers[tenant.name]
+        found[tenant.name] = Granted(terms, host_s, idle_path_s(outcome, shaper), idle_ends_s(outcome, shaper))
     return found
 
 
@@ -159,6 +158,15 @@ def idle_path_s(outcome: RequestOutcome, shaper: Shaper) -> float:
     return max(0.0, float(np.median(alone))) if alone.size else 0.0
 
 
+def idle_ends_s(outcome: RequestOutcome, shaper: Shaper) -> float:
+    """Of `idle_path_s`, what sender, gRPC and the client's TCP take: until the first byte is in the first domain."""
+    sent, wait_s, _ = _ideal_parts_s(outcome, shaper)
+    samples = outcome.match.samples
+    handed_s = (samples.first_s - samples.intended_s)[sent]
+    alone = (wait_s == 0.0) & np.isfinite(handed_s)
+    return float(np.median(handed_s[alone])) if alone.any() else 0.0
+
+
 def request_gates(
     tenant: Tenant, outcome: RequestOutcome, granted: Granted | None, shaper: Shaper | None, *, slow_down: float = 1.0
 ) -> list[Gate]:
@@ -195,10 +203,17 @@ def request_gates(
             f"{beyond} of {answered} requests more than {granted.host_s * 1e3:.1f} ms later than their path explains",
         ),
         Gate.at_most(
-            f"idle path, {name}",
-            granted.idle_s - granted.links_s,
+            f"idle sender, {name}",
+            granted.ends_s,
             resolved_s,
-            "what a request of the warm-up that waited for nobody took beyond its own transmission and the links",
+            "what passed of a request of the warm-up that waited for nobody until its first byte was in the network",
+            "s",
+        ),
+        Gate.at_most(
+            f"idle path, {name}",
+            granted.idle_s - granted.ends_s,
+            sum(service.latency_s for service in granted.terms.services),
+            "what it then took beyond its own transmission, against what the domains promise without their host",
             "s",
         ),
         Gate.at_most(

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from inference_server.digits import held_out
 from testbed.emulation.layout import TenantPath
 from testbed.emulation.network import TandemNetwork
 from testbed.emulation.placement import Role
@@ -23,9 +22,11 @@ from testbed.telemetry import host, pcap
 from testbed.telemetry.capture import TENANT_TRAFFIC, Capture
 from testbed.telemetry.requests import RequestCaptures, RequestMatch, match_requests
 from testbed.traffic.arrivals import group_seed, modulators, tenant_seed
+from testbed.traffic.request_makers import maker_of
 from testbed.traffic.request_records import RequestRecord, RequestSpec
 from testbed.traffic.request_schedules import request_schedule
-from testbed.traffic.request_wire import RequestMaker
+from testbed.traffic.request_wire import TextMaker
+from testbed.traffic.schedules import save_arrays
 
 SERVER_PORT = 8001
 WORKERS = 1
@@ -107,15 +108,14 @@ def start_senders(network: TandemNetwork, folder: Path, index: int, seed: int, d
         PreflightError: A server is not ready, does not have the model, or refuses the largest request.
     """
     offset_ns = host.clock_offset_ns()
-    digits = held_out()
     shared = modulators(network.scenario, window=index, duration_s=duration_s, seed=seed)
     children = {}
     for path, tenant, asked in _members(network):
-        breach = tenant.misbehaviour
+        breach, maker = tenant.misbehaviour, maker_of(tenant.name, asked, tenant.arrivals)
         schedule = request_schedule(
             tenant.arrivals,
             asked.size,
-            RequestMaker(tenant.name, asked.model, asked.images, digits),
+            maker,
             seed=tenant_seed(seed, path.number, index),
             duration_s=duration_s,
             misbehaviour=breach,
@@ -123,6 +123,9 @@ def start_senders(network: TandemNetwork, folder: Path, index: int, seed: int, d
             group=None if breach is None or breach.group is None else group_seed(seed, breach.group, index),
         )
         schedule.save(folder / f"{tenant.name}.schedule.npz")
+        tokens = folder / f"{tenant.name}.tokens.npz"
+        if isinstance(maker, TextMaker):
+            save_arrays(tokens, {"tokens": maker.tokens})
         spec = RequestSpec(
             tenant=path.number,
             name=tenant.name,
@@ -134,6 +137,7 @@ def start_senders(network: TandemNetwork, folder: Path, index: int, seed: int, d
             clock_offset_ns=offset_ns,
             deadline_s=asked.timeout_s,
             in_flight=asked.in_flight,
+            tokens=str(tokens) if isinstance(maker, TextMaker) else None,
         )
         spec.save(folder / f"{tenant.name}.spec.json")
         children[tenant.name] = network.supervisor.start(

@@ -30,6 +30,8 @@ LARGEST_REQUEST_BYTES = 1_000_000
 MOST_IMAGES = 1024
 MODELS = tuple(json.loads(resources.files("inference_server").joinpath("weights/record.json").read_text())["models"])
 """The digit classifiers that ship with the inference server."""
+TEXT_MODELS = ("text-small",)
+"""Models that generate as many bytes as a trace has tokens."""
 LARGEST_BUCKET_BITS = 4 * 10**9
 """Meters count kbit in 32 bits."""
 
@@ -256,8 +258,19 @@ _MISBEHAVIOUR = _Variants(
 _REQUESTS = Record(
     "requests",
     (
-        Field("model", Choice(MODELS), "Model that answers them.", required=True),
-        Field("images", Number("a number of images", 1, MOST_IMAGES, whole=True), "Images in each.", default=1),
+        Field("model", Choice((*MODELS, *TEXT_MODELS)), "Model that answers them.", required=True),
+        Field(
+            "images",
+            Number("a number of images", 1, MOST_IMAGES, whole=True),
+            "Images in each; not with a model of text, whose requests are as long as the trace's tokens.",
+            default=1,
+        ),
+        Field(
+            "token-scale",
+            Number("a factor", 1e-6, 1000),
+            "Bytes of context, and of generated text, that a token of the trace stands for; only with a model of text.",
+            default=1,
+        ),
         Field(
             "sizes",
             Choice(("declared", "model", "tokens", "mixed")),

@@ -108,6 +108,9 @@ def _tenant_to_dict(tenant: Tenant) -> dict[str, Any]:
         # Folders of tenants that send packets stay as they were before there were others.
         del written["requests"]
     else:
+        if tenant.requests.token_scale == 1.0:
+            # Folders of a time when no model generated text stay as they were.
+            del written["requests"]["token_scale"]
         written["requests"]["size"] = {"kind": _SIZE_NAMES[type(tenant.requests.size)], **asdict(tenant.requests.size)}
     for key in ("way", "present_s"):
         if written[key] is None:
@@ -151,7 +154,7 @@ def _requests_from_dict(data: Mapping[str, Any]) -> Requests:
     if name not in _SIZES:
         raise ScenarioError(f"scenario data: found request sizes of kind {name!r}; expected one of {', '.join(_SIZES)}")
     parameters = {key: tuple(value) for key, value in size.items()}
-    return _build(Requests, {**data, "size": _build(_SIZES[name], parameters)})
+    return _build(Requests, {"token_scale": 1.0, **data, "size": _build(_SIZES[name], parameters)})
 
 
 def _arrivals_from_dict(data: Mapping[str, Any]) -> Arrivals:

@@ -174,12 +174,13 @@ class Requests:
     """What a tenant asks of the inference server at its site, one request for each arrival.
 
     Attributes:
-        model: Name of a digit classifier that ships with the server.
-        images: Images in each request.
+        model: Name of a model that ships with the server.
+        images: Images in each request; 0 where the model generates text from a trace's tokens.
         size: How large the messages are.
         in_flight: Most requests that may be unanswered; those due beyond it are never sent, and missed.
         timeout_s: How long after its intended time an answer is waited for.
         compute_share: Share of the server that the tenant is guaranteed.
+        token_scale: Bytes of context, and of generated text, that one token of the trace stands for.
     """
 
     model: str
@@ -188,6 +189,7 @@ class Requests:
     in_flight: int
     timeout_s: float
     compute_share: float
+    token_scale: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from functools import cache
 
-from inference_server.digits import Digits, held_out
-from testbed.scenario.definition import LARGEST_REQUEST_BYTES
+from testbed.errors import ScenarioError
+from testbed.scenario.definition import LARGEST_REQUEST_BYTES, TEXT_MODELS
 from testbed.scenario.fields import Section
 from testbed.scenario.model import (
     Arrivals,
@@ -28,7 +27,8 @@ from testbed.scenario.model import (
 from testbed.scenario.problems import Report
 from testbed.scenario.units import SIZE, TIME, quantity
 from testbed.traffic.request_demand import Demand, demand
-from testbed.traffic.request_wire import RequestMaker
+from testbed.traffic.request_makers import maker_of
+from testbed.traffic.request_wire import Maker
 
 DEFAULT_TIMEOUT_S = 10.0
 _UNDECIDED = math.nan
@@ -54,6 +54,7 @@ def requests(tenant: Section, arrives: Arrivals | None, report: Report) -> Asked
     section: Section | None = tenant.get("requests")
     if section is None:
         return None
+    before = len(report.findings)
     breach: Section | None = tenant.get("misbehaviour")
     if breach is not None and breach.get("kind") == "flood":
         report.add(
@@ -65,21 +66,28 @@ def requests(tenant: Section, arrives: Arrivals | None, report: Report) -> Asked
             remedy="delete the misbehaviour, or the requests",
         )
     size = _size(section, arrives, report)
+    _check_text(section, size, report)
     timeout_s = _timeout_s(tenant, section, report)
-    if section.unusable or arrives is None or size is None or timeout_s is None:
-        return None
-    maker = RequestMaker(tenant.get("name", ""), section.get("model"), section.get("images", 1), _images())
-    asked = demand(arrives, size, maker)
-    if not _fit(section, size, asked, maker, report):
+    if section.unusable or len(report.findings) > before or arrives is None or size is None or timeout_s is None:
         return None
     wanted = Requests(
         model=section.get("model"),
-        images=section.get("images", 1),
+        images=0 if section.get("model") in TEXT_MODELS else section.get("images", 1),
         size=size,
         in_flight=section.get("in-flight", 10_000),
         timeout_s=timeout_s,
         compute_share=float(section.get("compute-share", _UNDECIDED)),
+        token_scale=float(section.get("token-scale", 1)),
     )
+    try:
+        maker = maker_of(tenant.get("name", ""), wanted, arrives)
+    except ScenarioError as error:
+        for problem in error.problems:
+            report.quote(section.line_of("token-scale"), section.where, problem)
+        return None
+    asked = demand(arrives, size, maker)
+    if not _fit(section, wanted, asked, maker, report):
+        return None
     return Asked(wanted, asked)
 
 
@@ -113,11 +121,6 @@ def with_shares(tenants: tuple[Tenant, ...]) -> tuple[Tenant, ...]:
         return replace(tenant, requests=replace(tenant.requests, compute_share=equal))
 
     return tuple(share(tenant) for tenant in tenants)
-
-
-@cache
-def _images() -> Digits:
-    return held_out()
 
 
 def _size(section: Section, arrives: Arrivals | None, report: Report) -> RequestSize | None:
@@ -156,6 +159,28 @@ def _size(section: Section, arrives: Arrivals | None, report: Report) -> Request
     return None
 
 
+def _check_text(section: Section, size: RequestSize | None, report: Report) -> None:
+    """A model of text takes what a trace says, any other none of that."""
+    textual = section.get("model") in TEXT_MODELS
+    for key, belongs in (("images", not textual), ("token-scale", textual)):
+        if section.get(key) is not None and section.get("model") is not None and not belongs:
+            report.add(
+                section.line_of(key),
+                f"{section.where}.{key}",
+                found=f"{section.get(key):g} with the model {section.get('model')}",
+                expected=f"{key} only with {'a model of text' if key == 'token-scale' else 'a digit classifier'}",
+                remedy=f"delete {key}, or choose another model",
+            )
+    if textual and isinstance(size, DrawnSize):
+        report.add(
+            section.line_of("sizes"),
+            f"{section.where}.sizes",
+            found=f"sizes: {section.get('sizes', 'declared')} with the model {section.get('model')}",
+            expected="a trace, and sizes: tokens or model: its context is as long as the trace says",
+            remedy="choose arrivals from a trace, or a digit classifier",
+        )
+
+
 def _mix(entries: tuple[Section, ...]) -> DrawnSize | None:
     if any(entry.unusable for entry in entries):
         return None
@@ -182,14 +207,14 @@ def _timeout_s(tenant: Section, section: Section, report: Report) -> float | Non
     return float(timeout if timeout is not None else deadline if deadline is not None else DEFAULT_TIMEOUT_S)
 
 
-def _fit(section: Section, size: RequestSize, asked: Demand, maker: RequestMaker, report: Report) -> bool:
+def _fit(section: Section, wanted: Requests, asked: Demand, maker: Maker, report: Report) -> bool:
     """Whether every message holds its images and is one that the server accepts."""
-    least, most = 8 * maker.smallest_bytes, 8 * LARGEST_REQUEST_BYTES
+    size, least, most = wanted.size, 8 * maker.smallest_bytes, 8 * LARGEST_REQUEST_BYTES
     if isinstance(size, DrawnSize) and min(size.size_bits) < least:
         report.add(
             section.line_of("images"),
             f"{section.where}.images",
-            found=f"{maker.images} in a message of {quantity(min(size.size_bits), SIZE)}",
+            found=f"{wanted.images} in a message of {quantity(min(size.size_bits), SIZE)}",
             expected=f"messages of at least {quantity(least, SIZE)}, which that many take",
             remedy="send fewer images, larger messages, or choose sizes: model",
         )

@@ -132,7 +132,9 @@ def _tenant(tenant: Tenant) -> list[str]:
     described = [f"declares {arrivals_text(tenant.arrivals)}, served at {tenant.site}"]
     asked = tenant.requests
     if asked is not None:
-        what = f"{asked.images} image{'s' if asked.images > 1 else ''} for {asked.model}, {_sizes_text(asked.size)}"
+        images = f"{asked.images} image{'s' if asked.images > 1 else ''}"
+        subject = images if asked.images else f"text by the trace's tokens ({asked.token_scale:g} B each)"
+        what = f"{subject} for {asked.model}, {_sizes_text(asked.size)}"
         described.append(
             f"each asks {what}, with {100 * asked.compute_share:.4g} % of the server and {asked.in_flight:,} in flight"
         )

@@ -25,7 +25,7 @@ from testbed.scenario.model import (
     TokenSize,
     TraceArrivals,
 )
-from testbed.traffic.request_wire import RequestMaker
+from testbed.traffic.request_wire import Maker, TextMaker
 from testbed.traffic.workloads import read_workload
 
 FloatArray = npt.NDArray[np.float64]
@@ -72,7 +72,7 @@ def wire_bits(message_bits: IntArray) -> FloatArray:
     return np.asarray(8.0 * (stream_bytes + _HEADERS_BYTES * packets))
 
 
-def demand(arrivals: Arrivals, size: RequestSize, maker: RequestMaker) -> Demand:
+def demand(arrivals: Arrivals, size: RequestSize, maker: Maker) -> Demand:
     """What a tenant declares.
 
     Args:
@@ -84,7 +84,12 @@ def demand(arrivals: Arrivals, size: RequestSize, maker: RequestMaker) -> Demand
         ScenarioError: A trace that cannot be read.
     """
     wanted, share = _messages(arrivals, size)
-    return Demand(8 * maker.message_bytes(wanted), share, requests_per_s(arrivals))
+    subject = np.zeros(wanted.size, dtype=np.int64)
+    if isinstance(maker, TextMaker):
+        # Messages differ by their rows even where nothing is padded.
+        subject = np.arange(maker.subjects)
+        wanted, share = np.broadcast_to(wanted, subject.shape), np.full(subject.size, 1.0 / subject.size)
+    return Demand(8 * maker.message_bytes(wanted, subject), share, requests_per_s(arrivals))
 
 
 def requests_per_s(arrivals: Arrivals) -> float:

@@ -112,6 +112,8 @@ class RequestSpec:
         in_flight: Most requests that may be unanswered; those due beyond it are skipped.
         ready_s: How long the server may take to be ready, and to answer a probe.
         priority: SCHED_FIFO priority, used where the host permits it; None for the normal scheduler.
+        tokens: `.npz` file with an int64[n, 2] named `tokens` where a model of text is asked: bytes of context and
+            bytes to generate of each row of the trace; None for a digit classifier.
         spin_ns: How long before a request is due the sender stops sleeping and watches the clock instead.
     """
 
@@ -127,6 +129,7 @@ class RequestSpec:
     in_flight: int = 10_000
     ready_s: float = 30.0
     priority: int | None = 1
+    tokens: str | None = None
     spin_ns: int = 0
 
     def save(self, path: Path) -> None:
@@ -152,7 +155,9 @@ class RequestSpec:
             value = getattr(spec, name)
             if type(value) not in {int, float} or not value > 0:
                 raise ValueError(f"{path}: {name} is {value!r}, expected a number above 0")
-        if spec.images < 1 or spec.in_flight < 1:
+        if spec.tokens is not None and type(spec.tokens) is not str:
+            raise ValueError(f"{path}: tokens is {spec.tokens!r}, expected text or null")
+        if spec.images < (spec.tokens is None) or spec.in_flight < 1:
             raise ValueError(f"{path}: found {spec.images} images and {spec.in_flight} in flight, expected at least 1")
         return spec
 

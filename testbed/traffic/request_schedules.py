@@ -19,7 +19,7 @@ from testbed.errors import ScenarioError
 from testbed.scenario.model import Arrivals, DrawnSize, Misbehaviour, ModelSize, RequestSize, TokenSize, TraceArrivals
 from testbed.traffic.arrivals import Seed, replay_order, schedule
 from testbed.traffic.modulation import OnOffPath
-from testbed.traffic.request_wire import MOST_REQUESTS, RequestMaker
+from testbed.traffic.request_wire import MOST_REQUESTS, Maker, TextMaker
 from testbed.traffic.schedules import load_arrays, save_arrays
 from testbed.traffic.workloads import read_workload
 
@@ -34,7 +34,7 @@ class RequestSchedule:
     Attributes:
         time_s: Intended send times from the start of the window, non-decreasing, float64[n].
         message_bytes: Size of each message, int64[n].
-        first_image: Position of its first image, int64[n].
+        first_image: Position of its first image; of a request for text, its row in the trace. int64[n].
     """
 
     time_s: FloatArray
@@ -81,7 +81,7 @@ class RequestSchedule:
 def request_schedule(
     arrivals: Arrivals,
     size: RequestSize,
-    maker: RequestMaker,
+    maker: Maker,
     *,
     seed: Seed,
     duration_s: float,
@@ -109,7 +109,7 @@ def request_schedule(
     root = seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
     times_seed, sizes_seed, images_seed = root.spawn(3)
     if isinstance(arrivals, TraceArrivals):
-        time_s, tokens = _replayed(arrivals, times_seed, duration_s)
+        order, time_s, tokens = _replayed(arrivals, times_seed, duration_s)
     else:
         drawn = schedule(
             arrivals,
@@ -119,7 +119,7 @@ def request_schedule(
             modulators=modulators,
             group=group,
         )
-        time_s, tokens = drawn.time_s, None
+        order, time_s, tokens = None, drawn.time_s, None
     n = time_s.size
     match size:
         case ModelSize():
@@ -134,16 +134,21 @@ def request_schedule(
                     "counts tokens, and bits for each token; choose such a trace, or sizes of another kind"
                 )
             wanted = -(-tokens * arrivals.bits_per_token // 8)
-    images = np.random.default_rng(images_seed).integers(len(maker.digits), size=n)
-    return RequestSchedule(time_s, maker.message_bytes(wanted), images)
+    if isinstance(maker, TextMaker):
+        if order is None:
+            raise ScenarioError("requests for text: found no trace among the arrivals, expected one of tokens")
+        subject = order
+    else:
+        subject = np.random.default_rng(images_seed).integers(maker.subjects, size=n)
+    return RequestSchedule(time_s, maker.message_bytes(wanted, subject), subject)
 
 
-def _replayed(arrivals: TraceArrivals, seed: Seed, duration_s: float) -> tuple[FloatArray, IntArray | None]:
-    """Times and context tokens of a trace's requests in the window; no tokens where the trace is one of packets."""
+def _replayed(arrivals: TraceArrivals, seed: Seed, duration_s: float) -> tuple[IntArray, FloatArray, IntArray | None]:
+    """Rows, times and context tokens of a trace's requests in the window; no tokens where it is one of packets."""
     trace = read_workload(arrivals)
     if not arrivals.speed_up > 0:
         raise ScenarioError(f"trace {trace.path}: found speed-up {arrivals.speed_up}, expected more than 0")
     order, time_s = replay_order(
         trace.time_s / arrivals.speed_up, trace.period_s / arrivals.speed_up, seed=seed, duration_s=duration_s
     )
-    return time_s, None if trace.format == "packets" else trace.request[order]
+    return order, time_s, None if trace.format == "packets" else trace.request[order]

@@ -24,7 +24,7 @@ import grpc
 import numpy as np
 import numpy.typing as npt
 
-from inference_server.digits import PIXELS, held_out
+from inference_server.digits import held_out
 from inference_server.generated.open_inference_pb2 import (
     ModelInferResponse,
     ModelMetadataRequest,
@@ -36,7 +36,8 @@ from inference_server.protocol import Stamps, method
 from testbed.errors import PreflightError
 from testbed.traffic.request_records import NOT_ATTEMPTED, OK, OVERDUE, SKIPPED, RequestRecord, RequestSpec
 from testbed.traffic.request_schedules import RequestSchedule
-from testbed.traffic.request_wire import INPUT, OUTPUT, RequestMaker
+from testbed.traffic.request_wire import Maker, RequestMaker, TextMaker
+from testbed.traffic.schedules import load_arrays
 from testbed.traffic.sender import Stop, become_punctual, read_start, step_back
 
 IntArray = npt.NDArray[np.int64]
@@ -65,7 +66,7 @@ def open_channel(target: str) -> grpc.Channel:
     return grpc.insecure_channel(target, options=_OPTIONS)
 
 
-def check(channel: grpc.Channel, spec: RequestSpec, maker: RequestMaker, largest_bytes: int) -> None:
+def check(channel: grpc.Channel, spec: RequestSpec, maker: Maker, largest_bytes: int) -> None:
     """Make sure that the server can answer what is about to be sent.
 
     Args:
@@ -89,21 +90,22 @@ def check(channel: grpc.Channel, spec: RequestSpec, maker: RequestMaker, largest
     )
     try:
         found = metadata(ModelMetadataRequest(name=spec.model), timeout=spec.ready_s)
-        takes = [(tensor.name, tensor.datatype, list(tensor.shape)[1:]) for tensor in found.inputs]
-        if takes != [(INPUT, "FP32", [PIXELS])] or [tensor.name for tensor in found.outputs] != [OUTPUT]:
+        takes = [(tensor.name, tensor.datatype, list(tensor.shape)) for tensor in found.inputs]
+        if takes != maker.takes or [tensor.name for tensor in found.outputs] != [maker.gives]:
+            wanted = " and ".join(f"{datatype} {shape} named {name!r}" for name, datatype, shape in maker.takes)
             raise PreflightError(
-                f"{where}: model {spec.model} takes {takes}, expected FP32 [n, {PIXELS}] named {INPUT!r} and an output "
-                f"named {OUTPUT!r}; choose a digit classifier"
+                f"{where}: model {spec.model} takes {takes}, expected {wanted} and an output named {maker.gives!r}; "
+                "choose a model of that kind"
             )
         answer = probe(maker.probe(largest_bytes), timeout=spec.ready_s)
     except grpc.RpcError as error:
         raise PreflightError(
-            f"{where}: found {error.code().name} ({error.details()}) when asked for model {spec.model} with "
-            f"{maker.images} images in {largest_bytes} bytes, the window's largest request; expected an answer"
+            f"{where}: found {error.code().name} ({error.details()}) when asked for model {spec.model} in "
+            f"{largest_bytes} bytes, the window's largest request; expected an answer"
         ) from error
-    if maker.correct(answer, 0) < 0:
+    if not maker.answered(answer):
         raise PreflightError(
-            f"{where}: model {spec.model} answered a probe without {maker.images} rows of logits; is it a classifier?"
+            f"{where}: model {spec.model} answered a probe without the {maker.gives} it asked for; is it of that kind?"
         )
 
 
@@ -145,7 +147,7 @@ class Calls:
 
     spec: RequestSpec
     schedule: RequestSchedule
-    maker: RequestMaker
+    maker: Maker
     sent_ns: IntArray = field(init=False)
     received_ns: IntArray = field(init=False)
     status: npt.NDArray[np.int16] = field(init=False)
@@ -192,7 +194,7 @@ class Calls:
                 server_s[k] = [(moment - start_ns) / 1e9 for moment in moments]
         return RequestRecord(
             tenant=self.spec.tenant,
-            images=self.maker.images,
+            images=self.spec.images,
             deadline_s=self.spec.deadline_s,
             start_monotonic_ns=start_ns,
             start_realtime_ns=start_ns + self.spec.clock_offset_ns,
@@ -253,6 +255,12 @@ class Calls:
                         call.cancel()
 
 
+def _maker(spec: RequestSpec) -> Maker:
+    if spec.tokens is None:
+        return RequestMaker(spec.name, spec.model, spec.images, held_out())
+    return TextMaker(spec.name, spec.model, load_arrays(Path(spec.tokens), ("tokens",))["tokens"].astype(np.int64))
+
+
 def _seconds(moments_ns: IntArray, start_ns: int) -> npt.NDArray[np.float64]:
     return np.where(moments_ns >= 0, (moments_ns - start_ns) / 1e9, np.nan)
 
@@ -266,7 +274,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         spec = RequestSpec.load(options.spec)
         schedule = RequestSchedule.load(Path(spec.schedule))
-        maker = RequestMaker(spec.name, spec.model, spec.images, held_out())
+        maker = _maker(spec)
     except (OSError, ValueError) as error:
         print(f"requests: {options.spec}: {error}", file=sys.stderr)
         return 2

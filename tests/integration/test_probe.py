@@ -6,9 +6,12 @@ import re
 import subprocess
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from testbed.emulation import namespace
+from testbed.emulation.network import HOST_SETTINGS
 from testbed.emulation.probe import probe
 from testbed.errors import ReservationError
 from tests.integration.spine import Reserved, reserved
@@ -53,6 +56,13 @@ def test_a_network_that_is_as_promised_passes_and_every_part_of_it_was_driven(ma
         assert driven[domain, "packets in the default class"] == 2 * count
     assert driven["(path)", "bytes echoed over TCP"] == tenants
     assert made.federation.drift() == ()
+
+
+def test_every_host_sends_by_the_same_tcp_whatever_the_machines_default_is(made: Reserved) -> None:
+    for handle in made.network.hosts.values():
+        with namespace.entered(handle.namespace):
+            found = {name: (Path("/proc/sys") / name).read_text().strip() for name in HOST_SETTINGS}
+        assert found == HOST_SETTINGS
 
 
 def test_meters_that_are_no_token_buckets_or_that_nothing_passes_are_named(made: Reserved) -> None:

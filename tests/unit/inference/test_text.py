@@ -14,8 +14,8 @@ from inference_server import repository, train_text
 from inference_server.digits import HELD_OUT
 from inference_server.errors import AbandonedError
 from inference_server.generated import open_inference_pb2 as pb
-from inference_server.protocol import Stamps
-from inference_server.text import MOST_CONTEXT, MOST_GENERATED, TextModel, TokenCost
+from inference_server.protocol import MOST_CONTEXT, MOST_GENERATED, Stamps
+from inference_server.text import TextModel, TokenCost
 from inference_server.transformer import Transformer
 from tests.unit.inference.serving import LONG_S, Running, infer
 from tests.unit.inference.test_triton import stream

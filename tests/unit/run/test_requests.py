@@ -15,7 +15,15 @@ from testbed.management.request_bounds import RequestTerms, bound_requests
 from testbed.management.requests import ComputeReservation
 from testbed.report.record import TenantRecord
 from testbed.run.judge_requests import judge_requests
-from testbed.run.request_terms import Granted, computation_s, host_lateness, ideal_network_s, idle_path_s, request_gates
+from testbed.run.request_terms import (
+    Granted,
+    computation_s,
+    host_lateness,
+    ideal_network_s,
+    idle_ends_s,
+    idle_path_s,
+    request_gates,
+)
 from testbed.run.requests import RequestOutcome
 from testbed.run.window import Shaper
 from testbed.scenario import guardrails
@@ -268,6 +276,16 @@ def test_of_a_warm_up_that_answered_too_little_half_as_much_again_as_the_longest
 def test_gates_close_on_a_host_that_holds_requests_up(late_s: float, idle_s: float, closed: set[str]) -> None:
     gates = request_gates(TENANT, outcome(late_s=late_s), Granted(terms(), 0.01, idle_s), SHAPER)
     assert {gate.name for gate in gates if not gate.ok} == closed
+
+
+def test_a_gate_closes_on_a_sender_that_is_slow_even_when_it_is_idle() -> None:
+    seen = outcome(late_s=0.003)
+    for at_sender_s, closed in ((0.0015, set()), (0.0025, {"idle sender, alpha"}), (0.0, {"idle path, alpha"})):
+        samples = replace(seen.match.samples, first_s=seen.match.samples.first_s + at_sender_s)
+        partly = RequestOutcome(seen.record, replace(seen.match, samples=samples))
+        granted = Granted(terms(), 0.01, idle_path_s(partly, SHAPER), idle_ends_s(partly, SHAPER))
+        assert granted.ends_s == pytest.approx(at_sender_s)
+        assert {gate.name for gate in request_gates(TENANT, partly, granted, SHAPER) if not gate.ok} == closed
 
 
 def test_a_request_that_no_capture_has_seen_closes_a_gate() -> None:

@@ -1,0 +1,106 @@
+"""Models compute the same on every device there is; without CUDA, what concerns it is skipped and says so."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from inference_server import repository
+from inference_server.digits import held_out
+from inference_server.generated.open_inference_pb2 import ModelInferRequest
+from inference_server.models import Model
+from inference_server.protocol import Stamps
+from inference_server.server import Settings
+from inference_server.text import TextModel
+from tests.unit.inference.serving import LONG_S, infer, request, serving
+
+# PyTorch advises against TorchScript; users have it all the same.
+pytestmark = pytest.mark.filterwarnings("ignore:`?torch.jit:DeprecationWarning")
+
+NO_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+DEVICES = [pytest.param("cpu"), pytest.param("cuda", marks=NO_CUDA)]
+CONTEXT = np.frombuffer(b"The data set contains ", np.uint8)
+OWN = {
+    "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 3]}],
+    "outputs": [{"name": "y", "datatype": "FP32", "shape": [-1, 2]}],
+}
+
+
+def load(name: str, device: str, folder: Path | None = None) -> Model:
+    (found,) = repository.load([name], folder, device=torch.device(device), max_rows=1024)
+    return found
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", ["digits-small", "digits-medium", "digits-large"])
+def test_digits_are_classified_as_well_as_the_record_says(name: str, device: str) -> None:
+    digits = held_out()
+    logits = load(name, device).compute({"pixels": digits.pixels.astype(np.float32)}).outputs["logits"]
+    reference = load(name, "cpu").compute({"pixels": digits.pixels.astype(np.float32)}).outputs["logits"]
+    assert logits == pytest.approx(reference, abs=1e-2, rel=1e-3)
+    accuracy = float(np.mean(logits.argmax(axis=1) == digits.labels))
+    assert accuracy == pytest.approx(repository.record()["models"][name]["held_out_accuracy"], abs=0.005)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_text_begins_as_on_the_cpu_and_is_as_long_as_asked(device: str) -> None:
+    model, reference = load("text-small", device), load("text-small", "cpu")
+    tokens = torch.tensor(CONTEXT, dtype=torch.int64)[None, :]
+    with torch.inference_mode():
+        logits, _ = model.network(tokens.to(model.device), None)
+        expected, _ = reference.network(tokens, None)
+    assert logits.cpu().numpy() == pytest.approx(expected.numpy(), abs=1e-2, rel=1e-3)
+    generated = model.compute({"context": CONTEXT, "count": np.array([40], np.int32)}).outputs["generated"]
+    assert (generated.dtype, generated.shape) == (np.dtype(np.uint8), (40,))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_costs_are_of_finished_computations(device: str) -> None:
+    cost = load("text-small", device).measure_cost()
+    short, long = ({"context": CONTEXT, "count": np.array([n], np.int32)} for n in (1, 200))
+    assert cost(long) > 10 * cost(short) > 0
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_model_of_ones_own_computes_where_the_server_does(tmp_path: Path, device: str) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    layer = nn.Linear(3, 2)
+    torch.jit.trace(layer, torch.zeros(2, 3)).save(folder / "model.pt")
+    (folder / "model.json").write_text(json.dumps(OWN))
+    rows = np.arange(12, dtype=np.float32).reshape(4, 3)
+    outputs = load("mine", device, tmp_path).compute({"x": rows}).outputs
+    assert outputs["y"] == pytest.approx(layer(torch.tensor(rows)).detach().numpy(), abs=1e-3)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_server_answers_from_its_device_and_stamps_what_was_finished(device: str) -> None:
+    settings = Settings(listen="127.0.0.1:0", models=("digits-small", "text-small"), device=device)
+    pixels = held_out().pixels[:8].astype(np.float32)
+    with serving(settings) as server, server.channel() as channel:
+        model = server.server.service.models["digits-small"]
+        assert model.device.type == device
+        answer = infer(channel)(request(pixels=pixels), timeout=LONG_S)
+        found = np.frombuffer(answer.raw_output_contents[0], "<f4").reshape(8, 10)
+        assert found == pytest.approx(
+            load("digits-small", "cpu").compute({"pixels": pixels}).outputs["logits"], abs=1e-2
+        )
+        stamps = Stamps.read(answer)
+        assert stamps is not None
+        assert stamps.received_ns <= stamps.queued_ns <= stamps.started_ns < stamps.finished_ns
+        asked = ModelInferRequest(model_name="text-small", raw_input_contents=[CONTEXT.tobytes(), b"\x05\0\0\0"])
+        asked.inputs.add(name="context", datatype="UINT8", shape=CONTEXT.shape)
+        asked.inputs.add(name="count", datatype="INT32", shape=[1])
+        assert len(infer(channel)(asked, timeout=LONG_S).raw_output_contents[0]) == 5
+
+
+def test_the_device_is_cuda_where_there_is_one_and_none_was_chosen() -> None:
+    with serving(Settings(listen="127.0.0.1:0", models=("text-small",))) as server:
+        model = server.server.service.models["text-small"]
+        assert isinstance(model, TextModel)
+        assert model.device.type == ("cuda" if torch.cuda.is_available() else "cpu")
