@@ -91,3 +91,5 @@ class _Line(threading.Thread):
             left_s = (self._held[0][0] + self._delay_ns - now_ns) / 1e9 if self._held else 0.02
             if select.select([self._source], [], [], min(0.02, max(0.0, left_s)))[0]:
                 self._held.append((time.monotonic_ns(), self._source.recv(_FRAME_BYTES)))
+        for _, frame in self._held:
+            self._sink.send(frame)

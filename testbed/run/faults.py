@@ -227,5 +227,6 @@ def explains(occurrences: Sequence[Occurrence], gate: str, domain: str, tenant: 
 def _reported(fault: Fault) -> Iterator[None]:
     try:
         yield
-    except (PreflightError, CallError) as error:
-        raise FidelityError(f"fault {fault.name} ({fault.kind}): {'; '.join(error.problems)}") from error
+    except (PreflightError, CallError, OSError) as error:
+        problems = [str(error)] if isinstance(error, OSError) else error.problems
+        raise FidelityError(f"fault {fault.name} ({fault.kind}): {'; '.join(problems)}") from error

@@ -353,8 +353,10 @@ class Stage:
                         child.process.terminate()
             if elapsed_s > deadline_s:
                 break
-            if not told:
-                faults.look()
+            if told:
+                time.sleep(_LOOK_EVERY_S)
+                continue
+            faults.look()
             time.sleep(min(_LOOK_EVERY_S, faults.next_in_s()))
         statuses = {name: child.wait(1.0) for name, child in senders.items()}
         # One that had just finished may have met the signal on its way out, with its record written.

@@ -20,7 +20,7 @@ from testbed.scenario.faults import Fault, FaultKind
 from testbed.scenario.loader import load
 from tests.integration.conftest import ROOT
 
-pytestmark = pytest.mark.network
+pytestmark = [pytest.mark.network, pytest.mark.slow]
 
 FAULTS = ROOT / "topologies" / "faults.yaml"
 
