@@ -170,7 +170,7 @@ class ConformanceRecord(_Part):
 
 
 class OfferedRecord(_Part):
-    """What a tenant offered, by intended times, and how late it was.
+    """What a tenant offered, by intended times, and how late it was; of a simulation, in its recorded part.
 
     Attributes:
         arrivals: Packets, or requests, that were due.

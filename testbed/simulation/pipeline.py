@@ -16,6 +16,7 @@ from testbed.report.junit import write_junit
 from testbed.report.record import RunRecord, TenantRecord, WindowRecord, write_record
 from testbed.run.assemble import envelope_records
 from testbed.run.judge import judge_tenant, run_verdict
+from testbed.run.offered import offered
 from testbed.run.progress import Progress
 from testbed.scenario.dictionary import to_dict
 from testbed.scenario.model import Scenario, Tenant
@@ -109,7 +110,7 @@ def _tasks(ready: Network, options: Options, folder: Path) -> list[Task]:
     duration_s = scenario.duration_s if options.packets is None else options.packets / rate_per_s
     if not duration_s > 0:
         raise ScenarioError(f"packets: found {options.packets}, expected at least 1; ask for more")
-    recorded_s = options.recorded_packets / options.replications / rate_per_s
+    recorded_s = _recorded_s(ready, options)
     crossings = tuple(_crossing(ready, index) for index in range(len(ready.tenants)))
     return [
         Task(
@@ -120,6 +121,12 @@ def _tasks(ready: Network, options: Options, folder: Path) -> list[Task]:
         )
         for window in range(1, options.replications + 1)
     ]
+
+
+def _recorded_s(ready: Network, options: Options) -> float:
+    """How much of each window is recorded packet by packet, if it is that long."""
+    rate_per_s = sum(source.packets_per_s for source in ready.system.sources)
+    return options.recorded_packets / options.replications / rate_per_s
 
 
 def _crossing(ready: Network, index: int) -> Crossing:
@@ -143,7 +150,7 @@ def _record(ready: Network, options: Options, folder: Path, done: Sequence[Finis
     serving_s = sum(one.serving_s for one in done)
     partial = len(done) < options.replications or not all(one.complete for one in done)
     windows = tuple(_window(ready.tenants, one) for one in done)
-    tenants = tuple(_judge(ready, folder, done, index) for index in range(len(ready.tenants)))
+    tenants = tuple(_judge(ready, options, folder, done, index) for index in range(len(ready.tenants)))
     without = f", without {', '.join(ready.left_out)}: requests" if ready.left_out else ""
     return RunRecord(
         run_id=folder.name.rsplit("-", 1)[-1],
@@ -181,7 +188,7 @@ def _window(tenants: Sequence[Tenant], one: Finished) -> WindowRecord:
     )
 
 
-def _judge(ready: Network, folder: Path, done: Sequence[Finished], index: int) -> TenantRecord:
+def _judge(ready: Network, options: Options, folder: Path, done: Sequence[Finished], index: int) -> TenantRecord:
     tenant = ready.tenants[index]
     bound = ready.bounds.get(tenant.name)
     folders = [folder / f"window-{one.window}" for one in done]
@@ -190,7 +197,11 @@ def _judge(ready: Network, folder: Path, done: Sequence[Finished], index: int) -
         crossing.observed(samples_path(path, tenant.name), tally, index, one.duration_s)
         for path, tally, one in zip(folders, tallies, done, strict=True)
     ]
-    recorded = judge_tenant(tenant, seen, bound, valid=True)
+    recorded_s = _recorded_s(ready, options)
+    burstiness = offered(
+        [(s.match.samples, min(recorded_s, one.duration_s)) for s, one in zip(seen, done, strict=True)]
+    )
+    recorded = judge_tenant(tenant, seen, bound, valid=True).model_copy(update={"offered": burstiness})
     whole = merge(tallies)
     if recorded.n == whole.n[index]:
         return recorded

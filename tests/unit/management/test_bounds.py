@@ -13,6 +13,7 @@ from testbed.management.bounds import HOST_RISK, bound_tenant
 from testbed.scenario.model import (
     Arrivals,
     Misbehaviour,
+    MmppArrivals,
     OnOffArrivals,
     PoissonArrivals,
     Promise,
@@ -60,6 +61,7 @@ def test_the_bursty_tenant_has_the_martingale_bound_of_the_wait_plus_every_laten
         (PoissonArrivals(700.0, 11_200), "lundberg"),
         (RenewalArrivals(700.0, "gamma", 2.0, 11_200), "kingman"),
         (RenewalArrivals(700.0, "deterministic", 0.0, 11_200), "kingman"),
+        (MmppArrivals((100.0, 2000.0), ((0.0, 50.0), (200.0, 0.0)), 11_200), "martingale"),
     ],
 )
 def test_each_model_is_bounded_by_a_theorem_of_its_own(arrivals: Arrivals, method: str) -> None:

@@ -141,6 +141,11 @@ def test_counted_and_recorded_packets_give_the_same_answers(folder: Path, tmp_pa
             expected = getattr(one, name)
             wanted = None if expected is None else pytest.approx(expected, rel=1 / 512, abs=2e-9)
             assert getattr(other, name) == wanted
+        assert one.offered is not None
+        assert other.offered is not None
+        assert one.offered.arrivals == one.n
+        assert one.offered.wire_late_p999_s == 0.0
+        assert other.offered.rate_per_s == pytest.approx(one.offered.rate_per_s, rel=0.3), "of the part it recorded"
     files = [samples.read(tmp_path / counted_path)[0] for counted_path in _sample_paths(tmp_path, counted)]
     assert sum(len(seen) for seen in files) == pytest.approx(2000, rel=0.3)
 
