@@ -44,8 +44,8 @@ SOCKET_BUFFER_BYTES = 64 * 1024 * 1024
 HOST_SETTINGS: Mapping[str, str] = {
     # A pause must not make TCP forget its window: a tenant's request after a pause is a request like others.
     "net/ipv4/tcp_slow_start_after_idle": "0",
-    # Whatever the machine's default: an algorithm that paces (BBR) spreads a request over several round trips and
-    # stops for 200 ms now and then to measure, which no queue of the path explains. Every kernel has this one.
+    # Whatever the machine's default: an algorithm that paces (BBR) spreads a request over several round trips, which
+    # no queue of the path explains. Every kernel has this one.
     "net/ipv4/tcp_congestion_control": "reno",
 }
 """Settings of each host's own network namespace, below /proc/sys."""
