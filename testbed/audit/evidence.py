@@ -50,7 +50,7 @@ class RunEvidence:
     @property
     def valid(self) -> bool:
         """Whether every fidelity gate held, to the end of the run."""
-        held = all(gate.ok for gate in self.record.gates)
+        held = all(gate.holds for gate in self.record.gates)
         return held and bool(self.record.windows) and all(window.valid for window in self.record.windows)
 
 

@@ -11,8 +11,8 @@ import os
 import re
 import socket
 import subprocess
-from collections.abc import Iterable, Sequence
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -213,17 +213,37 @@ class OpenVSwitch:
         """
         sizes: list[int] = []
         transmitting = 0
+        for duplicate in self._packet_sockets():
+            duplicate.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, size_bytes)
+            duplicate.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, size_bytes)
+            sizes += (duplicate.getsockopt(socket.SOL_SOCKET, kind) for kind in _BUFFERS)
+            transmitting += duplicate.getsockname()[0] == ""
+        return SocketBuffers(len(sizes) // len(_BUFFERS), transmitting, min(sizes, default=0))
+
+    @contextmanager
+    def receiving(self, interface: str) -> Iterator[socket.socket]:
+        """A duplicate of the socket by which the switch receives what arrives at a port of the userspace datapath.
+
+        Nothing may be done to it that changes whether it blocks (a timeout, Python's `dup`): the switch shares that.
+
+        Raises:
+            PreflightError: The switch has no such socket.
+        """
+        for duplicate in self._packet_sockets():
+            if duplicate.getsockname()[0] == interface:
+                yield duplicate
+                return
+        raise PreflightError(f"ovs-vswitchd: found no packet socket of {interface}, expected one")
+
+    def _packet_sockets(self) -> Iterator[socket.socket]:
+        """A duplicate of each of its packet sockets, closed when the next one is asked for."""
         pid = self.daemon.pid
         with processes.pidfd(pid, self.daemon.start_ticks) as pidfd:
             if pidfd is None:
                 raise PreflightError(f"ovs-vswitchd has died; it last said:\n{self.daemon.tail()}")
             for descriptor in _packet_descriptors(pid):
                 with socket.socket(fileno=syscalls.duplicate_descriptor(pidfd, descriptor)) as duplicate:
-                    duplicate.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, size_bytes)
-                    duplicate.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, size_bytes)
-                    sizes += (duplicate.getsockopt(socket.SOL_SOCKET, kind) for kind in _BUFFERS)
-                    transmitting += duplicate.getsockname()[0] == ""
-        return SocketBuffers(len(sizes) // len(_BUFFERS), transmitting, min(sizes, default=0))
+                    yield duplicate
 
     def counters(self) -> DatapathCounters:
         """Flow hits, misses and losses of the datapath so far.

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def junit_xml(record: RunRecord) -> str:
-    """One suite `promises` (a case per tenant, and one per bound against measurement) and one suite `fidelity`."""
+    """Suites `promises` (a case per tenant, and one per bound against measurement), `fidelity`, `faults` if any."""
     root = ET.Element("testsuites", name=record.name)
     promises = ET.SubElement(root, "testsuite", name="promises")
     for tenant in record.tenants:
@@ -22,17 +22,34 @@ def junit_xml(record: RunRecord) -> str:
             ET.SubElement(case, "skipped", message=f"{tenant.verdict}: {tenant.reason}")
         if tenant.bound_s is not None:
             _bound_case(promises, tenant)
-    fidelity = ET.SubElement(root, "testsuite", name="fidelity")
-    for gate in record.gates:
-        case = _case(fidelity, f"{gate.name} (window {gate.window})", "gate")
-        if not gate.ok:
-            _failure(case, "INVALID", f"{gate.value:g} {gate.unit} against a limit of {gate.limit:g}: {gate.detail}")
-    for suite in (promises, fidelity):
+    suites = [promises, _fidelity(root, record), *([_faults(root, record)] if record.faults else [])]
+    for suite in suites:
         suite.set("tests", str(len(suite)))
         suite.set("failures", str(sum(case.find("failure") is not None for case in suite)))
         suite.set("skipped", str(sum(case.find("skipped") is not None for case in suite)))
     ET.indent(root)
     return ET.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def _fidelity(root: ET.Element, record: RunRecord) -> ET.Element:
+    fidelity = ET.SubElement(root, "testsuite", name="fidelity")
+    for gate in record.gates:
+        case = _case(fidelity, f"{gate.name} (window {gate.window})", "gate")
+        if gate.excused_by:
+            ET.SubElement(case, "skipped", message=f"explained by the fault {gate.excused_by}")
+        elif not gate.ok:
+            _failure(case, "INVALID", f"{gate.value:g} {gate.unit} against a limit of {gate.limit:g}: {gate.detail}")
+    return fidelity
+
+
+def _faults(root: ET.Element, record: RunRecord) -> ET.Element:
+    faults = ET.SubElement(root, "testsuite", name="faults")
+    for fault in record.faults:
+        for each in fault.expectations:
+            case = _case(faults, f"{fault.name} (window {fault.window}): {each.tenant} {each.expected}", "fault")
+            if not each.met:
+                _failure(case, "FAIL", f"found {each.found}")
+    return faults
 
 
 def write_junit(record: RunRecord, path: Path) -> None:

@@ -27,7 +27,12 @@ class _Part(BaseModel):
 
 
 class GateRecord(_Part):
-    """One fidelity gate of one window: `ok` is False when the host, not the theory, decided what was measured."""
+    """One fidelity gate of one window: `ok` is False when the host, not the theory, decided what was measured.
+
+    Attributes:
+        excused_by: A fault of the scenario that breaks this gate by being what it is, so that it speaks neither for nor
+            against the host.
+    """
 
     name: str
     value: float
@@ -36,6 +41,12 @@ class GateRecord(_Part):
     unit: str = ""
     detail: str = ""
     window: int = 0
+    excused_by: str = ""
+
+    @property
+    def holds(self) -> bool:
+        """Whether it leaves the window valid."""
+        return self.ok or bool(self.excused_by)
 
 
 class BoundPart(_Part):
@@ -179,11 +190,49 @@ class OfferedRecord(_Part):
     wire_late_p999_s: float | None
 
 
+class ExpectationRecord(_Part):
+    """What one fault was to do to one tenant.
+
+    Attributes:
+        seconds: How long after the fault's end the tenant kept its promise again, where that was asked and found.
+    """
+
+    tenant: str
+    expected: str
+    found: str
+    met: bool
+    seconds: float | None = None
+
+
+class FaultRecord(_Part):
+    """A fault as it was done in one window, times in seconds from the window's start.
+
+    Attributes:
+        expectations: None are held against a window that was interrupted.
+    """
+
+    name: str
+    kind: str
+    window: int
+    what: str
+    begin_s: float
+    end_s: float
+    expectations: tuple[ExpectationRecord, ...] = ()
+
+    @property
+    def met(self) -> bool:
+        """Whether everything expected of it came."""
+        return all(each.met for each in self.expectations)
+
+
 class TenantRecord(_Part):
     """One tenant's promise beside what was measured.
 
     The bound holds for a share 1 - epsilon of the packets, so it is compared with that percentile (`promised_s` and its
     limits), which is the 99.9th for an epsilon of 0.001 and for a tenant without a promise.
+
+    Attributes:
+        in_faults: Packets that no figure here counts, because a fault was to touch them.
     """
 
     name: str
@@ -220,6 +269,7 @@ class TenantRecord(_Part):
     conformance: ConformanceRecord | None = None
     requests: RequestsRecord | None = None
     offered: OfferedRecord | None = None
+    in_faults: int = 0
 
 
 class HeldOutRecord(_Part):
@@ -294,6 +344,7 @@ class RunRecord(_Part):
         isolated: Whether the run's processes had cores and priorities of their own.
         slow_down: How many times slower than written the scenario was run; every time and rate here is the network's.
         slow_down_notes: What did not slow down with it.
+        faults: What was broken on purpose, and whether what was expected of it came.
         packets: Packets that a simulation sent, all windows together.
         packet_hops_per_s: Packets through one domain each that it simulated per second of computing.
     """
@@ -317,6 +368,7 @@ class RunRecord(_Part):
     gates: tuple[GateRecord, ...] = ()
     tenants: tuple[TenantRecord, ...] = ()
     windows: tuple[WindowRecord, ...] = ()
+    faults: tuple[FaultRecord, ...] = ()
     installed: dict[str, Any] = {}
     timings_s: dict[str, float] = {}
     isolated: bool = False

@@ -35,7 +35,8 @@ def summary(record: RunRecord) -> RenderableType:
     parts += [Text(line) for line in _held_out_lines(record)]
     parts += [Text(f"{tenant.name}: {tenant.reason}") for tenant in record.tenants if tenant.reason]
     parts += [_broken(tenant) for tenant in record.tenants if tenant.bound_broken]
-    failed = [gate for gate in record.gates if not gate.ok]
+    parts += [_fault_table(record)] if record.faults else []
+    failed = [gate for gate in record.gates if not gate.holds]
     if failed:
         parts.append(_gate_table(record))
     verdict = Text("run: ").append(record.verdict, style=STYLES[record.verdict])
@@ -137,12 +138,28 @@ def _held_out_lines(record: RunRecord) -> Iterator[str]:
             yield f"{about}: contradicted: {said}" if said else f"{about}: {held.n:,} packets contradict nothing"
 
 
+def _fault_table(record: RunRecord) -> Table:
+    table = Table(title="faults, and what was expected of them", title_justify="left", header_style="bold", box=SIMPLE)
+    for heading in ("fault", "from .. to, s", "tenant", "expected", "found", "met"):
+        table.add_column(heading)
+    for fault in record.faults:
+        shown = f"{fault.name}: {fault.what}"
+        when = f"{fault.begin_s:.2f} .. {fault.end_s:.2f}"
+        for each in fault.expectations:
+            met = Text("yes", style=STYLES["PASS"]) if each.met else Text("NO", style=STYLES["FAIL"])
+            table.add_row(shown, when, each.tenant, each.expected, each.found, met)
+            shown = when = ""
+        if not fault.expectations:
+            table.add_row(shown, when, "", "nothing, the window was interrupted", "", "")
+    return table
+
+
 def _gate_table(record: RunRecord) -> Table:
     table = Table(title="gates that do not hold", title_justify="left", header_style="bold")
     for heading in ("gate", "window", "value", "limit", "what it means"):
         table.add_column(heading)
     for gate in record.gates:
-        if not gate.ok:
+        if not gate.holds:
             table.add_row(gate.name, str(gate.window), f"{gate.value:g} {gate.unit}", f"{gate.limit:g}", gate.detail)
     return table
 

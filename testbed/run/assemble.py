@@ -16,6 +16,7 @@ from testbed.management.federation import Signed
 from testbed.report.record import (
     BoundRecord,
     EnvelopeRecord,
+    FaultRecord,
     GateRecord,
     HeldOutRecord,
     OfferedRecord,
@@ -24,6 +25,7 @@ from testbed.report.record import (
     WindowRecord,
 )
 from testbed.run.excess import excess_of, refuted
+from testbed.run.expectations import Packets, expectations, outside
 from testbed.run.judge import Observed, judge_tenant, run_verdict, unmeasured
 from testbed.run.judge_requests import judge_requests
 from testbed.run.offered import offered
@@ -57,22 +59,23 @@ class Measured:
     granted: Mapping[str, Granted]
 
 
-def observe(tenant: str, item: Measured) -> Observed:
+def observe(tenant: Tenant, item: Measured) -> Observed:
     """One tenant of one window, replayed through its ideal server."""
-    match = item.window.matches[tenant]
-    replay, terms = None, item.terms.get(tenant)
+    match = item.window.matches[tenant.name]
+    replay, terms = None, item.terms.get(tenant.name)
     if terms is not None and terms.latencies_s:
         shaper = terms.shaper
         replay = lag.replay(
             match.samples, shaper.rate_bps, terms.latencies_s, burst_bits=shaper.burst_bits, links_s=terms.links_s
         )
-    grown = [item.window.grown(domain, tenant) for domain in match.samples.domains]
+    grown = [item.window.grown(domain, tenant.name) for domain in match.samples.domains]
     return Observed(
         match=match,
         replay=replay,
         meter_dropped=sum(counted.meter_dropped for counted in grown),
         queue_dropped=sum(counted.queue_dropped for counted in grown),
         window_s=item.window.duration_s,
+        outside=outside(item.window.faults, tenant, match.samples.intended_s),
     )
 
 
@@ -98,7 +101,7 @@ def assemble(
     gates = tuple(gate for item in measured for gate in item.gates)
     if failure:
         gates = (*gates, _unfinished(failure, window=len(measured) + 1))
-    valid = all(gate.ok for gate in gates)
+    valid = all(gate.holds for gate in gates)
     observed: dict[str, list[Observed]] = {tenant.name: [] for tenant in scenario.tenants}
     seconds = sum(item.window.duration_s for item in measured)
     windows = []
@@ -110,7 +113,7 @@ def assemble(
                 outcome = item.window.requests[tenant.name]
                 request_samples.write(folder / requests[tenant.name], outcome.match.samples)
                 continue
-            seen = observe(tenant.name, item)
+            seen = observe(tenant, item)
             observed[tenant.name].append(seen)
             files[tenant.name] = f"window-{item.window.index}/{tenant.name}.parquet"
             samples.write(folder / files[tenant.name], seen.match.samples, seen.replay)
@@ -134,6 +137,7 @@ def assemble(
     tenants = tuple(
         judged(tenant).model_copy(update={"offered": _offered(tenant, measured)}) for tenant in scenario.tenants
     )
+    faults = tuple(fault for item in measured for fault in _faults(scenario, item.window))
     return RunRecord(
         run_id="",
         name=scenario.name,
@@ -143,7 +147,7 @@ def assemble(
         command=(),
         datapath="",
         partial=not all(item.window.complete for item in measured),
-        verdict=run_verdict(tenants),
+        verdict=run_verdict(tenants, faults),
         scenario=to_dict(scenario),
         slow_down=scenario.slow_down,
         slow_down_notes=corrections(scenario),
@@ -153,6 +157,7 @@ def assemble(
         gates=gates,
         tenants=tenants,
         windows=tuple(windows),
+        faults=faults,
     )
 
 
@@ -163,6 +168,23 @@ def _offered(tenant: Tenant, measured: Sequence[Measured]) -> OfferedRecord | No
         return window.requests[tenant.name].match.samples.due()
 
     return offered([(due(item.window), item.window.duration_s) for item in measured])
+
+
+def _faults(scenario: Scenario, window: Window) -> Iterator[FaultRecord]:
+    packets = {
+        name: Packets(match.samples.intended_s, match.samples.latency_s) for name, match in window.matches.items()
+    }
+    for each in window.faults:
+        found = expectations(each, scenario.tenants, packets) if window.complete else ()
+        yield FaultRecord(
+            name=each.fault.name,
+            kind=each.fault.kind.value,
+            window=window.index,
+            what=each.fault.describe(),
+            begin_s=each.begin_s,
+            end_s=each.end_s,
+            expectations=tuple(found),
+        )
 
 
 def _unfinished(failure: Sequence[str], window: int) -> GateRecord:
@@ -202,7 +224,7 @@ def _window_record(
         index=window.index,
         seed=window.seed,
         duration_s=window.duration_s,
-        valid=all(gate.ok for gate in item.gates),
+        valid=all(gate.holds for gate in item.gates),
         samples=files,
         requests=requests,
         held_out=held_out,

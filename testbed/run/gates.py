@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from testbed.management.bounds import HOST_RISK
 from testbed.report.record import GateRecord
+from testbed.run.expectations import outside
+from testbed.run.faults import COUNTERS, explains
 from testbed.run.request_terms import Granted, request_gates
 from testbed.run.terms import Terms
 from testbed.run.window import Window
@@ -51,8 +53,13 @@ def gates_of(
         fidelity.packet_ins(after.packet_ins - before.packet_ins),
         fidelity.upcalls(after.datapath.misses - before.datapath.misses, after.datapath.lost - before.datapath.lost),
         fidelity.configuration("installed reservations", drift),
-        fidelity.ledger("queue counters", _ledger(scenario, window)),
     ]
+    explained: dict[str, Gate] = {}
+    for fault, rows in _ledgers(scenario, window).items():
+        if fault:
+            explained[fault] = fidelity.ledger(f"{COUNTERS}, fault {fault}", rows)
+        else:
+            gates.append(fidelity.ledger(COUNTERS, rows))
     for tenant in scenario.tenants:
         if tenant.requests is None:
             gates += _tenant_gates(tenant, window, terms, slow_down)
@@ -62,17 +69,22 @@ def gates_of(
             gates += request_gates(
                 tenant, outcome, granted.get(tenant.name), own.shaper if own else None, slow_down=slow_down
             )
-    return tuple(
-        GateRecord(
-            name=gate.name,
-            value=gate.value,
-            limit=gate.limit,
-            ok=gate.ok,
-            unit=gate.unit,
-            detail=gate.detail,
-            window=window.index,
-        )
-        for gate in gates
+    return (
+        *(_record(gate, window.index) for gate in gates),
+        *(_record(gate, window.index, excused_by=fault) for fault, gate in explained.items()),
+    )
+
+
+def _record(gate: Gate, window: int, *, excused_by: str = "") -> GateRecord:
+    return GateRecord(
+        name=gate.name,
+        value=gate.value,
+        limit=gate.limit,
+        ok=gate.ok,
+        unit=gate.unit,
+        detail=gate.detail,
+        window=window,
+        excused_by="" if gate.ok else excused_by,
     )
 
 
@@ -85,6 +97,9 @@ def _tenant_gates(tenant: Tenant, window: Window, terms: Mapping[str, Terms], sl
     own, epsilon = terms[tenant.name], tenant.promise.epsilon
     shaper = own.shaper
     replayed = replay(samples, shaper.rate_bps, own.latencies_s, burst_bits=shaper.burst_bits, links_s=own.links_s)
+    # What a fault was to do to a tenant is not the host's doing; all else must be as without it.
+    kept = outside(window.faults, tenant, samples.intended_s)
+    samples, replayed = samples.take(kept), replayed.take(kept)
     return [
         *gates,
         *fidelity.lateness(
@@ -110,16 +125,21 @@ def _tenant_gates(tenant: Tenant, window: Window, terms: Mapping[str, Terms], sl
     ]
 
 
-def _ledger(scenario: Scenario, window: Window) -> list[Ledger]:
-    """What borders saw of tenants in each domain, and what meters and queues counted, must agree to the packet."""
-    rows = []
+def _ledgers(scenario: Scenario, window: Window) -> dict[str, list[Ledger]]:
+    """What borders saw of tenants in each domain, and what meters and queues counted, must agree to the packet.
+
+    Rows are kept apart by the fault that explains why they would not; those that none explains have an empty name.
+    """
+    rows: dict[str, list[Ledger]] = {"": []}
     for domain in scenario.domains:
         crossing = [t for t in scenario.tenants if t.requests is None and domain in scenario.path(t)]
         # What a shared queue counts is everybody's.
         together = [crossing] if domain.shared_queue_bits is not None else [[tenant] for tenant in crossing]
         for members in together:
             if members:
-                rows += _domain_ledger(scenario, window, domain, members)
+                faults = (explains(window.faults, COUNTERS, domain.name, tenant.name) for tenant in members)
+                fault = next(filter(None, faults), "")
+                rows.setdefault(fault, []).extend(_domain_ledger(scenario, window, domain, members))
     return rows
 
 

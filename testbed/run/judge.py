@@ -15,10 +15,10 @@ import numpy as np
 from testbed.audit.compliance import judge
 from testbed.audit.conformance import nonconforming
 from testbed.audit.quantile import quantiles
-from testbed.report.record import BoundRecord, ConformanceRecord, DomainDelay, TenantRecord, Verdict
+from testbed.report.record import BoundRecord, ConformanceRecord, DomainDelay, FaultRecord, TenantRecord, Verdict
 from testbed.scenario.model import Tenant
 from testbed.telemetry.match import Match
-from testbed.telemetry.samples import FloatArray, Replay
+from testbed.telemetry.samples import BoolArray, FloatArray, Replay, TenantSamples
 
 SEVERITY: tuple[Verdict, ...] = ("INVALID", "FAIL", "UNDETERMINED", "PASS")
 """From worst to best; EXCUSED and NONE say nothing about a run."""
@@ -36,6 +36,7 @@ class Observed:
         meter_dropped: Packets its meters dropped, all domains together.
         queue_dropped: Packets its queues dropped, all domains together.
         window_s: Length of the window.
+        outside: Which packets are judged, those outside the faults that the tenant is to fail by, [n]; None for all.
     """
 
     match: Match
@@ -43,11 +44,24 @@ class Observed:
     meter_dropped: int
     queue_dropped: int
     window_s: float
+    outside: BoolArray | None = None
+
+    @property
+    def judged(self) -> TenantSamples:
+        """The packets that are judged."""
+        samples = self.match.samples
+        return samples if self.outside is None else samples.take(self.outside)
+
+    @property
+    def judged_replay(self) -> Replay | None:
+        """What the ideal server made of them."""
+        return self.replay if self.replay is None or self.outside is None else self.replay.take(self.outside)
 
 
-def run_verdict(tenants: Sequence[TenantRecord]) -> Verdict:
-    """The worst verdict over tenants with a promise; PASS if there is none."""
+def run_verdict(tenants: Sequence[TenantRecord], faults: Sequence[FaultRecord] = ()) -> Verdict:
+    """The worst verdict over tenants with a promise and over faults of which something was expected."""
     found = {tenant.verdict for tenant in tenants if tenant.epsilon is not None}
+    found |= {"PASS" if fault.met else "FAIL" for fault in faults}
     return next((verdict for verdict in SEVERITY if verdict in found), "PASS")
 
 
@@ -62,9 +76,9 @@ def judge_tenant(
         bound: Its analytical bound, None where nothing is reserved.
         valid: Whether every fidelity gate of every window held.
     """
-    latency = np.concatenate([window.match.samples.latency_s for window in observed])
-    network = np.concatenate([window.match.samples.network_s for window in observed])
-    runs = np.repeat(np.arange(len(observed)), [len(window.match.samples) for window in observed])
+    latency = np.concatenate([window.judged.latency_s for window in observed])
+    network = np.concatenate([window.judged.network_s for window in observed])
+    runs = np.repeat(np.arange(len(observed)), [len(window.judged) for window in observed])
     level = 1.0 - (tenant.promise.epsilon if tenant.promise else 1e-3)
     median, p99, p999, promised = quantiles(latency, (*LEVELS, level), runs=runs)
     contract = _conformance(tenant, observed)
@@ -77,7 +91,7 @@ def judge_tenant(
         name=tenant.name,
         n=latency.size,
         misses=data.misses if data else 0,
-        lost=sum(window.match.lost for window in observed),
+        lost=int(np.count_nonzero(np.isnan(latency))),
         p50_s=finite_or_none(median.estimate_s),
         p99_s=finite_or_none(p99.estimate_s),
         p999_s=finite_or_none(p999.estimate_s),
@@ -106,6 +120,7 @@ def judge_tenant(
         bound=bound,
         domains=_domains(observed, latency),
         conformance=contract,
+        in_faults=sum(len(window.match.samples) for window in observed) - latency.size,
     )
 
 
@@ -174,12 +189,16 @@ def _conformance(tenant: Tenant, observed: Sequence[Observed]) -> ConformanceRec
 
 
 def _domains(observed: Sequence[Observed], latency: FloatArray) -> tuple[DomainDelay, ...]:
-    delays = np.concatenate([window.match.samples.domain_s for window in observed])
+    delays = np.concatenate([window.judged.domain_s for window in observed])
+    # A packet that was seen nowhere was lost before the first domain; the table of domains has no row for that.
+    lost_in = np.concatenate([window.judged.last_border[~window.judged.delivered] for window in observed])
     threshold = order_statistic(latency, 0.999)
     slow = latency >= threshold if threshold is not None else np.zeros(latency.size, dtype=np.bool_)
     rows = []
     for d, name in enumerate(observed[0].match.samples.domains):
-        lag = np.concatenate([w.replay.lag_s[:, d] if w.replay else np.zeros(len(w.match.samples)) for w in observed])
+        lag = np.concatenate(
+            [w.judged_replay.lag_s[:, d] if w.judged_replay else np.zeros(len(w.judged)) for w in observed]
+        )
         rows.append(
             DomainDelay(
                 domain=name,
@@ -187,14 +206,14 @@ def _domains(observed: Sequence[Observed], latency: FloatArray) -> tuple[DomainD
                 p999_s=order_statistic(delays[:, d], 0.999),
                 tail_mean_s=mean_known(delays[slow, d]),
                 lag_share=float(np.count_nonzero(lag > 0)) / max(lag.size, 1),
-                lost=sum(window.match.lost_in[name] for window in observed),
+                lost=int(np.count_nonzero(lost_in == d)),
             )
         )
     return tuple(rows)
 
 
 def _ideal(observed: Sequence[Observed], level: float) -> float | None:
-    waits = [window.replay.shaped_s for window in observed if window.replay is not None]
+    waits = [window.judged_replay.shaped_s for window in observed if window.judged_replay is not None]
     return order_statistic(np.concatenate(waits), level) if waits else None
 
 

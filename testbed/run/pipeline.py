@@ -32,8 +32,10 @@ from testbed.management.request_bounds import bound_requests
 from testbed.report.html import write_report
 from testbed.report.junit import write_junit
 from testbed.report.record import BoundRecord, ProbeRecord, write_record
+from testbed.run import faults
 from testbed.run.assemble import Measured, assemble
 from testbed.run.calibrate import PATH_FLOOR_S, calibrate
+from testbed.run.faults import Injector, Site
 from testbed.run.gates import gates_of
 from testbed.run.keepsakes import discard_captures, keep_captures
 from testbed.run.preflight import choose_datapath, require_memory, require_room, require_root
@@ -98,6 +100,7 @@ def run_reserved(scenario: Scenario, options: Options, progress: Progress, reser
     """
     require_root()
     datapath = choose_datapath(scenario.datapath)
+    faults.require(scenario, datapath)
     require_room(options.out, scenario, options.seeds)
     require_memory(scenario)
     placement = Placement.on(os.sched_getaffinity(0)) if options.isolate else None
@@ -291,13 +294,25 @@ def _bounds(scenario: Scenario, reservations: Reservations, granted: _Granted) -
 def _calibrate(stage: Stage, reservations: Reservations, step: Step, stop: Callable[[], bool]) -> _Granted:
     """Have every domain sign what a warm-up supports."""
     scenario = stage.network.scenario
-    warm_up = stage.play(0, seed=scenario.seed, duration_s=scenario.warmup_s, conforming=True, step=step, stop=stop)
+    warm_up = stage.play(
+        0,
+        seed=scenario.seed,
+        duration_s=scenario.warmup_s,
+        conforming=True,
+        step=step,
+        stop=stop,
+        faults=Injector(_site(stage, reservations), []),
+    )
     if not warm_up.complete:
         return _Granted(PATH_FLOOR_S, {})
     allowances = calibrate(scenario, reservations, warm_up, terms_of(scenario, reservations, stage.shapers(), 0.0))
     reservations.calibrated(allowances.domains_s, warm_up)
     requests = calibrate_requests(scenario, reservations, warm_up.requests, stage.shapers())
     return _Granted(allowances.path_s, requests)
+
+
+def _site(stage: Stage, reservations: Reservations) -> Site:
+    return Site(stage.network, stage.controllers, reservations.programs)
 
 
 def _measure(
@@ -308,13 +323,15 @@ def _measure(
         with steps.step(f"measuring {index} of {options.seeds}") as step:
             drift = reservations.drift()
             terms = terms_of(scenario, reservations, stage.shapers(), granted.host_s)
+            seed = scenario.seed + index - 1
             window = stage.play(
                 index,
-                seed=scenario.seed + index - 1,
+                seed=seed,
                 duration_s=scenario.duration_s,
                 conforming=False,
                 step=step,
                 stop=options.stop,
+                faults=Injector.of(_site(stage, reservations), seed, index),
             )
             if not window.complete and not window.everyone_sent:
                 # Cut off before every tenant had sent a packet: there is nothing in it to judge.

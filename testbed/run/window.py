@@ -24,6 +24,7 @@ from testbed.emulation.placement import Role
 from testbed.emulation.supervisor import Child
 from testbed.errors import FidelityError
 from testbed.run import requests
+from testbed.run.faults import Injector, Occurrence
 from testbed.run.progress import Step
 from testbed.run.requests import RequestOutcome
 from testbed.telemetry import host, pcap, stalls
@@ -103,6 +104,7 @@ class Window:
         stalls: What the ticker of each core saw.
         isolated: Whether the processes of the run had places of their own.
         misplaced: Those that no longer had them in the end.
+        faults: What was broken in it on purpose.
     """
 
     index: int
@@ -121,6 +123,7 @@ class Window:
     stalls: Sequence[stalls.StallRecord]
     isolated: bool = False
     misplaced: Sequence[str] = ()
+    faults: Sequence[Occurrence] = ()
 
     @property
     def everyone_sent(self) -> bool:
@@ -166,7 +169,15 @@ class Stage:
     folder: Path
 
     def play(
-        self, index: int, *, seed: int, duration_s: float, conforming: bool, step: Step, stop: Callable[[], bool]
+        self,
+        index: int,
+        *,
+        seed: int,
+        duration_s: float,
+        conforming: bool,
+        step: Step,
+        stop: Callable[[], bool],
+        faults: Injector,
     ) -> Window:
         """Play one window.
 
@@ -177,9 +188,11 @@ class Stage:
             conforming: Whether tenants keep to what they declared even if they are to misbehave.
             step: Told how much is done.
             stop: Asked now and then whether the window must end early.
+            faults: What is to be broken in it.
 
         Raises:
-            FidelityError: A sender, a capture or a queue did not end in time, or a process died.
+            FidelityError: A sender, a capture or a queue did not end in time, a process died, or a fault could not be
+                done.
         """
         folder = self.folder / f"window-{index}"
         folder.mkdir(mode=0o700)
@@ -196,7 +209,13 @@ class Stage:
         start_ns = time.monotonic_ns() + START_IN_NS
         for child in senders.values():
             child.tell({"start_monotonic_ns": start_ns})
-        complete = self._wait(senders, start_ns, duration_s, step, stop)
+        faults.begin(start_ns)
+        try:
+            complete = self._wait(senders, duration_s, step, stop, faults)
+            occurred = faults.finish()
+        except BaseException as error:
+            faults.abandon(error)
+            raise
         self._drain()
         misplaced = self.network.supervisor.misplaced()
         counts = {interface: capture.finish() for interface, capture in captures.items()}
@@ -227,6 +246,7 @@ class Stage:
             stalls=seen_stalls,
             isolated=bool(self.network.supervisor.placement),
             misplaced=misplaced,
+            faults=occurred,
         )
 
     def shapers(self) -> dict[str, Shaper]:
@@ -312,13 +332,18 @@ class Stage:
         )
 
     def _wait(
-        self, senders: Mapping[str, Child], start_ns: int, duration_s: float, step: Step, stop: Callable[[], bool]
+        self,
+        senders: Mapping[str, Child],
+        duration_s: float,
+        step: Step,
+        stop: Callable[[], bool],
+        faults: Injector,
     ) -> bool:
         waits_s = [asked.timeout_s + requests.LAST_ANSWERS_S for _, asked in requests.asking(self.network.scenario)]
         deadline_s = START_IN_NS / 1e9 + duration_s + max(waits_s, default=0.0) + MARGIN_S
         told = False
         while any(child.process.poll() is None for child in senders.values()):
-            elapsed_s = (time.monotonic_ns() - start_ns) / 1e9
+            elapsed_s = faults.now_s
             step.advance(min(1.0, max(0.0, elapsed_s / duration_s)))
             if stop() and not told:
                 # Once: a second signal would find the sender past its handler, and kill it.
@@ -328,7 +353,11 @@ class Stage:
                         child.process.terminate()
             if elapsed_s > deadline_s:
                 break
-            time.sleep(_LOOK_EVERY_S)
+            if told:
+                time.sleep(_LOOK_EVERY_S)
+                continue
+            faults.look()
+            time.sleep(min(_LOOK_EVERY_S, faults.next_in_s()))
         statuses = {name: child.wait(1.0) for name, child in senders.items()}
         # One that had just finished may have met the signal on its way out, with its record written.
         fine = {0, -signal.SIGTERM} if told else {0}

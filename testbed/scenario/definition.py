@@ -16,10 +16,11 @@ from testbed.scenario.fields import Field, ListOf, Record, Section
 from testbed.scenario.fields import Variants as _Variants
 from testbed.scenario.model import FULL_FRAME_BITS, Datapath
 from testbed.scenario.units import FREQUENCY, RATE, SIZE, TIME
-from testbed.scenario.values import ArrivalRate, Boolean, Choice, Name, Number, Numbers, Quantity, Text
+from testbed.scenario.values import ArrivalRate, Boolean, Choice, Name, Names, Number, Numbers, Quantity, Text
 
 MOST_DOMAINS = 8
 MOST_TENANTS = 500
+MOST_FAULTS = 32
 MOST_STATES = 16
 SMALLEST_FRAME_BYTES = 66
 """Ethernet, IPv4 and UDP headers and the 24 bytes by which the testbed recognises a packet."""
@@ -65,6 +66,8 @@ _TRACE_TIME = Quantity(TIME, Fraction(0), Fraction(10**8))
 _DURATION = Quantity(TIME, Fraction(1), Fraction(7200))
 _INSTANT = Quantity(TIME, Fraction(0), Fraction(7200))
 MOST_VISITS = 100
+_LONGER = Quantity(TIME, Fraction(1, 1000), Fraction(10))
+_LASTS = Quantity(TIME, Fraction(1, 100), Fraction(7200))
 
 _SIZE = Field(
     "size",
@@ -359,6 +362,61 @@ _TENANT = Record(
     ),
 )
 
+_FAULT_NAME = Field("name", Name(), "Unique among the faults.", required=True)
+_FAULT_TIMES = (
+    Field("at", _INSTANT, "When it begins, from the start of the measured window.", required=True),
+    Field("for", _LASTS, "How long it lasts.", required=True),
+    Field("spread", _INSTANT, "It begins at a moment drawn by the seed from this long after at.", default="0 s"),
+    Field(
+        "fails",
+        Names("tenant", MOST_TENANTS),
+        "Tenants that must break their promise while it lasts. Everyone else with a promise must keep it.",
+        default="nobody",
+    ),
+    Field(
+        "recovers-within",
+        _INSTANT,
+        "How long after its end those who fail must keep their promise again.",
+        default="1 s",
+    ),
+)
+_FAULT_DOMAIN = Field("domain", Name(), "Domain it is done to.", required=True)
+
+FAULT = _Variants(
+    "a fault",
+    "kind",
+    {
+        "link-down": Record("a link that goes down and up again", (_FAULT_NAME, _FAULT_DOMAIN, *_FAULT_TIMES)),
+        "rate-change": Record(
+            "a queue whose rate changes",
+            (
+                _FAULT_NAME,
+                _FAULT_DOMAIN,
+                Field("tenant", Name(), "Tenant whose queue it is.", required=True),
+                Field("to", _RESERVED_RATE, "Rate of the queue while it lasts.", required=True),
+                *_FAULT_TIMES,
+            ),
+        ),
+        "loss": Record(
+            "a burst of loss",
+            (
+                _FAULT_NAME,
+                _FAULT_DOMAIN,
+                Field("tenant", Name(), "Tenant whose packets are lost. Left out: everyone's."),
+                Field(
+                    "share", Number("a share", 0.001, 1), "Share of the packets that the domain loses.", required=True
+                ),
+                *_FAULT_TIMES,
+            ),
+        ),
+        "delay": Record(
+            "a way that becomes longer",
+            (_FAULT_NAME, _FAULT_DOMAIN, Field("by", _LONGER, "How much longer.", required=True), *_FAULT_TIMES),
+        ),
+    },
+    help="What is broken.",
+)
+
 RUN_FIELDS = (
     Field("name", Name(), "Short name, used for the run's folder.", required=True),
     Field("seed", Number("a seed", 0, 2**32 - 1, whole=True), "Root of every random stream.", default=1),
@@ -390,6 +448,11 @@ SCENARIO = Record(
             required=True,
         ),
         Field("tenants", ListOf("tenant", _TENANT, MOST_TENANTS), "Everyone who sends.", required=True),
+        Field(
+            "faults",
+            ListOf("fault", FAULT, MOST_FAULTS),
+            "What is broken on purpose in each measured window, and who fails by it. Left out: nothing.",
+        ),
     ),
 )
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from testbed.errors import ScenarioError
+from testbed.scenario.faults import Fault, FaultKind
 from testbed.scenario.model import (
     Arrivals,
     Datapath,
@@ -49,13 +50,19 @@ _SIZE_NAMES = {kind: name for name, kind in _SIZES.items()}
 
 def to_dict(scenario: Scenario) -> dict[str, Any]:
     """`scenario` as JSON-ready data."""
-    return {
+    written = {
         **asdict(scenario),
         "domains": [_domain_to_dict(domain) for domain in scenario.domains],
         "tenants": [_tenant_to_dict(tenant) for tenant in scenario.tenants],
         "datapath": scenario.datapath.value,
         "source": None if scenario.source is None else str(scenario.source),
     }
+    if scenario.faults:
+        written["faults"] = [{**asdict(fault), "kind": fault.kind.value} for fault in scenario.faults]
+    else:
+        # Folders of runs in which nothing was broken stay as they were before there were others.
+        del written["faults"]
+    return written
 
 
 def from_dict(data: Mapping[str, Any]) -> Scenario:
@@ -76,6 +83,7 @@ def from_dict(data: Mapping[str, Any]) -> Scenario:
                 "tenants": tuple(_tenant_from_dict(tenant) for tenant in _list(data, "tenants")),
                 "datapath": Datapath(data.get("datapath", "auto")),
                 "source": None if data.get("source") is None else Path(data["source"]),
+                "faults": tuple(_fault_from_dict(fault) for fault in data.get("faults", ())),
             },
         )
     except (TypeError, ValueError, AttributeError) as error:
@@ -110,6 +118,10 @@ def _tenant_to_dict(tenant: Tenant) -> dict[str, Any]:
     if tenant.misbehaviour is not None and tenant.misbehaviour.strength is None:
         del written["misbehaviour"]["strength"]
     return written
+
+
+def _fault_from_dict(data: Mapping[str, Any]) -> Fault:
+    return _build(Fault, {**data, "kind": FaultKind(data.get("kind", "")), "fails": tuple(data.get("fails", ()))})
 
 
 def _tenant_from_dict(data: Mapping[str, Any]) -> Tenant:

@@ -160,7 +160,7 @@ class ListOf:
     """A list of records that have a `name`."""
 
     what: str
-    record: Record
+    record: Record | Variants
     most: int
 
     @property

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
-from testbed.scenario import document, requests, tenants
+from testbed.scenario import document, fault_rules, requests, tenants
 from testbed.scenario.definition import SCENARIO, run_settings
 from testbed.scenario.document import Node
 from testbed.scenario.fields import Section, require_unique
@@ -68,6 +68,7 @@ def _check(root: Node | None, path: Path, report: Report) -> Scenario | None:
     _require_own_queues(ways, report)
     _require_groups(list(zip(tenant_sections, members, strict=True)), report)
     requests.require_shares(list(zip(tenant_sections, [way.site for way in paths], strict=True)), report)
+    broken = fault_rules.faults(section, domain_sections, members, report)
     if report.findings:
         return None
     return Scenario(
@@ -75,6 +76,7 @@ def _check(root: Node | None, path: Path, report: Report) -> Scenario | None:
         domains=tuple(_domain(domain) for domain in domain_sections),
         tenants=requests.with_shares(tuple(member for member in members if member is not None)),
         source=path.resolve(),
+        faults=broken,
     )
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from testbed.errors import ScenarioError
+from testbed.scenario.faults import Fault
 from testbed.traffic.modulation import stationary
 
 FULL_FRAME_BITS = 8 * 1514
@@ -311,6 +312,7 @@ class Scenario:
         source: The file it came from, None if built in Python.
         slow_down: How many times slower it is than it was written: all its rates were divided, all its times
             multiplied by this (`testbed.scenario.slow_down`).
+        faults: What is broken on purpose in each measured window.
     """
 
     name: str
@@ -323,6 +325,7 @@ class Scenario:
     allow_zero_delay: bool = False
     source: Path | None = None
     slow_down: float = 1.0
+    faults: tuple[Fault, ...] = ()
 
     def path(self, tenant: Tenant) -> tuple[Domain, ...]:
         """Domains that carry `tenant`, in the order its packets cross them."""

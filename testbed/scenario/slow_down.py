@@ -93,7 +93,7 @@ def _quantity(item: Field[Any], value: Any, factor: float) -> Any:
     if item.name == "meter_rate_bps":
         return max(1, round(value / factor / _KBIT)) * _KBIT
     if item.name.endswith(("_bps", "_per_s")):
-        return round(value / factor) if item.type == "int" else _multiplied(value, 1 / factor)
+        return round(value / factor) if str(item.type).startswith("int") else _multiplied(value, 1 / factor)
     return _multiplied(value, factor) if item.name.endswith("_s") else value
 
 

@@ -91,8 +91,14 @@ def network(scenario: Scenario, choices: Choices) -> Network:
 
     Raises:
         ReservationError: A domain cannot carry what the scenario reserves.
-        ScenarioError: A trace that cannot be read, or no tenant that sends packets.
+        ScenarioError: A trace that cannot be read, no tenant that sends packets, or faults.
     """
+    if scenario.faults:
+        names = ", ".join(fault.name for fault in scenario.faults)
+        raise ScenarioError(
+            f"scenario {scenario.name}: found the faults {names}, expected none: they are done to a network; "
+            "use testbed run, or leave them out"
+        )
     tenants = _senders_of_packets(scenario)
     federation = on_paper(scenario, host_allowance_s=0.0)
     federation.collect_offers()

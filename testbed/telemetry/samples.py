@@ -7,7 +7,7 @@ nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +62,19 @@ class TenantSamples:
 
     def __len__(self) -> int:
         return self.sequence.size
+
+    def take(self, chosen: BoolArray) -> TenantSamples:
+        """The chosen packets; `chosen` is bool [n]."""
+        last = self.last_of_request
+        return replace(
+            self,
+            sequence=self.sequence[chosen],
+            intended_s=self.intended_s[chosen],
+            sent_s=self.sent_s[chosen],
+            size_bits=self.size_bits[chosen],
+            border_s=self.border_s[chosen],
+            last_of_request=None if last is None else last[chosen],
+        )
 
     @property
     def latency_s(self) -> FloatArray:
@@ -127,6 +140,11 @@ class Replay:
     lag_s: FloatArray
     excess_s: FloatArray
     links_s: float = 0.0
+
+    def take(self, chosen: BoolArray) -> Replay:
+        """What was made of the chosen packets among all; `chosen` is bool [n]."""
+        arrays = ("ideal_s", "ideal_intended_s", "lag_s", "excess_s")
+        return replace(self, **{name: getattr(self, name)[chosen] for name in arrays})
 
     @property
     def shaped_s(self) -> FloatArray:

@@ -15,7 +15,15 @@ from testbed.errors import TestbedError
 from testbed.report.html import load_series, load_stalls, render, write_report
 from testbed.report.junit import junit_xml
 from testbed.report.plots import time_plot
-from testbed.report.record import GateRecord, HeldOutRecord, OfferedRecord, read_record, write_record
+from testbed.report.record import (
+    ExpectationRecord,
+    FaultRecord,
+    GateRecord,
+    HeldOutRecord,
+    OfferedRecord,
+    read_record,
+    write_record,
+)
 from testbed.report.terminal import milliseconds, own_time, summary
 from tests.unit.report.conftest import FolderMaker, tenant
 
@@ -189,3 +197,33 @@ def test_a_run_at_full_speed_says_nothing_of_another_time(run_folder: FolderMake
     write_record(folder, record)
     assert not list(own_time(record))
     assert "Slowed down" not in render(folder)
+
+
+@pytest.mark.parametrize("met", [True, False])
+def test_what_was_broken_on_purpose_stands_beside_what_was_expected_of_it(run_folder: FolderMaker, met: bool) -> None:
+    fails = ExpectationRecord(tenant="alpha", expected="fails: more than 0.02 miss", found="71 of 80 missed", met=met)
+    back = ExpectationRecord(tenant="alpha", expected="recovers within 1 s", found="after 0.1 s", met=True, seconds=0.1)
+    cut = FaultRecord(
+        name="cut", kind="link-down", window=1, what="link down, domain east", begin_s=0.4, end_s=0.9,
+        expectations=(fails, back),
+    )  # fmt: skip
+    folder, record = run_folder(tenant(), faults=(cut,))
+    write_record(folder, record)
+    assert read_record(folder) == record
+    for shown in (text_of(record), render(folder)):
+        for words in ("cut", "link down, domain east", "0.40 .. 0.90", "71 of 80 missed", "recovers within 1 s"):
+            assert words in shown
+    suites = {suite.get("name"): suite for suite in ET.fromstring(junit_xml(record).encode())}
+    assert suites["faults"].get("failures") == ("0" if met else "1")
+
+
+def test_a_gate_that_a_fault_explains_is_shown_as_such_and_breaks_nothing(run_folder: FolderMaker) -> None:
+    explained = STALLED.model_copy(update={"excused_by": "cut"})
+    folder, record = run_folder(tenant(), gates=(explained,))
+    write_record(folder, record)
+    assert explained.holds
+    assert not STALLED.holds
+    assert "1 of 1 fidelity gates hold" in text_of(record)
+    assert "no, by the fault cut" in render(folder)
+    suites = {suite.get("name"): suite for suite in ET.fromstring(junit_xml(record).encode())}
+    assert (suites["fidelity"].get("failures"), suites["fidelity"].get("skipped")) == ("0", "1")

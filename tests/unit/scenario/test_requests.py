@@ -15,7 +15,10 @@ from testbed.scenario import guardrails, summary
 from testbed.scenario.dictionary import from_dict, to_dict
 from testbed.scenario.loader import load
 from testbed.scenario.model import (
+    Arrivals,
     DrawnSize,
+    Misbehaviour,
+    MmppArrivals,
     ModelSize,
     OnOffArrivals,
     PoissonArrivals,
@@ -35,6 +38,7 @@ MAKER = RequestMaker("alpha", "digits-small", 1, held_out())
 RATE_BPS = 10_000_000
 POISSON = "{model: poisson, rate: 50 requests/s, size: 8 kB}"
 TWO_SIZES = DrawnSize((16_000, 160_000), (3.0, 1.0))
+MODULATED = MmppArrivals((60.0, 250.0, 0.0), ((0.0, 2.0, 1.0), (5.0, 0.0, 0.0), (0.0, 8.0, 0.0)), 64_000)
 
 
 def scenario(
@@ -88,6 +92,19 @@ def test_a_trace_gives_its_tokens_as_sizes_unless_told_otherwise(tmp_path: Path)
     assert asked.size == TokenSize()
 
 
+def test_bursts_of_request_tenants_may_coincide(tmp_path: Path) -> None:
+    path = tmp_path / "scenario.yaml"
+    bursts = "arrivals: {model: on-off, peak: 8 Mbit/s, mean-on: 50 ms, mean-off: 150 ms, size: 8 kB}"
+    breach = "misbehaviour: {kind: correlated, group: storm, strength: 0.5}, requests: {model: digits-small}"
+    path.write_text(
+        "name: together\ndomains: [{name: core, link-rate: 100 Mbit/s, compute: true}]\n"
+        f"tenants: [{{name: a, {bursts}, {breach}}}, {{name: b, {bursts}, {breach}}}]\n"
+    )
+    found = load(path)
+    assert [tenant.misbehaviour for tenant in found.tenants] == [Misbehaviour("correlated", None, "storm", 0.5)] * 2
+    assert all(tenant.keeps_its_law for tenant in found.tenants)
+
+
 def test_tenants_that_send_packets_are_written_as_before() -> None:
     assert not any("requests" in tenant for tenant in to_dict(load(TOPOLOGIES / "smoke.yaml"))["tenants"])
 
@@ -104,10 +121,12 @@ def test_a_reader_is_told_what_is_asked(tmp_path: Path) -> None:
         (PoissonArrivals(100.0, 64_000), DrawnSize((64_000,))),
         (PoissonArrivals(120.0, 64_000), TWO_SIZES),
         (OnOffArrivals(20e6, 0.05, 0.1, 64_000), DrawnSize((64_000,))),
+        (MODULATED, DrawnSize((64_000,))),
+        (MODULATED, TWO_SIZES),
     ],
-    ids=["one size", "two sizes", "bursts"],
+    ids=["one size", "two sizes", "bursts", "modulated", "modulated, two sizes"],
 )
-def test_a_derived_bucket_holds_conforming_requests(arrivals: PoissonArrivals, size: RequestSize) -> None:
+def test_a_derived_bucket_holds_conforming_requests(arrivals: Arrivals, size: RequestSize) -> None:
     asked = demand(arrivals, size, MAKER)
     meter = guardrails.meter_rate_bps(asked.mean_bps, RATE_BPS)
     bucket = guardrails.request_burst_bits(arrivals, asked, meter, RATE_BPS)

@@ -22,6 +22,7 @@ from testbed.errors import PreflightError, ScenarioError
 from testbed.report.html import write_report
 from testbed.report.record import RunRecord, read_record
 from testbed.run.progress import Silent
+from testbed.scenario.loader import load
 from testbed.scenario.model import ModelSize, Requests
 from testbed.simulation.crossing import Crossing
 from testbed.simulation.network import Choices, network
@@ -256,3 +257,9 @@ def test_a_simulation_that_is_killed_goes_on_where_it_was(tmp_path: Path) -> Non
     assert one["tenants"] == other["tenants"]
     assert one["packets"] == other["packets"] == pytest.approx(6 * 400_000, rel=0.01)
     assert one["packet_hops_per_s"] > 0
+
+
+def test_a_scenario_that_breaks_a_network_is_refused_before_there_is_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(ScenarioError, match="found the faults cut, squeeze"):
+        simulate_scenario(load(ROOT / "topologies" / "faults.yaml"), Options(out=tmp_path / "runs"), Silent())
+    assert not (tmp_path / "runs").exists()

@@ -1,0 +1,122 @@
+"""Whether a fault did to each tenant what the scenario says it does: who failed, who did not, how soon it was over.
+
+Pure: from moments and delays to sentences. While a fault and the recovery from it last, the packets of a tenant that is
+to fail belong to the fault and not to the tenant's promise; they are judged here and left out there. Nobody else's are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from testbed.report.record import ExpectationRecord
+from testbed.run.faults import Occurrence
+from testbed.scenario.model import Promise, Tenant
+from testbed.telemetry.samples import BoolArray, FloatArray
+
+
+@dataclass(frozen=True)
+class Packets:
+    """A tenant's packets of one window.
+
+    Attributes:
+        intended_s: When each was to be sent, seconds from the window's start, ascending; [n].
+        latency_s: How long it took, NaN where it was lost; [n].
+    """
+
+    intended_s: FloatArray
+    latency_s: FloatArray
+
+
+def outside(occurrences: Sequence[Occurrence], tenant: Tenant, intended_s: FloatArray) -> BoolArray:
+    """Which packets the tenant's promise is judged by; [n].
+
+    Left out are those that could still be on their way when a fault the tenant is to fail by began, and those sent
+    before the recovery from it had to be over.
+    """
+    kept = np.ones(intended_s.size, dtype=np.bool_)
+    for each in occurrences:
+        if tenant.name in each.fault.fails and tenant.promise is not None:
+            first_s, last_s = each.begin_s - tenant.promise.deadline_s, each.end_s + each.fault.recovery_s
+            kept &= (intended_s < first_s) | (intended_s > last_s)
+    return kept
+
+
+def expectations(
+    occurrence: Occurrence, tenants: Sequence[Tenant], packets: Mapping[str, Packets]
+) -> Iterator[ExpectationRecord]:
+    """What is expected of each tenant with a promise, and what was found.
+
+    A tenant fails if more than epsilon of the packets that the fault could touch miss their deadline. It has recovered
+    at the last moment at which misses were ahead of epsilon, counted from the fault's end. It keeps its promise if at
+    most epsilon of its packets miss from the fault's beginning until a recovery would have to be over.
+
+    Args:
+        occurrence: The fault as it was done.
+        tenants: All of the scenario; those that break their own contract are held to nothing.
+        packets: Theirs, by name.
+    """
+    for tenant in tenants:
+        if tenant.promise is None or tenant.misbehaviour is not None or tenant.name not in packets:
+            continue
+        if tenant.name in occurrence.fault.fails:
+            yield _fails(occurrence, tenant.name, tenant.promise, packets[tenant.name])
+            yield _recovers(occurrence, tenant.name, tenant.promise, packets[tenant.name])
+        else:
+            yield _keeps(occurrence, tenant.name, tenant.promise, packets[tenant.name])
+
+
+def _fails(occurrence: Occurrence, tenant: str, promise: Promise, packets: Packets) -> ExpectationRecord:
+    touched = _between(packets, occurrence.begin_s - promise.deadline_s, occurrence.end_s)
+    misses, n = _missed(packets, promise, touched)
+    return ExpectationRecord(
+        tenant=tenant,
+        expected=f"fails: more than {promise.epsilon:g} of its packets miss {promise.deadline_s * 1e3:g} ms",
+        found=_of(misses, n),
+        met=misses > promise.epsilon * n,
+    )
+
+
+def _keeps(occurrence: Occurrence, tenant: str, promise: Promise, packets: Packets) -> ExpectationRecord:
+    until_s = occurrence.end_s + occurrence.fault.recovery_s
+    touched = _between(packets, occurrence.begin_s - promise.deadline_s, until_s)
+    misses, n = _missed(packets, promise, touched)
+    return ExpectationRecord(
+        tenant=tenant,
+        expected=f"keeps its promise: at most {promise.epsilon:g} of its packets miss {promise.deadline_s * 1e3:g} ms",
+        found=_of(misses, n),
+        met=n > 0 and misses <= promise.epsilon * n,
+    )
+
+
+def _recovers(occurrence: Occurrence, tenant: str, promise: Promise, packets: Packets) -> ExpectationRecord:
+    limit_s = occurrence.fault.recovery_s
+    after = _between(packets, occurrence.end_s, occurrence.end_s + limit_s)
+    late = ~(packets.latency_s[after] <= promise.deadline_s)
+    ahead = np.cumsum(late - promise.epsilon)
+    last = int(np.argmax(ahead)) if ahead.size and ahead.max() > 0 else -1
+    recovered_s = max(0.0, float(packets.intended_s[after][last]) - occurrence.end_s) if last >= 0 else 0.0
+    # If the last packet looked at put the misses further ahead than ever, the fault was not over yet.
+    met = last < ahead.size - 1
+    return ExpectationRecord(
+        tenant=tenant,
+        expected=f"recovers within {limit_s:g} s",
+        found=f"after {recovered_s:.3f} s" if met else f"not within {limit_s:g} s",
+        met=met,
+        seconds=recovered_s if met else None,
+    )
+
+
+def _between(packets: Packets, first_s: float, last_s: float) -> BoolArray:
+    return (packets.intended_s >= first_s) & (packets.intended_s <= last_s)
+
+
+def _missed(packets: Packets, promise: Promise, chosen: BoolArray) -> tuple[int, int]:
+    late = ~(packets.latency_s[chosen] <= promise.deadline_s)
+    return int(np.count_nonzero(late)), int(late.size)
+
+
+def _of(misses: int, n: int) -> str:
+    return f"{misses:,} of {n:,} missed" + (f" ({misses / n:.1%})" if n else "")

@@ -1,0 +1,232 @@
+"""Breaks what a scenario says is to be broken, at its moment within a measured window, and mends it again.
+
+All of it happens inside the run's own namespaces and to its own processes, which its journal names already, so a run
+that is interrupted or killed leaves nothing of it behind. What a fault explains, a gate may not hold against the host:
+`EXPLAINED` is the whole list. Whether the right tenants failed is `testbed.run.expectations`' to say.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+
+from controller.client import CallError, ControllerClient
+from controller.program import DomainProgram, Hop
+from testbed.emulation import delay_line, links, packet_filter
+from testbed.emulation.network import TandemNetwork
+from testbed.errors import FidelityError, PreflightError
+from testbed.scenario.faults import Fault, FaultKind, begin_s
+from testbed.scenario.model import FULL_FRAME_BITS, Datapath, Scenario
+
+COUNTERS = "queue counters"
+"""The gate that holds what borders saw against what meters and queues counted."""
+
+EXPLAINED: Mapping[FaultKind, frozenset[str]] = {
+    # A queue whose link goes down is emptied, and what still comes to it is dropped, by a kernel that counts neither.
+    FaultKind.LINK_DOWN: frozenset({COUNTERS}),
+    FaultKind.RATE_CHANGE: frozenset(),
+    # Dropped between the border and the meter, which is where a border and a meter are compared.
+    FaultKind.LOSS: frozenset({COUNTERS}),
+    # As the way changes, a packet may fall between the old one and the new one.
+    FaultKind.DELAY: frozenset({COUNTERS}),
+}
+"""Gates that each kind of fault breaks by being what it is, for the tenants and the domain it touches and no others."""
+
+
+@dataclass(frozen=True)
+class Occurrence:
+    """A fault that was done.
+
+    Attributes:
+        fault: Which.
+        begin_s: Before anything was changed, seconds from the window's start.
+        end_s: When everything was as before.
+    """
+
+    fault: Fault
+    begin_s: float
+    end_s: float
+
+
+@dataclass(frozen=True)
+class Site:
+    """What faults are done to.
+
+    Attributes:
+        network: The network, installed.
+        controllers: A client of each domain's controller, by name.
+        programs: What each of them installed, by name.
+    """
+
+    network: TandemNetwork
+    controllers: Mapping[str, ControllerClient]
+    programs: Mapping[str, DomainProgram]
+
+    def ingress(self, domain: str | None) -> Hop:
+        """The first switch of a domain."""
+        return next(skeleton.hops[0] for skeleton in self.network.layout.skeletons if skeleton.domain == domain)
+
+    def inner_link(self, domain: str | None) -> str:
+        """The port of a domain's first switch that leads to its second."""
+        port = self.ingress(domain).towards_server
+        if port is None:
+            raise AssertionError(f"domain {domain}: its first switch leads nowhere")
+        return port
+
+
+@dataclass
+class Injector:
+    """Does the faults of one window, when its `look` is called often enough.
+
+    Attributes:
+        site: What they are done to.
+        due: Faults not yet begun, with when each is to begin, seconds from the window's start.
+    """
+
+    site: Site
+    due: list[tuple[float, Fault]]
+    _start_ns: int = 0
+    _active: list[tuple[float, Fault, AbstractContextManager[None]]] = field(default_factory=list)
+    _done: list[Occurrence] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, site: Site, seed: int, window: int) -> Injector:
+        """The faults of a scenario in one window."""
+        faults = site.network.scenario.faults
+        return cls(site, sorted(zip(begin_s(faults, seed, window), faults, strict=True), key=lambda each: each[0]))
+
+    def begin(self, start_ns: int) -> None:
+        """Tell when the window starts, CLOCK_MONOTONIC."""
+        self._start_ns = start_ns
+
+    def look(self) -> None:
+        """Begin what is due and end what is over.
+
+        Raises:
+            FidelityError: A fault could not be done, or not be undone.
+        """
+        for begun_s, fault, way in [each for each in self._active if each[0] + each[1].for_s <= self.now_s]:
+            self._active.remove((begun_s, fault, way))
+            self._end(begun_s, fault, way)
+        while self.due and self.due[0][0] <= self.now_s:
+            _, fault = self.due.pop(0)
+            begun_s, way = self.now_s, WAYS[fault.kind](self.site, fault)
+            with _reported(fault):
+                way.__enter__()
+            self._active.append((begun_s, fault, way))
+
+    def next_in_s(self) -> float:
+        """How long until there is something to do; infinite if there is nothing left."""
+        moments = [begun_s + fault.for_s for begun_s, fault, _ in self._active] + [at_s for at_s, _ in self.due[:1]]
+        return max(0.0, min(moments, default=float("inf")) - self.now_s)
+
+    def finish(self) -> tuple[Occurrence, ...]:
+        """End what is still in force, and tell what was done, in the order of the beginnings."""
+        while self._active:
+            self._end(*self._active.pop())
+        return tuple(sorted(self._done, key=lambda occurrence: occurrence.begin_s))
+
+    def abandon(self, error: BaseException) -> None:
+        """Let go of what this process holds for the faults in force; the network is about to go as it is."""
+        while self._active:
+            _, _, way = self._active.pop()
+            way.__exit__(type(error), error, error.__traceback__)
+
+    def _end(self, begun_s: float, fault: Fault, way: AbstractContextManager[None]) -> None:
+        with _reported(fault):
+            way.__exit__(None, None, None)
+        self._done.append(Occurrence(fault, begun_s, self.now_s))
+
+    @property
+    def now_s(self) -> float:
+        """How long ago the window started; negative before it does."""
+        return (time.monotonic_ns() - self._start_ns) / 1e9
+
+
+@contextmanager
+def _link_down(site: Site, fault: Fault) -> Iterator[None]:
+    """The link between the two switches of a domain, in both directions."""
+    port = site.inner_link(fault.domain)
+    links.run(["ip", "link", "set", port, "down"])
+    yield
+    links.run(["ip", "link", "set", port, "up"])
+
+
+@contextmanager
+def _rate_change(site: Site, fault: Fault) -> Iterator[None]:
+    """One class at a lower rate; its bucket holds a packet, or the class would make up for the rate with its burst."""
+    port, program = site.inner_link(fault.domain), site.programs[fault.domain or ""]
+    (queue,) = [rule.queue for rule in program.rules if rule.tenant == fault.tenant]
+    rate, burst = f"{int(fault.rate_bps or 0)}bit", f"{FULL_FRAME_BITS // 8}b"
+    command = ["tc", "class", "change", "dev", port, "parent", "1:1", "classid", f"1:{queue.minor:x}", "htb"]
+    links.run([*command, "rate", rate, "ceil", rate, "burst", burst, "cburst", burst])
+    yield
+    # The controller compares with its program and puts back exactly what differs.
+    site.controllers[program.domain].install(program)
+
+
+@contextmanager
+def _loss(site: Site, fault: Fault) -> Iterator[None]:
+    """Between a domain's border, where packets are captured, and its first switch."""
+    scenario, port = site.network.scenario, site.ingress(fault.domain).towards_client or ""
+    client = None if fault.tenant is None else site.network.layout.path_of(fault.tenant).client.address
+    program = packet_filter.losing(fault.share or 0.0, scenario.seed, client)
+    with site.network.ovs.receiving(port) as handle, packet_filter.in_front(handle, program):
+        yield
+
+
+@contextmanager
+def _delay(site: Site, fault: Fault) -> Iterator[None]:
+    """On the link between the two switches of a domain, away from the clients."""
+    (_, egress) = next(s.hops for s in site.network.layout.skeletons if s.domain == fault.domain)
+    leaves = egress.towards_client or ""
+    with (
+        site.network.ovs.receiving(leaves) as handle,
+        delay_line.delayed(site.inner_link(fault.domain), leaves, handle, fault.delay_s or 0.0),
+    ):
+        yield
+
+
+WAYS: Mapping[FaultKind, Callable[[Site, Fault], AbstractContextManager[None]]] = {
+    FaultKind.LINK_DOWN: _link_down,
+    FaultKind.RATE_CHANGE: _rate_change,
+    FaultKind.LOSS: _loss,
+    FaultKind.DELAY: _delay,
+}
+"""How each kind is done, and undone."""
+
+
+def require(scenario: Scenario, datapath: Datapath) -> None:
+    """Refuse faults that cannot be done here, before anything is built.
+
+    Raises:
+        PreflightError: Naming each.
+    """
+    wrong = [
+        f"fault {fault.name}: {fault.kind} is done to the userspace datapath's own sockets, found the {datapath} "
+        "datapath; ask for datapath: userspace, or leave the fault out"
+        for fault in scenario.faults
+        if fault.kind in {FaultKind.LOSS, FaultKind.DELAY} and datapath is not Datapath.USERSPACE
+    ]
+    if wrong:
+        raise PreflightError(wrong)
+
+
+def explains(occurrences: Sequence[Occurrence], gate: str, domain: str, tenant: str) -> str:
+    """The name of a fault that breaks a gate for a tenant in a domain by being what it is; empty if none does."""
+    for fault in (occurrence.fault for occurrence in occurrences):
+        touched = fault.domain in {None, domain} and fault.tenant in {None, tenant}
+        if touched and gate in EXPLAINED[fault.kind]:
+            return fault.name
+    return ""
+
+
+@contextmanager
+def _reported(fault: Fault) -> Iterator[None]:
+    try:
+        yield
+    except (PreflightError, CallError, OSError) as error:
+        problems = [str(error)] if isinstance(error, OSError) else error.problems
+        raise FidelityError(f"fault {fault.name} ({fault.kind}): {'; '.join(problems)}") from error

@@ -1,0 +1,106 @@
+"""The faults of a scenario file: what a line may name, and whether there is room for it in the window."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+
+from testbed.scenario.faults import Fault, FaultKind
+from testbed.scenario.fields import Section, require_unique
+from testbed.scenario.model import Tenant
+from testbed.scenario.problems import Report, did_you_mean
+from testbed.scenario.units import TIME, quantity
+
+
+def faults(
+    scenario: Section, domains: Sequence[Section], tenants: Sequence[Tenant | None], report: Report
+) -> tuple[Fault, ...]:
+    """The faults of a checked file.
+
+    Args:
+        scenario: The file.
+        domains: Its domains.
+        tenants: Its tenants, None for one that cannot be used.
+        report: Told what is wrong.
+    """
+    sections: tuple[Section, ...] = scenario.get("faults", ())
+    require_unique("fault", sections, report)
+    known = {tenant.name: tenant for tenant in tenants if tenant is not None}
+    names = [domain.get("name") for domain in domains]
+    # A tenant or domain that could not be built may be the one that is meant.
+    whole = None not in names and None not in tenants
+    for section in sections:
+        if whole and not section.unusable:
+            _require_objects(section, names, known, report)
+        _require_room(section, Fraction(scenario.get("duration", 60)), report)
+    return tuple(_fault(section) for section in sections if not section.unusable)
+
+
+def _fault(section: Section) -> Fault:
+    rate, longer = section.get("to"), section.get("by")
+    return Fault(
+        name=section.get("name"),
+        kind=FaultKind(section.get("kind")),
+        at_s=float(section.get("at")),
+        for_s=float(section.get("for")),
+        recovery_s=float(section.get("recovers-within", 1)),
+        spread_s=float(section.get("spread", 0)),
+        domain=section.get("domain"),
+        tenant=section.get("tenant"),
+        rate_bps=None if rate is None else int(rate),
+        share=section.get("share"),
+        delay_s=None if longer is None else float(longer),
+        fails=tuple(name for name, _ in section.get("fails", ())),
+    )
+
+
+def _require_objects(section: Section, domains: Sequence[str], tenants: dict[str, Tenant], report: Report) -> None:
+    named = [(key, section.get(key), section.line_of(key)) for key in ("domain", "tenant")]
+    named += [("fails", name, line) for name, line in section.get("fails", ())]
+    for key, name, line in named:
+        known = domains if key == "domain" else list(tenants)
+        if name is not None and name not in known:
+            report.add(
+                line,
+                f"{section.where}: {key}",
+                found=f"the unknown {'domain' if key == 'domain' else 'tenant'} {name}",
+                expected=f"one of {', '.join(known)}",
+                remedy=did_you_mean(name, known, "choose one of these"),
+            )
+        elif key == "fails" and (tenants[name].promise is None or tenants[name].requests is not None):
+            report.add(
+                line,
+                f"{section.where}: fails",
+                found=f"{name}, which {'sends requests' if tenants[name].requests else 'has no promise to break'}",
+                expected="tenants that send packets and have a promise",
+                remedy="name others, or give it a promise",
+            )
+    if section.get("to") is not None and section.get("tenant") in tenants:
+        _require_lower(section, tenants[section.get("tenant")], report)
+
+
+def _require_lower(section: Section, tenant: Tenant, report: Report) -> None:
+    reserved = tenant.reservation
+    if reserved is None or section.get("to") >= reserved.rate_bps:
+        report.add(
+            section.line_of("to"),
+            f"{section.where}: to",
+            found="no reservation to lower" if reserved is None else f"no less than what {tenant.name} reserves",
+            expected="a rate below the tenant's reservation",
+            remedy="lower it, or choose a tenant with a reservation",
+        )
+
+
+def _require_room(section: Section, duration_s: Fraction, report: Report) -> None:
+    if not section.settled("at", "for", "spread", "recovers-within"):
+        return
+    parts = [section.get("at"), section.get("for"), section.get("spread", 0), section.get("recovers-within", 1)]
+    over_s = sum((Fraction(part) for part in parts), Fraction(0))
+    if over_s > duration_s:
+        report.add(
+            section.line_of("at"),
+            f"{section.where}: at",
+            found=f"a fault that is over, with its recovery, after {quantity(over_s, TIME)}",
+            expected=f"all of it within the window of {quantity(duration_s, TIME)}",
+            remedy="begin earlier, or measure longer",
+        )

@@ -1,0 +1,101 @@
+"""Faults done to a real network within a measured window: who failed, who did not, and how soon it was over."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from testbed.emulation.journal import MARK, RUNS
+from testbed.report.record import FaultRecord, RunRecord, read_record
+from testbed.run import faults
+from testbed.run.faults import Site
+from testbed.run.pipeline import Options, run
+from testbed.run.progress import Silent
+from testbed.scenario.faults import Fault, FaultKind
+from testbed.scenario.loader import load
+from tests.integration.conftest import ROOT
+
+pytestmark = [pytest.mark.network, pytest.mark.slow]
+
+FAULTS = ROOT / "topologies" / "faults.yaml"
+
+
+def fault(kind: FaultKind, at_s: float, *, fails: bool = True, **more: object) -> Fault:
+    """Half a second of it, in the domain that only the tenant far crosses."""
+    told = ("far",) if fails else ()
+    return Fault(kind.value, kind, at_s, 0.5, 1.0, domain="east", fails=told, **more)  # type: ignore[arg-type]
+
+
+def run_with(out: Path, *broken: Fault) -> RunRecord:
+    """One run with these faults; a host that could not keep up is no failure of the code: up to three tries."""
+    scenario = replace(load(FAULTS), faults=broken)
+    for attempt in range(3):
+        record = read_record(run(scenario, Options(out=out / str(attempt)), Silent()))
+        print(record.verdict, [gate for gate in record.gates if not gate.ok], record.faults)
+        if record.verdict != "INVALID":
+            break
+    assert record.verdict in {"PASS", "UNDETERMINED"}
+    assert not any(tenant.bound_broken for tenant in record.tenants)
+    assert not left_of(record.run_id)
+    return record
+
+
+def left_of(run_id: str) -> list[str]:
+    """What a run with this id left on the host: its journal, its namespace, or processes that carry its mark."""
+    found = [str(RUNS / run_id)] if (RUNS / run_id).exists() else []
+    found += [str(path) for path in Path("/run/netns").glob(f"*{run_id}*")]
+    mark = f"{MARK}={run_id}-".encode()
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if mark in (process / "environ").read_bytes():
+                found.append((process / "cmdline").read_text())
+    return found
+
+
+def by_name(record: RunRecord) -> dict[str, FaultRecord]:
+    return {fault.name: fault for fault in record.faults}
+
+
+def test_whoever_crosses_what_breaks_fails_and_recovers_and_nobody_else_notices(tmp_path: Path) -> None:
+    record = run_with(
+        tmp_path,
+        fault(FaultKind.LINK_DOWN, 0.5),
+        fault(FaultKind.RATE_CHANGE, 2.2, tenant="far", rate_bps=500_000),
+        fault(FaultKind.LOSS, 4.0, share=0.3),
+        fault(FaultKind.DELAY, 5.7, delay_s=0.06),
+    )
+    assert all(each.met for each in record.faults)
+    near, far = record.tenants
+    assert near.in_faults == 0
+    assert far.in_faults > 0
+    for each in record.faults:
+        (recovered,) = [one for one in each.expectations if one.seconds is not None]
+        assert (recovered.tenant, len(each.expectations)) == ("far", 3)
+    excused = {gate.name for gate in record.gates if gate.excused_by}
+    assert excused <= {f"queue counters, fault {name}" for name in by_name(record)}
+
+
+def test_what_a_fault_does_not_explain_invalidates_the_run_as_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ways = faults.WAYS
+
+    @contextlib.contextmanager
+    def and_more(site: Site, cut: Fault) -> Iterator[None]:
+        """The fault, and the queue of a tenant that has nothing to do with it is lowered and stays so."""
+        with ways[cut.kind](site, cut):
+            yield
+        command = ["tc", "class", "change", "dev", "d1i-dn", "parent", "1:1", "classid", "1:11", "htb"]
+        subprocess.run([*command, "rate", "3mbit", "ceil", "3mbit", "burst", "20k"], check=True, capture_output=True)
+
+    monkeypatch.setattr(faults, "WAYS", {FaultKind.LINK_DOWN: and_more})
+    scenario = replace(load(FAULTS), faults=(fault(FaultKind.LINK_DOWN, 1.0, fails=False),), duration_s=4.0)
+    record = read_record(run(scenario, Options(out=tmp_path), Silent()))
+    (drift,) = [gate for gate in record.gates if gate.name == "installed reservations"]
+    assert (drift.ok, drift.excused_by, record.verdict) == (False, "", "INVALID")
+    assert "d1i-dn" in drift.detail

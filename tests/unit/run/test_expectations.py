@@ -1,0 +1,107 @@
+"""What a fault did to each tenant is held against what the scenario said it would, and only that fault's packets."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from testbed.report.record import ExpectationRecord, FaultRecord
+from testbed.run.expectations import Packets, expectations, outside
+from testbed.run.faults import COUNTERS, EXPLAINED, WAYS, Occurrence, explains
+from testbed.run.judge import run_verdict
+from testbed.scenario.faults import Fault, FaultKind, begin_s
+from testbed.scenario.model import Misbehaviour, PoissonArrivals, Promise, Tenant
+
+PROMISE = Promise(deadline_s=0.05, epsilon=0.02)
+FAR = Tenant("far", PoissonArrivals(1000.0, 4000), "east", promise=PROMISE)
+NEAR = replace(FAR, name="near", site="west")
+CUT = Fault("cut", FaultKind.LINK_DOWN, at_s=2.0, for_s=1.0, recovery_s=1.0, domain="east", fails=("far",))
+DONE = Occurrence(CUT, begin_s=2.0, end_s=3.0)
+
+
+def packets(late_from_s: float, late_until_s: float, *, lost: bool = False) -> Packets:
+    """8 s of a packet each millisecond; those sent in between are late, or lost."""
+    intended_s = np.arange(8000) * 1e-3
+    touched = (intended_s >= late_from_s) & (intended_s < late_until_s)
+    return Packets(intended_s, np.where(touched, np.nan if lost else 0.2, 0.001))
+
+
+def found(far: Packets, near: Packets) -> dict[tuple[str, str], ExpectationRecord]:
+    held = expectations(DONE, [FAR, NEAR], {"far": far, "near": near})
+    return {(each.tenant, each.expected.partition(" ")[0].rstrip(":")): each for each in held}
+
+
+def test_all_is_met_if_only_the_right_tenant_failed_and_soon_recovered() -> None:
+    held = found(packets(2.0, 3.25), packets(0, 0))
+    assert all(each.met for each in held.values())
+    assert held["far", "recovers"].seconds == pytest.approx(0.249, abs=0.002)
+
+
+@pytest.mark.parametrize(
+    ("far", "near", "broken"),
+    [
+        pytest.param(packets(0, 0), packets(0, 0), ("far", "fails"), id="nobody failed"),
+        pytest.param(packets(2, 3), packets(2.4, 2.6), ("near", "keeps"), id="somebody else failed too"),
+        pytest.param(packets(2, 3), packets(2.4, 2.6, lost=True), ("near", "keeps"), id="somebody else lost packets"),
+        pytest.param(packets(2, 8), packets(0, 0), ("far", "recovers"), id="it never recovered"),
+        pytest.param(packets(2, 4.2), packets(0, 0), ("far", "recovers"), id="it recovered too late"),
+    ],
+)
+def test_one_expectation_is_not_met_if(far: Packets, near: Packets, broken: tuple[str, str]) -> None:
+    held = found(far, near)
+    assert [key for key, each in held.items() if not each.met] == [broken]
+
+
+def test_a_tenant_that_misses_at_the_rate_it_may_has_recovered() -> None:
+    after = packets(2.0, 3.1)
+    latency_s = after.latency_s.copy()
+    latency_s[3200::60] = 0.2
+    held = found(Packets(after.intended_s, latency_s), packets(0, 0))
+    assert held["far", "recovers"].met
+    assert held["far", "recovers"].seconds == pytest.approx(0.1, abs=0.002)
+
+
+def test_a_tenant_that_breaks_its_own_contract_or_has_no_promise_is_held_to_nothing() -> None:
+    flood = replace(NEAR, misbehaviour=Misbehaviour("flood", offered_bps=1e7))
+    nobody = replace(NEAR, name="nobody", promise=None)
+    told = {"near": packets(2, 3), "nobody": packets(2, 3)}
+    assert not list(expectations(DONE, [flood, nobody], told))
+
+
+def test_a_promise_is_judged_without_the_packets_that_the_fault_could_touch_and_by_all_others() -> None:
+    intended_s = np.array([1.94, 1.96, 2.5, 3.99, 4.01])
+    assert outside([DONE], FAR, intended_s).tolist() == [True, False, False, False, True]
+    assert outside([DONE], NEAR, intended_s).all()
+
+
+def test_a_fault_explains_its_own_gates_in_its_own_domain_and_nothing_else() -> None:
+    assert explains([DONE], COUNTERS, "east", "near") == "cut"
+    assert not explains([DONE], COUNTERS, "west", "far")
+    for gate in ("upcalls", "packet-ins", "capture drops", "installed reservations", "clock step"):
+        assert not explains([DONE], gate, "east", "far")
+    only_near = replace(DONE, fault=replace(CUT, tenant="near"))
+    assert not explains([only_near], COUNTERS, "east", "far")
+
+
+def test_every_kind_has_a_way_and_a_line_in_the_table_of_what_it_explains() -> None:
+    assert set(WAYS) == set(EXPLAINED) == set(FaultKind)
+
+
+def test_moments_are_drawn_from_the_seed_within_the_spread() -> None:
+    faults = [replace(CUT, spread_s=0.5), CUT, replace(CUT, spread_s=0.5)]
+    first = begin_s(faults, seed=7, window=1)
+    assert first == begin_s(faults, seed=7, window=1)
+    assert first[1] == 2.0
+    assert first[0] != first[2]
+    assert first[0] != begin_s(faults, seed=8, window=1)[0] != begin_s(faults, seed=7, window=2)[0]
+    assert all(2.0 <= begin_s(faults, seed, 1)[0] <= 2.5 for seed in range(100))
+
+
+def test_a_run_in_which_a_fault_did_something_else_fails() -> None:
+    met = ExpectationRecord(tenant="far", expected="fails", found="", met=True)
+    done = FaultRecord(name="cut", kind="link-down", window=1, what="", begin_s=2, end_s=3, expectations=(met,))
+    otherwise = done.model_copy(update={"expectations": (met, met.model_copy(update={"met": False}))})
+    assert run_verdict((), [done]) == "PASS"
+    assert run_verdict((), [done, otherwise]) == "FAIL"
