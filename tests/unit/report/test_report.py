@@ -21,6 +21,8 @@ from testbed.report.record import (
     GateRecord,
     HeldOutRecord,
     OfferedRecord,
+    PartDelay,
+    RequestsRecord,
     read_record,
     write_record,
 )
@@ -109,6 +111,24 @@ def test_the_same_folder_gives_the_same_page(run_folder: FolderMaker) -> None:
     folder, record = run_folder(tenant())
     write_record(folder, record)
     assert render(folder) == render(folder)
+
+
+def test_how_often_answers_were_right_and_where_the_time_went_is_on_the_terminal(run_folder: FolderMaker) -> None:
+    asked = RequestsRecord(
+        model="digits-medium", images=8, compute_share=1.0, answered=19_998, accuracy=0.9811, timeouts=2, rejected=0,
+        errors=0, skipped=0, overdue=0, framing_out=1.05, framing_back=1.3, reordered=0, retransmitted_bits=0.0,
+        network_s=(0.01, 0.02, 0.03), ideal_network_s=(0.01, 0.02, 0.03),
+        parts=(
+            PartDelay(name="west", mean_s=0.008, p999_s=0.06, tail_mean_s=0.06),
+            PartDelay(name="compute", mean_s=0.0012, p999_s=None, tail_mean_s=None),
+        ),
+    )  # fmt: skip
+    _, record = run_folder(tenant(requests=asked), tenant(name="beta"))
+    said = (
+        "alpha: 19,998 of 20,000 requests answered by digits-medium, accuracy 0.981; mean ms: west 8.00, compute 1.20"
+    )
+    assert said in text_of(record)
+    assert "beta: 20" not in text_of(record)
 
 
 def test_a_name_cannot_inject_markup(run_folder: FolderMaker) -> None:
