@@ -80,7 +80,6 @@ def test_whoever_crosses_what_breaks_fails_and_recovers_and_nobody_else_notices(
     assert excused <= {f"queue counters, fault {name}" for name in by_name(record)}
 
 
-@pytest.mark.slow
 def test_what_a_fault_does_not_explain_invalidates_the_run_as_ever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
