@@ -37,6 +37,9 @@ NICE: Mapping[Role, int] = {
 """Before whom each part runs. Captures have large buffers, so they may wait for all others."""
 
 
+_ENOUGH = 4
+
+
 @dataclass(frozen=True)
 class Place:
     """Where a process may run, and before whom.
@@ -60,22 +63,20 @@ class Placement:
     def on(cls, cores: Iterable[int]) -> Self:
         """Places on these cores.
 
-        The datapath is one thread that is busy most of the time, so it gets the last core to itself and senders and
-        captures the others; servers get half of those from four cores on. One core is shared by all. Tickers put
-        themselves on every core.
+        From four cores on, the datapath, which is one thread that is busy most of the time, has the last one to itself;
+        servers get half of the others, senders and captures the rest. Fewer are shared by all: whoever waited for its
+        one core while another stood idle would be late by what isolation is there to avoid.
         """
         usable = sorted(cores)
-        if len(usable) == 1:
-            split = dict.fromkeys(Role, usable)
-        else:
+        split = dict.fromkeys(Role, usable)
+        if len(usable) >= _ENOUGH:
             *rest, last = usable
-            half = len(rest) // 2 if len(rest) > 2 else 0
-            split = {
+            half = len(rest) // 2
+            split |= {
                 Role.DATAPATH: [last],
                 Role.SENDER: rest[half:],
                 Role.CAPTURE: rest[half:],
-                Role.SERVER: rest[:half] or rest,
-                Role.TICKER: usable,
+                Role.SERVER: rest[:half],
             }
         return cls({role: Place(frozenset(split[role]), NICE[role]) for role in Role})
 
