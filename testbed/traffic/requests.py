@@ -248,11 +248,12 @@ class Calls:
 
     def _finish(self, stop: Stop) -> None:
         deadline_s = time.monotonic() + self.spec.deadline_s + _LAST_ANSWERS_S
-        for _ in range(self.spec.in_flight):
-            while not self._slots.acquire(timeout=_SLICE_S):
-                if stop.requested or time.monotonic() > deadline_s:
-                    for call in list(self._open.values()):
-                        call.cancel()
+        # Asleep, not counting slots: other senders of the host may still be within their window.
+        while self._open:
+            if stop.requested or time.monotonic() > deadline_s:
+                for call in list(self._open.values()):
+                    call.cancel()
+            time.sleep(_SLICE_S)
 
 
 def _maker(spec: RequestSpec) -> Maker:
