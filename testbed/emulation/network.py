@@ -47,6 +47,8 @@ HOST_SETTINGS: Mapping[str, str] = {
     # Whatever the machine's default: an algorithm that paces (BBR) spreads a request over several round trips, which
     # no queue of the path explains. Every kernel has this one.
     "net/ipv4/tcp_congestion_control": "reno",
+    # A queue that is deep on purpose answers late, and a probe for a lost tail would send its last packet twice.
+    "net/ipv4/tcp_early_retrans": "0",
 }
 """Settings of each host's own network namespace, below /proc/sys."""
 _TOOLS = {

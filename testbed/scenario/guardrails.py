@@ -195,7 +195,7 @@ def _root(excess: Callable[[float], float], sizes: _Sizes) -> float:
 def _modulated_backlog_bits(arrivals: MmppArrivals, sizes: _Sizes, rate_bps: float) -> float:
     """Backlog at `rate_bps` that packets of a modulated Poisson process find with probability `OVERFLOW` at most.
 
-    docs/calculus.md, "Markov-modulated": theta is the root of lambda_max(Q + diag(lambda_z (E e^{theta L} - 1))) =
+    docs/calculus.md, "Martingale": theta is the root of lambda_max(Q + diag(lambda_z (E e^{theta L} - 1))) =
     theta R, h the positive eigenvector of the chain's time reversal there. A queue grows at arrivals only, hence
     P(backlog > q) <= pi h / min(h where packets come) e^{-theta q} of the time, and for R/mean times as many packets.
     """
