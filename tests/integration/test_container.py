@@ -15,7 +15,7 @@ DOCKERFILE = """\
 # A comment, and instructions over several lines.
 FROM debian:bookworm-slim
 ENV GREETING=hello NAME="two words"
-WORKDIR /work/here
+WORKDIR /checkout/here
 COPY . .
 RUN cat kept.txt >made.txt && \\
     echo "$GREETING" >>made.txt
@@ -72,7 +72,7 @@ def test_the_command_gets_the_directory_the_environment_and_what_was_copied(chec
     ended = checkout.run("--env", "MORE=more", "--", "sh", "-c", 'echo "$PWD $NAME $MORE"; ls; exit 7')
     assert ended.returncode == 7, ended.stderr
     place, *names = ended.stdout.splitlines()
-    assert place == "/work/here two words more"
+    assert place == "/checkout/here two words more"
     assert names == ["Dockerfile", "kept.txt", "made.txt", "scripts"]
 
 
@@ -87,8 +87,8 @@ def test_namespaces_are_the_commands_own(checkout: Checkout) -> None:
 
 
 def test_what_a_command_writes_is_thrown_away_and_volumes_stay(checkout: Checkout, tmp_path: Path) -> None:
-    assert checkout.run("--", "touch", "/work/here/new", "/new").returncode == 0
-    assert "new" not in checkout.run("--", "ls", "/", "/work/here").stdout.split()
+    assert checkout.run("--", "touch", "/checkout/here/new", "/new").returncode == 0
+    assert "new" not in checkout.run("--", "ls", "/", "/checkout/here").stdout.split()
     kept = ("--volume", f"{tmp_path}:/kept")
     assert checkout.run(*kept, "--", "touch", "/kept/new").returncode == 0
     assert (tmp_path / "new").exists()
