@@ -8,7 +8,8 @@ import pytest
 
 from testbed.calculus import EnvelopeService, ExcessTail, MarkovOnOff, RateLatency, delay_bound
 from tests.unit.calculus import reference as ref
-from tests.unit.calculus.systems import KINDS, judge, random_system
+from tests.unit.calculus.systems import KINDS, random_system
+from tests.unit.calculus.verdicts import judge
 
 SYSTEMS = 208
 EFFORT = 0.25
