@@ -1,0 +1,31 @@
+"""What every test shares: a look at the host before the first one and after the last."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.leftovers import MARK, Host, left_behind
+
+_GOING_S = 10.0
+"""How long what was told to end may take to be gone."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_is_left_behind() -> Iterator[None]:
+    """Fail the last test of a session, by name of what is left, if the host is not as it was before the first one."""
+    token = secrets.token_hex(8)
+    mark = f"{MARK}={token}"
+    os.environ[MARK] = token
+    before = Host.now(mark)
+    yield
+    deadline = time.monotonic() + _GOING_S
+    while (found := left_behind(before, Host.now(mark))) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    del os.environ[MARK]
+    if found:
+        pytest.fail("the tests of this session changed the host:\n" + "\n".join(found), pytrace=False)
