@@ -17,6 +17,7 @@ def response_to(request: pb.ModelInferRequest, job: Job, answer: Answer) -> pb.M
     answer.stamps.write(response.parameters)
     if answer.impaired:
         response.parameters[IMPAIRED].string_param = ",".join(answer.impaired)
+        answer.lost.write(response.parameters)
     return response
 
 

@@ -1,8 +1,9 @@
 """Makes the server worse on purpose, so that whoever observes it can be tested: seeded, recorded, and never a secret.
 
-An impairment has a kind, a window of time, and an amount. What it touches carries its kind in the answer and is
-counted; its beginning and end go into the record, a file of JSON lines, with the clock of the stamps. Which answers are
-wrong follows from the seed, the tenant and the request's id alone, so the same requests are answered wrongly again.
+An impairment has a kind, a window of time, and an amount. What it touches carries its kind and its cost in the answer
+and is counted; its beginning and end go into the record, a file of JSON lines, with the clock of the stamps. Which
+answers are wrong follows from the seed, the tenant and the request's id alone, so the same requests are answered
+wrongly again.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ import json
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -25,23 +26,15 @@ from google.protobuf import json_format
 
 from inference_server.errors import InvalidRequestError
 from inference_server.generated import open_inference_pb2 as pb
-from inference_server.protocol import IMPAIRMENTS, Stamps
+from inference_server.protocol import IMPAIRMENTS, Kind, LostTime, Stamps
 from inference_server.tensors import Array
 
 CRASHED = 70
 """Exit code of a server that crashed on purpose."""
 
 _PAGE_BYTES = 4096
-
-
-class Kind(StrEnum):
-    """What is done to the server."""
-
-    SLOW_DOWN = "slow-down"
-    PAUSE = "pause"
-    WRONG_ANSWERS = "wrong-answers"
-    CRASH = "crash"
-    MEMORY_PRESSURE = "memory-pressure"
+_REMEMBERED = 1 << 16
+"""Of how many times that a worker was held up the server knows; more than can happen while a request waits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,13 +136,19 @@ class Impairments:
     """The impairments of one server while it runs; every method may be called from any thread."""
 
     def __init__(
-        self, record: Path | None, *, touched: Callable[[str, int], None], crash: Callable[[int], object] = os._exit
+        self,
+        record: Path | None,
+        *,
+        touched: Callable[[str, int], None],
+        workers: int = 1,
+        crash: Callable[[int], object] = os._exit,
     ) -> None:
         """Begin with none.
 
         Args:
             record: File to append beginnings and ends to.
             touched: Told of each kind, and how many requests it touched.
+            workers: How many there are to be held up.
             crash: Ends the process.
 
         Raises:
@@ -157,10 +156,13 @@ class Impairments:
         """
         self._record = None if record is None else record.open("a", encoding="utf-8")
         self._touched = touched
+        self._workers = workers
         self._crash = crash
         self._lock = threading.Lock()
         self._all: tuple[Impairment, ...] = ()
         self._held: dict[Impairment, Array] = {}
+        # From when until when a worker was held up and by what, in the order of the ends.
+        self._held_up: deque[tuple[int, int, Kind]] = deque(maxlen=_REMEMBERED)
         self._unnamed = count()
         self._changed = threading.Event()
         self._ended = threading.Event()
@@ -186,31 +188,39 @@ class Impairments:
 
     def wait_out_pause(self) -> None:
         """Return when no pause holds the workers up, or the server ends."""
+        begun_ns = time.monotonic_ns()
         while pauses := self._active(Kind.PAUSE):
             left_ns = max(pause.end_ns for pause in pauses) - time.monotonic_ns()
-            if self._ended.wait(max(0.0, left_ns / 1e9)):
+            over = self._ended.wait(max(0.0, left_ns / 1e9))
+            begun_ns = self._was_held_up(begun_ns, Kind.PAUSE)
+            if over:
                 return
 
-    def slow_down(self, taken_ns: int) -> None:
-        """Make a computation that took so long take longer."""
+    def slow_down(self, taken_ns: int) -> int:
+        """Make a computation that took so long take longer, and say by how many ns it did."""
         factor = float(np.prod([impairment.amount for impairment in self._active(Kind.SLOW_DOWN)]))
-        if factor > 1:
-            time.sleep(taken_ns * (factor - 1) / 1e9)
+        if factor <= 1:
+            return 0
+        begun_ns = time.monotonic_ns()
+        time.sleep(taken_ns * (factor - 1) / 1e9)
+        return self._was_held_up(begun_ns, Kind.SLOW_DOWN) - begun_ns
 
     def applied(
-        self, tenant: str, name: str, outputs: Mapping[str, Array], stamps: Stamps
-    ) -> tuple[Mapping[str, Array], Stamps, tuple[str, ...]]:
-        """The outputs of a request as they shall be answered, with the kinds of impairment that touched it.
+        self, tenant: str, name: str, outputs: Mapping[str, Array], stamps: Stamps, slowed_ns: int = 0
+    ) -> tuple[Mapping[str, Array], tuple[str, ...], LostTime]:
+        """The outputs of a request as they shall be answered, the kinds of impairment that touched it, and their cost.
 
         Args:
             tenant: Who asked.
             name: The request's id.
             outputs: What was computed.
             stamps: When.
+            slowed_ns: How much longer than it had to its computation took.
         """
         if not self._all:
-            return outputs, stamps, ()
-        kinds: set[Kind] = set()
+            return outputs, (), LostTime()
+        lost = self._lost(stamps, slowed_ns)
+        kinds: set[Kind] = {Kind.SLOW_DOWN} if lost.behind_ns else set()
         for impairment in self._all:
             match impairment.kind:
                 case Kind.PAUSE if impairment.overlaps(stamps.queued_ns, stamps.started_ns):
@@ -226,7 +236,36 @@ class Impairments:
                     outputs = {key: _wrong(array) for key, array in outputs.items()}
         for kind in kinds:
             self._touched(kind, 1)
-        return outputs, stamps, tuple(sorted(kinds))
+        return outputs, tuple(sorted(kinds)), lost
+
+    def _was_held_up(self, begun_ns: int, kind: Kind) -> int:
+        """Remember that a worker was held up from then until now, and return now."""
+        with self._lock:
+            now_ns = time.monotonic_ns()
+            self._held_up.append((begun_ns, now_ns, kind))
+        return now_ns
+
+    def _lost(self, stamps: Stamps, slowed_ns: int) -> LostTime:
+        """What a request lost of the time it was queued while workers were held up, and of its own computation.
+
+        A pause holds up whoever waits, whatever other workers still compute; a slow-down takes away the part of the
+        workers that it slows down.
+        """
+        paused_ns = behind_ns = 0
+        earliest_ns = stamps.started_ns
+        with self._lock:
+            for begun_ns, end_ns, kind in reversed(self._held_up):
+                if end_ns <= stamps.queued_ns:
+                    break
+                begin_ns = max(begun_ns, stamps.queued_ns)
+                if kind is Kind.PAUSE:
+                    # Ends come in falling order, so what lies behind the earliest beginning has been counted.
+                    paused_ns += max(0, min(end_ns, earliest_ns) - begin_ns)
+                    earliest_ns = min(earliest_ns, begin_ns)
+                else:
+                    behind_ns += max(0, min(end_ns, stamps.started_ns) - begin_ns)
+        left_ns = stamps.started_ns - stamps.queued_ns - paused_ns
+        return LostTime(paused_ns, min(behind_ns // self._workers, left_ns), slowed_ns)
 
     def _drawn(self, impairment: Impairment, tenant: str, name: str) -> bool:
         text = f"{impairment.seed}/{tenant}/{name or f'unnamed {next(self._unnamed)}'}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from enum import StrEnum
 from typing import Self
 
 from inference_server.generated.open_inference_pb2 import InferParameter, ModelInferResponse
@@ -23,6 +24,17 @@ this protocol let parameters they do not know pass, while most refuse an input t
 
 IMPAIRED = "impaired"
 """Parameter of an answer (text): kinds of impairment, made on purpose, that touched the request, with commas."""
+
+
+class Kind(StrEnum):
+    """What is done to a server to make it worse on purpose."""
+
+    SLOW_DOWN = "slow-down"
+    PAUSE = "pause"
+    WRONG_ANSWERS = "wrong-answers"
+    CRASH = "crash"
+    MEMORY_PRESSURE = "memory-pressure"
+
 
 TIMEOUT = "timeout"
 """Request parameter (whole number, microseconds) of Triton's clients: how long the server may take."""
@@ -68,3 +80,39 @@ class Stamps:
         if any(name not in response.parameters for name in names):
             return None
         return cls(*(response.parameters[name].int64_param for name in names))
+
+
+@dataclass(frozen=True, slots=True)
+class LostTime:
+    """What impairments cost a request within the server, ns, as parameters of the answer; one that is 0 is left out.
+
+    Attributes:
+        paused_ns: It waited while workers were paused.
+        behind_ns: It waited while a worker that was slowed down was not yet done with others. With several workers that
+            is the share of them that was taken away.
+        slowed_ns: Its own computation took so much longer.
+    """
+
+    paused_ns: int = 0
+    behind_ns: int = 0
+    slowed_ns: int = 0
+
+    def write(self, parameters: Mapping[str, InferParameter]) -> None:
+        """Put what is not 0 into the parameters of an answer."""
+        for field in fields(self):
+            if value := getattr(self, field.name):
+                parameters[field.name].int64_param = value
+
+    @classmethod
+    def read(cls, response: ModelInferResponse) -> Self:
+        """What an answer says, 0 where it says nothing."""
+        names = [field.name for field in fields(cls) if field.name in response.parameters]
+        return cls(**{name: response.parameters[name].int64_param for name in names})
+
+
+def impaired_by(response: ModelInferResponse) -> frozenset[Kind]:
+    """The kinds of impairment that touched an answer, as far as it says; those of another server's are ignored."""
+    if IMPAIRED not in response.parameters:
+        return frozenset()
+    known = set(Kind)
+    return frozenset(Kind(name) for name in response.parameters[IMPAIRED].string_param.split(",") if name in known)

@@ -117,7 +117,9 @@ class InferenceServer:
             now_ns=time.monotonic_ns,
             expired=Job.expire,
         )
-        self._impairments = Impairments(settings.impairment_record, touched=statistics.touched)
+        self._impairments = Impairments(
+            settings.impairment_record, touched=statistics.touched, workers=settings.workers
+        )
         self._due = [] if settings.impair is None else parse(settings.impair, 0)
         serving = Serving(
             workers=settings.workers,

@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -19,7 +19,7 @@ from inference_server import batches
 from inference_server.errors import AbandonedError, ExpiredError, FailedError
 from inference_server.impairments import Impairments
 from inference_server.models import Model
-from inference_server.protocol import Stamps
+from inference_server.protocol import LostTime, Stamps
 from inference_server.scheduler import Scheduler
 from inference_server.statistics import Statistics
 from inference_server.tensors import Array
@@ -35,11 +35,13 @@ class Answer:
         outputs: By name.
         stamps: When.
         impaired: Kinds of impairment that touched it.
+        lost: What they cost it.
     """
 
     outputs: Mapping[str, Array]
     stamps: Stamps
     impaired: tuple[str, ...] = ()
+    lost: LostTime = field(default_factory=LostTime)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -167,12 +169,13 @@ class Workers:
         model, rows = batch[0].model, [job.rows for job in batch]
         started_ns = time.monotonic_ns()
         computed = model.compute(batches.joined([job.inputs for job in batch]), batch[0] if len(batch) == 1 else None)
-        outputs = batches.divided(computed.outputs, rows)
-        self._impairments.slow_down(time.monotonic_ns() - started_ns)
+        divided = batches.divided(computed.outputs, rows)
+        slowed_ns = self._impairments.slow_down(time.monotonic_ns() - started_ns)
         finished_ns = time.monotonic_ns()
         self._statistics.executed(model.name, computed.execution, requests=len(batch), rows=sum(rows))
         with self._lock:
             self.computed += len(batch)
-        for job, mine in zip(batch, outputs, strict=True):
+        for job, mine in zip(batch, divided, strict=True):
             stamps = Stamps(job.received_ns, job.queued_ns, started_ns, finished_ns)
-            job.resolve(Answer(*self._impairments.applied(job.tenant, job.id, mine, stamps)))
+            outputs, kinds, lost = self._impairments.applied(job.tenant, job.id, mine, stamps, slowed_ns)
+            job.resolve(Answer(outputs, stamps, kinds, lost))

@@ -16,7 +16,7 @@ import pytest
 from inference_server.errors import InvalidRequestError
 from inference_server.generated import open_inference_pb2 as pb
 from inference_server.impairments import CRASHED, Impairments, parse, read
-from inference_server.protocol import IMPAIRED, Stamps
+from inference_server.protocol import IMPAIRED, Kind, LostTime, Stamps, impaired_by
 from inference_server.server import Settings
 from tests.unit.inference.serving import LONG_S, Running, infer, request, serving, until
 
@@ -37,7 +37,7 @@ def impairing(*items: dict[str, Any], seed: int = 7, record: Path | None = None,
 def answered(impairments: Impairments, name: str) -> tuple[np.ndarray, tuple[str, ...]]:
     now = time.monotonic_ns()
     outputs = {"logits": np.arange(10, dtype="<f4")[None, :]}
-    found, _, kinds = impairments.applied("alpha", name, outputs, Stamps(now, now, now, now + 1))
+    found, kinds, _ = impairments.applied("alpha", name, outputs, Stamps(now, now, now, now + 1))
     return found["logits"], kinds
 
 
@@ -101,16 +101,47 @@ def test_a_request_that_a_pause_held_up_says_so_and_others_do_not() -> None:
     start = impairments._all[0].start_ns
     before = Stamps(0, start - 20, start - 10, start - 5)
     held = Stamps(0, start - 20, start + 10, start + 20)
-    assert impairments.applied("alpha", "1", {}, before)[2] == ()
-    assert impairments.applied("alpha", "1", {}, held)[2] == ("pause",)
+    assert impairments.applied("alpha", "1", {}, before)[1] == ()
+    assert impairments.applied("alpha", "1", {}, held)[1] == ("pause",)
     impairments.close()
 
 
 def test_a_slow_down_makes_a_computation_take_its_factor() -> None:
     impairments = impairing({"kind": "slow-down", "to_s": LATER_S, "factor": 3.0})
     begun = time.monotonic_ns()
-    impairments.slow_down(10_000_000)
-    assert time.monotonic_ns() - begun >= 20_000_000
+    slowed_ns = impairments.slow_down(10_000_000)
+    assert 20_000_000 <= slowed_ns <= time.monotonic_ns() - begun
+    impairments.close()
+
+
+def test_a_request_says_how_long_others_before_it_were_slowed_down() -> None:
+    impairments = impairing({"kind": "slow-down", "to_s": LATER_S, "factor": 2.0})
+    queued = time.monotonic_ns()
+    slowed = [impairments.slow_down(5_000_000) for _ in range(2)]
+    started = time.monotonic_ns()
+    _, kinds, lost = impairments.applied("alpha", "1", {}, Stamps(queued, queued, started, started + 100), 40)
+    assert (kinds, lost) == (("slow-down",), LostTime(0, sum(slowed), 40))
+    _, _, late = impairments.applied("alpha", "2", {}, Stamps(started, started, started, started + 100))
+    assert late == LostTime()
+    impairments.close()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_pause_costs_a_request_the_time_it_holds_workers_up_however_many_they_are(workers: int) -> None:
+    impairments = impairing({"kind": "pause", "to_s": LATER_S}, workers=workers)
+    start = impairments._all[0].start_ns
+    impairments._held_up.extend([(start + 10, start + 50, Kind.PAUSE), (start + 20, start + 60, Kind.PAUSE)])
+    _, _, lost = impairments.applied("alpha", "1", {}, Stamps(0, start + 15, start + 80, start + 90))
+    assert lost == LostTime(paused_ns=45)
+    impairments.close()
+
+
+def test_what_several_workers_lose_to_a_slow_down_is_shared_by_who_waits() -> None:
+    impairments = impairing({"kind": "slow-down", "to_s": LATER_S, "factor": 2.0}, workers=2)
+    start = impairments._all[0].start_ns
+    impairments._held_up.extend([(start, start + 30, Kind.SLOW_DOWN), (start + 10, start + 40, Kind.SLOW_DOWN)])
+    _, _, lost = impairments.applied("alpha", "1", {}, Stamps(0, start + 10, start + 80, start + 90))
+    assert lost == LostTime(behind_ns=25)
     impairments.close()
 
 
@@ -195,4 +226,25 @@ def test_a_plan_counts_from_the_ready_line() -> None:
         assert begun < only.start_ns < time.monotonic_ns()
         with running.channel() as channel:
             found = infer(channel)(request(), timeout=LONG_S)
-        assert found.parameters[IMPAIRED].string_param == "slow-down"
+        assert impaired_by(found) == {Kind.SLOW_DOWN}
+
+
+def test_an_answer_says_what_a_slow_down_cost_it() -> None:
+    plan = asked({"kind": "slow-down", "to_s": LATER_S, "factor": 5.0})
+    with (
+        serving(Settings(listen="127.0.0.1:0", models=["digits-small"], device="cpu", impair=plan)) as running,
+        running.channel() as channel,
+    ):
+        found = infer(channel)(request(), timeout=LONG_S)
+    stamps, lost = Stamps.read(found), LostTime.read(found)
+    assert stamps is not None
+    computed_ns = stamps.finished_ns - stamps.started_ns
+    assert 0.75 * computed_ns < lost.slowed_ns < computed_ns
+    assert "paused_ns" not in found.parameters
+
+
+def test_kinds_that_only_another_server_knows_are_ignored() -> None:
+    answer = pb.ModelInferResponse()
+    assert impaired_by(answer) == frozenset()
+    answer.parameters[IMPAIRED].string_param = "pause,haunting"
+    assert impaired_by(answer) == {Kind.PAUSE}
