@@ -47,7 +47,7 @@ def _options(
 ) -> None:
     """Validate tail-latency promises on a real data plane: the analytical bound beside the measurement.
 
-    Exit codes: 0 PASS, 1 FAIL, 2 the command was wrong or cannot run here, 3 INVALID, 4 UNDETERMINED.
+    Exit codes: 0 PASS, 1 FAIL, 2 the command was wrong or cannot run here, 3 INVALID, 4 UNDETERMINED, 130 interrupted.
     """
 
 

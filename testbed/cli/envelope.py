@@ -27,7 +27,7 @@ from testbed.envelope.summary import describe, describe_path
 from testbed.envelope.units import unix_time
 from testbed.management.compute_envelope import calibrate_files
 
-app = typer.Typer(no_args_is_help=True, help="Signed promises: make keys, sign, verify, show, compose.")
+app = typer.Typer(no_args_is_help=True, help="Signed promises: keys, calibration, signing, verification, composition.")
 
 _DAY_S = 86_400
 

@@ -42,7 +42,7 @@ class On(StrEnum):
 
 def experiment(  # noqa: PLR0917 - options of a command line
     name: Annotated[Name, typer.Argument(help="overload: admission rules; isolation: schedulers.")],
-    on: Annotated[On, typer.Option("--on", help="Where.")] = On.SIMULATION,
+    on: Annotated[On, typer.Option("--on", help="In the simulator or, as root, on a network.")] = On.SIMULATION,
     replications: Annotated[int, typer.Option(min=2, help="Independent windows of each simulated point.")] = 5,
     duration: Annotated[float | None, typer.Option(min=1.0, help="Seconds of each window.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Root of every random stream.")] = 1,

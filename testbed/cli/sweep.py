@@ -35,7 +35,7 @@ def sweep(  # noqa: PLR0917 - options of a command line
     packets: Annotated[int | None, typer.Option(min=1, help="Packets in each window, about.")] = None,
     replications: Annotated[int, typer.Option(min=1, help="Independent windows to pool at each point.")] = 1,
     workers: Annotated[int, typer.Option(min=1, help="Processes; they change nothing but the time it takes.")] = 1,
-    scheduler: Annotated[Scheduler, typer.Option(help="Where the grid does not vary it.")] = Scheduler.RESERVED,
+    scheduler: Annotated[Scheduler, typer.Option(help="Of every domain, unless in the grid.")] = Scheduler.RESERVED,
     on_ray: Annotated[bool, typer.Option("--ray", help="Use Ray (the extra `ray`) instead of processes.")] = False,
     out: Annotated[Path, typer.Option(help="Folder of the sweep; the same one again goes on.")] = Path("sweep"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON instead of a table.")] = False,
