@@ -25,6 +25,8 @@ class Cause(StrEnum):
     TRANSPORT = "client's transport"
     INFERENCE_QUEUE = "inference queueing"
     COMPUTE = "compute"
+    PAUSED = "server paused on purpose"
+    SLOWED_DOWN = "server slowed down on purpose"
     NETWORK_BACK = "network back"
     RETRANSMISSION = "retransmission"
     HOST = "host artefact"

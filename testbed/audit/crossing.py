@@ -32,6 +32,10 @@ class Crossing(Protocol):
         """`packets` or `requests`."""
 
     @property
+    def samples(self) -> Sequence[TenantSamples | RequestSamples]:
+        """Each window as measured."""
+
+    @property
     def latency_s(self) -> FloatArray:
         """Seconds, NaN: lost or never answered; [n]."""
 
@@ -157,7 +161,11 @@ class RequestCrossing:
         status, correct = (
             np.concatenate([getattr(samples, name) for samples in self.samples]) for name in ("status", "correct")
         )
-        return Endings.of(status, correct, self.samples[0].images)
+        touched = [
+            np.zeros(len(samples), np.uint8) if samples.impaired is None else samples.impaired
+            for samples in self.samples
+        ]
+        return Endings.of(status, correct, self.samples[0].images, np.concatenate(touched))
 
     def places(self) -> dict[str, FloatArray]:
         """The client, each domain on the way out, the server's queue, its computation, the way back, the rest."""
@@ -165,7 +173,10 @@ class RequestCrossing:
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def causes(self) -> dict[str, FloatArray]:
-        """Where it waited for whom; the server's stamps tell queueing and computing apart from the network."""
+        """Where it waited for whom; the server's stamps tell queueing and computing apart from the network.
+
+        What the server says it was held up by on purpose is neither.
+        """
         cut = [_request_causes(samples, self.rate_bps) for samples in self.samples]
         passages = {
             name: DomainPassage(
@@ -198,6 +209,8 @@ def _request_causes(
 ) -> tuple[dict[str, DomainPassage], dict[Cause, FloatArray]]:
     """One window: the passages of the client's transport and of each domain, and the causes measured apart."""
     resent_s = np.zeros_like(samples.out_s) if samples.resent_s is None else samples.resent_s
+    lost_s = np.zeros((len(samples), 3)) if samples.lost_time_s is None else samples.lost_time_s
+    paused_s, behind_s, slowed_s = lost_s.T
     own_s = np.zeros_like(samples.out_s) if rate_bps is None else _request_waits(samples, rate_bps)
     passages = {Cause.TRANSPORT.value: DomainPassage(samples.out_s[:, 0] - samples.sent_s, own_s[:, 0])}
     passages |= {
@@ -205,8 +218,10 @@ def _request_causes(
         for d, name in enumerate(samples.domains)
     }
     return passages, {
-        Cause.INFERENCE_QUEUE: samples.queue_s,
-        Cause.COMPUTE: samples.compute_s,
+        Cause.INFERENCE_QUEUE: samples.queue_s - paused_s - behind_s,
+        Cause.COMPUTE: samples.compute_s - slowed_s,
+        Cause.PAUSED: paused_s,
+        Cause.SLOWED_DOWN: behind_s + slowed_s,
         Cause.NETWORK_BACK: samples.network_back_s - resent_s[:, -1],
         Cause.RETRANSMISSION: resent_s.sum(axis=1),
         Cause.HOST: samples.sent_s - samples.intended_s + samples.residual_s,

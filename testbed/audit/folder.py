@@ -7,10 +7,12 @@ run's gates: of an invalid run nothing is said about tenants or domains. Tables 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from testbed.audit.attribution import Attribution, attribute
 from testbed.audit.causes import Counterfactual, counterfactual
@@ -18,7 +20,7 @@ from testbed.audit.contracts import ContractFinding, ContractVerdict, DomainEvid
 from testbed.audit.crossing import Crossing
 from testbed.audit.evidence import CONFIDENCE, RunEvidence, promised_confidence, read_evidence
 from testbed.audit.record import Audit, Promise, audit_series, blame_dict, say_blame
-from testbed.report.record import TenantRecord
+from testbed.report.record import RunRecord, TenantRecord
 from testbed.traffic.request_records import Endings
 
 _EXCUSED = "The tenant broke its own contract, so nobody owes it the promise that follows."
@@ -41,6 +43,7 @@ class TenantAudit:
         counterfactuals: For each domain that broke its envelope, the p99.9 had it not.
         counted: Packets or requests that the run judged; a simulation records the first of them and counts the rest.
         endings: How requests ended; None for packets.
+        impairments: What its server was made to suffer, a sentence each.
     """
 
     tenant: str
@@ -51,6 +54,7 @@ class TenantAudit:
     counterfactuals: tuple[Counterfactual, ...]
     counted: int
     endings: Endings | None
+    impairments: tuple[str, ...] = ()
 
     def sentences(self) -> tuple[str, ...]:
         """One sentence for each finding, the most important first."""
@@ -61,6 +65,7 @@ class TenantAudit:
             *((_RECORDED.format(self.audit.n, self.counted),) if self.counted > self.audit.n else ()),
             first,
             *((str(self.endings),) if self.endings else ()),
+            *self.impairments,
             *rest,
             *((f"By cause: {say_blame(self.causes)}",) if self.causes else ()),
             *(finding.reason for finding in self.contracts),
@@ -128,6 +133,7 @@ def audit_evidence(evidence: RunEvidence, confidence: float = CONFIDENCE) -> Run
                 evidence.nonconforming.get(tenant.name, 0),
                 [(item, finding) for item, finding in judged if finding.tenant == tenant.name],
                 promised_confidence(record, tenant.name, confidence),
+                impairments=tuple(_impairments(record, tenant.name, evidence.crossings[tenant.name])),
                 valid=valid,
             )
             for tenant in record.tenants
@@ -143,6 +149,7 @@ def _audit_tenant(
     judged: Sequence[tuple[DomainEvidence, ContractFinding]],
     confidence: float,
     *,
+    impairments: tuple[str, ...],
     valid: bool,
 ) -> TenantAudit:
     promise = None
@@ -162,7 +169,25 @@ def _audit_tenant(
         counterfactuals=tuple(_had_kept(crossing, e) for e, _ in broken),
         counted=tenant.n,
         endings=crossing.endings,
+        impairments=impairments,
     )
+
+
+def _impairments(record: RunRecord, tenant: str, crossing: Crossing) -> Iterator[str]:
+    """What was done to the tenant's server, and how many of the requests that were due meanwhile had no answer."""
+    windows = [window for window in record.windows if tenant in window.samples | window.requests]
+    for window, samples in zip(windows, crossing.samples, strict=True):
+        for each in window.impairments:
+            if tenant in each.tenants:
+                end_s = np.inf if each.end_s is None else each.end_s
+                due = (samples.intended_s >= each.begin_s) & (samples.intended_s < end_s)
+                lost = int(np.count_nonzero(due & ~np.isfinite(samples.latency_s)))
+                until = "the end" if each.end_s is None else f"{end_s:.2f} s"
+                yield (
+                    f"Its server was made worse on purpose in window {window.index}, {each.describe()} from "
+                    f"{each.begin_s:.2f} s to {until}: of {int(due.sum()):,} requests due meanwhile {lost:,} were "
+                    "never answered."
+                )
 
 
 def _verdict(nonconforming: int, audit: Audit, *, valid: bool) -> str:

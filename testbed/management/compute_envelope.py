@@ -24,7 +24,7 @@ from testbed.envelope.errors import CalibrationError
 from testbed.envelope.heldout import Finding, holds
 from testbed.envelope.units import bits_up, ns_up, ppm_down
 from testbed.telemetry.lag import Fifo, fifo, lag_s, lingering_s
-from testbed.traffic.request_records import OK, Endings, RequestRecord
+from testbed.traffic.request_records import OK, Endings, RequestRecord, count_impaired
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -66,8 +66,14 @@ class Served:
         """Read a record.
 
         Raises:
-            CalibrationError: Nothing was answered, or the server gives no stamps.
+            CalibrationError: Nothing was answered, the server gives no stamps, or it was impaired on purpose.
         """
+        if record.impaired is not None:
+            touched = ", ".join(f"{count} by {kind}" for kind, count in count_impaired(record.impaired).items())
+            raise CalibrationError(
+                f"record: found answers impaired on purpose ({touched}), expected none; end the impairments and "
+                "measure again"
+            )
         ok = (record.status == OK) & np.isfinite(record.server_s).all(axis=1)
         if not ok.any():
             raise CalibrationError("record: found no answered request with the server's stamps, expected some")

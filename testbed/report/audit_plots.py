@@ -14,7 +14,17 @@ from matplotlib.figure import Figure
 
 from testbed.audit.quantile import quantiles
 from testbed.audit.tail import mean_excess, thresholds
-from testbed.report.plots import BOUND, DEADLINE, DOMAIN_COLOURS, IDEAL, MEASURED, STYLE, svg
+from testbed.report.plots import (
+    BOUND,
+    DEADLINE,
+    DOMAIN_COLOURS,
+    IDEAL,
+    MEASURED,
+    STALL_MARK,
+    STYLE,
+    stall_marks,
+    svg,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,6 +34,7 @@ if TYPE_CHECKING:
     from testbed.audit.attribution import Attribution
     from testbed.audit.clusters import FloatArray, IntArray
     from testbed.audit.record import Audit
+    from testbed.report.stalls import Stalled
 
 _RARITIES = np.geomspace(0.5, 1e-4, 24)
 """One minus the levels at which quantiles are drawn."""
@@ -32,7 +43,9 @@ _NORMAL_95 = 1.96
 _SIZE = (6.4, 3.2)
 
 
-def quantile_plot(name: str, audit: Audit, latency_s: FloatArray, runs: IntArray | None) -> str:
+def quantile_plot(
+    name: str, audit: Audit, latency_s: FloatArray, runs: IntArray | None, stalled: Stalled | None = None
+) -> str:
     """Quantiles with their band against how rarely they are exceeded, the fitted tail and the promise beside them.
 
     Args:
@@ -40,6 +53,7 @@ def quantile_plot(name: str, audit: Audit, latency_s: FloatArray, runs: IntArray
         audit: Of these latencies.
         latency_s: Latencies in seconds, NaN: never answered; float64 [n].
         runs: Run of each, int64 [n]; None for a single one.
+        stalled: Marks those that were on their way while the host stood still; None where it did not.
     """
     found = [q for q in quantiles(latency_s, tuple(1 - _RARITIES), runs=runs) if q.estimate_s is not None]
     rarity = np.array([1 - q.level for q in found])
@@ -53,6 +67,10 @@ def quantile_plot(name: str, audit: Audit, latency_s: FloatArray, runs: IntArray
         axes.fill_between(rarity[known], lower[known], upper[known], color=MEASURED, alpha=0.18, lw=0)
         axes.plot(rarity, estimate, color=MEASURED, lw=1.6, label="measured, 95 % interval")
         axes.plot(rarity[~known], lower[~known], color=MEASURED, lw=0.8, ls=":", label="lower limit alone")
+        if stalled is not None:
+            marked_s, share = stall_marks(latency_s, stalled.touched)
+            shown = (share >= _RARITIES[-1]) & (share <= _RARITIES[0])
+            axes.plot(share[shown], marked_s[shown] * 1e3, **STALL_MARK)
         models = [model for model in audit.tail if model.estimate_s is not None]
         if models:
             at = _drawable([model.estimate_s for model in models])

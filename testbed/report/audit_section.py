@@ -16,6 +16,8 @@ from testbed.audit.table import Series, TableAudit
 from testbed.errors import TestbedError
 from testbed.report.audit_plots import blame_plot, mean_excess_plot, quantile_plot, stability_plot
 from testbed.report.page import template
+from testbed.report.stalls import Stalled
+from testbed.report.timeline import load_stalls, starts
 
 _ENOUGH = 100
 """Answered requests below which a distribution is not worth a picture."""
@@ -29,11 +31,13 @@ class TenantSection:
         found: The audit.
         what: What its samples are: packets, requests or just samples.
         pictures: Caption to `<svg>` element.
+        stalled: What stalls of the host had to do with what the pictures show; empty where it did not stall.
     """
 
     found: TenantAudit
     what: str
     pictures: dict[str, Markup]
+    stalled: str = ""
 
 
 def run_sections(evidence: RunEvidence, audit: RunAudit) -> tuple[TenantSection, ...]:
@@ -43,8 +47,13 @@ def run_sections(evidence: RunEvidence, audit: RunAudit) -> tuple[TenantSection,
         evidence: Of the run.
         audit: Of that evidence.
     """
-    pairs = [(found, evidence.crossings[found.tenant]) for found in audit.tenants]
-    return tuple(TenantSection(found, seen.what, _pictures(found, seen.latency_s, seen.runs)) for found, seen in pairs)
+    sections = []
+    for found in audit.tenants:
+        seen, stalled = evidence.crossings[found.tenant], _stalled(evidence, found.tenant)
+        pictures = _pictures(found, seen.latency_s, seen.runs, stalled)
+        said = "" if stalled is None else stalled.sentence(seen.what)
+        sections.append(TenantSection(found, seen.what, pictures, said))
+    return tuple(sections)
 
 
 def table_sections(name: str, series: Sequence[Series], audit: TableAudit) -> tuple[TenantSection, ...]:
@@ -82,10 +91,20 @@ def write_page(target: Path, name: str, verdict: str, sections: Sequence[TenantS
         raise TestbedError(f"{target}: {error.strerror}; name a file in a folder that can be written to") from error
 
 
-def _pictures(found: TenantAudit, latency_s: FloatArray, runs: IntArray | None) -> dict[str, Markup]:
+def _stalled(evidence: RunEvidence, tenant: str) -> Stalled | None:
+    """What stalls of the host touched, in the order of the tenant's crossing."""
+    crossing = evidence.crossings[tenant]
+    begun = [start_s for start_s, window in starts(evidence.record) if tenant in window.samples | window.requests]
+    time_s = [start_s + samples.intended_s for start_s, samples in zip(begun, crossing.samples, strict=True)]
+    return Stalled.of(np.concatenate(time_s), crossing.latency_s, load_stalls(evidence.record))
+
+
+def _pictures(
+    found: TenantAudit, latency_s: FloatArray, runs: IntArray | None, stalled: Stalled | None = None
+) -> dict[str, Markup]:
     drawn: dict[str, str | None] = {}
     if np.count_nonzero(np.isfinite(latency_s)) >= _ENOUGH:
-        drawn["quantiles against the promise"] = quantile_plot(found.tenant, found.audit, latency_s, runs)
+        drawn["quantiles against the promise"] = quantile_plot(found.tenant, found.audit, latency_s, runs, stalled)
         drawn["mean excess"] = mean_excess_plot(found.tenant, latency_s)
         drawn["threshold stability"] = stability_plot(found.tenant, latency_s, runs)
     attributions = {"place": found.audit.attribution, "cause": found.causes}

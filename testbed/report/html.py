@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +12,10 @@ from testbed.audit.folder import audit_evidence
 from testbed.report.audit_section import run_sections
 from testbed.report.environment import environment_rows
 from testbed.report.page import template
-from testbed.report.plots import FloatArray, Series, ccdf_plot, stack_plot, time_plot
-from testbed.report.record import DomainDelay, RunRecord, TenantRecord, WindowRecord
+from testbed.report.plots import Series, ccdf_plot, stack_plot, time_plot
+from testbed.report.record import DomainDelay, RunRecord, TenantRecord
+from testbed.report.stalls import Stalled
+from testbed.report.timeline import load_on_purpose, load_stalls, starts
 from testbed.telemetry import request_samples, samples
 
 REPORT_NAME = "report.html"
@@ -28,10 +29,16 @@ def render(folder: Path) -> str:
     """
     evidence = read_evidence(folder)
     record = evidence.record
-    pictures = {tenant.name: _pictures(folder, record, tenant) for tenant in record.tenants}
+    series = {tenant.name: load_series(folder, record, tenant.name) for tenant in record.tenants}
+    stalls_s = load_stalls(record)
+    stalled = {name: Stalled.of(each.time_s, each.latency_s, stalls_s) for name, each in series.items()}
+    pictures = {t.name: _pictures(record, t, series[t.name], stalled[t.name]) for t in record.tenants}
     sections = run_sections(evidence, audit_evidence(evidence))
+    said = {t.name: _stall_sentence(t, stalled[t.name]) for t in record.tenants}
     environment = {window.index: environment_rows(window) for window in record.windows}
-    return template("template.html").render(run=record, pictures=pictures, audit=sections, environment=environment)
+    return template("template.html").render(
+        run=record, pictures=pictures, stalled=said, audit=sections, environment=environment
+    )
 
 
 def write_report(folder: Path) -> Path:
@@ -44,7 +51,7 @@ def write_report(folder: Path) -> Path:
 def load_series(folder: Path, record: RunRecord, tenant: str) -> Series:
     """Latency and ideal replay of one tenant over all windows of a run, one window after the other."""
     time_s, latency_s, ideal_s = [], [], [np.empty(0)]
-    for start_s, window in _starts(record):
+    for start_s, window in starts(record):
         if tenant in window.requests:
             asked = request_samples.read(folder / window.requests[tenant]).due()
             time_s.append(start_s + asked.intended_s)
@@ -62,26 +69,18 @@ def load_series(folder: Path, record: RunRecord, tenant: str) -> Series:
     )
 
 
-def load_stalls(record: RunRecord) -> FloatArray:
-    """When a core was away, on the axis of `load_series`, and for how long: seconds, [n, 2]."""
-    found = [(start_s + at_s, late_s) for start_s, window in _starts(record) for at_s, late_s in window.stalls]
-    return np.array(found, dtype=np.float64).reshape(-1, 2)
+def _stall_sentence(tenant: TenantRecord, stalled: Stalled | None) -> str:
+    if stalled is None:
+        return ""
+    return stalled.sentence("packets" if tenant.requests is None else "requests")
 
 
-def _starts(record: RunRecord) -> Iterator[tuple[float, WindowRecord]]:
-    start_s = 0.0
-    for window in record.windows:
-        yield start_s, window
-        start_s += window.duration_s
-
-
-def _pictures(folder: Path, record: RunRecord, tenant: TenantRecord) -> dict[str, Markup]:
+def _pictures(record: RunRecord, tenant: TenantRecord, series: Series, stalled: Stalled | None) -> dict[str, Markup]:
     pictures = {}
-    series = load_series(folder, record, tenant.name)
     if series.latency_s.size:
-        pictures["ccdf"] = ccdf_plot(tenant, series)
-        pictures["time"] = time_plot(tenant, series, load_stalls(record))
-    if any(domain.mean_s is not None for domain in tenant.domains):
+        pictures["ccdf"] = ccdf_plot(tenant, series, stalled)
+        pictures["time"] = time_plot(tenant, series, load_stalls(record), load_on_purpose(record))
+    if tenant.requests is None and any(domain.mean_s is not None for domain in tenant.domains):
         pictures["stack"] = stack_plot(tenant, tenant.domains)
     if tenant.requests is not None:
         parts = [

@@ -2,7 +2,7 @@
 
 A picture is made from the record and the samples alone; it computes nothing that the record does not already state,
 except the empirical distribution it shows. Colours keep one meaning throughout: blue is measured, grey is the ideal
-replay, vermilion is the bound, black is the deadline, violet is the host's own doing.
+replay, vermilion is the bound, black is the deadline, violet is the host's own doing, yellow what was done on purpose.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from testbed.report.record import DomainDelay, TenantRecord
+    from testbed.report.stalls import BoolArray, Stalled
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -32,7 +33,10 @@ STALL = "#7b1fa2"
 IDEAL = "#7f7f7f"
 BOUND = "#d55e00"
 DEADLINE = "#000000"
+ON_PURPOSE = "#f0c000"
 _SLICES = 300
+_MARKS = 300
+"""How many of the slowest that a stall touched are marked; among more, no mark is told from the next."""
 DOMAIN_COLOURS = ("#56b4e9", "#009e73", "#e69f00", "#cc79a7", "#f0e442", "#0072b2", "#d55e00", "#999999")
 STYLE: Any = {
     "font.size": 9.0,
@@ -43,6 +47,11 @@ STYLE: Any = {
     "font.sans-serif": ["DejaVu Sans", "Arial", "sans-serif"],
     "legend.frameon": False,
 }
+
+
+STALL_MARK: Any = {
+    "marker": "|", "ls": "none", "ms": 7.0, "mew": 0.8, "color": STALL, "label": "a core away meanwhile",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -60,8 +69,13 @@ class Series:
     ideal_s: FloatArray
 
 
-def ccdf_plot(tenant: TenantRecord, series: Series) -> str:
+def ccdf_plot(tenant: TenantRecord, series: Series, stalled: Stalled | None = None) -> str:
     """Measured CCDF with its confidence band, ideal replay, bound and deadline; probability on a log axis.
+
+    Args:
+        tenant: Whose promise and bound are drawn.
+        series: Its packets or requests.
+        stalled: Marks those that were on their way while the host stood still; None where it did not.
 
     Returns:
         An `<svg>` element.
@@ -79,6 +93,9 @@ def ccdf_plot(tenant: TenantRecord, series: Series) -> str:
                 x_ms, np.maximum(seen.lower, floor), seen.upper, step="post", color=MEASURED, alpha=0.18, lw=0
             )
             axes.step(x_ms, seen.p, where="post", color=MEASURED, lw=1.6, label="measured, 95 % band")
+            if stalled is not None:
+                latency_s, rarity = stall_marks(series.latency_s, stalled.touched)
+                axes.plot(latency_s * 1e3, rarity, **STALL_MARK)
         ideal = np.sort(series.ideal_s[np.isfinite(series.ideal_s)])
         if ideal.size:
             tail = 1.0 - np.arange(ideal.size) / ideal.size
@@ -109,13 +126,26 @@ def ccdf_plot(tenant: TenantRecord, series: Series) -> str:
         return svg(figure, f"Latency distribution of tenant {tenant.name}")
 
 
-def time_plot(tenant: TenantRecord, series: Series, stalls_s: FloatArray) -> str:
+def stall_marks(latency_s: FloatArray, touched: BoolArray) -> tuple[FloatArray, FloatArray]:
+    """The slowest that a stall touched: their latencies, and the share of all that took at least as long.
+
+    Args:
+        latency_s: NaN where lost or never answered, [n].
+        touched: Whether a stall touched it, [n].
+    """
+    ordered = np.sort(np.nan_to_num(latency_s, nan=np.inf))
+    marked = np.sort(latency_s[touched & np.isfinite(latency_s)])[::-1][:_MARKS]
+    return marked, np.asarray(1.0 - np.searchsorted(ordered, marked, side="left") / max(ordered.size, 1))
+
+
+def time_plot(tenant: TenantRecord, series: Series, stalls_s: FloatArray, on_purpose_s: FloatArray) -> str:
     """The largest latency in each of some hundred slices of the run, and every stall of the host above its moment.
 
     Args:
         tenant: Whose bound and deadline are drawn.
         series: Its packets or requests.
         stalls_s: When a core was away and for how long, [n, 2], on the time axis of `series`.
+        on_purpose_s: From when until when something was broken on purpose, [k, 2], on the same axis.
 
     Returns:
         An `<svg>` element.
@@ -123,6 +153,9 @@ def time_plot(tenant: TenantRecord, series: Series, stalls_s: FloatArray) -> str
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 2.6), layout="constrained")
         axes: Axes = figure.add_subplot()
+        for k, (begin_s, end_s) in enumerate(on_purpose_s):
+            label = None if k else "broken on purpose"
+            axes.axvspan(begin_s, end_s, color=ON_PURPOSE, alpha=0.35, lw=0, label=label)
         delivered = np.isfinite(series.latency_s)
         time_s, latency_ms = series.time_s[delivered], series.latency_s[delivered] * 1e3
         if time_s.size:

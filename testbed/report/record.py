@@ -91,7 +91,9 @@ class DomainDelay(_Part):
     Attributes:
         p999_s: The 99.9th percentile of the domain's own delay, None without samples.
         tail_mean_s: Mean delay in this domain of the packets above the tenant's p99.9 of the whole path.
-        lag_share: Share of packets whose lag beyond the promised latency was positive.
+        lag_share: Share of packets whose lag beyond the promised latency was positive; of requests, that of which whole
+            requests prove it.
+        lost: Packets lost in it; 0 for requests, which TCP sends again.
     """
 
     domain: str
@@ -134,6 +136,7 @@ class RequestsRecord(_Part):
         nonconforming: Requests proved to be beyond the tenant's token bucket.
         last_packet_bits: Wire bits of a request in its last packet, in the mean; 0 in records of a time when it was not
             told apart.
+        impaired: Answers that the server says an impairment touched, by its kind.
         parts: In the order of a request's life, the residual last; they add up to the latency.
     """
 
@@ -156,6 +159,7 @@ class RequestsRecord(_Part):
     idle_s: float = 0.0
     nonconforming: int = 0
     last_packet_bits: float = 0.0
+    impaired: dict[str, int] = {}
     parts: tuple[PartDelay, ...]
 
 
@@ -286,6 +290,36 @@ class HeldOutRecord(_Part):
     contradictions: tuple[str, ...]
 
 
+class ImpairmentRecord(_Part):
+    """What an inference server was made to suffer, as its own record has it, in seconds from the window's start.
+
+    Attributes:
+        server: The compute host.
+        tenants: Who sends requests there.
+        kind: slow-down, pause, wrong-answers, memory-pressure or crash.
+        amount: How many times as long a computation takes, share of wrong answers, bytes held; 0 for the others.
+        seed: Decides which answers are wrong.
+        end_s: None where it never ended: after a crash.
+    """
+
+    server: str
+    tenants: tuple[str, ...]
+    kind: str
+    amount: float
+    seed: int
+    begin_s: float
+    end_s: float | None
+
+    def describe(self) -> str:
+        """What was done, in a few words."""
+        how = {
+            "slow-down": f" by {self.amount:g} times",
+            "wrong-answers": f" to {100 * self.amount:g} % of the requests",
+            "memory-pressure": f" of {self.amount / 1e6:,.0f} MB",
+        }
+        return f"{self.kind.replace('-', ' ')}{how.get(self.kind, '')}"
+
+
 class WindowRecord(_Part):
     """One measured window: its seed, its files and the host around it.
 
@@ -294,6 +328,7 @@ class WindowRecord(_Part):
         requests: Requests, by tenant that sends requests.
         held_out: Every signed tail of the tenants that send requests.
         stalls: When a core was away, in seconds since the window's start, and for how long; the long ones.
+        impairments: What inference servers were made to suffer in it.
     """
 
     index: int
@@ -307,6 +342,7 @@ class WindowRecord(_Part):
     environment_after: dict[str, Any] = {}
     sender_lateness_p999_s: dict[str, float] = {}
     stalls: tuple[tuple[float, float], ...] = ()
+    impairments: tuple[ImpairmentRecord, ...] = ()
 
 
 class EnvelopeRecord(_Part):

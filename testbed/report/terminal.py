@@ -32,6 +32,7 @@ def summary(record: RunRecord) -> RenderableType:
     parts += [Text(line) for line in own_time(record)]
     parts += [Text(line) for line in _plan_lines(record)]
     parts += [Text(line) for tenant in record.tenants for line in _request_lines(tenant)]
+    parts += [Text(line) for line in _impairment_lines(record)]
     parts += [Text(line) for line in _held_out_lines(record)]
     parts += [Text(f"{tenant.name}: {tenant.reason}") for tenant in record.tenants if tenant.reason]
     parts += [_broken(tenant) for tenant in record.tenants if tenant.bound_broken]
@@ -127,6 +128,18 @@ def _request_lines(tenant: TenantRecord) -> Iterator[str]:
         f"{tenant.name}: {asked.answered:,} of {tenant.n:,} requests answered by {asked.model}, accuracy "
         f"{asked.accuracy:.3f}; mean ms: {parts}"
     )
+
+
+def _impairment_lines(record: RunRecord) -> Iterator[str]:
+    """What was done to inference servers, and which answers it touched."""
+    for window in record.windows:
+        for each in window.impairments:
+            end = "the end" if each.end_s is None else f"{each.end_s:.2f} s"
+            yield f"{each.server}: {each.describe()} on purpose in window {window.index}, {each.begin_s:.2f} s to {end}"
+    for tenant in record.tenants:
+        if tenant.requests is not None and tenant.requests.impaired:
+            touched = ", ".join(f"{count:,} by {kind}" for kind, count in tenant.requests.impaired.items())
+            yield f"{tenant.name}: answers impaired on purpose: {touched}"
 
 
 def _held_out_lines(record: RunRecord) -> Iterator[str]:

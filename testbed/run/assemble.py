@@ -130,9 +130,17 @@ def assemble(
         terms = measured[0].terms.get(tenant.name) if tenant.reservation else None
         shaper = None if terms is None else terms.shaper
         granted = measured[0].granted.get(tenant.name)
-        idle_s = 0.0 if granted is None else granted.idle_s
-        asked = tenant.requests
-        return judge_requests(tenant, asked, outcomes, bound, shaper, idle_s=idle_s, seconds=seconds, valid=valid)
+        return judge_requests(
+            tenant,
+            tenant.requests,
+            outcomes,
+            bound,
+            shaper,
+            latencies_s=() if shaper is None or terms is None else terms.latencies_s,
+            idle_s=0.0 if granted is None else granted.idle_s,
+            seconds=seconds,
+            valid=valid,
+        )
 
     tenants = tuple(
         judged(tenant).model_copy(update={"offered": _offered(tenant, measured)}) for tenant in scenario.tenants
@@ -232,6 +240,7 @@ def _window_record(
         environment_after=asdict(window.host_after),
         sender_lateness_p999_s=lateness,
         stalls=_stalls(window),
+        impairments=tuple(window.impairments),
     )
 
 

@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 import numpy as np
+import numpy.typing as npt
 
 from testbed.audit.compliance import judge
 from testbed.audit.quantile import quantiles
-from testbed.audit.request_excess import requests_beyond
-from testbed.report.record import BoundRecord, PartDelay, RequestsRecord, TenantRecord, Verdict
+from testbed.audit.request_excess import domain_excess, requests_beyond
+from testbed.report.record import BoundRecord, DomainDelay, PartDelay, RequestsRecord, TenantRecord, Verdict
 from testbed.run.judge import LEVELS, finite_or_none, mean_known, order_statistic
 from testbed.run.request_terms import ideal_network_s
 from testbed.run.requests import RequestOutcome
@@ -32,6 +33,7 @@ def judge_requests(
     bound: BoundRecord | None,
     shaper: Shaper | None,
     *,
+    latencies_s: Sequence[float] = (),
     idle_s: float = 0.0,
     seconds: float,
     valid: bool,
@@ -44,6 +46,7 @@ def judge_requests(
         outcomes: Its windows, at least one; pooled as independent runs.
         bound: Its analytical bound, None where nothing is reserved.
         shaper: Its narrowest queue, None for best effort.
+        latencies_s: Latency that each domain of its path promises, [D]; empty for best effort.
         idle_s: What its path takes of a request that waits for nobody, as the warm-up knows it.
         seconds: Length of all windows together.
         valid: Whether every fidelity gate of every window held.
@@ -99,6 +102,7 @@ def judge_requests(
         samples_needed=data.samples_needed if data else None,
         seconds_needed=data.samples_needed * seconds / latency.size if data and data.samples_needed else None,
         bound=bound,
+        domains=_domains(outcomes, latency, shaper, latencies_s),
         requests=_requests(asked, outcomes, latency, network, ideal, idle_s=idle_s, nonconforming=beyond),
     )
 
@@ -123,11 +127,12 @@ def _requests(
 ) -> RequestsRecord:
     status = np.concatenate([o.record.status[o.record.attempted] for o in outcomes])
     correct = np.concatenate([o.record.correct[o.record.attempted] for o in outcomes])
+    impaired = np.concatenate([_impaired(o) for o in outcomes])
     return RequestsRecord(
         model=asked.model,
         images=asked.images,
         compute_share=asked.compute_share,
-        **asdict(Endings.of(status, correct, asked.images)),
+        **asdict(Endings.of(status, correct, asked.images, impaired)),
         framing_out=mean_known(np.array([o.match.out.factor for o in outcomes])),
         framing_back=mean_known(np.array([o.match.back.factor for o in outcomes])),
         reordered=sum(o.match.reordered for o in outcomes),
@@ -140,6 +145,40 @@ def _requests(
         or 0.0,
         parts=_parts(outcomes, latency),
     )
+
+
+def _domains(
+    outcomes: Sequence[RequestOutcome], latency: FloatArray, shaper: Shaper | None, latencies_s: Sequence[float]
+) -> tuple[DomainDelay, ...]:
+    """Each domain on the way out; its lag is the least that whole requests prove (`testbed.audit.request_excess`)."""
+    windows = [outcome.match.samples.due() for outcome in outcomes]
+    delays = np.concatenate([samples.domain_s for samples in windows])
+    threshold = order_statistic(latency, 0.999)
+    slow = latency >= threshold if threshold is not None else np.zeros(latency.size, dtype=np.bool_)
+    rows = []
+    for d, name in enumerate(windows[0].domains):
+        behind = 0
+        if shaper is not None and latencies_s:
+            found = [domain_excess(samples, d, shaper.rate_bps, latencies_s[d]).excess_s for samples in windows]
+            behind = sum(int(np.count_nonzero(excess_s > 0)) for excess_s in found)
+        rows.append(
+            DomainDelay(
+                domain=name,
+                mean_s=mean_known(delays[:, d]),
+                p999_s=order_statistic(delays[:, d], 0.999),
+                tail_mean_s=mean_known(delays[slow, d]),
+                lag_share=behind / max(latency.size, 1),
+                lost=0,
+            )
+        )
+    return tuple(rows)
+
+
+def _impaired(outcome: RequestOutcome) -> npt.NDArray[np.uint8]:
+    """Which impairments touched each request that was due, as `RequestRecord` has it; [n]."""
+    record = outcome.record
+    found = np.zeros(record.status.size, dtype=np.uint8) if record.impaired is None else record.impaired
+    return found[record.attempted]
 
 
 def _parts(outcomes: Sequence[RequestOutcome], latency: FloatArray) -> tuple[PartDelay, ...]:

@@ -16,6 +16,7 @@ from testbed.emulation.layout import TenantPath
 from testbed.emulation.network import TandemNetwork
 from testbed.emulation.placement import Role
 from testbed.emulation.supervisor import Child
+from testbed.run.impairments import file_of
 from testbed.scenario.definition import LARGEST_REQUEST_BYTES, MOST_IMAGES
 from testbed.scenario.model import Requests, Scenario, Tenant
 from testbed.telemetry import host, pcap
@@ -78,6 +79,7 @@ def start_servers(network: TandemNetwork) -> None:
             "--models", ",".join(sorted({asked.model for _, asked in tenants})), "--device", "cpu",
             "--workers", str(WORKERS), "--max-message-bytes", str(LARGEST_REQUEST_BYTES),
             "--max-rows", str(MOST_IMAGES), "--queue-limit", str(max(asked.in_flight for _, asked in tenants)),
+            "--impairment-record", str(file_of(network, name)),
         ]  # fmt: skip
         for tenant, asked in tenants:
             command += ["--share", f"{tenant.name}={asked.compute_share!r}"]

@@ -23,8 +23,10 @@ from testbed.emulation.ovs import DatapathCounters
 from testbed.emulation.placement import Role
 from testbed.emulation.supervisor import Child
 from testbed.errors import FidelityError
+from testbed.report.record import ImpairmentRecord
 from testbed.run import requests
 from testbed.run.faults import Injector, Occurrence
+from testbed.run.impairments import impairments
 from testbed.run.progress import Step
 from testbed.run.requests import RequestOutcome
 from testbed.telemetry import host, pcap, stalls
@@ -105,6 +107,7 @@ class Window:
         isolated: Whether the processes of the run had places of their own.
         misplaced: Those that no longer had them in the end.
         faults: What was broken in it on purpose.
+        impairments: What inference servers were made to suffer in it.
     """
 
     index: int
@@ -124,6 +127,7 @@ class Window:
     isolated: bool = False
     misplaced: Sequence[str] = ()
     faults: Sequence[Occurrence] = ()
+    impairments: Sequence[ImpairmentRecord] = ()
 
     @property
     def everyone_sent(self) -> bool:
@@ -247,6 +251,7 @@ class Stage:
             isolated=bool(self.network.supervisor.placement),
             misplaced=misplaced,
             faults=occurred,
+            impairments=impairments(self.network, start_ns, duration_s),
         )
 
     def shapers(self) -> dict[str, Shaper]:

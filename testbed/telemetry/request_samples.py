@@ -24,6 +24,7 @@ BoolArray = npt.NDArray[np.bool_]
 KIND = files.Kind(b"testbed-requests", 1, "requests")
 _SERVER = ("received", "queued", "started", "finished")
 _BACK = ("server", "client")
+_LOST = ("paused", "behind", "slowed")
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,10 @@ class RequestSamples:
         correct: Images classified rightly, -1 without an answer, int32 [n].
         resent_s: What waiting to send lost bytes again cost in each domain on the way out, and last on the way back,
             [n, D + 1]; a part of the delays there. None in files of a time when it was not measured.
+        impaired: Which impairments the answer says touched it, a bit for each of `IMPAIRMENTS` of
+            `testbed.traffic.request_records`, uint8 [n]; None where none touched any.
+        lost_time_s: What these cost it: of `queue_s`, waiting while the server was paused and waiting behind requests
+            that were slowed down, and of `compute_s`; [n, 3], None with `impaired`.
     """
 
     tenant: str
@@ -76,14 +81,18 @@ class RequestSamples:
     back_bits: FloatArray
     correct: npt.NDArray[np.int32]
     resent_s: FloatArray | None = None
+    impaired: npt.NDArray[np.uint8] | None = None
+    lost_time_s: FloatArray | None = None
 
     def __post_init__(self) -> None:
         n = self.intended_s.size
-        wide = {"out_s": (n, len(self.domains) + 1), "server_s": (n, 4), "back_s": (n, 2)}
+        wide: dict[str, tuple[int, ...]] = {"out_s": (n, len(self.domains) + 1), "server_s": (n, 4), "back_s": (n, 2)}
         if self.resent_s is not None:
             wide["resent_s"] = (n, len(self.domains) + 1)
+        if self.impaired is not None:
+            wide |= {"impaired": (n,), "lost_time_s": (n, 3)}
         wanted = dict.fromkeys(_PLAIN, (n,)) | wide
-        wrong = {name: found for name, shape in wanted.items() if (found := getattr(self, name).shape) != shape}
+        wrong = {name: found for name, shape in wanted.items() if (found := np.shape(getattr(self, name))) != shape}
         if wrong:
             raise ValueError(f"requests of {self.tenant}: shapes {wrong}, expected { ({k: wanted[k] for k in wrong}) }")
 
@@ -179,6 +188,9 @@ def write(path: Path, samples: RequestSamples) -> None:
     columns |= {f"back_{name}_s": samples.back_s[:, k] for k, name in enumerate(_BACK)}
     if samples.resent_s is not None:
         columns |= {f"resent_{k}_s": samples.resent_s[:, k] for k in range(len(samples.domains) + 1)}
+    if samples.impaired is not None and samples.lost_time_s is not None:
+        columns["impaired"] = samples.impaired
+        columns |= {f"lost_{name}_s": samples.lost_time_s[:, k] for k, name in enumerate(_LOST)}
     columns["latency_s"] = samples.latency_s
     metadata: dict[str, object] = {
         "tenant": samples.tenant,
@@ -214,5 +226,7 @@ def read(path: Path) -> RequestSamples:
         server_s=matrix([f"server_{name}" for name in _SERVER]),
         back_s=matrix([f"back_{name}" for name in _BACK]),
         resent_s=matrix([f"resent_{k}" for k in range(len(domains) + 1)]) if "resent_0_s" in column else None,
+        impaired=column.get("impaired"),
+        lost_time_s=matrix([f"lost_{name}" for name in _LOST]) if "impaired" in column else None,
         **{name: column[name] for name in _PLAIN},
     )

@@ -172,6 +172,8 @@ def match_requests(
         out_bits=_wire_bits(found.requests, found.request, n, places[0]),
         back_bits=_wire_bits(found.answers, found.answer, n, leaving),
         correct=record.correct,
+        impaired=record.impaired,
+        lost_time_s=record.lost_time_s,
         resent_s=np.stack([_resent_s(frames, owner, n, *ends) for frames, owner, *ends in ways], axis=1),
     )
     end_ns = zero_ns + int(1e9 * (record.schedule.time_s.max(initial=0.0) + record.deadline_s + 1.0))

@@ -6,7 +6,7 @@ happened between them is the captures' to tell.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,6 +14,7 @@ import grpc
 import numpy as np
 import numpy.typing as npt
 
+from inference_server.protocol import Kind
 from testbed.traffic.request_schedules import RequestSchedule
 from testbed.traffic.schedules import load_arrays, save_arrays
 from testbed.traffic.specs import load_spec, require, save_spec, upper
@@ -28,6 +29,9 @@ OVERDUE = -2
 """Status of a request whose deadline had passed before this host came to send it: never sent, and a miss."""
 NOT_ATTEMPTED = -3
 """Status of the requests that were still to come when a sender was ended."""
+
+IMPAIRMENTS = tuple(Kind)
+"""Kinds of impairment that an answer may name; bit k of a record's `impaired` stands for the k-th."""
 
 _TIMEOUT = grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
 _REJECTED = grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
@@ -49,6 +53,7 @@ class Endings:
         overdue: Never sent, because the host came to them after their deadline.
         accuracy: Share of the images answered for that were classified rightly; None without an answer. No promise is
             about it.
+        impaired: Answers that the server says an impairment touched, by its kind; none of another kind.
     """
 
     answered: int
@@ -58,15 +63,23 @@ class Endings:
     skipped: int
     overdue: int
     accuracy: float | None
+    impaired: dict[str, int] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, status: npt.NDArray[np.int16], correct: npt.NDArray[np.int32], images: int) -> Self:
+    def of(
+        cls,
+        status: npt.NDArray[np.int16],
+        correct: npt.NDArray[np.int32],
+        images: int,
+        impaired: npt.NDArray[np.uint8] | None = None,
+    ) -> Self:
         """Count statuses.
 
         Args:
             status: As in `RequestRecord`, of requests that were due, [n].
             correct: Images classified rightly, -1 where that is not known, [n].
             images: Images in each request.
+            impaired: As in `RequestRecord`, [n]; None where no answer was touched.
         """
         codes = (OK, _TIMEOUT, _REJECTED, SKIPPED, OVERDUE)
         answered, timeouts, rejected, skipped, overdue = (int(np.count_nonzero(status == code)) for code in codes)
@@ -79,6 +92,7 @@ class Endings:
             skipped=skipped,
             overdue=overdue,
             accuracy=float(judged.sum() / (judged.size * images)) if judged.size else None,
+            impaired={} if impaired is None else count_impaired(impaired),
         )
 
     def __str__(self) -> str:
@@ -92,7 +106,15 @@ class Endings:
         }
         failed = ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
         right = "" if self.accuracy is None else f"; {self.accuracy:.2%} of the images were classified rightly"
-        return f"{self.answered} requests were answered{', ' + failed if failed else ''}{right}."
+        touched = ", ".join(f"{count} by {kind}" for kind, count in self.impaired.items())
+        impaired = f" Answers that were impaired on purpose: {touched}." if touched else ""
+        return f"{self.answered} requests were answered{', ' + failed if failed else ''}{right}.{impaired}"
+
+
+def count_impaired(impaired: npt.NDArray[np.uint8]) -> dict[str, int]:
+    """How many answers each kind of impairment touched; kinds that touched none are left out."""
+    counts = {kind.value: int(np.count_nonzero(impaired >> bit & 1)) for bit, kind in enumerate(IMPAIRMENTS)}
+    return {kind: count for kind, count in counts.items() if count}
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +204,10 @@ class RequestRecord:
         request_bytes: Size of the message, 0 where it was not sent, int64.
         response_bytes: Size of the answer's message, 0 where there was none, int64.
         correct: Images classified rightly, -1 without an answer, int32.
+        impaired: The kinds of impairment that the answer says touched it, a bit for each of `IMPAIRMENTS`, uint8; None
+            where none touched any.
+        lost_time_s: What impairments cost it, as the answer says: waiting while workers were paused, waiting behind
+            others that were slowed down, and in its own computation; float64 [n, 3], None with `impaired`.
     """
 
     tenant: int
@@ -197,6 +223,8 @@ class RequestRecord:
     request_bytes: npt.NDArray[np.int64]
     response_bytes: npt.NDArray[np.int64]
     correct: npt.NDArray[np.int32]
+    impaired: npt.NDArray[np.uint8] | None = None
+    lost_time_s: FloatArray | None = None
 
     @property
     def attempted(self) -> BoolArray:
@@ -247,6 +275,7 @@ class RequestRecord:
         """Write the record to an `.npz` file that only its owner can read, all at once or not at all."""
         window = (self.tenant, self.images, self.start_monotonic_ns, self.start_realtime_ns)
         arrays = {name: getattr(self, name) for name in _COLUMNS}
+        arrays |= {name: found for name in _IMPAIRED if (found := getattr(self, name)) is not None}
         arrays |= {
             "window": np.array(window, dtype=np.int64),
             "deadline_s": np.array(self.deadline_s),
@@ -264,9 +293,9 @@ class RequestRecord:
             ValueError: The file is no record of requests.
             OSError: The file cannot be read.
         """
-        arrays = load_arrays(path, ("window", "deadline_s", *_COLUMNS))
+        arrays = load_arrays(path, ("window", "deadline_s", *_COLUMNS), optional=_IMPAIRED)
         tenant, images, monotonic_ns, realtime_ns = (int(value) for value in arrays["window"])
-        return cls(
+        record = cls(
             tenant,
             images,
             float(arrays["deadline_s"]),
@@ -275,6 +304,8 @@ class RequestRecord:
             RequestSchedule.load(path),
             *(arrays[name] for name in _COLUMNS),
         )
+        return replace(record, impaired=arrays.get("impaired"), lost_time_s=arrays.get("lost_time_s"))
 
 
 _COLUMNS = ("sent_s", "received_s", "server_s", "status", "request_bytes", "response_bytes", "correct")
+_IMPAIRED = ("impaired", "lost_time_s")

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -32,9 +32,9 @@ from inference_server.generated.open_inference_pb2 import (
     ServerReadyRequest,
     ServerReadyResponse,
 )
-from inference_server.protocol import Stamps, method
+from inference_server.protocol import LostTime, Stamps, impaired_by, method
 from testbed.errors import PreflightError
-from testbed.traffic.request_records import NOT_ATTEMPTED, OK, OVERDUE, SKIPPED, RequestRecord, RequestSpec
+from testbed.traffic.request_records import IMPAIRMENTS, NOT_ATTEMPTED, OK, OVERDUE, SKIPPED, RequestRecord, RequestSpec
 from testbed.traffic.request_schedules import RequestSchedule
 from testbed.traffic.request_wire import Maker, RequestMaker, TextMaker
 from testbed.traffic.schedules import load_arrays
@@ -185,6 +185,7 @@ class Calls:
         n = len(self.schedule)
         server_s = np.full((n, 4), np.nan)
         correct = np.full(n, -1, dtype=np.int32)
+        impaired, lost_time_s = np.zeros(n, dtype=np.uint8), np.zeros((n, 3))
         for k in np.flatnonzero(self.status == OK).tolist():
             answer = ModelInferResponse.FromString(self.answers[k])
             correct[k] = self.maker.correct(answer, int(self.schedule.first_image[k]))
@@ -192,6 +193,10 @@ class Calls:
             if stamps is not None:
                 moments = (stamps.received_ns, stamps.queued_ns, stamps.started_ns, stamps.finished_ns)
                 server_s[k] = [(moment - start_ns) / 1e9 for moment in moments]
+            if kinds := impaired_by(answer):
+                impaired[k] = sum(1 << bit for bit, kind in enumerate(IMPAIRMENTS) if kind in kinds)
+                lost_time_s[k] = [ns / 1e9 for ns in astuple(LostTime.read(answer))]
+        touched = bool(impaired.any())
         return RequestRecord(
             tenant=self.spec.tenant,
             images=self.spec.images,
@@ -206,6 +211,8 @@ class Calls:
             request_bytes=self.request_bytes,
             response_bytes=np.array([len(answer) for answer in self.answers], dtype=np.int64),
             correct=correct,
+            impaired=impaired if touched else None,
+            lost_time_s=lost_time_s if touched else None,
         )
 
     def _wait(self, due_ns: int, stop: Stop) -> None:

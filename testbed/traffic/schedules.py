@@ -89,8 +89,13 @@ def save_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
         raise
 
 
-def load_arrays(path: Path, names: tuple[str, ...]) -> dict[str, npt.NDArray[Any]]:
+def load_arrays(path: Path, names: tuple[str, ...], *, optional: tuple[str, ...] = ()) -> dict[str, npt.NDArray[Any]]:
     """Read the named arrays of an `.npz` file; objects that would need pickle are refused.
+
+    Args:
+        path: The file.
+        names: Arrays that must be there.
+        optional: Arrays that are read where they are there.
 
     Raises:
         ValueError: No such file format, or an array is missing.
@@ -98,7 +103,7 @@ def load_arrays(path: Path, names: tuple[str, ...]) -> dict[str, npt.NDArray[Any
     """
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in names if name in file}
+            arrays = {name: file[name] for name in (*names, *optional) if name in file}
     except (ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(
             f"{path}: found no .npz file of plain arrays ({error}); written by another program?"

@@ -55,6 +55,13 @@ def test_requests_are_answered_found_and_bounded(testbed: Command, tmp_path: Pat
     assert vision.bound_s is not None
     assert vision.p99_s < vision.bound_s
     assert not vision.bound_broken
+    assert {
+        (each.domain, each.payload["subject"]["stage"]) for each in record.envelopes if each.tenant == "vision"
+    } == {
+        ("west", "network"),
+        ("east", "network"),
+    }
+    assert [domain.domain for domain in vision.domains] == ["west", "east"]
     samples = request_samples.read(folder / record.windows[0].requests["vision"])
     assert len(samples) == vision.n
     parts = sum(samples.parts_s().values())
@@ -65,6 +72,10 @@ def test_requests_are_answered_found_and_bounded(testbed: Command, tmp_path: Pat
     audited = json.loads(testbed("audit", str(folder), "--json").stdout)["tenants"]["vision"]
     assert (audited["verdict"], audited["n"], audited["misses"]) == (vision.verdict, vision.n, vision.misses)
     assert audited["requests"]["accuracy"] == asked.accuracy
+    # Each domain's contract, judged: broken by nobody.
+    contracts = {each["domain"]: each["verdict"] for each in audited["contracts"]}
+    assert list(contracts) == ["west", "east"]
+    assert "BROKEN" not in contracts.values()
     assert list(audited["blame"]) == [part.name for part in asked.parts]
     causes = {"west", "east", "tenant's own burst", "client's transport", "compute", "network back", "host artefact"}
     assert causes <= set(audited["causes"])

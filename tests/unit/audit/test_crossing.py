@@ -111,6 +111,39 @@ def test_waiting_to_send_again_is_a_cause_of_its_own() -> None:
     assert unmeasured["west"][500] == pytest.approx(0.2005)
 
 
+def test_what_a_server_lost_on_purpose_is_neither_queueing_nor_computing() -> None:
+    samples = window(11)
+    lost = np.zeros((20_000, 3))
+    lost[500], lost[600] = (0.02, 0.01, 0.0), (0.0, 0.0, 0.04)
+    queued, worked = lost[:, :2].sum(axis=1), lost[:, 2]
+    server = samples.server_s.copy()
+    server[:, 2] += queued
+    server[:, 3] += queued + worked
+    later = queued + worked
+    impaired = replace(
+        samples, server_s=server, back_s=samples.back_s + later[:, None], received_s=samples.received_s + later,
+        impaired=np.where(later > 0, 0b11, 0).astype(np.uint8), lost_time_s=lost,
+    )  # fmt: skip
+    seen, before = crossing(impaired), crossing(samples).causes()
+    causes = seen.causes()
+    assert causes[Cause.PAUSED][[400, 500, 600]] == pytest.approx([0.0, 0.02, 0.0])
+    assert causes[Cause.SLOWED_DOWN][[400, 500, 600]] == pytest.approx([0.0, 0.01, 0.04])
+    assert causes[Cause.INFERENCE_QUEUE] == pytest.approx(before[Cause.INFERENCE_QUEUE])
+    assert causes[Cause.COMPUTE] == pytest.approx(before[Cause.COMPUTE])
+    assert sum(causes.values()) == pytest.approx(seen.latency_s)
+    assert seen.endings.impaired == {"slow-down": 2, "pause": 2}
+    assert not {Cause.PAUSED, Cause.SLOWED_DOWN} & set(before)
+    assert crossing(samples).endings.impaired == {}
+
+
+def test_windows_with_and_without_impairments_are_pooled() -> None:
+    samples = window(12, 100)
+    one = np.zeros(100, np.uint8)
+    one[7] = 1 << 2
+    seen = crossing(samples, replace(samples, impaired=one, lost_time_s=np.zeros((100, 3))))
+    assert seen.endings.impaired == {"wrong-answers": 1}
+
+
 def test_without_a_promised_rate_no_wait_is_the_tenants_own() -> None:
     causes = crossing(window(10), rate_bps=None).causes()
     assert Cause.OWN_BURST not in causes

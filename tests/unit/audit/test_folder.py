@@ -20,6 +20,7 @@ from testbed.report.record import (
     ConformanceRecord,
     EnvelopeRecord,
     GateRecord,
+    ImpairmentRecord,
     RunRecord,
     TenantRecord,
     WindowRecord,
@@ -341,6 +342,33 @@ def test_a_server_is_held_to_the_envelope_of_its_compute_stage(tmp_path: Path) -
 
     assert verdict("kept") is not ContractVerdict.BROKEN
     assert verdict("slow", slow_share=0.02) is ContractVerdict.BROKEN
+
+
+def test_what_was_done_to_a_server_on_purpose_is_said_with_what_it_cost(tmp_path: Path) -> None:
+    samples = asking.failed(asking.window(3), error=20)
+    path = folder(tmp_path / "run", [samples])
+    record = read_record(path)
+    # Every hundredth request failed, the first twenty of them: number 100 to 2,000.
+    end_s = float(samples.intended_s[2_050])
+    crash = ImpairmentRecord(
+        server="h1", tenants=("vision",), kind="crash", amount=0.0, seed=7, begin_s=end_s, end_s=None
+    )
+    slow = ImpairmentRecord(
+        server="h1", tenants=("vision",), kind="slow-down", amount=3.0, seed=7, begin_s=-1.0, end_s=end_s
+    )
+    other = crash.model_copy(update={"server": "h2", "tenants": ("beta",)})
+    (seen,) = record.windows
+    write_record(
+        path, record.model_copy(update={"windows": (seen.model_copy(update={"impairments": (slow, crash, other)}),)})
+    )
+    (tenant,) = audit_run(path).tenants
+    slowed, crashed = tenant.impairments
+    assert slowed == (
+        f"Its server was made worse on purpose in window 0, slow down by 3 times from -1.00 s to {end_s:.2f} s: of "
+        "2,050 requests due meanwhile 20 were never answered."
+    )
+    assert f"crash from {end_s:.2f} s to the end: of 17,950 requests due meanwhile 0 were" in crashed
+    assert set(tenant.impairments) <= set(tenant.sentences())
 
 
 def test_requests_that_a_server_refuses_are_the_errors_of_the_last_domain(tmp_path: Path) -> None:

@@ -100,6 +100,13 @@ def test_what_was_never_answered_supports_no_promise() -> None:
         calibrated(replace(record, status=np.full(100, grpc.StatusCode.UNAVAILABLE.value[0], dtype=np.int16)))
 
 
+def test_a_server_made_worse_on_purpose_supports_no_promise() -> None:
+    record = run(1, n=100)
+    touched = replace(record, impaired=(np.arange(100) < 3).astype(np.uint8), lost_time_s=np.zeros((100, 3)))
+    with pytest.raises(CalibrationError, match=r"impaired on purpose \(3 by slow-down\)"):
+        calibrated(touched)
+
+
 def test_failures_are_counted_as_loss_and_as_errors(envelope: Envelope) -> None:
     record = run(1)
     status = record.status.copy()

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from testbed.errors import TestbedError
-from testbed.report.html import load_series, load_stalls, render, write_report
+from testbed.report.html import load_series, render, write_report
 from testbed.report.junit import junit_xml
 from testbed.report.plots import time_plot
 from testbed.report.record import (
@@ -20,6 +20,7 @@ from testbed.report.record import (
     FaultRecord,
     GateRecord,
     HeldOutRecord,
+    ImpairmentRecord,
     OfferedRecord,
     PartDelay,
     RequestsRecord,
@@ -27,6 +28,7 @@ from testbed.report.record import (
     write_record,
 )
 from testbed.report.terminal import milliseconds, own_time, summary
+from testbed.report.timeline import load_on_purpose, load_stalls
 from tests.unit.report.conftest import FolderMaker, tenant
 
 STALLED = GateRecord(name="replay", value=0.08, limit=0.03, ok=False, detail="measured p99.9 is not the replayed one")
@@ -99,7 +101,17 @@ def test_the_page_shows_what_was_offered_and_how_late_it_reached_the_wire(run_fo
     write_record(folder, record)
     page = write_report(folder).read_text()
     row = page.split("What was offered")[1].split("</table>")[0]
-    shown = ("1,234", "20.5", "3.25", "dispersion, 0.1 s", "17.2", "4.5", milliseconds(1.5e-4), milliseconds(4.75e-4))
+    shown = (
+        "1,234",
+        "20.5",
+        "3.25",
+        "dispersion in windows of",
+        "0.1 s",
+        "17.2",
+        "4.5",
+        milliseconds(1.5e-4),
+        milliseconds(4.75e-4),
+    )
     for text in shown:
         assert text in row
     folder, record = run_folder(tenant())
@@ -113,16 +125,20 @@ def test_the_same_folder_gives_the_same_page(run_folder: FolderMaker) -> None:
     assert render(folder) == render(folder)
 
 
-def test_how_often_answers_were_right_and_where_the_time_went_is_on_the_terminal(run_folder: FolderMaker) -> None:
-    asked = RequestsRecord(
+def asked_of(impaired: dict[str, int]) -> RequestsRecord:
+    return RequestsRecord(
         model="digits-medium", images=8, compute_share=1.0, answered=19_998, accuracy=0.9811, timeouts=2, rejected=0,
         errors=0, skipped=0, overdue=0, framing_out=1.05, framing_back=1.3, reordered=0, retransmitted_bits=0.0,
-        network_s=(0.01, 0.02, 0.03), ideal_network_s=(0.01, 0.02, 0.03),
+        network_s=(0.01, 0.02, 0.03), ideal_network_s=(0.01, 0.02, 0.03), impaired=impaired,
         parts=(
             PartDelay(name="west", mean_s=0.008, p999_s=0.06, tail_mean_s=0.06),
             PartDelay(name="compute", mean_s=0.0012, p999_s=None, tail_mean_s=None),
         ),
     )  # fmt: skip
+
+
+def test_how_often_answers_were_right_and_where_the_time_went_is_on_the_terminal(run_folder: FolderMaker) -> None:
+    asked = asked_of({})
     _, record = run_folder(tenant(requests=asked), tenant(name="beta"))
     said = (
         "alpha: 19,998 of 20,000 requests answered by digits-medium, accuracy 0.981; mean ms: west 8.00, compute 1.20"
@@ -194,8 +210,75 @@ def test_windows_lie_one_after_the_other_and_stalls_at_their_moments(run_folder:
     series = load_series(folder, twice, "alpha")
     half = series.time_s.size // 2
     np.testing.assert_allclose(series.time_s[half:], series.time_s[:half] + 60.0)
-    assert time_plot(tenant(), series, load_stalls(twice)).count("a core away") == 1
-    assert "a core away" not in time_plot(tenant(), series, load_stalls(record))
+    nothing = load_on_purpose(record)
+    assert time_plot(tenant(), series, load_stalls(twice), nothing).count("a core away") == 1
+    assert "a core away" not in time_plot(tenant(), series, load_stalls(record), nothing)
+
+
+def test_every_figure_marks_the_stalls_of_the_host_or_is_named_beside_them(run_folder: FolderMaker) -> None:
+    folder, record = run_folder(tenant())
+    write_record(folder, record)
+    assert "core of the host" not in render(folder)
+    assert "a core away" not in render(folder)
+    (window,) = record.windows
+    stalled = window.model_copy(update={"stalls": ((2.0, 0.006), (2.003, 0.009), (7.5, 0.003))})
+    write_record(folder, record.model_copy(update={"windows": (stalled,)}))
+    page = render(folder)
+    said = "A core of the host was away 2 times, 15.0 ms in all, 12.0 ms at the longest"
+    for part in page.split("<h2>Tenants</h2>")[1].split("<h2>Audit</h2>"):
+        assert said in part
+    titles = {title for title, svg in _figures(page) if "a core away" in svg}
+    assert titles == {
+        "Latency distribution of tenant alpha",
+        "Latency of tenant alpha over the run",
+        "Quantiles of alpha against its promise",
+    }
+
+
+def test_what_was_broken_on_purpose_is_marked_where_time_is_on_the_axis(run_folder: FolderMaker) -> None:
+    cut = FaultRecord(name="cut", kind="link-down", window=1, what="link down", begin_s=0.4, end_s=0.9)
+    folder, record = run_folder(tenant())
+    (window,) = record.windows
+    twice = record.model_copy(
+        update={"windows": (window, window.model_copy(update={"index": 1})), "faults": (cut, cut)}
+    )
+    np.testing.assert_allclose(load_on_purpose(twice), [(60.4, 60.9)] * 2)
+    write_record(folder, twice)
+    (drawn,) = (svg for title, svg in _figures(render(folder)) if "over the run" in title)
+    assert drawn.count("broken on purpose") == 1
+
+
+def test_what_a_server_was_made_to_suffer_is_shown_as_what_it_was(run_folder: FolderMaker) -> None:
+    folder, record = run_folder(tenant(requests=asked_of({"slow-down": 1_240, "wrong-answers": 3})))
+    (window,) = record.windows
+    suffered = (
+        ImpairmentRecord(
+            server="h4", tenants=("alpha",), kind="slow-down", amount=3.0, seed=77, begin_s=2.0, end_s=5.5
+        ),
+        ImpairmentRecord(server="h4", tenants=("alpha",), kind="crash", amount=0.0, seed=77, begin_s=50.0, end_s=None),
+    )
+    record = record.model_copy(update={"windows": (window.model_copy(update={"impairments": suffered}),)})
+    write_record(folder, record)
+    assert read_record(folder) == record
+    np.testing.assert_allclose(load_on_purpose(record), [(2.0, 5.5), (50.0, 60.0)])
+    text, page = text_of(record), render(folder)
+    assert "h4: slow down by 3 times on purpose in window 0, 2.00 s to 5.50 s" in text
+    assert "h4: crash on purpose in window 0, 50.00 s to the end" in text
+    assert "alpha: answers impaired on purpose: 1,240 by slow-down, 3 by wrong-answers" in text
+    for words in ("Servers made worse on purpose", "slow down by 3 times", "2.00 .. 5.50", "50.00 .. the end", "77"):
+        assert words in page
+    assert "impaired on purpose: 1,240 by slow-down, 3 by wrong-answers." in page
+    (drawn,) = (svg for title, svg in _figures(page) if "over the run" in title)
+    assert "broken on purpose" in drawn
+    folder, record = run_folder(tenant())
+    write_record(folder, record)
+    assert "on purpose" not in render(folder)
+
+
+def _figures(page: str) -> list[tuple[str, str]]:
+    """Every figure of a page, by its title."""
+    drawn = re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)
+    return [(re.findall(r"<dc:title>(.*?)</dc:title>", svg)[0], svg) for svg in drawn]
 
 
 def test_a_slowed_run_also_shows_its_figures_in_the_scenarios_own_time(run_folder: FolderMaker) -> None:

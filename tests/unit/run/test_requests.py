@@ -295,3 +295,16 @@ def test_a_request_that_no_capture_has_seen_closes_a_gate() -> None:
     blind = RequestOutcome(seen.record, replace(seen.match, samples=replace(seen.match.samples, out_s=out)))
     gates = request_gates(TENANT, blind, None, None)
     assert [gate.name for gate in gates if not gate.ok] == ["requests found, alpha"]
+
+
+@pytest.mark.parametrize(("latencies_s", "share"), [((1e-3, 1e-3), 1.0), ((0.5, 1e-3), 0.0), ((), 0.0)])
+def test_each_domain_of_a_request_tenant_has_a_row_with_how_often_it_lagged_behind_its_word(
+    latencies_s: tuple[float, ...], share: float
+) -> None:
+    seen = outcome(late_s=0.02)
+    row = judge_requests(TENANT, ASKED, [seen], None, SHAPER, latencies_s=latencies_s, seconds=200.0, valid=True)
+    west, east = row.domains
+    assert [west.domain, east.domain] == ["west", "east"]
+    assert west.mean_s == pytest.approx(float(np.mean(seen.match.samples.domain_s[:, 0])))
+    assert east.mean_s == pytest.approx(0.0, abs=1e-12)
+    assert (west.lag_share, east.lag_share) == (share, 0.0)

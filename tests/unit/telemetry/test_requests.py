@@ -185,6 +185,14 @@ def test_requests_come_back_from_their_file(tmp_path: Path) -> None:
     assert found.resent_s is not None
     assert read.resent_s is not None
     assert np.array_equal(read.resent_s, found.resent_s)
+    assert (read.impaired, read.lost_time_s) == (None, None)
+    touched = replace(found, impaired=np.array([0, 5], np.uint8), lost_time_s=np.array([[0.0] * 3, [0.1, 0.2, 0.3]]))
+    request_samples.write(tmp_path / "touched.parquet", touched)
+    read = request_samples.read(tmp_path / "touched.parquet")
+    assert read.impaired is not None
+    assert read.lost_time_s is not None
+    assert read.impaired.tolist() == [0, 5]
+    assert np.array_equal(read.lost_time_s, [[0.0] * 3, [0.1, 0.2, 0.3]])
     request_samples.write(tmp_path / "old.parquet", replace(found, resent_s=None))
     assert request_samples.read(tmp_path / "old.parquet").resent_s is None
 

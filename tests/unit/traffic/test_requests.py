@@ -18,7 +18,12 @@ import numpy as np
 import pytest
 
 from inference_server.digits import held_out
-from inference_server.generated.open_inference_pb2 import ModelInferRequest, ModelInferResponse
+from inference_server.generated.open_inference_pb2 import (
+    Impairment,
+    ImpairRequest,
+    ModelInferRequest,
+    ModelInferResponse,
+)
 from inference_server.server import Settings
 from testbed.errors import PreflightError, ScenarioError
 from testbed.scenario.model import (
@@ -32,7 +37,16 @@ from testbed.scenario.model import (
 )
 from testbed.traffic.arrivals import group_seed, tenant_seed
 from testbed.traffic.modulation import on_off_path
-from testbed.traffic.request_records import NOT_ATTEMPTED, OK, OVERDUE, SKIPPED, RequestRecord, RequestSpec
+from testbed.traffic.request_records import (
+    NOT_ATTEMPTED,
+    OK,
+    OVERDUE,
+    SKIPPED,
+    Endings,
+    RequestRecord,
+    RequestSpec,
+    count_impaired,
+)
 from testbed.traffic.request_schedules import RequestSchedule, request_schedule
 from testbed.traffic.request_wire import PROBE_ID, RequestMaker, sequences
 from testbed.traffic.requests import Calls, check, open_channel
@@ -352,3 +366,44 @@ def test_a_specification_that_makes_no_sense_is_refused(tmp_path: Path, key: str
     (tmp_path / "spec.json").write_text(json.dumps(asdict(good) | {key: value}))
     with pytest.raises(ValueError, match="expected"):
         RequestSpec.load(tmp_path / "spec.json")
+
+
+def test_what_a_server_says_it_suffered_is_on_record_request_by_request(stop: Stop, tmp_path: Path) -> None:
+    plan = ImpairRequest(
+        seed=7,
+        impairments=[
+            Impairment(kind="slow-down", to_s=1e6, factor=20.0),
+            Impairment(kind="wrong-answers", to_s=1e6, rate=0.5),
+        ],
+    )
+    with serving(Settings(listen="127.0.0.1:0", models=["digits-small"], device="cpu", impair=plan)) as impaired:
+        record = sent(impaired, at_once(40), stop)
+    assert record.impaired is not None
+    assert record.lost_time_s is not None
+    counts = count_impaired(record.impaired)
+    assert counts["slow-down"] == 40
+    assert 5 <= counts["wrong-answers"] <= 35
+    assert set(counts) == {"slow-down", "wrong-answers"}
+    assert record.accuracy < 0.9
+    wait_s, work_s = record.server_s[:, 2] - record.server_s[:, 1], record.server_s[:, 3] - record.server_s[:, 2]
+    paused_s, behind_s, slowed_s = record.lost_time_s.T
+    assert not paused_s.any()
+    assert np.all(behind_s <= wait_s + 1e-6)
+    assert np.all(slowed_s <= work_s + 1e-6)
+    # One worker, one burst: nearly all that computations took, and what was waited for them, was lost on purpose.
+    assert slowed_s.sum() > 0.7 * work_s.sum()
+    assert behind_s.sum() > 0.5 * wait_s.sum()
+    record.save(tmp_path / "record.npz")
+    back = RequestRecord.load(tmp_path / "record.npz")
+    assert np.array_equal(back.impaired, record.impaired)
+    assert np.array_equal(back.lost_time_s, record.lost_time_s)
+    ends = Endings.of(record.status, record.correct, record.images, record.impaired)
+    assert str(ends).endswith(f"impaired on purpose: 40 by slow-down, {counts['wrong-answers']} by wrong-answers.")
+
+
+def test_a_record_of_a_sound_server_says_nothing_of_impairments(running: Running, stop: Stop, tmp_path: Path) -> None:
+    record = sent(running, at_once(3), stop)
+    record.save(tmp_path / "record.npz")
+    back = RequestRecord.load(tmp_path / "record.npz")
+    assert (back.impaired, back.lost_time_s) == (None, None)
+    assert "impaired" not in str(Endings.of(record.status, record.correct, record.images))
