@@ -137,7 +137,7 @@ def assemble(
             bound,
             shaper,
             latencies_s=() if shaper is None or terms is None else terms.latencies_s,
-            idle_s=0.0 if granted is None else granted.idle_s,
+            idle_s=None if granted is None else granted.idle_path_s,
             seconds=seconds,
             valid=valid,
         )

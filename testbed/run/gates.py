@@ -47,6 +47,7 @@ def gates_of(
             between(window.host_before, window.host_after),
             clock_step_s=slow_down * fidelity.CLOCK_STEP_S,
             isolated=window.isolated,
+            awake=window.awake,
         ),
         *([fidelity.configuration("places kept", window.misplaced)] if window.isolated else []),
         fidelity.captures(window.captures),

@@ -7,7 +7,7 @@ life go with it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 import numpy as np
@@ -34,7 +34,7 @@ def judge_requests(
     shaper: Shaper | None,
     *,
     latencies_s: Sequence[float] = (),
-    idle_s: float = 0.0,
+    idle_s: FloatArray | None = None,
     seconds: float,
     valid: bool,
 ) -> TenantRecord:
@@ -47,7 +47,7 @@ def judge_requests(
         bound: Its analytical bound, None where nothing is reserved.
         shaper: Its narrowest queue, None for best effort.
         latencies_s: Latency that each domain of its path promises, [D]; empty for best effort.
-        idle_s: What its path takes of a request that waits for nobody, as the warm-up knows it.
+        idle_s: What its path took of requests of the warm-up that waited for nobody, [k]; nothing where not known.
         seconds: Length of all windows together.
         valid: Whether every fidelity gate of every window held.
     """
@@ -103,8 +103,12 @@ def judge_requests(
         seconds_needed=data.samples_needed * seconds / latency.size if data and data.samples_needed else None,
         bound=bound,
         domains=_domains(outcomes, latency, shaper, latencies_s),
-        requests=_requests(asked, outcomes, latency, network, ideal, idle_s=idle_s, nonconforming=beyond),
+        requests=_requests(asked, outcomes, latency, network, ideal, idle_s=_typical(idle_s), nonconforming=beyond),
     )
+
+
+def _typical(idle_s: FloatArray | None) -> float:
+    return 0.0 if idle_s is None else float(np.median(idle_s))
 
 
 def _nonconforming(tenant: Tenant, outcomes: Sequence[RequestOutcome]) -> int:
@@ -143,7 +147,8 @@ def _requests(
         nonconforming=nonconforming,
         last_packet_bits=mean_known(np.concatenate([o.match.last_bits[o.match.last_bits > 0] for o in outcomes]))
         or 0.0,
-        parts=_parts(outcomes, latency),
+        parts=_parts([o.match.samples.parts_s() for o in outcomes], outcomes, latency),
+        stacks=_parts([o.match.samples.stacks_s() for o in outcomes], outcomes, latency),
     )
 
 
@@ -181,9 +186,10 @@ def _impaired(outcome: RequestOutcome) -> npt.NDArray[np.uint8]:
     return found[record.attempted]
 
 
-def _parts(outcomes: Sequence[RequestOutcome], latency: FloatArray) -> tuple[PartDelay, ...]:
+def _parts(
+    everything: Sequence[Mapping[str, FloatArray]], outcomes: Sequence[RequestOutcome], latency: FloatArray
+) -> tuple[PartDelay, ...]:
     threshold = order_statistic(latency, 0.999)
-    everything = [outcome.match.samples.parts_s() for outcome in outcomes]
     latencies = np.concatenate([outcome.match.samples.latency_s for outcome in outcomes])
     slow = latencies >= threshold if threshold is not None else np.zeros(latencies.size, dtype=np.bool_)
     rows = []

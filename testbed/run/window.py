@@ -105,6 +105,7 @@ class Window:
         host_after: The host after.
         stalls: What the ticker of each core saw.
         isolated: Whether the processes of the run had places of their own.
+        awake: Whether something else kept the cores from sleeping.
         misplaced: Those that no longer had them in the end.
         faults: What was broken in it on purpose.
         impairments: What inference servers were made to suffer in it.
@@ -125,6 +126,7 @@ class Window:
     host_after: host.Snapshot
     stalls: Sequence[stalls.StallRecord]
     isolated: bool = False
+    awake: bool = False
     misplaced: Sequence[str] = ()
     faults: Sequence[Occurrence] = ()
     impairments: Sequence[ImpairmentRecord] = ()
@@ -249,6 +251,7 @@ class Stage:
             host_after=host_after,
             stalls=seen_stalls,
             isolated=bool(self.network.supervisor.placement),
+            awake=self.network.awake,
             misplaced=misplaced,
             faults=occurred,
             impairments=impairments(self.network, start_ns, duration_s),

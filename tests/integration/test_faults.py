@@ -35,7 +35,7 @@ def run_with(out: Path, *broken: Fault) -> RunRecord:
     """One run with these faults; a host that could not keep up is no failure of the code: up to three tries."""
     scenario = replace(load(FAULTS), faults=broken)
     for attempt in range(3):
-        record = read_record(run(scenario, Options(out=out / str(attempt)), Silent()))
+        record = read_record(run(scenario, Options(out=out / str(attempt), isolate=attempt > 0), Silent()))
         print(record.verdict, [gate for gate in record.gates if not gate.ok], record.faults)
         if record.verdict != "INVALID":
             break
