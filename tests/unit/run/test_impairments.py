@@ -47,8 +47,14 @@ def test_beginnings_find_their_ends_and_a_crash_has_none(tmp_path: Path) -> None
 
 
 def test_a_servers_own_record_is_understood(tmp_path: Path) -> None:
-    path, crashed = tmp_path / "record", threading.Event()
-    impairments = Impairments(path, touched=lambda *_: None, crash=lambda _: crashed.set())
+    path, crashed, over = tmp_path / "record", threading.Event(), threading.Event()
+
+    def crash(_: int) -> None:
+        """Whoever has crashed writes nothing more."""
+        crashed.set()
+        over.wait(10)
+
+    impairments = Impairments(path, touched=lambda *_: None, crash=crash)
     plan = [pb.Impairment(kind="wrong-answers", to_s=1e6, rate=0.25), pb.Impairment(kind="crash")]
     start_ns = time.monotonic_ns()
     impairments.add(parse(pb.ImpairRequest(seed=9, impairments=plan), start_ns))
@@ -57,6 +63,7 @@ def test_a_servers_own_record_is_understood(tmp_path: Path) -> None:
     assert (during["wrong-answers"].amount, during["wrong-answers"].seed, during["crash"].end_s) == (0.25, 9, None)
     assert during["wrong-answers"].describe() == "wrong answers to 25 % of the requests"
     assert 0.0 <= during["crash"].begin_s < 10.0
+    over.set()
     impairments.close()
     ended = {each.kind: each.end_s for each in read(path, "h1", (), start_ns)}
     assert ended["wrong-answers"] is not None
