@@ -31,6 +31,10 @@ EXPLAINED: Mapping[FaultKind, frozenset[str]] = {
     FaultKind.LOSS: frozenset({COUNTERS}),
     # As the way changes, a packet may fall between the old one and the new one.
     FaultKind.DELAY: frozenset({COUNTERS}),
+    # A data plane needs no controller.
+    FaultKind.CONTROLLER_KILLED: frozenset(),
+    # Meters, flows and their counters begin anew, and the first packets look for a flow that is not there yet.
+    FaultKind.SWITCH_KILLED: frozenset({COUNTERS, "upcalls"}),
 }
 """Gates that each kind of fault breaks by being what it is, for the tenants and the domain it touches and no others."""
 
@@ -189,11 +193,42 @@ def _delay(site: Site, fault: Fault) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _controller_killed(site: Site, fault: Fault) -> Iterator[None]:
+    """Its successor knows nothing; it is told the program, and finds that nothing has to change."""
+    supervisor, domain = site.network.supervisor, fault.domain or ""
+    child = supervisor.children[f"controller-{domain}"]
+    supervisor.kill(child)
+    yield
+    client = site.controllers[domain]
+    client.path.unlink(missing_ok=True)
+    supervisor.start(child.name, child.argv, role=child.role)
+    client.reconnect()
+    changed = client.install(site.programs[domain])
+    if touched := [*changed["added"], *changed["changed"], *changed["removed"]]:
+        raise FidelityError(f"fault {fault.name}: the data plane of {domain} lost {touched} with its controller")
+
+
+@contextmanager
+def _switch_killed(site: Site, _fault: Fault) -> Iterator[None]:
+    """Controllers give their switches back what they lack as these connect; the others get theirs from us."""
+    network = site.network
+    network.supervisor.kill(network.ovs.daemon)
+    yield
+    network.ovs.restart(network.supervisor)
+    network.configure_flows()
+    for name, client in site.controllers.items():
+        # Waits until all its switches are there, and for whatever is still being put back.
+        client.install(site.programs[name])
+
+
 WAYS: Mapping[FaultKind, Callable[[Site, Fault], AbstractContextManager[None]]] = {
     FaultKind.LINK_DOWN: _link_down,
     FaultKind.RATE_CHANGE: _rate_change,
     FaultKind.LOSS: _loss,
     FaultKind.DELAY: _delay,
+    FaultKind.CONTROLLER_KILLED: _controller_killed,
+    FaultKind.SWITCH_KILLED: _switch_killed,
 }
 """How each kind is done, and undone."""
 
@@ -208,7 +243,8 @@ def require(scenario: Scenario, datapath: Datapath) -> None:
         f"fault {fault.name}: {fault.kind} is done to the userspace datapath's own sockets, found the {datapath} "
         "datapath; ask for datapath: userspace, or leave the fault out"
         for fault in scenario.faults
-        if fault.kind in {FaultKind.LOSS, FaultKind.DELAY} and datapath is not Datapath.USERSPACE
+        if fault.kind in {FaultKind.LOSS, FaultKind.DELAY, FaultKind.SWITCH_KILLED}
+        and datapath is not Datapath.USERSPACE
     ]
     if wrong:
         raise PreflightError(wrong)
@@ -221,6 +257,13 @@ def explains(occurrences: Sequence[Occurrence], gate: str, domain: str, tenant: 
         if touched and gate in EXPLAINED[fault.kind]:
             return fault.name
     return ""
+
+
+def explains_all(occurrences: Sequence[Occurrence], gate: str) -> str:
+    """The name of a fault that touches everyone and breaks a gate by being what it is; empty if none does."""
+    return next(
+        (f.name for f in (each.fault for each in occurrences) if f.domain is None and gate in EXPLAINED[f.kind]), ""
+    )
 
 
 @contextmanager

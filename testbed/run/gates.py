@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from testbed.management.bounds import HOST_RISK
 from testbed.report.record import GateRecord
 from testbed.run.expectations import outside
-from testbed.run.faults import COUNTERS, explains
+from testbed.run.faults import COUNTERS, explains, explains_all
 from testbed.run.request_terms import Granted, request_gates
 from testbed.run.terms import Terms
 from testbed.run.window import Window
@@ -70,7 +70,7 @@ def gates_of(
                 tenant, outcome, granted.get(tenant.name), own.shaper if own else None, slow_down=slow_down
             )
     return (
-        *(_record(gate, window.index) for gate in gates),
+        *(_record(gate, window.index, excused_by=explains_all(window.faults, gate.name)) for gate in gates),
         *(_record(gate, window.index, excused_by=fault) for fault, gate in explained.items()),
     )
 

@@ -413,6 +413,10 @@ FAULT = _Variants(
             "a way that becomes longer",
             (_FAULT_NAME, _FAULT_DOMAIN, Field("by", _LONGER, "How much longer.", required=True), *_FAULT_TIMES),
         ),
+        "controller-killed": Record(
+            "a controller that is killed and started again", (_FAULT_NAME, _FAULT_DOMAIN, *_FAULT_TIMES)
+        ),
+        "switch-killed": Record("Open vSwitch, of all domains, killed and started again", (_FAULT_NAME, *_FAULT_TIMES)),
     },
     help="What is broken.",
 )

@@ -23,6 +23,8 @@ class FaultKind(StrEnum):
     RATE_CHANGE = "rate-change"
     LOSS = "loss"
     DELAY = "delay"
+    CONTROLLER_KILLED = "controller-killed"
+    SWITCH_KILLED = "switch-killed"
 
 
 @dataclass(frozen=True)

@@ -25,10 +25,10 @@ pytestmark = pytest.mark.network
 FAULTS = ROOT / "topologies" / "faults.yaml"
 
 
-def fault(kind: FaultKind, at_s: float, *, fails: bool = True, **more: object) -> Fault:
+def fault(kind: FaultKind, at_s: float, *, fails: bool = True, domain: str | None = "east", **more: object) -> Fault:
     """Half a second of it, in the domain that only the tenant far crosses."""
     told = ("far",) if fails else ()
-    return Fault(kind.value, kind, at_s, 0.5, 1.0, domain="east", fails=told, **more)  # type: ignore[arg-type]
+    return Fault(kind.value, kind, at_s, 0.5, 1.0, domain=domain, fails=told, **more)  # type: ignore[arg-type]
 
 
 def run_with(out: Path, *broken: Fault) -> RunRecord:
@@ -78,6 +78,24 @@ def test_whoever_crosses_what_breaks_fails_and_recovers_and_nobody_else_notices(
         assert (recovered.tenant, len(each.expectations)) == ("far", 3)
     excused = {gate.name for gate in record.gates if gate.excused_by}
     assert excused <= {f"queue counters, fault {name}" for name in by_name(record)}
+
+
+def test_a_killed_controller_is_no_business_of_the_data_plane(tmp_path: Path) -> None:
+    record = run_with(tmp_path, fault(FaultKind.CONTROLLER_KILLED, 1.0, fails=False))
+    assert all(each.met for each in record.faults)
+    assert all(gate.ok for gate in record.gates)
+    assert [tenant.in_faults for tenant in record.tenants] == [0, 0]
+
+
+def test_a_killed_switch_takes_everyone_with_it_and_comes_back_with_all_it_held(tmp_path: Path) -> None:
+    killed = replace(fault(FaultKind.SWITCH_KILLED, 1.0, domain=None), fails=("near", "far"), recovery_s=2.0)
+    record = run_with(tmp_path, killed)
+    assert all(each.met for each in record.faults)
+    assert {gate.name for gate in record.gates if gate.excused_by} <= {
+        "upcalls",
+        f"queue counters, fault {killed.name}",
+    }
+    assert all(gate.ok for gate in record.gates if gate.name == "installed reservations")
 
 
 def test_what_a_fault_does_not_explain_invalidates_the_run_as_ever(
