@@ -18,7 +18,7 @@ from testbed.run.pipeline import Options, run
 from testbed.run.progress import Silent
 from testbed.scenario.faults import Fault, FaultKind
 from testbed.scenario.loader import load
-from tests.integration.conftest import ROOT
+from tests.integration.conftest import ROOT, is_noise
 
 pytestmark = pytest.mark.network
 
@@ -32,14 +32,12 @@ def fault(kind: FaultKind, at_s: float, *, fails: bool = True, domain: str | Non
 
 
 def run_with(out: Path, *broken: Fault) -> RunRecord:
-    """One run with these faults; a host that could not keep up is no failure of the code: up to three tries."""
-    scenario = replace(load(FAULTS), faults=broken)
-    for attempt in range(3):
-        record = read_record(run(scenario, Options(out=out / str(attempt)), Silent()))
-        print(record.verdict, [gate for gate in record.gates if not gate.ok], record.faults)
-        if record.verdict != "INVALID":
-            break
-    assert record.verdict in {"PASS", "UNDETERMINED"}
+    """One run with these faults. A host that could not keep up may take its verdict away, and nothing else may."""
+    record = read_record(run(replace(load(FAULTS), faults=broken), Options(out=out, isolate=True), Silent()))
+    breached = [gate for gate in record.gates if not gate.holds]
+    print(record.verdict, breached, record.faults)
+    assert all(is_noise(gate.name) for gate in breached)
+    assert record.verdict in ({"INVALID"} if breached else {"PASS", "UNDETERMINED"})
     assert not any(tenant.bound_broken for tenant in record.tenants)
     assert not left_of(record.run_id)
     return record
@@ -83,7 +81,7 @@ def test_whoever_crosses_what_breaks_fails_and_recovers_and_nobody_else_notices(
 def test_a_killed_controller_is_no_business_of_the_data_plane(tmp_path: Path) -> None:
     record = run_with(tmp_path, fault(FaultKind.CONTROLLER_KILLED, 1.0, fails=False))
     assert all(each.met for each in record.faults)
-    assert all(gate.ok for gate in record.gates)
+    assert not any(gate.excused_by for gate in record.gates)
     assert [tenant.in_faults for tenant in record.tenants] == [0, 0]
 
 
