@@ -137,7 +137,7 @@ def assemble(
     tenants = tuple(
         judged(tenant).model_copy(update={"offered": _offered(tenant, measured)}) for tenant in scenario.tenants
     )
-    faults = tuple(fault for item in measured for fault in _faults(scenario, item.window))
+    faults = tuple(fault for item in measured for fault in _faults(scenario, item))
     return RunRecord(
         run_id="",
         name=scenario.name,
@@ -170,12 +170,13 @@ def _offered(tenant: Tenant, measured: Sequence[Measured]) -> OfferedRecord | No
     return offered([(due(item.window), item.window.duration_s) for item in measured])
 
 
-def _faults(scenario: Scenario, window: Window) -> Iterator[FaultRecord]:
+def _faults(scenario: Scenario, item: Measured) -> Iterator[FaultRecord]:
+    window = item.window
     packets = {
         name: Packets(match.samples.intended_s, match.samples.latency_s) for name, match in window.matches.items()
     }
     for each in window.faults:
-        found = expectations(each, scenario.tenants, packets) if window.complete else ()
+        found = expectations(each, scenario.tenants, packets, item.gates) if window.complete else ()
         yield FaultRecord(
             name=each.fault.name,
             kind=each.fault.kind.value,

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from testbed.report.record import ExpectationRecord
-from testbed.run.faults import Occurrence
+from testbed.report.record import ExpectationRecord, GateRecord
+from testbed.run.faults import CAUGHT, Occurrence
 from testbed.scenario.model import Promise, Tenant
 from testbed.telemetry.samples import BoolArray, FloatArray
 
@@ -45,9 +45,14 @@ def outside(occurrences: Sequence[Occurrence], tenant: Tenant, intended_s: Float
 
 
 def expectations(
-    occurrence: Occurrence, tenants: Sequence[Tenant], packets: Mapping[str, Packets]
+    occurrence: Occurrence,
+    tenants: Sequence[Tenant],
+    packets: Mapping[str, Packets],
+    gates: Sequence[GateRecord] = (),
 ) -> Iterator[ExpectationRecord]:
     """What is expected of each tenant with a promise, and what was found.
+
+    Of a fault after which no time can be believed only one thing is expected: that its gate says so.
 
     A tenant fails if more than epsilon of the packets that the fault could touch miss their deadline. It has recovered
     at the last moment at which misses were ahead of epsilon, counted from the fault's end. It keeps its promise if at
@@ -57,7 +62,11 @@ def expectations(
         occurrence: The fault as it was done.
         tenants: All of the scenario; those that break their own contract are held to nothing.
         packets: Theirs, by name.
+        gates: Of the window.
     """
+    if occurrence.fault.kind in CAUGHT:
+        yield _caught(CAUGHT[occurrence.fault.kind], gates)
+        return
     for tenant in tenants:
         if tenant.promise is None or tenant.misbehaviour is not None or tenant.name not in packets:
             continue
@@ -66,6 +75,13 @@ def expectations(
             yield _recovers(occurrence, tenant.name, tenant.promise, packets[tenant.name])
         else:
             yield _keeps(occurrence, tenant.name, tenant.promise, packets[tenant.name])
+
+
+def _caught(name: str, gates: Sequence[GateRecord]) -> ExpectationRecord:
+    (gate,) = [gate for gate in gates if gate.name == name]
+    return ExpectationRecord(
+        tenant="all", expected=f"INVALID: the gate {name} sees it", found=gate.detail, met=not gate.holds
+    )
 
 
 def _fails(occurrence: Occurrence, tenant: str, promise: Promise, packets: Packets) -> ExpectationRecord:

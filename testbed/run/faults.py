@@ -7,10 +7,13 @@ that is interrupted or killed leaves nothing of it behind. What a fault explains
 
 from __future__ import annotations
 
+import re
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from controller.client import CallError, ControllerClient
 from controller.program import DomainProgram, Hop
@@ -35,8 +38,15 @@ EXPLAINED: Mapping[FaultKind, frozenset[str]] = {
     FaultKind.CONTROLLER_KILLED: frozenset(),
     # Meters, flows and their counters begin anew, and the first packets look for a flow that is not there yet.
     FaultKind.SWITCH_KILLED: frozenset({COUNTERS, "upcalls"}),
+    # Stamps of the window are worth nothing, and the run must say so.
+    FaultKind.CLOCK_STEPPED: frozenset(),
 }
 """Gates that each kind of fault breaks by being what it is, for the tenants and the domain it touches and no others."""
+
+CAUGHT: Mapping[FaultKind, str] = {FaultKind.CLOCK_STEPPED: "clock step"}
+"""The gate that must see a kind of fault after which no time that was measured can be believed."""
+
+_MAY_SET_CLOCK = 1 << 25
 
 
 @dataclass(frozen=True)
@@ -222,6 +232,18 @@ def _switch_killed(site: Site, _fault: Fault) -> Iterator[None]:
         client.install(site.programs[name])
 
 
+@contextmanager
+def _clock_stepped(site: Site, fault: Fault) -> Iterator[None]:
+    """By a process that steps it back when it ends, whoever ends it."""
+    supervisor = site.network.supervisor
+    by_ns = str(round((fault.step_s or 0.0) * 1e9))
+    command = [sys.executable, "-m", "testbed.emulation.clock_step", by_ns]
+    child = supervisor.start(f"clock-{fault.name}", command)
+    yield
+    if supervisor.end(child):
+        raise FidelityError(f"fault {fault.name}: the clock was not set back; {child.tail()}")
+
+
 WAYS: Mapping[FaultKind, Callable[[Site, Fault], AbstractContextManager[None]]] = {
     FaultKind.LINK_DOWN: _link_down,
     FaultKind.RATE_CHANGE: _rate_change,
@@ -229,6 +251,7 @@ WAYS: Mapping[FaultKind, Callable[[Site, Fault], AbstractContextManager[None]]] 
     FaultKind.DELAY: _delay,
     FaultKind.CONTROLLER_KILLED: _controller_killed,
     FaultKind.SWITCH_KILLED: _switch_killed,
+    FaultKind.CLOCK_STEPPED: _clock_stepped,
 }
 """How each kind is done, and undone."""
 
@@ -246,8 +269,19 @@ def require(scenario: Scenario, datapath: Datapath) -> None:
         if fault.kind in {FaultKind.LOSS, FaultKind.DELAY, FaultKind.SWITCH_KILLED}
         and datapath is not Datapath.USERSPACE
     ]
+    if not _may_set_clock():
+        wrong += [
+            f"fault {fault.name}: found no right to set the host's clock; run with CAP_SYS_TIME, or leave the fault out"
+            for fault in scenario.faults
+            if fault.kind is FaultKind.CLOCK_STEPPED
+        ]
     if wrong:
         raise PreflightError(wrong)
+
+
+def _may_set_clock() -> bool:
+    effective = re.search(r"^CapEff:\s*(\w+)$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    return effective is not None and bool(int(effective[1], 16) & _MAY_SET_CLOCK)
 
 
 def explains(occurrences: Sequence[Occurrence], gate: str, domain: str, tenant: str) -> str:

@@ -38,16 +38,12 @@ def gates_of(
     end_ns = begin_ns + round(window.duration_s * 1e9)
     before, after = window.switches_before, window.switches_after
     slow_down = scenario.slow_down
+    ticked = [record.during(begin_ns, end_ns) for record in window.stalls]
+    change = between(window.host_before, window.host_after)
     gates: list[Gate] = [
-        *fidelity.stalls(
-            [record.during(begin_ns, end_ns) for record in window.stalls],
-            longest_s=slow_down * fidelity.LONGEST_STALL_S,
-        ),
-        *fidelity.host(
-            between(window.host_before, window.host_after),
-            clock_step_s=slow_down * fidelity.CLOCK_STEP_S,
-            isolated=window.isolated,
-        ),
+        *fidelity.stalls(ticked, longest_s=slow_down * fidelity.LONGEST_STALL_S),
+        *fidelity.host(change, isolated=window.isolated),
+        fidelity.clock(change.clock_step_s, ticked, limit_s=slow_down * fidelity.CLOCK_STEP_S),
         *([fidelity.configuration("places kept", window.misplaced)] if window.isolated else []),
         fidelity.captures(window.captures),
         fidelity.packet_ins(after.packet_ins - before.packet_ins),

@@ -67,6 +67,7 @@ _DURATION = Quantity(TIME, Fraction(1), Fraction(7200))
 _INSTANT = Quantity(TIME, Fraction(0), Fraction(7200))
 MOST_VISITS = 100
 _LONGER = Quantity(TIME, Fraction(1, 1000), Fraction(10))
+_STEP = Quantity(TIME, Fraction(1, 1000), Fraction(1, 10))
 _LASTS = Quantity(TIME, Fraction(1, 100), Fraction(7200))
 
 _SIZE = Field(
@@ -363,10 +364,13 @@ _TENANT = Record(
 )
 
 _FAULT_NAME = Field("name", Name(), "Unique among the faults.", required=True)
-_FAULT_TIMES = (
+_FAULT_MOMENT = (
     Field("at", _INSTANT, "When it begins, from the start of the measured window.", required=True),
     Field("for", _LASTS, "How long it lasts.", required=True),
     Field("spread", _INSTANT, "It begins at a moment drawn by the seed from this long after at.", default="0 s"),
+)
+_FAULT_TIMES = (
+    *_FAULT_MOMENT,
     Field(
         "fails",
         Names("tenant", MOST_TENANTS),
@@ -417,6 +421,10 @@ FAULT = _Variants(
             "a controller that is killed and started again", (_FAULT_NAME, _FAULT_DOMAIN, *_FAULT_TIMES)
         ),
         "switch-killed": Record("Open vSwitch, of all domains, killed and started again", (_FAULT_NAME, *_FAULT_TIMES)),
+        "clock-stepped": Record(
+            "the host's clock set forward and back again",
+            (_FAULT_NAME, Field("by", _STEP, "How far it is set forward.", required=True), *_FAULT_MOMENT),
+        ),
     },
     help="What is broken.",
 )

@@ -37,10 +37,12 @@ def faults(
 
 
 def _fault(section: Section) -> Fault:
-    rate, longer = section.get("to"), section.get("by")
+    kind = FaultKind(section.get("kind"))
+    rate, by = section.get("to"), section.get("by")
+    by_s = None if by is None else float(by)
     return Fault(
         name=section.get("name"),
-        kind=FaultKind(section.get("kind")),
+        kind=kind,
         at_s=float(section.get("at")),
         for_s=float(section.get("for")),
         recovery_s=float(section.get("recovers-within", 1)),
@@ -49,7 +51,8 @@ def _fault(section: Section) -> Fault:
         tenant=section.get("tenant"),
         rate_bps=None if rate is None else int(rate),
         share=section.get("share"),
-        delay_s=None if longer is None else float(longer),
+        delay_s=by_s if kind is FaultKind.DELAY else None,
+        step_s=by_s if kind is FaultKind.CLOCK_STEPPED else None,
         fails=tuple(name for name, _ in section.get("fails", ())),
     )
 

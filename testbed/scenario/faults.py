@@ -25,6 +25,7 @@ class FaultKind(StrEnum):
     DELAY = "delay"
     CONTROLLER_KILLED = "controller-killed"
     SWITCH_KILLED = "switch-killed"
+    CLOCK_STEPPED = "clock-stepped"
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Fault:
         rate_bps: Rate the queue is lowered to, None where nothing is lowered.
         share: Share of the packets that is lost, None where none is.
         delay_s: How much longer the way becomes, None where it does not.
+        step_s: How far the host's clock is set forward, None where it is not.
         fails: Tenants that must break their promise while it lasts; everyone else with a promise must keep it.
     """
 
@@ -57,6 +59,7 @@ class Fault:
     rate_bps: int | None = None
     share: float | None = None
     delay_s: float | None = None
+    step_s: float | None = None
     fails: tuple[str, ...] = ()
 
     def describe(self) -> str:
@@ -64,6 +67,7 @@ class Fault:
         to = "" if self.rate_bps is None else f" to {quantity(self.rate_bps, RATE)}"
         to += "" if self.share is None else f" of {self.share:.0%} of the packets"
         to += "" if self.delay_s is None else f" of {quantity(self.delay_s, TIME)} more"
+        to += "" if self.step_s is None else f" by {quantity(self.step_s, TIME)}"
         whom = [f"domain {self.domain}"] if self.domain else []
         whom += [f"tenant {self.tenant}"] if self.tenant else []
         return f"{self.kind.replace('-', ' ')}{to}" + (f", {', '.join(whom)}" if whom else "")

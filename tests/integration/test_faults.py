@@ -18,6 +18,7 @@ from testbed.run.pipeline import Options, run
 from testbed.run.progress import Silent
 from testbed.scenario.faults import Fault, FaultKind
 from testbed.scenario.loader import load
+from testbed.telemetry import host
 from tests.integration.conftest import ROOT, is_noise
 
 pytestmark = pytest.mark.network
@@ -94,6 +95,23 @@ def test_a_killed_switch_takes_everyone_with_it_and_comes_back_with_all_it_held(
         f"queue counters, fault {killed.name}",
     }
     assert all(gate.ok for gate in record.gates if gate.name == "installed reservations")
+
+
+def test_a_clock_that_is_set_forward_and_back_within_the_window_makes_it_invalid_and_is_as_before(
+    tmp_path: Path,
+) -> None:
+    before_ns = host.clock_offset_ns()
+    step = fault(FaultKind.CLOCK_STEPPED, 1.0, fails=False, domain=None, step_s=0.002)
+    scenario = replace(load(FAULTS), faults=(step,), warmup_s=2.0, duration_s=3.0)
+    record = read_record(run(scenario, Options(out=tmp_path, isolate=True), Silent()))
+    assert abs(host.clock_offset_ns() - before_ns) < 1_000_000
+    (gate,) = [gate for gate in record.gates if gate.name == "clock step"]
+    print(gate, record.faults)
+    assert 0.0019 < gate.value < 0.0021
+    assert (gate.holds, record.verdict) == (False, "INVALID")
+    (done,) = record.faults
+    assert [(each.tenant, each.met) for each in done.expectations] == [("all", True)]
+    assert not left_of(record.run_id)
 
 
 def test_what_a_fault_does_not_explain_invalidates_the_run_as_ever(

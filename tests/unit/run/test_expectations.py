@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from testbed.report.record import ExpectationRecord, FaultRecord
+from testbed.report.record import ExpectationRecord, FaultRecord, GateRecord
 from testbed.run.expectations import Packets, expectations, outside
 from testbed.run.faults import COUNTERS, EXPLAINED, WAYS, Occurrence, explains
 from testbed.run.judge import run_verdict
@@ -61,6 +61,21 @@ def test_a_tenant_that_misses_at_the_rate_it_may_has_recovered() -> None:
     held = found(Packets(after.intended_s, latency_s), packets(0, 0))
     assert held["far", "recovers"].met
     assert held["far", "recovers"].seconds == pytest.approx(0.1, abs=0.002)
+
+
+STEP = Fault("step", FaultKind.CLOCK_STEPPED, at_s=2.0, for_s=1.0, recovery_s=1.0, step_s=0.001)
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_of_a_clock_that_was_stepped_only_its_gate_is_asked(seen: bool) -> None:
+    gates = [
+        GateRecord(name="clock step", value=0.001, limit=0.0005, ok=not seen, detail="up to 1 ms in between", window=1),
+        GateRecord(name="upcalls", value=0, limit=0, ok=True, detail="", window=1),
+    ]
+    done = replace(DONE, fault=STEP)
+    (caught,) = expectations(done, [FAR, NEAR], {"far": packets(2, 3), "near": packets(0, 0)}, gates)
+    assert (caught.tenant, caught.met, caught.found) == ("all", seen, "up to 1 ms in between")
+    assert not explains([done], "clock step", "east", "far")
 
 
 def test_a_tenant_that_breaks_its_own_contract_or_has_no_promise_is_held_to_nothing() -> None:
