@@ -132,7 +132,13 @@ def assemble(
         granted = measured[0].granted.get(tenant.name)
         idle_s = 0.0 if granted is None else granted.idle_s
         asked = tenant.requests
-        return judge_requests(tenant, asked, outcomes, bound, shaper, idle_s=idle_s, seconds=seconds, valid=valid)
+        kept = [
+            outside(item.window.faults, tenant, outcome.record.schedule.time_s)
+            for item, outcome in zip(measured, outcomes, strict=True)
+        ]
+        return judge_requests(
+            tenant, asked, outcomes, bound, shaper, idle_s=idle_s, seconds=seconds, valid=valid, outside=kept
+        )
 
     tenants = tuple(
         judged(tenant).model_copy(update={"offered": _offered(tenant, measured)}) for tenant in scenario.tenants
@@ -175,6 +181,7 @@ def _faults(scenario: Scenario, item: Measured) -> Iterator[FaultRecord]:
     packets = {
         name: Packets(match.samples.intended_s, match.samples.latency_s) for name, match in window.matches.items()
     }
+    packets |= {name: Packets.asked(outcome.record) for name, outcome in window.requests.items()}
     for each in window.faults:
         found = expectations(each, scenario.tenants, packets, item.gates) if window.complete else ()
         yield FaultRecord(

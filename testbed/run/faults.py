@@ -15,11 +15,17 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import grpc
+
 from controller.client import CallError, ControllerClient
 from controller.program import DomainProgram, Hop
+from inference_server.generated import open_inference_pb2 as pb
+from inference_server.impairments import Kind as Impaired
+from inference_server.protocol import IMPAIRMENTS
 from testbed.emulation import delay_line, links, packet_filter
 from testbed.emulation.network import TandemNetwork
 from testbed.errors import FidelityError, PreflightError
+from testbed.run.requests import impairment_socket
 from testbed.scenario.faults import Fault, FaultKind, begin_s
 from testbed.scenario.model import FULL_FRAME_BITS, Datapath, Scenario
 
@@ -38,6 +44,9 @@ EXPLAINED: Mapping[FaultKind, frozenset[str]] = {
     FaultKind.CONTROLLER_KILLED: frozenset(),
     # Meters, flows and their counters begin anew, and the first packets look for a flow that is not there yet.
     FaultKind.SWITCH_KILLED: frozenset({COUNTERS, "upcalls"}),
+    # Tenants that it touches are to fail, and what is left of them is judged as ever.
+    FaultKind.SERVER_SLOWED: frozenset(),
+    FaultKind.SERVER_WRONG: frozenset(),
     # Stamps of the window are worth nothing, and the run must say so.
     FaultKind.CLOCK_STEPPED: frozenset(),
 }
@@ -47,6 +56,7 @@ CAUGHT: Mapping[FaultKind, str] = {FaultKind.CLOCK_STEPPED: "clock step"}
 """The gate that must see a kind of fault after which no time that was measured can be believed."""
 
 _MAY_SET_CLOCK = 1 << 25
+_ANSWERS_WITHIN_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -81,6 +91,11 @@ class Site:
     def ingress(self, domain: str | None) -> Hop:
         """The first switch of a domain."""
         return next(skeleton.hops[0] for skeleton in self.network.layout.skeletons if skeleton.domain == domain)
+
+    def server(self, domain: str | None) -> str:
+        """The compute host of a domain that somebody asks."""
+        layout = self.network.layout
+        return next(layout.path_of(t.name).server.host for t in self.network.scenario.tenants if t.site == domain)
 
     def inner_link(self, domain: str | None) -> str:
         """The port of a domain's first switch that leads to its second."""
@@ -233,6 +248,24 @@ def _switch_killed(site: Site, _fault: Fault) -> Iterator[None]:
 
 
 @contextmanager
+def _server_impaired(site: Site, fault: Fault) -> Iterator[None]:
+    """The server does it to itself and ends it by itself: a computation that was begun slowly ends slowly."""
+    kind = Impaired.SLOW_DOWN if fault.kind is FaultKind.SERVER_SLOWED else Impaired.WRONG_ANSWERS
+    asked = pb.Impairment(kind=kind, to_s=fault.for_s, factor=fault.factor or 0.0, rate=fault.share or 0.0)
+    with grpc.insecure_channel(f"unix:{impairment_socket(site.network, site.server(fault.domain))}") as channel:
+        impair: Callable[..., pb.ImpairResponse] = channel.unary_unary(
+            f"/{IMPAIRMENTS}/Impair",
+            request_serializer=pb.ImpairRequest.SerializeToString,
+            response_deserializer=pb.ImpairResponse.FromString,
+        )
+        try:
+            impair(pb.ImpairRequest(seed=site.network.scenario.seed, impairments=[asked]), timeout=_ANSWERS_WITHIN_S)
+        except grpc.RpcError as error:
+            raise FidelityError(f"fault {fault.name} ({fault.kind}): {error.code().name}, {error.details()}") from error
+    yield
+
+
+@contextmanager
 def _clock_stepped(site: Site, fault: Fault) -> Iterator[None]:
     """By a process that steps it back when it ends, whoever ends it."""
     supervisor = site.network.supervisor
@@ -251,6 +284,8 @@ WAYS: Mapping[FaultKind, Callable[[Site, Fault], AbstractContextManager[None]]] 
     FaultKind.DELAY: _delay,
     FaultKind.CONTROLLER_KILLED: _controller_killed,
     FaultKind.SWITCH_KILLED: _switch_killed,
+    FaultKind.SERVER_SLOWED: _server_impaired,
+    FaultKind.SERVER_WRONG: _server_impaired,
     FaultKind.CLOCK_STEPPED: _clock_stepped,
 }
 """How each kind is done, and undone."""

@@ -63,7 +63,12 @@ def gates_of(
             own = terms.get(tenant.name)
             outcome = window.requests[tenant.name]
             gates += request_gates(
-                tenant, outcome, granted.get(tenant.name), own.shaper if own else None, slow_down=slow_down
+                tenant,
+                outcome,
+                granted.get(tenant.name),
+                own.shaper if own else None,
+                slow_down=slow_down,
+                outside=outside(window.faults, tenant, outcome.record.schedule.time_s),
             )
     return (
         *(_record(gate, window.index, excused_by=explains_all(window.faults, gate.name)) for gate in gates),

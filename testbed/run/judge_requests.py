@@ -21,7 +21,7 @@ from testbed.run.request_terms import ideal_network_s
 from testbed.run.requests import RequestOutcome
 from testbed.run.window import Shaper
 from testbed.scenario.model import Requests, Tenant
-from testbed.telemetry.samples import FloatArray
+from testbed.telemetry.samples import BoolArray, FloatArray
 from testbed.traffic.request_records import Endings
 
 
@@ -35,6 +35,7 @@ def judge_requests(
     idle_s: float = 0.0,
     seconds: float,
     valid: bool,
+    outside: Sequence[BoolArray] | None = None,
 ) -> TenantRecord:
     """Judge one request tenant over all windows of a run.
 
@@ -47,7 +48,16 @@ def judge_requests(
         idle_s: What its path takes of a request that waits for nobody, as the warm-up knows it.
         seconds: Length of all windows together.
         valid: Whether every fidelity gate of every window held.
+        outside: Which requests of each window are judged, those outside the faults that the tenant is to fail by, [n];
+            None for all.
     """
+    beyond = _nonconforming(tenant, outcomes)
+    # A queue is fed by every request, also by those that are not judged.
+    ideals = [ideal_network_s(outcome, shaper, idle_s) for outcome in outcomes] if shaper else []
+    everyone = sum(int(outcome.record.attempted.sum()) for outcome in outcomes)
+    if outside is not None:
+        outcomes = [outcome.take(kept) for outcome, kept in zip(outcomes, outside, strict=True)]
+        ideals = [ideal[kept] for ideal, kept in zip(ideals, outside, strict=bool(ideals))]
     due = [outcome.record.attempted for outcome in outcomes]
     latency = np.concatenate([o.record.latency_s[d] for o, d in zip(outcomes, due, strict=True)])
     runs = np.repeat(np.arange(len(outcomes)), [int(d.sum()) for d in due])
@@ -55,7 +65,6 @@ def judge_requests(
     level = 1.0 - (promise.epsilon if promise else 1e-3)
     median, p99, p999, promised = quantiles(latency, (*LEVELS, level), runs=runs)
     data = judge(latency, promise.deadline_s, promise.epsilon, promise.confidence, runs) if promise else None
-    beyond = _nonconforming(tenant, outcomes)
     verdict: Verdict = "NONE"
     reason = ""
     if data is not None:
@@ -68,11 +77,12 @@ def judge_requests(
                 f"the tenant broke its own contract: {beyond:,} of {latency.size:,} requests exceeded its token bucket"
             )
     network = np.concatenate([outcome.match.samples.network_out_s for outcome in outcomes])
-    ideal = np.concatenate([ideal_network_s(o, shaper, idle_s) for o in outcomes]) if shaper else np.empty(0)
+    ideal = np.concatenate(ideals) if ideals else np.empty(0)
     lower = promised.one_sided_lower_s
     return TenantRecord(
         name=tenant.name,
         n=latency.size,
+        in_faults=everyone - latency.size,
         misses=data.misses if data else 0,
         lost=int(np.count_nonzero(~np.isfinite(latency))),
         p50_s=finite_or_none(median.estimate_s),

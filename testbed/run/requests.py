@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from testbed.emulation.layout import TenantPath
@@ -17,13 +17,14 @@ from testbed.emulation.network import TandemNetwork
 from testbed.emulation.placement import Role
 from testbed.emulation.supervisor import Child
 from testbed.scenario.definition import LARGEST_REQUEST_BYTES, MOST_IMAGES
+from testbed.scenario.faults import SERVER_KINDS
 from testbed.scenario.model import Requests, Scenario, Tenant
 from testbed.telemetry import host, pcap
 from testbed.telemetry.capture import TENANT_TRAFFIC, Capture
 from testbed.telemetry.requests import RequestCaptures, RequestMatch, match_requests
 from testbed.traffic.arrivals import group_seed, modulators, tenant_seed
 from testbed.traffic.request_makers import maker_of
-from testbed.traffic.request_records import RequestRecord, RequestSpec
+from testbed.traffic.request_records import BoolArray, RequestRecord, RequestSpec
 from testbed.traffic.request_schedules import request_schedule
 from testbed.traffic.request_wire import TextMaker
 from testbed.traffic.schedules import save_arrays
@@ -55,6 +56,11 @@ class RequestOutcome:
     record: RequestRecord
     match: RequestMatch
 
+    def take(self, chosen: BoolArray) -> RequestOutcome:
+        """Some of the requests, [n]; what is known of the whole connection stays."""
+        match = replace(self.match, samples=self.match.samples.take(chosen), last_bits=self.match.last_bits[chosen])
+        return RequestOutcome(self.record.take(chosen), match)
+
 
 def asking(scenario: Scenario) -> list[tuple[Tenant, Requests]]:
     """Tenants that send requests, with what they ask."""
@@ -81,7 +87,14 @@ def start_servers(network: TandemNetwork) -> None:
         ]  # fmt: skip
         for tenant, asked in tenants:
             command += ["--share", f"{tenant.name}={asked.compute_share!r}"]
+        if any(fault.kind in SERVER_KINDS for fault in network.scenario.faults):
+            command += ["--impairment-socket", str(impairment_socket(network, name))]
         network.start(f"server-{name}", command, host=name, role=Role.SERVER, timeout_s=_START_S)
+
+
+def impairment_socket(network: TandemNetwork, host: str) -> Path:
+    """Where the server in a compute host is told to be worse than it is."""
+    return network.journal.directory / f"server-{host}.sock"
 
 
 def capture_clients(network: TandemNetwork, folder: Path) -> dict[str, Capture]:

@@ -421,6 +421,24 @@ FAULT = _Variants(
             "a controller that is killed and started again", (_FAULT_NAME, _FAULT_DOMAIN, *_FAULT_TIMES)
         ),
         "switch-killed": Record("Open vSwitch, of all domains, killed and started again", (_FAULT_NAME, *_FAULT_TIMES)),
+        "server-slowed": Record(
+            "an inference server that computes more slowly",
+            (
+                _FAULT_NAME,
+                _FAULT_DOMAIN,
+                Field("factor", Number("a factor", 1.5, 10_000), "How many times as long it takes.", required=True),
+                *_FAULT_TIMES,
+            ),
+        ),
+        "server-wrong": Record(
+            "an inference server that answers wrongly",
+            (
+                _FAULT_NAME,
+                _FAULT_DOMAIN,
+                Field("share", Number("a share", 0.05, 1), "Share of the answers that is wrong.", required=True),
+                *_FAULT_TIMES,
+            ),
+        ),
         "clock-stepped": Record(
             "the host's clock set forward and back again",
             (_FAULT_NAME, Field("by", _STEP, "How far it is set forward.", required=True), *_FAULT_MOMENT),

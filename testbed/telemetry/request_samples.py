@@ -92,9 +92,12 @@ class RequestSamples:
 
     def due(self) -> Self:
         """The requests that were due before the sender ended: the ones a verdict is about."""
-        due = self.status != NOT_ATTEMPTED
+        return self.take(self.status != NOT_ATTEMPTED)
+
+    def take(self, chosen: BoolArray) -> Self:
+        """Some of the requests, [n]."""
         arrays = {name: value for name, value in vars(self).items() if isinstance(value, np.ndarray)}
-        return replace(self, **{name: value[due] for name, value in arrays.items()})
+        return replace(self, **{name: value[chosen] for name, value in arrays.items()})
 
     @property
     def latency_s(self) -> FloatArray:

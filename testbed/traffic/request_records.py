@@ -6,7 +6,7 @@ happened between them is the captures' to tell.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -197,6 +197,11 @@ class RequestRecord:
     request_bytes: npt.NDArray[np.int64]
     response_bytes: npt.NDArray[np.int64]
     correct: npt.NDArray[np.int32]
+
+    def take(self, chosen: BoolArray) -> Self:
+        """Some of the requests, [n]."""
+        columns = {name: getattr(self, name)[chosen] for name in _COLUMNS}
+        return replace(self, schedule=self.schedule.take(chosen), **columns)
 
     @property
     def attempted(self) -> BoolArray:

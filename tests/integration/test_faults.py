@@ -97,6 +97,61 @@ def test_a_killed_switch_takes_everyone_with_it_and_comes_back_with_all_it_held(
     assert all(gate.ok for gate in record.gates if gate.name == "installed reservations")
 
 
+ASKING = """
+name: asking
+seed: 11
+warm-up: 3 s
+duration: 8 s
+allow-zero-delay: true
+datapath: userspace
+domains:
+  - {name: west, link-rate: 20 Mbit/s, compute: true}
+  - {name: east, link-rate: 20 Mbit/s, compute: true}
+tenants:
+  - name: vision
+    site: east
+    arrivals: {model: poisson, rate: 50 requests/s, size: 4 kB}
+    requests: {model: digits-medium, images: 4}
+    reservation: {rate: 5 Mbit/s}
+    promise: {deadline: 300 ms, epsilon: 0.02}
+  - name: near
+    site: west
+    arrivals: {model: poisson, rate: 1 Mbit/s, size: 200 B}
+    reservation: {rate: 4 Mbit/s, burst: 20 kB}
+    promise: {deadline: 50 ms, epsilon: 0.02}
+faults:
+"""
+
+
+def asking_with(folder: Path, *lines: str) -> RunRecord:
+    """One run of a tenant that asks and one that sends packets elsewhere, with the faults of these lines."""
+    file = folder / "asking.yaml"
+    file.write_text(ASKING + "".join(f"  - {{{line}}}\n" for line in lines), encoding="utf-8")
+    record = read_record(run(load(file), Options(out=folder / "runs", isolate=True), Silent()))
+    breached = [gate for gate in record.gates if not gate.holds]
+    print(record.verdict, breached, record.faults)
+    assert all(is_noise(gate.name) or gate.name.startswith("idle") for gate in breached)
+    assert not any(tenant.bound_broken for tenant in record.tenants)
+    assert not left_of(record.run_id)
+    return record
+
+
+def test_a_server_that_is_slow_fails_who_asks_it_and_one_that_is_wrong_is_wrong_in_time(tmp_path: Path) -> None:
+    record = asking_with(
+        tmp_path,
+        "name: slow, kind: server-slowed, domain: east, factor: 100, at: 500 ms, for: 1 s, fails: [vision]",
+        "name: wrong, kind: server-wrong, domain: east, share: 0.5, at: 4 s, for: 1500 ms, fails: [vision]",
+    )
+    assert all(each.met for each in record.faults)
+    vision, near = record.tenants
+    # The slow server's requests are judged as the fault's, the wrong one's as the tenant's: they came in time.
+    assert 50 < vision.in_faults < 200
+    assert near.in_faults == 0
+    assert vision.requests is not None
+    assert vision.requests.accuracy is not None
+    assert 0.7 < vision.requests.accuracy < 0.95
+
+
 def test_a_clock_that_is_set_forward_and_back_within_the_window_makes_it_invalid_and_is_as_before(
     tmp_path: Path,
 ) -> None:
