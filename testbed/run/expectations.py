@@ -86,6 +86,13 @@ def expectations(
     if occurrence.fault.kind in CAUGHT:
         yield _caught(CAUGHT[occurrence.fault.kind], gates)
         return
+    if occurrence.fault.ready_s is not None:
+        yield ExpectationRecord(
+            tenant="all",
+            expected=f"is ready again within {occurrence.fault.ready_s:g} s",
+            found=f"after {occurrence.mended_s:.3f} s",
+            met=occurrence.mended_s <= occurrence.fault.ready_s,
+        )
     for tenant in tenants:
         if tenant.promise is None or tenant.misbehaviour is not None or tenant.name not in packets:
             continue

@@ -25,7 +25,7 @@ from inference_server.protocol import IMPAIRMENTS
 from testbed.emulation import delay_line, links, packet_filter
 from testbed.emulation.network import TandemNetwork
 from testbed.errors import FidelityError, PreflightError
-from testbed.run.requests import impairment_socket
+from testbed.run.requests import SERVER_START_S, impairment_socket
 from testbed.scenario.faults import Fault, FaultKind, begin_s
 from testbed.scenario.model import FULL_FRAME_BITS, Datapath, Scenario
 
@@ -45,6 +45,7 @@ EXPLAINED: Mapping[FaultKind, frozenset[str]] = {
     # Meters, flows and their counters begin anew, and the first packets look for a flow that is not there yet.
     FaultKind.SWITCH_KILLED: frozenset({COUNTERS, "upcalls"}),
     # Tenants that it touches are to fail, and what is left of them is judged as ever.
+    FaultKind.SERVER_KILLED: frozenset(),
     FaultKind.SERVER_SLOWED: frozenset(),
     FaultKind.SERVER_WRONG: frozenset(),
     # Stamps of the window are worth nothing, and the run must say so.
@@ -67,11 +68,13 @@ class Occurrence:
         fault: Which.
         begin_s: Before anything was changed, seconds from the window's start.
         end_s: When everything was as before.
+        mended_s: How much of it that took: from when the fault was to be over.
     """
 
     fault: Fault
     begin_s: float
     end_s: float
+    mended_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -164,9 +167,10 @@ class Injector:
             way.__exit__(type(error), error, error.__traceback__)
 
     def _end(self, begun_s: float, fault: Fault, way: AbstractContextManager[None]) -> None:
+        over_s = self.now_s
         with _reported(fault):
             way.__exit__(None, None, None)
-        self._done.append(Occurrence(fault, begun_s, self.now_s))
+        self._done.append(Occurrence(fault, begun_s, self.now_s, self.now_s - over_s))
 
     @property
     def now_s(self) -> float:
@@ -248,6 +252,16 @@ def _switch_killed(site: Site, _fault: Fault) -> Iterator[None]:
 
 
 @contextmanager
+def _server_killed(site: Site, fault: Fault) -> Iterator[None]:
+    """What was being computed is lost; clients connect again when there is somebody to connect to."""
+    host = site.server(fault.domain)
+    child = site.network.supervisor.children[f"server-{host}"]
+    site.network.supervisor.kill(child)
+    yield
+    site.network.start(child.name, child.argv, host=host, role=child.role, timeout_s=SERVER_START_S)
+
+
+@contextmanager
 def _server_impaired(site: Site, fault: Fault) -> Iterator[None]:
     """The server does it to itself and ends it by itself: a computation that was begun slowly ends slowly."""
     kind = Impaired.SLOW_DOWN if fault.kind is FaultKind.SERVER_SLOWED else Impaired.WRONG_ANSWERS
@@ -284,6 +298,7 @@ WAYS: Mapping[FaultKind, Callable[[Site, Fault], AbstractContextManager[None]]] 
     FaultKind.DELAY: _delay,
     FaultKind.CONTROLLER_KILLED: _controller_killed,
     FaultKind.SWITCH_KILLED: _switch_killed,
+    FaultKind.SERVER_KILLED: _server_killed,
     FaultKind.SERVER_SLOWED: _server_impaired,
     FaultKind.SERVER_WRONG: _server_impaired,
     FaultKind.CLOCK_STEPPED: _clock_stepped,

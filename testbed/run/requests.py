@@ -17,7 +17,7 @@ from testbed.emulation.network import TandemNetwork
 from testbed.emulation.placement import Role
 from testbed.emulation.supervisor import Child
 from testbed.scenario.definition import LARGEST_REQUEST_BYTES, MOST_IMAGES
-from testbed.scenario.faults import SERVER_KINDS
+from testbed.scenario.faults import IMPAIRED_KINDS
 from testbed.scenario.model import Requests, Scenario, Tenant
 from testbed.telemetry import host, pcap
 from testbed.telemetry.capture import TENANT_TRAFFIC, Capture
@@ -40,7 +40,7 @@ TO_SERVERS = f"{TENANT_TRAFFIC} or tcp dst port {SERVER_PORT}"
 AT_SERVERS = f"{TENANT_TRAFFIC} or tcp port {SERVER_PORT}"
 AT_CLIENTS = f"tcp port {SERVER_PORT}"
 
-_START_S = 60.0
+SERVER_START_S = 60.0
 """PyTorch takes seconds to load, and on a busy host many."""
 
 
@@ -87,9 +87,9 @@ def start_servers(network: TandemNetwork) -> None:
         ]  # fmt: skip
         for tenant, asked in tenants:
             command += ["--share", f"{tenant.name}={asked.compute_share!r}"]
-        if any(fault.kind in SERVER_KINDS for fault in network.scenario.faults):
+        if any(fault.kind in IMPAIRED_KINDS for fault in network.scenario.faults):
             command += ["--impairment-socket", str(impairment_socket(network, name))]
-        network.start(f"server-{name}", command, host=name, role=Role.SERVER, timeout_s=_START_S)
+        network.start(f"server-{name}", command, host=name, role=Role.SERVER, timeout_s=SERVER_START_S)
 
 
 def impairment_socket(network: TandemNetwork, host: str) -> Path:
@@ -159,7 +159,7 @@ def start_senders(network: TandemNetwork, folder: Path, index: int, seed: int, d
             host_pid=network.hosts[path.client.host].pid,
             listens=True,
             role=Role.SENDER,
-            timeout_s=_START_S,
+            timeout_s=SERVER_START_S,
         )
     return children
 

@@ -385,6 +385,7 @@ _FAULT_TIMES = (
     ),
 )
 _FAULT_DOMAIN = Field("domain", Name(), "Domain it is done to.", required=True)
+_FAULT_READY = Field("ready-within", _INSTANT, "How long what is started again may take to be ready.", required=True)
 
 FAULT = _Variants(
     "a fault",
@@ -421,6 +422,10 @@ FAULT = _Variants(
             "a controller that is killed and started again", (_FAULT_NAME, _FAULT_DOMAIN, *_FAULT_TIMES)
         ),
         "switch-killed": Record("Open vSwitch, of all domains, killed and started again", (_FAULT_NAME, *_FAULT_TIMES)),
+        "server-killed": Record(
+            "an inference server that is killed and started again",
+            (_FAULT_NAME, _FAULT_DOMAIN, _FAULT_READY, *_FAULT_TIMES),
+        ),
         "server-slowed": Record(
             "an inference server that computes more slowly",
             (

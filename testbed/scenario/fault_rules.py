@@ -40,6 +40,7 @@ def _fault(section: Section) -> Fault:
     kind = FaultKind(section.get("kind"))
     rate, by = section.get("to"), section.get("by")
     by_s = None if by is None else float(by)
+    ready = section.get("ready-within")
     return Fault(
         name=section.get("name"),
         kind=kind,
@@ -52,6 +53,7 @@ def _fault(section: Section) -> Fault:
         rate_bps=None if rate is None else int(rate),
         share=section.get("share"),
         factor=section.get("factor"),
+        ready_s=None if ready is None else float(ready),
         delay_s=by_s if kind is FaultKind.DELAY else None,
         step_s=by_s if kind is FaultKind.CLOCK_STEPPED else None,
         fails=tuple(name for name, _ in section.get("fails", ())),
@@ -116,10 +118,10 @@ def _require_lower(section: Section, tenant: Tenant, report: Report) -> None:
 
 
 def _require_room(section: Section, duration_s: Fraction, report: Report) -> None:
-    if not section.settled("at", "for", "spread", "recovers-within"):
+    if not section.settled("at", "for", "spread", "ready-within", "recovers-within"):
         return
-    parts = [section.get("at"), section.get("for"), section.get("spread", 0), section.get("recovers-within", 1)]
-    over_s = sum((Fraction(part) for part in parts), Fraction(0))
+    told = {"at": 0, "for": 0, "spread": 0, "ready-within": 0, "recovers-within": 1}
+    over_s = sum((Fraction(section.get(key, default)) for key, default in told.items()), Fraction(0))
     if over_s > duration_s:
         report.add(
             section.line_of("at"),

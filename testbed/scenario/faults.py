@@ -25,12 +25,15 @@ class FaultKind(StrEnum):
     DELAY = "delay"
     CONTROLLER_KILLED = "controller-killed"
     SWITCH_KILLED = "switch-killed"
+    SERVER_KILLED = "server-killed"
     SERVER_SLOWED = "server-slowed"
     SERVER_WRONG = "server-wrong"
     CLOCK_STEPPED = "clock-stepped"
 
 
-SERVER_KINDS = frozenset({FaultKind.SERVER_SLOWED, FaultKind.SERVER_WRONG})
+IMPAIRED_KINDS = frozenset({FaultKind.SERVER_SLOWED, FaultKind.SERVER_WRONG})
+"""Done by a domain's inference server to itself."""
+SERVER_KINDS = IMPAIRED_KINDS | {FaultKind.SERVER_KILLED}
 """Done to a domain's inference server, so to everyone who asks it."""
 
 
@@ -50,6 +53,7 @@ class Fault:
         rate_bps: Rate the queue is lowered to, None where nothing is lowered.
         share: Share of the packets that is lost or of the answers that are wrong, None where none is.
         delay_s: How much longer the way becomes, None where it does not.
+        ready_s: How long what is started again may take to be ready, None where nothing is or no limit is stated.
         step_s: How far the host's clock is set forward, None where it is not.
         factor: How many times as long computations take, None where they take as long as ever.
         fails: Tenants that must break their promise while it lasts; everyone else with a promise must keep it.
@@ -67,6 +71,7 @@ class Fault:
     share: float | None = None
     delay_s: float | None = None
     step_s: float | None = None
+    ready_s: float | None = None
     factor: float | None = None
     fails: tuple[str, ...] = ()
 

@@ -123,10 +123,11 @@ faults:
 """
 
 
-def asking_with(folder: Path, *lines: str) -> RunRecord:
+def asking_with(folder: Path, *lines: str, duration_s: float = 8.0) -> RunRecord:
     """One run of a tenant that asks and one that sends packets elsewhere, with the faults of these lines."""
     file = folder / "asking.yaml"
-    file.write_text(ASKING + "".join(f"  - {{{line}}}\n" for line in lines), encoding="utf-8")
+    told = ASKING.replace("duration: 8 s", f"duration: {duration_s:g} s")
+    file.write_text(told + "".join(f"  - {{{line}}}\n" for line in lines), encoding="utf-8")
     record = read_record(run(load(file), Options(out=folder / "runs", isolate=True), Silent()))
     breached = [gate for gate in record.gates if not gate.holds]
     print(record.verdict, breached, record.faults)
@@ -150,6 +151,22 @@ def test_a_server_that_is_slow_fails_who_asks_it_and_one_that_is_wrong_is_wrong_
     assert vision.requests is not None
     assert vision.requests.accuracy is not None
     assert 0.7 < vision.requests.accuracy < 0.95
+
+
+@pytest.mark.slow
+def test_a_killed_server_fails_who_asks_it_until_it_is_back_and_its_clients_find_it_again(tmp_path: Path) -> None:
+    killed = (
+        "name: gone, kind: server-killed, domain: east, at: 1 s, for: 500 ms, ready-within: 14 s, "
+        "recovers-within: 2 s, fails: [vision]"
+    )
+    record = asking_with(tmp_path, killed, duration_s=20.0)
+    assert all(each.met for each in record.faults)
+    (gone,) = record.faults
+    vision, near = record.tenants
+    assert near.in_faults == 0
+    # Whoever asks goes on asking: what came after the recovery was answered over another connection, and found there.
+    assert vision.n > 50 * (20 - 1 - (gone.end_s - gone.begin_s) - 2) / 2
+    assert vision.lost < 0.02 * vision.n
 
 
 def test_a_clock_that_is_set_forward_and_back_within_the_window_makes_it_invalid_and_is_as_before(
