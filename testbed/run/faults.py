@@ -40,8 +40,9 @@ EXPLAINED: Mapping[FaultKind, frozenset[str]] = {
     FaultKind.LOSS: frozenset({COUNTERS}),
     # As the way changes, a packet may fall between the old one and the new one.
     FaultKind.DELAY: frozenset({COUNTERS}),
-    # A data plane needs no controller.
+    # A data plane needs no controller, and no agent.
     FaultKind.CONTROLLER_KILLED: frozenset(),
+    FaultKind.AGENT_KILLED: frozenset(),
     # Meters, flows and their counters begin anew, and the first packets look for a flow that is not there yet.
     FaultKind.SWITCH_KILLED: frozenset({COUNTERS, "upcalls"}),
     # Tenants that it touches are to fail, and what is left of them is judged as ever.
@@ -58,6 +59,7 @@ CAUGHT: Mapping[FaultKind, str] = {FaultKind.CLOCK_STEPPED: "clock step"}
 
 _MAY_SET_CLOCK = 1 << 25
 _ANSWERS_WITHIN_S = 2.0
+_AGENT_START_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -84,12 +86,17 @@ class Site:
     Attributes:
         network: The network, installed.
         controllers: A client of each domain's controller, by name.
-        programs: What each of them installed, by name.
+        promised: Tells what each domain has promised and so installed, by name.
     """
 
     network: TandemNetwork
     controllers: Mapping[str, ControllerClient]
-    programs: Mapping[str, DomainProgram]
+    promised: Callable[[], Mapping[str, DomainProgram]]
+
+    @property
+    def programs(self) -> Mapping[str, DomainProgram]:
+        """What each controller is to have installed now, by name."""
+        return self.promised()
 
     def ingress(self, domain: str | None) -> Hop:
         """The first switch of a domain."""
@@ -252,6 +259,22 @@ def _switch_killed(site: Site, _fault: Fault) -> Iterator[None]:
 
 
 @contextmanager
+def _agent_killed(site: Site, fault: Fault) -> Iterator[None]:
+    """Its successor has the ledger, and all that was in it."""
+    network, domain = site.network, fault.domain or ""
+    before = site.programs[domain]
+    child = network.supervisor.children[f"agent-{domain}"]
+    network.supervisor.kill(child)
+    yield
+    network.start(child.name, child.argv, timeout_s=_AGENT_START_S)
+    if (after := site.programs[domain]) != before:
+        raise FidelityError(
+            f"fault {fault.name}: the agent of {domain} came back with {sorted(rule.tenant for rule in after.rules)} "
+            f"in its ledger, expected {sorted(rule.tenant for rule in before.rules)} at the same rates"
+        )
+
+
+@contextmanager
 def _server_killed(site: Site, fault: Fault) -> Iterator[None]:
     """What was being computed is lost; clients connect again when there is somebody to connect to."""
     host = site.server(fault.domain)
@@ -298,6 +321,7 @@ WAYS: Mapping[FaultKind, Callable[[Site, Fault], AbstractContextManager[None]]] 
     FaultKind.DELAY: _delay,
     FaultKind.CONTROLLER_KILLED: _controller_killed,
     FaultKind.SWITCH_KILLED: _switch_killed,
+    FaultKind.AGENT_KILLED: _agent_killed,
     FaultKind.SERVER_KILLED: _server_killed,
     FaultKind.SERVER_SLOWED: _server_impaired,
     FaultKind.SERVER_WRONG: _server_impaired,

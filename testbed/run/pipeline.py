@@ -312,7 +312,7 @@ def _calibrate(stage: Stage, reservations: Reservations, step: Step, stop: Calla
 
 
 def _site(stage: Stage, reservations: Reservations) -> Site:
-    return Site(stage.network, stage.controllers, reservations.programs)
+    return Site(stage.network, stage.controllers, lambda: reservations.programs)
 
 
 def _measure(

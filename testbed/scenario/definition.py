@@ -452,6 +452,23 @@ FAULT = _Variants(
     help="What is broken.",
 )
 
+FEDERATION_FAULT = _Variants(
+    "a fault",
+    "kind",
+    {
+        "agent-killed": Record(
+            "a domain's agent that is killed and started again",
+            (_FAULT_NAME, _FAULT_DOMAIN, _FAULT_READY, *_FAULT_MOMENT),
+        ),
+        "controller-killed": Record(
+            "a controller that is killed and started again", (_FAULT_NAME, _FAULT_DOMAIN, *_FAULT_MOMENT)
+        ),
+    },
+    help="What is broken.",
+)
+"""Of a federation only those who agree with each other are broken, by which nobody is to fail: whom the agents put
+where is known only when they have agreed."""
+
 RUN_FIELDS = (
     Field("name", Name(), "Short name, used for the run's folder.", required=True),
     Field("seed", Number("a seed", 0, 2**32 - 1, whole=True), "Root of every random stream.", default=1),

@@ -25,6 +25,7 @@ class FaultKind(StrEnum):
     DELAY = "delay"
     CONTROLLER_KILLED = "controller-killed"
     SWITCH_KILLED = "switch-killed"
+    AGENT_KILLED = "agent-killed"
     SERVER_KILLED = "server-killed"
     SERVER_SLOWED = "server-slowed"
     SERVER_WRONG = "server-wrong"
