@@ -1,7 +1,8 @@
 """Breaks what a scenario says is to be broken, at its moment within a measured window, and mends it again.
 
 All of it happens inside the run's own namespaces and to its own processes, which its journal names already, so a run
-that is interrupted or killed leaves nothing of it behind. What a fault explains, a gate may not hold against the host:
+that is interrupted or killed leaves nothing of it behind; the clock, which is the host's, is set back by a process that
+outlives the run by as long as that takes. What a fault explains, a gate may not hold against the host:
 `EXPLAINED` is the whole list. Whether the right tenants failed is `testbed.run.expectations`' to say.
 """
 

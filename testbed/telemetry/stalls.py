@@ -20,7 +20,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numba
 import numpy as np
@@ -131,7 +131,7 @@ def save(path: Path, records: Sequence[StallRecord]) -> None:
     """Writes the records of all cores to an `.npz` file that only its owner can read."""
     counts = [(r.core, r.ticks, r.start_ns, r.end_ns, r.at_ns.size, r.unrecorded, r.clock_at_ns.size) for r in records]
     cores = np.array(counts, np.int64).reshape(-1, 7)
-    columns = {
+    columns: dict[str, Any] = {
         name: np.concatenate([np.empty(0, np.int64), *(getattr(record, name) for record in records)])
         for name in _COLUMNS
     }
@@ -155,9 +155,9 @@ def load(path: Path) -> tuple[StallRecord, ...]:
     records = []
     for row, last, moved in zip(cores.tolist(), overruns, moves, strict=True):
         core, ticks, start, end, size, unrecorded, clock_size = row
-        late = (columns[name][last - size : last] for name in ("at_ns", "late_ns"))
-        clock = (columns[name][moved - clock_size : moved] for name in ("clock_at_ns", "clock_offset_ns"))
-        records.append(StallRecord(core, ticks, start, end, *late, unrecorded, *clock))
+        at_ns, late_ns = (columns[name][last - size : last] for name in _COLUMNS[:2])
+        clock_at_ns, offset_ns = (columns[name][moved - clock_size : moved] for name in _COLUMNS[2:])
+        records.append(StallRecord(core, ticks, start, end, at_ns, late_ns, unrecorded, clock_at_ns, offset_ns))
     return tuple(records)
 
 
@@ -257,8 +257,11 @@ class _Ticker(threading.Thread):
         """What it saw, once it has ended."""
         _, ticks, overruns, now, moves = self._state.tolist()
         kept = min(overruns, CAPACITY)
-        seen, clock = self._overruns[:, :kept], self._moves[:, :moves]
-        return StallRecord(self.core, ticks, self._start_ns, now, *seen, overruns - kept, *clock)
+        at_ns, late_ns = self._overruns[:, :kept]
+        clock_at_ns, offset_ns = self._moves[:, :moves]
+        return StallRecord(
+            self.core, ticks, self._start_ns, now, at_ns, late_ns, overruns - kept, clock_at_ns, offset_ns
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

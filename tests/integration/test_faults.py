@@ -138,11 +138,12 @@ def asking_with(folder: Path, *lines: str, duration_s: float = 8.0) -> RunRecord
 
 
 def test_a_server_that_is_slow_fails_who_asks_it_and_one_that_is_wrong_is_wrong_in_time(tmp_path: Path) -> None:
-    record = asking_with(
-        tmp_path,
-        "name: slow, kind: server-slowed, domain: east, factor: 100, at: 500 ms, for: 1 s, fails: [vision]",
-        "name: wrong, kind: server-wrong, domain: east, share: 0.5, at: 4 s, for: 1500 ms, fails: [vision]",
+    slow = (
+        "name: slow, kind: server-slowed, domain: east, factor: 100, at: 500 ms, for: 1 s, recovers-within: 2 s, "
+        "fails: [vision]"
     )
+    wrong = "name: wrong, kind: server-wrong, domain: east, share: 0.5, at: 4 s, for: 1500 ms, fails: [vision]"
+    record = asking_with(tmp_path, slow, wrong)
     assert all(each.met for each in record.faults)
     vision, near = record.tenants
     # The slow server's requests are judged as the fault's, the wrong one's as the tenant's: they came in time.
