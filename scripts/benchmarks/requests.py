@@ -110,7 +110,12 @@ def _poisson(load: float, run: dict[str, Any]) -> Iterator[Figure]:
             f"network part at load {load:g}, {level} against the replay", off, 5.0, "%", note=f"{pair}; {said}"
         )
     idle_s = asked["idle_s"]
-    yield Figure(f"idle path at load {load:g}", idle_s * 1e3, "ms", note="of the warm-up, in every ideal value")
+    yield Figure(
+        f"idle path at load {load:g}",
+        idle_s * 1e3,
+        "ms",
+        note="median of the warm-up; its law is in every ideal",
+    )
     lower_s, measured_s = tenant["promised_lower_s"], tenant["p999_s"]
     beside = f"bound {bound_s * 1e3:.1f} ms ({tenant['bound_method']}), measured {measured_s * 1e3:.1f} ms"
     broken = lower_s is not None and bound_s < lower_s

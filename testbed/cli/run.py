@@ -20,6 +20,7 @@ from testbed.run.pipeline import run as run_scenario
 from testbed.scenario import market
 from testbed.scenario.loader import load
 from testbed.scenario.slow_down import slowed
+from testbed.telemetry.host import is_virtual
 
 
 def run(
@@ -35,6 +36,14 @@ def run(
         bool,
         typer.Option("--isolate", help="Run before everything else on this host, on cores of its own where it can."),
     ] = False,
+    keep_awake: Annotated[
+        bool | None,
+        typer.Option(
+            "--keep-awake/--let-sleep",
+            help="Keep idle cores from sleeping; the default on virtual machines, whose cores wake up late.",
+            show_default=False,
+        ),
+    ] = None,
     slow_down: Annotated[
         float,
         typer.Option(
@@ -63,6 +72,7 @@ def run(
         seeds=seeds,
         keep_captures=keep_captures,
         isolate=isolate,
+        keep_awake=is_virtual() if keep_awake is None else keep_awake,
         command=("testbed", "run", *sys.argv[2:]),
         stop=Interrupt(),
     )

@@ -21,6 +21,7 @@ from mininet.net import Mininet
 from mininet.node import Switch
 
 from testbed.emulation import links, namespace
+from testbed.emulation.awake import keep_awake
 from testbed.emulation.journal import RUNS, Journal
 from testbed.emulation.layout import (
     Border,
@@ -119,6 +120,7 @@ class TandemNetwork:
         supervisor: Owner of all child processes.
         ovs: Our switch.
         hosts: Clients and compute hosts by name.
+        awake: Whether its cores are kept awake.
     """
 
     journal: Journal
@@ -127,7 +129,13 @@ class TandemNetwork:
     hosts: Mapping[str, HostHandle]
 
     def __init__(
-        self, scenario: Scenario, datapath: Datapath, *, root: Path = RUNS, placement: Placement | None = None
+        self,
+        scenario: Scenario,
+        datapath: Datapath,
+        *,
+        root: Path = RUNS,
+        placement: Placement | None = None,
+        awake: bool = False,
     ) -> None:
         """Check that the host can carry the scenario; nothing is changed yet.
 
@@ -136,6 +144,7 @@ class TandemNetwork:
             datapath: Userspace or kernel.
             root: Where journals are kept.
             placement: Where its processes run; like any other process if None.
+            awake: Whether cores are kept awake while the network stands.
 
         Raises:
             PreflightError: Tools are missing, or links need a delay that this kernel cannot give.
@@ -155,6 +164,7 @@ class TandemNetwork:
         self.layout: Layout = layout_of(scenario, datapath, delays=self.delays)
         self._root = root
         self._placement = placement
+        self.awake = awake
         self._stack = ExitStack()
 
     @property
@@ -184,6 +194,8 @@ class TandemNetwork:
             links.disable_ipv6()
             links.run(["ip", "link", "set", "lo", "up"])
             self.supervisor = stack.enter_context(Supervisor(self.journal, self._placement))
+            if self.awake:
+                keep_awake(self.supervisor)
             directory = self.journal.directory / "ovs"
             stack.enter_context(_environment(environment_of(directory)))
             self.ovs = OpenVSwitch.start(self.supervisor, directory, self.datapath)

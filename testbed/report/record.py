@@ -129,12 +129,13 @@ class RequestsRecord(_Part):
         framing_back: The same towards the client.
         reordered: Requests that HTTP/2 let overtake others.
         network_s: p50, p99 and p99.9 of the network part: from the intended time to the compute host.
-        ideal_network_s: The same of an ideal queue fed the tenant's own calls, `idle_s` added.
-        idle_s: What a request of the warm-up that waited for nobody took beyond its own transmission.
+        ideal_network_s: The same of an ideal queue fed the tenant's own calls, with what an idle path takes.
+        idle_s: What a request of the warm-up that waited for nobody took beyond its own transmission, in the median.
         nonconforming: Requests proved to be beyond the tenant's token bucket.
         last_packet_bits: Wire bits of a request in its last packet, in the mean; 0 in records of a time when it was not
             told apart.
         parts: In the order of a request's life, the residual last; they add up to the latency.
+        stacks: What the residual is made of, by the host's stack; empty in records of a time when it was not told.
     """
 
     model: str
@@ -157,6 +158,7 @@ class RequestsRecord(_Part):
     nonconforming: int = 0
     last_packet_bits: float = 0.0
     parts: tuple[PartDelay, ...]
+    stacks: tuple[PartDelay, ...] = ()
 
 
 class ConformanceRecord(_Part):
@@ -343,6 +345,7 @@ class RunRecord(_Part):
     Attributes:
         plan: Where tenants had intents: who was chosen and refused, as `testbed plan --json` says it.
         isolated: Whether the run's processes had cores and priorities of their own.
+        kept_awake: Whether idle cores were woken all the time, so that no hypervisor took them away.
         slow_down: How many times slower than written the scenario was run; every time and rate here is the network's.
         slow_down_notes: What did not slow down with it.
         faults: What was broken on purpose, and whether what was expected of it came.
@@ -373,6 +376,7 @@ class RunRecord(_Part):
     installed: dict[str, Any] = {}
     timings_s: dict[str, float] = {}
     isolated: bool = False
+    kept_awake: bool = False
     slow_down: float = 1.0
     slow_down_notes: tuple[str, ...] = ()
     packets: int | None = None

@@ -122,10 +122,12 @@ def _request_lines(tenant: TenantRecord) -> Iterator[str]:
     asked = tenant.requests
     if asked is None or asked.accuracy is None:
         return
-    parts = ", ".join(f"{part.name} {milliseconds(part.mean_s)}" for part in asked.parts)
+    parts, stacks = (
+        ", ".join(f"{part.name} {milliseconds(part.mean_s)}" for part in kind) for kind in (asked.parts, asked.stacks)
+    )
     yield (
         f"{tenant.name}: {asked.answered:,} of {tenant.n:,} requests answered by {asked.model}, accuracy "
-        f"{asked.accuracy:.3f}; mean ms: {parts}"
+        f"{asked.accuracy:.3f}; mean ms: {parts}{f' ({stacks})' if stacks else ''}"
     )
 
 

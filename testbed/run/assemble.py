@@ -130,7 +130,7 @@ def assemble(
         terms = measured[0].terms.get(tenant.name) if tenant.reservation else None
         shaper = None if terms is None else terms.shaper
         granted = measured[0].granted.get(tenant.name)
-        idle_s = 0.0 if granted is None else granted.idle_s
+        idle_s = None if granted is None else granted.idle_path_s
         asked = tenant.requests
         kept = [
             outside(item.window.faults, tenant, outcome.record.schedule.time_s)

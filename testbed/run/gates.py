@@ -42,7 +42,7 @@ def gates_of(
     change = between(window.host_before, window.host_after)
     gates: list[Gate] = [
         *fidelity.stalls(ticked, longest_s=slow_down * fidelity.LONGEST_STALL_S),
-        *fidelity.host(change, isolated=window.isolated),
+        *fidelity.host(change, isolated=window.isolated, awake=window.awake),
         fidelity.clock(change.clock_step_s, ticked, limit_s=slow_down * fidelity.CLOCK_STEP_S),
         *([fidelity.configuration("places kept", window.misplaced)] if window.isolated else []),
         fidelity.captures(window.captures),

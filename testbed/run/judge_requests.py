@@ -7,7 +7,7 @@ life go with it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 import numpy as np
@@ -32,7 +32,7 @@ def judge_requests(
     bound: BoundRecord | None,
     shaper: Shaper | None,
     *,
-    idle_s: float = 0.0,
+    idle_s: FloatArray | None = None,
     seconds: float,
     valid: bool,
     outside: Sequence[BoolArray] | None = None,
@@ -45,7 +45,7 @@ def judge_requests(
         outcomes: Its windows, at least one; pooled as independent runs.
         bound: Its analytical bound, None where nothing is reserved.
         shaper: Its narrowest queue, None for best effort.
-        idle_s: What its path takes of a request that waits for nobody, as the warm-up knows it.
+        idle_s: What its path took of requests of the warm-up that waited for nobody, [k]; nothing where not known.
         seconds: Length of all windows together.
         valid: Whether every fidelity gate of every window held.
         outside: Which requests of each window are judged, those outside the faults that the tenant is to fail by, [n];
@@ -109,8 +109,12 @@ def judge_requests(
         samples_needed=data.samples_needed if data else None,
         seconds_needed=data.samples_needed * seconds / latency.size if data and data.samples_needed else None,
         bound=bound,
-        requests=_requests(asked, outcomes, latency, network, ideal, idle_s=idle_s, nonconforming=beyond),
+        requests=_requests(asked, outcomes, latency, network, ideal, idle_s=_typical(idle_s), nonconforming=beyond),
     )
+
+
+def _typical(idle_s: FloatArray | None) -> float:
+    return 0.0 if idle_s is None else float(np.median(idle_s))
 
 
 def _nonconforming(tenant: Tenant, outcomes: Sequence[RequestOutcome]) -> int:
@@ -148,13 +152,15 @@ def _requests(
         nonconforming=nonconforming,
         last_packet_bits=mean_known(np.concatenate([o.match.last_bits[o.match.last_bits > 0] for o in outcomes]))
         or 0.0,
-        parts=_parts(outcomes, latency),
+        parts=_parts([o.match.samples.parts_s() for o in outcomes], outcomes, latency),
+        stacks=_parts([o.match.samples.stacks_s() for o in outcomes], outcomes, latency),
     )
 
 
-def _parts(outcomes: Sequence[RequestOutcome], latency: FloatArray) -> tuple[PartDelay, ...]:
+def _parts(
+    everything: Sequence[Mapping[str, FloatArray]], outcomes: Sequence[RequestOutcome], latency: FloatArray
+) -> tuple[PartDelay, ...]:
     threshold = order_statistic(latency, 0.999)
-    everything = [outcome.match.samples.parts_s() for outcome in outcomes]
     latencies = np.concatenate([outcome.match.samples.latency_s for outcome in outcomes])
     slow = latencies >= threshold if threshold is not None else np.zeros(latencies.size, dtype=np.bool_)
     rows = []

@@ -60,6 +60,7 @@ class Options:
         seeds: How many measured windows, each with a root seed of its own, are pooled.
         keep_captures: Whether the pcap files stay in the run folder, with one that shows them together.
         isolate: Whether the run's processes get cores and priorities before everything else on the host.
+        keep_awake: Whether no core may sleep; the hypervisor of a virtual machine takes its time to wake one.
         command: What to type to repeat the run.
         stop: Asked now and then whether the run must end early, with what it has.
     """
@@ -68,6 +69,7 @@ class Options:
     seeds: int = 1
     keep_captures: bool = False
     isolate: bool = False
+    keep_awake: bool = field(default_factory=host.is_virtual)
     command: tuple[str, ...] = ()
     stop: Callable[[], bool] = lambda: False
 
@@ -108,7 +110,9 @@ def run_reserved(scenario: Scenario, options: Options, progress: Progress, reser
     evidence = _Evidence()
     with ExitStack() as outer, ExitStack() as stack:
         with steps.step("building the network"):
-            network = stack.enter_context(TandemNetwork(scenario, datapath, placement=placement))
+            network = stack.enter_context(
+                TandemNetwork(scenario, datapath, placement=placement, awake=options.keep_awake)
+            )
             folder = outer.enter_context(_new_folder(options.out, scenario.name, network.journal.runid))
             controllers = {
                 domain.name: stack.enter_context(start_controller(network, index, domain.name))
@@ -142,6 +146,7 @@ def run_reserved(scenario: Scenario, options: Options, progress: Progress, reser
                 "datapath": datapath.value,
                 "host": fingerprint,
                 "isolated": options.isolate,
+                "kept_awake": options.keep_awake,
                 "probes": tuple(ProbeRecord(**asdict(result)) for result in evidence.probes),
                 "installed": evidence.installed,
                 "timings_s": steps.timings_s,

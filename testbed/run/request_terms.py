@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +25,7 @@ from testbed.run.requests import WORKERS, RequestOutcome, asking
 from testbed.run.reservations import Reservations
 from testbed.run.window import Shaper
 from testbed.scenario.model import Scenario, Tenant
-from testbed.telemetry.fidelity import Gate, quantile
+from testbed.telemetry.fidelity import FENCE, Gate, quantile
 from testbed.telemetry.lag import fifo
 from testbed.traffic.request_demand import demand
 from testbed.traffic.request_makers import maker_of
@@ -59,14 +59,19 @@ class Granted:
     Attributes:
         terms: What the warm-up says of it and its path.
         host_s: What the host may add.
-        idle_s: What a request takes on an idle path beyond its own transmission: see `idle_path_s`.
+        idle_path_s: What requests took on an idle path beyond their own transmission, [k]: see `idle_path_s`.
         ends_s: Part of `idle_s`: until the request's first byte has entered the first domain.
     """
 
     terms: RequestTerms
     host_s: float
-    idle_s: float = 0.0
+    idle_path_s: FloatArray = field(default_factory=lambda: np.zeros(1))
     ends_s: float = 0.0
+
+    @property
+    def idle_s(self) -> float:
+        """What an idle path takes of a request, in the median."""
+        return float(np.median(self.idle_path_s))
 
 
 def calibrate_requests(
@@ -127,7 +132,7 @@ def host_lateness(outcome: RequestOutcome, terms: RequestTerms) -> FloatArray:
     return np.asarray(record.latency_s - wait_s - sum(service.latency_s for service in path.services))
 
 
-def ideal_network_s(outcome: RequestOutcome, shaper: Shaper, idle_s: float = 0.0) -> FloatArray:
+def ideal_network_s(outcome: RequestOutcome, shaper: Shaper, idle_s: FloatArray | None = None) -> FloatArray:
     """Network part of each request sent, in an ideal queue of the rate and burst read back; NaN otherwise; [n].
 
     Fed its own calls at their intended times, each as large on the wire as the messages of the window were on average.
@@ -137,25 +142,32 @@ def ideal_network_s(outcome: RequestOutcome, shaper: Shaper, idle_s: float = 0.0
     Args:
         outcome: The window.
         shaper: The queue.
-        idle_s: What the path takes of every request, queue or no queue: see `idle_path_s`.
+        idle_s: What the path takes of a request, queue or no queue, [k]: see `idle_path_s`. Each request gets one of
+            these times, the same whenever asked. Their median for all of them would put the p50 off where most wait for
+            nobody: a quantile of a sum is no sum of quantiles.
     """
     sent, wait_s, own_s = _ideal_parts_s(outcome, shaper)
     found = np.full(sent.size, np.nan)
-    found[sent] = np.maximum(0.0, wait_s + own_s) + idle_s
+    path_s = 0.0 if idle_s is None else np.random.default_rng(0).choice(idle_s, wait_s.size)
+    found[sent] = np.maximum(0.0, wait_s + own_s) + path_s
     return found
 
 
-def idle_path_s(outcome: RequestOutcome, shaper: Shaper) -> float:
-    """What a request that waits for nobody takes beyond its own transmission; 0 if every one waited.
+def idle_path_s(outcome: RequestOutcome, shaper: Shaper) -> FloatArray:
+    """What each request that waits for nobody takes beyond its own transmission, [k]; one 0 if every one waited.
 
     That is the sender, gRPC, two TCP stacks, every switch and every link once: the price of a real path, which no queue
-    explains, as a ping's time without load is. The median over the requests that find the ideal queue empty; known from
-    a warm-up, it says nothing about how requests wait in the window it is used for.
+    explains, as a ping's time without load is. Known from the requests of a warm-up that find the ideal queue empty, it
+    says nothing about how requests wait in the window it is used for. Outliers by Tukey's fence are pauses of the host,
+    which are no part of the path.
     """
     sent, wait_s, own_s = _ideal_parts_s(outcome, shaper)
     beyond_s = outcome.match.samples.network_out_s[sent] - np.maximum(0.0, own_s)
     alone = beyond_s[(wait_s == 0.0) & np.isfinite(beyond_s)]
-    return max(0.0, float(np.median(alone))) if alone.size else 0.0
+    if not alone.size:
+        return np.zeros(1)
+    low, high = np.quantile(alone, [0.25, 0.75])
+    return np.asarray(np.maximum(0.0, alone[alone <= high + FENCE * (high - low)]))
 
 
 def idle_ends_s(outcome: RequestOutcome, shaper: Shaper) -> float:
@@ -209,7 +221,7 @@ def request_gates(
     beyond, answered = int(np.count_nonzero(late_s > granted.host_s)), int(np.count_nonzero(np.isfinite(late_s)))
     level = 1.0 - tenant.promise.epsilon
     both = np.isfinite(samples.network_out_s)
-    ideal = ideal_network_s(outcome, shaper, granted.idle_s)[kept]
+    ideal = ideal_network_s(outcome, shaper, granted.idle_path_s)[kept]
     both &= np.isfinite(ideal)
     measured_s, ideal_s = quantile(samples.network_out_s[both], level), quantile(ideal[both], level)
     return [

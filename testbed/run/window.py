@@ -103,6 +103,7 @@ class Window:
         host_after: The host after.
         stalls: What the ticker of each core saw.
         isolated: Whether the processes of the run had places of their own.
+        awake: Whether something else kept the cores from sleeping.
         misplaced: Those that no longer had them in the end.
         faults: What was broken in it on purpose.
     """
@@ -122,6 +123,7 @@ class Window:
     host_after: host.Snapshot
     stalls: Sequence[stalls.StallRecord]
     isolated: bool = False
+    awake: bool = False
     misplaced: Sequence[str] = ()
     faults: Sequence[Occurrence] = ()
 
@@ -246,6 +248,7 @@ class Stage:
             host_after=host_after,
             stalls=seen_stalls,
             isolated=bool(self.network.supervisor.placement),
+            awake=self.network.awake,
             misplaced=misplaced,
             faults=occurred,
         )

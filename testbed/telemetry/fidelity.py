@@ -54,9 +54,11 @@ SHIFT_RESOLVED_S = 0.0004
 """A smaller move cannot be told from what a software switch does by itself. So tenants with a p99.9 above some 13 ms
 are protected against a move of 3 %, all others against a move of this much."""
 
+FENCE = 1.5
+"""Tukey's: what lies this many interquartile ranges above the upper quartile is an outlier."""
+
 _LEVEL = 0.999
 _EXAMPLES = 3
-_FENCE = 1.5
 
 
 @dataclass(frozen=True)
@@ -125,11 +127,13 @@ def host(
     throttled: float = THROTTLED_SHARE,
     pressure: Mapping[str, float] | None = None,
     isolated: bool = False,
+    awake: bool = False,
 ) -> list[Gate]:
     """Gates on what the kernel counted between the two snapshots around the window.
 
     A host is asked for idle time and for a CPU that nobody waits for, unless the run is `isolated`: then others may
-    use up what the run leaves, and that they did not get before it is judged by stalls, lateness and the delays.
+    use up what the run leaves, and that they did not get before it is judged by stalls, lateness and the delays. Where
+    the cores are kept `awake`, what does that waits for the CPU all the time, so the latter is not asked either.
     """
     busiest = min(change.idle_share, key=lambda core: change.idle_share[core], default=0)
     waited = {"cpu": change.some_share, "memory": change.full_share, "io": change.full_share}
@@ -148,7 +152,7 @@ def host(
                 f"share in which {'some task' if name == 'cpu' else 'all tasks'} waited for {name}",
             )
             for name, limit in limits.items()
-            if not (isolated and name == "cpu")
+            if not ((isolated or awake) and name == "cpu")
         ),
         Gate.at_most("backlog drops", change.backlog_drops, 0, "packets dropped at a core's full input queue"),
         _none("socket drops", change.socket_drops),
@@ -326,7 +330,7 @@ def _without_outliers(latency_s: FloatArray, ideal_s: FloatArray) -> tuple[Float
     excess = latency_s - ideal_s
     waiting = excess[ideal_s >= np.quantile(ideal_s, 0.9)]
     low, usual, high = np.quantile(waiting, [0.25, 0.5, 0.75])
-    outliers = excess > high + _FENCE * (high - low)
+    outliers = excess > high + FENCE * (high - low)
     return np.where(outliers, ideal_s + usual, latency_s), int(np.count_nonzero(outliers))
 
 

@@ -157,6 +157,18 @@ class RequestSamples:
         parts = self.client_wait_s + self.domain_s.sum(axis=1) + self.queue_s + self.compute_s + self.network_back_s
         return np.asarray(self.latency_s - parts)
 
+    def stacks_s(self) -> dict[str, FloatArray]:
+        """What the residual is made of, by the host's stack it was spent in; each [n].
+
+        The way in to a server ends with its `received` stamp, the way out of it begins with `finished`; both are gRPC,
+        (de)serialisation and the kernel's TCP, as is the client's way in.
+        """
+        return {
+            "into the server": self.server_s[:, 0] - self.out_s[:, -1],
+            "out of the server": self.back_s[:, 0] - self.server_s[:, 3],
+            "into the client": np.where(self.status == OK, self.received_s - self.back_s[:, 1], np.nan),
+        }
+
     def parts_s(self) -> dict[str, FloatArray]:
         """All parts by name, in the order of a request's life, the residual last; each [n]."""
         return {

@@ -106,8 +106,9 @@ def test_in_the_measured_window_it_ends_with_what_there_is_marked_as_partial(run
     record = read_record(folder)
     assert record.partial
     steady = record.tenants[0]
-    assert steady.n > 0
-    assert steady.verdict in {"UNDETERMINED", "INVALID"}
+    # What there is may be enough for a promise of 98 %; it is less than the window of 5 s would have held.
+    assert 0 < steady.n < 5 * 2e6 / (8 * 200)
+    assert steady.verdict != "FAIL"
     assert run.process.stdout is not None
     assert "partial: interrupted before the end" in run.process.stdout.read()
     assert "partial: interrupted before the end" in (folder / "report.html").read_text()

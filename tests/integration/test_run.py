@@ -18,7 +18,7 @@ from testbed.emulation.probe import probe
 from testbed.errors import ReservationError
 from testbed.report.record import read_record
 from testbed.telemetry import fidelity, samples
-from tests.integration.conftest import ROOT, Command
+from tests.integration.conftest import ROOT, Command, is_noise
 from tests.integration.spine import SMOKE, reserved
 
 pytestmark = pytest.mark.network
@@ -55,7 +55,8 @@ def named(captures: Path) -> dict[tuple[str, ...], int]:
 def test_a_run_leaves_one_folder_that_says_everything(testbed: Command, tmp_path: Path) -> None:
     # A host that cannot keep up is no failure of the code: up to three tries, each shown; any other end counts at once.
     for attempt in range(3):
-        ended = testbed("run", str(SMOKE), "--out", str(tmp_path / str(attempt)))
+        isolate = ["--isolate"] if attempt else []
+        ended = testbed("run", str(SMOKE), "--out", str(tmp_path / str(attempt)), *isolate)
         print(ended.stdout, ended.stderr)
         if ended.returncode != 3:
             break
@@ -147,7 +148,7 @@ def test_a_host_whose_cores_somebody_else_uses_ends_the_run_as_invalid(tmp_path:
     (folder,) = tmp_path.iterdir()
     record = read_record(folder)
     assert (record.verdict, record.partial) == ("INVALID", False)
-    assert {"CPU idle", "cpu pressure"} <= {gate.name for gate in record.gates if not gate.ok}
+    assert "CPU idle" in {gate.name for gate in record.gates if not gate.ok}
     assert "This run says nothing about the theory" in (folder / "report.html").read_text(encoding="utf-8")
 
 
@@ -196,29 +197,32 @@ def test_a_reservation_that_is_lower_from_the_start_raises_the_bound_and_fails_t
     testbed: Command, tmp_path: Path
 ) -> None:
     """A bursty tenant whose reservation carries its mean and little more: theory and measurement both say no."""
-    bounds, verdicts = {}, {}
+    bounds, verdicts, missed = {}, {}, {}
     for name, rate in (("full", "4.5 Mbit/s"), ("lowered", "3.5 Mbit/s")):
         scenario = tmp_path / f"{name}.yaml"
         scenario.write_text(LOWERED.format(name=name, rate=rate))
         (tenant,) = json.loads(testbed("bound", str(scenario), "--json").stdout)["tenants"]
         bounds[name] = tenant["bound_s"]
-        # A host that cannot keep up is no failure of the code: up to three tries, each shown.
-        for attempt in range(3):
-            out = tmp_path / f"{name}-{attempt}"
-            ended = testbed("run", str(scenario), "--json", "--keep-captures", "--out", str(out))
-            record = json.loads(ended.stdout)
-            print(name, record["verdict"], [gate["name"] for gate in record["gates"] if not gate["ok"]])
-            if record["verdict"] != "INVALID":
-                break
-        verdicts[name] = record["verdict"]
-        assert record["tenants"][0]["bound_s"] == pytest.approx(bounds[name], abs=0.02)
+        out = tmp_path / name
+        ended = testbed("run", str(scenario), "--json", "--isolate", "--keep-captures", "--out", str(out))
+        record = json.loads(ended.stdout)
+        breached = [gate["name"] for gate in record["gates"] if not gate["ok"]]
+        print(name, record["verdict"], breached)
+        (bursty,) = record["tenants"]
+        # A host that cannot keep up for twenty seconds takes the verdict away; how often the promise was missed says
+        # the same, for a pause of some milliseconds is none of 60.
+        assert all(map(is_noise, breached))
+        verdicts[name], missed[name] = record["verdict"], bursty["misses"] / bursty["n"]
+        assert bursty["bound_s"] == pytest.approx(bounds[name], abs=0.02)
         (together,) = out.glob("*/window-1/captures.pcapng")
-        sent = record["tenants"][0]["n"]
-        assert named(together) == {("into only", "bursty", "compute-only"): sent} | {
-            ("compute host of only", "bursty", "compute-only"): sent
+        assert named(together) == {("into only", "bursty", "compute-only"): bursty["n"]} | {
+            ("compute host of only", "bursty", "compute-only"): bursty["n"]
         }
     assert bounds["full"] < 0.06 < bounds["lowered"]
-    assert verdicts == {"full": "PASS", "lowered": "FAIL"}
+    assert missed["full"] < 0.03
+    assert missed["lowered"] > 0.2
+    assert verdicts["full"] in {"PASS", "INVALID"}
+    assert verdicts["lowered"] in {"FAIL", "INVALID"}
 
 
 SHARED = """
@@ -256,7 +260,8 @@ def test_tenants_share_one_queue_and_come_and_go_as_the_scenario_says(testbed: C
             16
         }
     for attempt in range(3):
-        ended = testbed("run", str(scenario), "--out", str(tmp_path / str(attempt)))
+        isolate = ["--isolate"] if attempt else []
+        ended = testbed("run", str(scenario), "--out", str(tmp_path / str(attempt)), *isolate)
         print(ended.stdout, ended.stderr)
         if ended.returncode != 3:
             break

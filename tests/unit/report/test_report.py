@@ -122,10 +122,12 @@ def test_how_often_answers_were_right_and_where_the_time_went_is_on_the_terminal
             PartDelay(name="west", mean_s=0.008, p999_s=0.06, tail_mean_s=0.06),
             PartDelay(name="compute", mean_s=0.0012, p999_s=None, tail_mean_s=None),
         ),
+        stacks=(PartDelay(name="into the server", mean_s=0.0005, p999_s=None, tail_mean_s=None),),
     )  # fmt: skip
     _, record = run_folder(tenant(requests=asked), tenant(name="beta"))
     said = (
-        "alpha: 19,998 of 20,000 requests answered by digits-medium, accuracy 0.981; mean ms: west 8.00, compute 1.20"
+        "alpha: 19,998 of 20,000 requests answered by digits-medium, accuracy 0.981; mean ms: west 8.00, compute 1.20 "
+        "(into the server 0.50)"
     )
     assert said in text_of(record)
     assert "beta: 20" not in text_of(record)

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from inference_server.digits import held_out
@@ -46,6 +47,8 @@ from testbed.traffic.request_schedules import request_schedule
 from testbed.traffic.request_wire import RequestMaker
 from testbed.traffic.traces import read_trace
 
+FloatArray = npt.NDArray[np.float64]
+
 AZURE = Path(__file__).parents[4] / "shared" / "traces" / "AzureLLMInferenceTrace_code.csv"
 RATE_BPS = 10_000_000
 ASKED = Requests("digits-small", 4, DrawnSize((64_000,)), 1000, 0.3, 1.0)
@@ -73,7 +76,7 @@ def terms() -> RequestTerms:
     return RequestTerms(demand(TENANT.arrivals, ASKED.size, MAKER), OUT, BACK, 2_000, compute, services)
 
 
-def outcome(duration_s: float = 200.0, late_s: float = 0.0) -> RequestOutcome:
+def outcome(duration_s: float = 200.0, late_s: float | FloatArray = 0.0) -> RequestOutcome:
     """A window in which the network is the ideal queue; every request is `late_s` late in the first domain."""
     schedule = request_schedule(TENANT.arrivals, ASKED.size, MAKER, seed=5, duration_s=duration_s)
     n, at = len(schedule), schedule.time_s
@@ -169,10 +172,31 @@ def test_what_an_idle_path_takes_is_told_by_requests_that_wait_for_nobody_and_is
     seen = outcome(late_s=1.5e-3)
     assert idle_path_s(outcome(), SHAPER) == pytest.approx(0.0, abs=1e-9)
     assert idle_path_s(seen, SHAPER) == pytest.approx(1.5e-3, rel=1e-6)
-    asked = judge_requests(TENANT, ASKED, [seen], None, SHAPER, idle_s=1.5e-3, seconds=200.0, valid=True).requests
+    took = np.full(3, 1.5e-3)
+    asked = judge_requests(TENANT, ASKED, [seen], None, SHAPER, idle_s=took, seconds=200.0, valid=True).requests
     assert asked is not None
     assert asked.idle_s == 1.5e-3
     assert asked.network_s == pytest.approx(asked.ideal_network_s)
+
+
+def test_an_ideal_has_the_whole_law_of_an_idle_path_without_the_hosts_pauses() -> None:
+    """Half of these requests wait for nobody, so their p50 is made of what an idle path takes, and no median is."""
+    rng = np.random.default_rng(7)
+    took_s = rng.exponential(1e-3, len(outcome().record.schedule))
+    took_s[::100] = 80e-3
+    warm, seen = outcome(late_s=took_s), outcome(late_s=rng.exponential(1e-3, took_s.size))
+    path_s = idle_path_s(warm, SHAPER)
+    assert 3e-3 < path_s.max() < 10e-3
+    measured_s, law_s, median_s = (
+        float(np.median(network_s))
+        for network_s in (
+            seen.match.samples.network_out_s,
+            ideal_network_s(seen, SHAPER, path_s),
+            ideal_network_s(seen, SHAPER, np.array([np.median(path_s)])),
+        )
+    )
+    assert law_s == pytest.approx(measured_s, rel=0.05)
+    assert median_s < 0.9 * measured_s
 
 
 def test_a_request_waits_for_its_own_packets_but_for_the_last_one_and_for_all_that_came_before() -> None:
@@ -274,7 +298,7 @@ def test_of_a_warm_up_that_answered_too_little_half_as_much_again_as_the_longest
     ],
 )
 def test_gates_close_on_a_host_that_holds_requests_up(late_s: float, idle_s: float, closed: set[str]) -> None:
-    gates = request_gates(TENANT, outcome(late_s=late_s), Granted(terms(), 0.01, idle_s), SHAPER)
+    gates = request_gates(TENANT, outcome(late_s=late_s), Granted(terms(), 0.01, np.array([idle_s])), SHAPER)
     assert {gate.name for gate in gates if not gate.ok} == closed
 
 

@@ -241,6 +241,12 @@ def test_an_isolated_run_does_not_ask_for_what_it_leaves_to_others() -> None:
     assert isolated == {name: True for name in asked if asked[name]}
 
 
+def test_where_cores_are_kept_awake_what_does_so_waits_for_the_cpu_and_idle_time_is_still_asked_for() -> None:
+    busy = dataclasses.replace(QUIET, idle_share={0: 0.0, 1: 0.0}, some_share={**QUIET.some_share, "cpu": 1.0})
+    assert [gate.name for gate in fidelity.host(busy, awake=True) if not gate.ok] == ["CPU idle"]
+    assert "memory pressure" in {gate.name for gate in fidelity.host(busy, awake=True)}
+
+
 def test_every_gate_of_a_quiet_host_holds() -> None:
     assert [gate for gate in (*host(), clock(QUIET.clock_step_s)) if not gate.ok] == []
 

@@ -142,6 +142,14 @@ def test_requests_over_a_second_connection_are_found_as_those_over_the_first(tmp
     assert (np.diff(two.packets.time_s[:, 0]) >= 0).all()
 
 
+def test_the_residual_is_what_the_hosts_stacks_took(tmp_path: Path) -> None:
+    found = matched(tmp_path).samples
+    stacks = found.stacks_s()
+    assert list(stacks) == ["into the server", "out of the server", "into the client"]
+    assert [float(stack[0]) for stack in stacks.values()] == pytest.approx([0.0, 0.001, 0.001])
+    assert sum(stacks.values()) == pytest.approx(found.residual_s)
+
+
 def test_what_a_domain_lost_is_that_domains_delay(tmp_path: Path) -> None:
     plain, lost = matched(tmp_path).samples, matched(tmp_path, lost_in_first=True)
     assert lost.samples.out_s[:, 0] == pytest.approx(plain.out_s[:, 0]), "at border 0 the first sighting counts"
