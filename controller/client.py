@@ -40,23 +40,36 @@ class ControllerClient:
 
     def __init__(self, path: Path | str, timeout_s: float = 60.0) -> None:
         self.path = Path(path)
+        self._timeout_s = timeout_s
         self._next = 0
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._socket.settimeout(timeout_s)
-        try:
-            self._socket.connect(str(path))
-        except OSError as error:
-            self._socket.close()
-            raise CallError(
-                "connection", [f"controller socket {path}: {error}; expected a running controller"]
-            ) from None
-        self._stream = self._socket.makefile("rwb")
+        self._connect()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_exception: object) -> None:
         self.close()
+
+    def reconnect(self) -> None:
+        """Leave the connection that there was, and connect to the controller that listens there now.
+
+        Raises:
+            CallError: None does.
+        """
+        self.close()
+        self._connect()
+
+    def _connect(self) -> None:
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.settimeout(self._timeout_s)
+        try:
+            self._socket.connect(str(self.path))
+        except OSError as error:
+            self._socket.close()
+            raise CallError(
+                "connection", [f"controller socket {self.path}: {error}; expected a running controller"]
+            ) from None
+        self._stream = self._socket.makefile("rwb")
 
     def close(self) -> None:
         """End the connection; the controller goes on."""

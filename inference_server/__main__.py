@@ -89,6 +89,7 @@ def _settings(arguments: list[str] | None) -> Settings:
     parser.add_argument("--impair", type=Path, metavar="JSON", help="impairments, their times from the ready line")
     parser.add_argument("--impairment-record", type=Path, metavar="FILE", help="append what begins and ends")
     parser.add_argument("--allow-impairments", action="store_true", help="let clients ask for impairments")
+    parser.add_argument("--impairment-socket", type=Path, metavar="FILE", help="let who may open it ask for them")
     options = parser.parse_args(arguments)
     if (options.tls_certificate is None) != (options.tls_key is None):
         parser.error("--tls-certificate and --tls-key are needed together")
@@ -114,6 +115,7 @@ def _settings(arguments: list[str] | None) -> Settings:
         impair=options.impair and read(options.impair),
         impairment_record=options.impairment_record,
         allow_impairments=options.allow_impairments,
+        impairment_socket=options.impairment_socket,
     )
 
 

@@ -63,6 +63,7 @@ class Settings:
         impair: What makes the server worse from the moment it is ready; None for nothing.
         impairment_record: File to append to when impairments begin and end.
         allow_impairments: Whether clients may ask for impairments.
+        impairment_socket: Unix socket on which its owner may ask for impairments, whatever clients may; None for none.
     """
 
     listen: str = "127.0.0.1:8001"
@@ -83,6 +84,7 @@ class Settings:
     impair: ImpairRequest | None = None
     impairment_record: Path | None = None
     allow_impairments: bool = False
+    impairment_socket: Path | None = None
 
 
 class InferenceServer:
@@ -99,6 +101,7 @@ class InferenceServer:
     service: InferenceService
     workers: Workers
     metrics: MetricsPage | None = None
+    _control: grpc.aio.Server | None = None
 
     def __init__(self, settings: Settings) -> None:
         """Make the queues.
@@ -151,6 +154,11 @@ class InferenceServer:
         self.port = self._add_port(settings.listen, settings.security)
         await self._say(health_pb2.HealthCheckResponse.NOT_SERVING)
         await self._server.start()
+        if settings.impairment_socket is not None:
+            self._control = grpc.aio.server()
+            self._control.add_generic_rpc_handlers((impairment_handler(self._impairments),))
+            self._control.add_insecure_port(f"unix:{settings.impairment_socket}")
+            await self._control.start()
         try:
             self.service.serve(await asyncio.to_thread(self._load))
             if settings.metrics is not None:
@@ -179,6 +187,8 @@ class InferenceServer:
         # The transport is kept until the last answer: once it shuts down, what is new is cut off instead of refused.
         await self.service.drain(self._settings.drain_s)
         await self._server.stop(_FLUSH_S)
+        if self._control is not None:
+            await self._control.stop(None)
         self._scheduler.close()
         self._impairments.close()
         await asyncio.to_thread(self.workers.join)

@@ -279,11 +279,19 @@ class TandemNetwork:
             for name, dpid in self.layout.dpids.items()
         ]
         self.ovs.add_bridges(bridges)
-        ports = {port.interface: port.number for bridge in bridges for port in bridge.ports}
+        for wire in self.layout.wires:
+            links.delay(wire)
+        self.configure_flows()
+
+    def configure_flows(self) -> None:
+        """Give the switches that no operator owns their flows, and every port's socket its buffer.
+
+        Whatever started the daemon anew must do this again: its database holds no flow.
+        """
+        ports = self.ovs.port_numbers()
         self.ovs.add_flows(tandem.EDGE, edge_flows(self.layout, ports))
         for wire in self.layout.wires:
             self.ovs.add_flows(wire.bridge, wire_flows(wire, ports))
-            links.delay(wire)
         for exchange in self.layout.exchanges:
             self.ovs.add_flows(exchange.bridge, exchange_flows(exchange, ports))
         first = edge_port(self.layout.segments, self.layout.segments[0][0])

@@ -245,6 +245,18 @@ class OpenVSwitch:
                 with socket.socket(fileno=syscalls.duplicate_descriptor(pidfd, descriptor)) as duplicate:
                     yield duplicate
 
+    def restart(self, supervisor: Supervisor) -> None:
+        """Start the daemon again after it was killed; its database remembers bridges and ports, and no flow."""
+        self.daemon = supervisor.start(
+            self.daemon.name,
+            self.daemon.argv,
+            environment=environment_of(self.directory),
+            ready=lambda: _listens(self.directory / "ovs-vswitchd.ctl"),
+            role=Role.DATAPATH,
+        )
+        # A change is waited for, and with it every bridge of the database; without one nothing would be.
+        self.vsctl("set", "Open_vSwitch", ".", f"external_ids:daemon={self.daemon.pid}")
+
     def counters(self) -> DatapathCounters:
         """Flow hits, misses and losses of the datapath so far.
 

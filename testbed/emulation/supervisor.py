@@ -228,6 +228,14 @@ class Supervisor:
         child.hang_up()
         return child.process.wait()
 
+    def kill(self, child: Child) -> None:
+        """Kill one child on purpose, as a crash would; it may then be started again under its name."""
+        child.ending = True
+        self.children.pop(child.name, None)
+        child.process.kill()
+        child.process.wait()
+        child.hang_up()
+
     def end_all(self, *, grace_s: float = 3.0) -> None:
         """Ask all children to end, latest first, then end those that did not within `grace_s`, counted once."""
         latest_first = list(reversed(self.children.values()))

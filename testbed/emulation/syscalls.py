@@ -14,6 +14,10 @@ CLONE_NEWNET = 0x4000_0000
 _MS_BIND = 4096
 _MNT_DETACH = 2
 _SYS_PIDFD_GETFD = 438
+_PR_SET_PDEATHSIG = 1
+_CLOCK_REALTIME = 0
+_ADJ_SETOFFSET, _ADJ_NANO = 0x0100, 0x2000
+_SECOND_NS = 1_000_000_000
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -48,3 +52,29 @@ def unmount(target: Path) -> None:
 def duplicate_descriptor(pidfd: int, descriptor: int) -> int:
     """Duplicate a file descriptor of another process into this one; the caller closes it."""
     return _checked(_libc.syscall(_SYS_PIDFD_GETFD, pidfd, descriptor, 0), f"pidfd_getfd({descriptor})")
+
+
+def die_with_parent(number: int) -> None:
+    """Have the kernel send the calling process this signal when the thread that started it ends."""
+    _checked(_libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(number), 0, 0, 0), "prctl(PR_SET_PDEATHSIG)")
+
+
+class _Timex(ctypes.Structure):
+    """`struct timex` of 64-bit Linux as far as a step needs it; the rest is for the kernel to fill."""
+
+    _fields_ = (
+        ("modes", ctypes.c_uint),
+        ("unused", ctypes.c_long * 4),
+        ("status", ctypes.c_int),
+        ("limits", ctypes.c_long * 3),
+        ("seconds", ctypes.c_long),
+        ("nanoseconds", ctypes.c_long),
+        ("answer", ctypes.c_long * 16),
+    )
+
+
+def step_clock(by_ns: int) -> None:
+    """Step CLOCK_REALTIME by so much, negative for back."""
+    seconds, nanoseconds = divmod(by_ns, _SECOND_NS)
+    timex = _Timex(modes=_ADJ_SETOFFSET | _ADJ_NANO, seconds=seconds, nanoseconds=nanoseconds)
+    _checked(_libc.clock_adjtime(_CLOCK_REALTIME, ctypes.byref(timex)), "clock_adjtime(ADJ_SETOFFSET)")

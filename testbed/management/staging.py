@@ -59,6 +59,7 @@ def scenario_of(sold: Market, decisions: Sequence[Decision], *, workers: int) ->
         datapath=sold.datapath,
         allow_zero_delay=sold.allow_zero_delay,
         source=sold.source,
+        faults=sold.faults,
     )
 
 

@@ -200,6 +200,7 @@ class ExpectationRecord(_Part):
     """What one fault was to do to one tenant.
 
     Attributes:
+        tenant: Whose, or `all` where it is the whole run's.
         seconds: How long after the fault's end the tenant kept its promise again, where that was asked and found.
     """
 

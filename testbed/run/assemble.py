@@ -130,6 +130,10 @@ def assemble(
         terms = measured[0].terms.get(tenant.name) if tenant.reservation else None
         shaper = None if terms is None else terms.shaper
         granted = measured[0].granted.get(tenant.name)
+        kept = [
+            outside(item.window.faults, tenant, outcome.record.schedule.time_s)
+            for item, outcome in zip(measured, outcomes, strict=True)
+        ]
         return judge_requests(
             tenant,
             tenant.requests,
@@ -140,12 +144,13 @@ def assemble(
             idle_s=None if granted is None else granted.idle_path_s,
             seconds=seconds,
             valid=valid,
+            outside=kept,
         )
 
     tenants = tuple(
         judged(tenant).model_copy(update={"offered": _offered(tenant, measured)}) for tenant in scenario.tenants
     )
-    faults = tuple(fault for item in measured for fault in _faults(scenario, item.window))
+    faults = tuple(fault for item in measured for fault in _faults(scenario, item))
     return RunRecord(
         run_id="",
         name=scenario.name,
@@ -178,12 +183,14 @@ def _offered(tenant: Tenant, measured: Sequence[Measured]) -> OfferedRecord | No
     return offered([(due(item.window), item.window.duration_s) for item in measured])
 
 
-def _faults(scenario: Scenario, window: Window) -> Iterator[FaultRecord]:
+def _faults(scenario: Scenario, item: Measured) -> Iterator[FaultRecord]:
+    window = item.window
     packets = {
         name: Packets(match.samples.intended_s, match.samples.latency_s) for name, match in window.matches.items()
     }
+    packets |= {name: Packets.asked(outcome.record) for name, outcome in window.requests.items()}
     for each in window.faults:
-        found = expectations(each, scenario.tenants, packets) if window.complete else ()
+        found = expectations(each, scenario.tenants, packets, item.gates) if window.complete else ()
         yield FaultRecord(
             name=each.fault.name,
             kind=each.fault.kind.value,

@@ -1,22 +1,32 @@
 """Breaks what a scenario says is to be broken, at its moment within a measured window, and mends it again.
 
 All of it happens inside the run's own namespaces and to its own processes, which its journal names already, so a run
-that is interrupted or killed leaves nothing of it behind. What a fault explains, a gate may not hold against the host:
+that is interrupted or killed leaves nothing of it behind; the clock, which is the host's, is set back by a process that
+outlives the run by as long as that takes. What a fault explains, a gate may not hold against the host:
 `EXPLAINED` is the whole list. Whether the right tenants failed is `testbed.run.expectations`' to say.
 """
 
 from __future__ import annotations
 
+import re
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
 
 from controller.client import CallError, ControllerClient
 from controller.program import DomainProgram, Hop
+from inference_server.generated import open_inference_pb2 as pb
+from inference_server.protocol import IMPAIRMENTS
+from inference_server.protocol import Kind as Impaired
 from testbed.emulation import delay_line, links, packet_filter
 from testbed.emulation.network import TandemNetwork
 from testbed.errors import FidelityError, PreflightError
+from testbed.run.requests import SERVER_START_S, impairment_socket
 from testbed.scenario.faults import Fault, FaultKind, begin_s
 from testbed.scenario.model import FULL_FRAME_BITS, Datapath, Scenario
 
@@ -31,8 +41,26 @@ EXPLAINED: Mapping[FaultKind, frozenset[str]] = {
     FaultKind.LOSS: frozenset({COUNTERS}),
     # As the way changes, a packet may fall between the old one and the new one.
     FaultKind.DELAY: frozenset({COUNTERS}),
+    # A data plane needs no controller, and no agent.
+    FaultKind.CONTROLLER_KILLED: frozenset(),
+    FaultKind.AGENT_KILLED: frozenset(),
+    # Meters, flows and their counters begin anew, and the first packets look for a flow that is not there yet.
+    FaultKind.SWITCH_KILLED: frozenset({COUNTERS, "upcalls"}),
+    # Tenants that it touches are to fail, and what is left of them is judged as ever.
+    FaultKind.SERVER_KILLED: frozenset(),
+    FaultKind.SERVER_SLOWED: frozenset(),
+    FaultKind.SERVER_WRONG: frozenset(),
+    # Stamps of the window are worth nothing, and the run must say so.
+    FaultKind.CLOCK_STEPPED: frozenset(),
 }
 """Gates that each kind of fault breaks by being what it is, for the tenants and the domain it touches and no others."""
+
+CAUGHT: Mapping[FaultKind, str] = {FaultKind.CLOCK_STEPPED: "clock step"}
+"""The gate that must see a kind of fault after which no time that was measured can be believed."""
+
+_MAY_SET_CLOCK = 1 << 25
+_ANSWERS_WITHIN_S = 2.0
+_AGENT_START_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -43,11 +71,13 @@ class Occurrence:
         fault: Which.
         begin_s: Before anything was changed, seconds from the window's start.
         end_s: When everything was as before.
+        mended_s: How much of it that took: from when the fault was to be over.
     """
 
     fault: Fault
     begin_s: float
     end_s: float
+    mended_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -57,16 +87,26 @@ class Site:
     Attributes:
         network: The network, installed.
         controllers: A client of each domain's controller, by name.
-        programs: What each of them installed, by name.
+        promised: Tells what each domain has promised and so installed, by name.
     """
 
     network: TandemNetwork
     controllers: Mapping[str, ControllerClient]
-    programs: Mapping[str, DomainProgram]
+    promised: Callable[[], Mapping[str, DomainProgram]]
+
+    @property
+    def programs(self) -> Mapping[str, DomainProgram]:
+        """What each controller is to have installed now, by name."""
+        return self.promised()
 
     def ingress(self, domain: str | None) -> Hop:
         """The first switch of a domain."""
         return next(skeleton.hops[0] for skeleton in self.network.layout.skeletons if skeleton.domain == domain)
+
+    def server(self, domain: str | None) -> str:
+        """The compute host of a domain that somebody asks."""
+        layout = self.network.layout
+        return next(layout.path_of(t.name).server.host for t in self.network.scenario.tenants if t.site == domain)
 
     def inner_link(self, domain: str | None) -> str:
         """The port of a domain's first switch that leads to its second."""
@@ -135,9 +175,10 @@ class Injector:
             way.__exit__(type(error), error, error.__traceback__)
 
     def _end(self, begun_s: float, fault: Fault, way: AbstractContextManager[None]) -> None:
+        over_s = self.now_s
         with _reported(fault):
             way.__exit__(None, None, None)
-        self._done.append(Occurrence(fault, begun_s, self.now_s))
+        self._done.append(Occurrence(fault, begun_s, self.now_s, self.now_s - over_s))
 
     @property
     def now_s(self) -> float:
@@ -189,11 +230,103 @@ def _delay(site: Site, fault: Fault) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _controller_killed(site: Site, fault: Fault) -> Iterator[None]:
+    """Its successor knows nothing; it is told the program, and finds that nothing has to change."""
+    supervisor, domain = site.network.supervisor, fault.domain or ""
+    child = supervisor.children[f"controller-{domain}"]
+    supervisor.kill(child)
+    yield
+    client = site.controllers[domain]
+    client.path.unlink(missing_ok=True)
+    supervisor.start(child.name, child.argv, role=child.role)
+    client.reconnect()
+    changed = client.install(site.programs[domain])
+    if touched := [*changed["added"], *changed["changed"], *changed["removed"]]:
+        raise FidelityError(f"fault {fault.name}: the data plane of {domain} lost {touched} with its controller")
+
+
+@contextmanager
+def _switch_killed(site: Site, _fault: Fault) -> Iterator[None]:
+    """Controllers give their switches back what they lack as these connect; the others get theirs from us."""
+    network = site.network
+    network.supervisor.kill(network.ovs.daemon)
+    yield
+    network.ovs.restart(network.supervisor)
+    network.configure_flows()
+    for name, client in site.controllers.items():
+        # Waits until all its switches are there, and for whatever is still being put back.
+        client.install(site.programs[name])
+
+
+@contextmanager
+def _agent_killed(site: Site, fault: Fault) -> Iterator[None]:
+    """Its successor has the ledger, and all that was in it."""
+    network, domain = site.network, fault.domain or ""
+    before = site.programs[domain]
+    child = network.supervisor.children[f"agent-{domain}"]
+    network.supervisor.kill(child)
+    yield
+    network.start(child.name, child.argv, timeout_s=_AGENT_START_S)
+    if (after := site.programs[domain]) != before:
+        raise FidelityError(
+            f"fault {fault.name}: the agent of {domain} came back with {sorted(rule.tenant for rule in after.rules)} "
+            f"in its ledger, expected {sorted(rule.tenant for rule in before.rules)} at the same rates"
+        )
+
+
+@contextmanager
+def _server_killed(site: Site, fault: Fault) -> Iterator[None]:
+    """What was being computed is lost; clients connect again when there is somebody to connect to."""
+    host = site.server(fault.domain)
+    child = site.network.supervisor.children[f"server-{host}"]
+    site.network.supervisor.kill(child)
+    yield
+    site.network.start(child.name, child.argv, host=host, role=child.role, timeout_s=SERVER_START_S)
+
+
+@contextmanager
+def _server_impaired(site: Site, fault: Fault) -> Iterator[None]:
+    """The server does it to itself and ends it by itself: a computation that was begun slowly ends slowly."""
+    kind = Impaired.SLOW_DOWN if fault.kind is FaultKind.SERVER_SLOWED else Impaired.WRONG_ANSWERS
+    asked = pb.Impairment(kind=kind, to_s=fault.for_s, factor=fault.factor or 0.0, rate=fault.share or 0.0)
+    with grpc.insecure_channel(f"unix:{impairment_socket(site.network, site.server(fault.domain))}") as channel:
+        impair: Callable[..., pb.ImpairResponse] = channel.unary_unary(
+            f"/{IMPAIRMENTS}/Impair",
+            request_serializer=pb.ImpairRequest.SerializeToString,
+            response_deserializer=pb.ImpairResponse.FromString,
+        )
+        try:
+            impair(pb.ImpairRequest(seed=site.network.scenario.seed, impairments=[asked]), timeout=_ANSWERS_WITHIN_S)
+        except grpc.RpcError as error:
+            raise FidelityError(f"fault {fault.name} ({fault.kind}): {error.code().name}, {error.details()}") from error
+    yield
+
+
+@contextmanager
+def _clock_stepped(site: Site, fault: Fault) -> Iterator[None]:
+    """By a process that steps it back when it ends, whoever ends it."""
+    supervisor = site.network.supervisor
+    by_ns = str(round((fault.step_s or 0.0) * 1e9))
+    command = [sys.executable, "-m", "testbed.emulation.clock_step", by_ns]
+    child = supervisor.start(f"clock-{fault.name}", command)
+    yield
+    if supervisor.end(child):
+        raise FidelityError(f"fault {fault.name}: the clock was not set back; {child.tail()}")
+
+
 WAYS: Mapping[FaultKind, Callable[[Site, Fault], AbstractContextManager[None]]] = {
     FaultKind.LINK_DOWN: _link_down,
     FaultKind.RATE_CHANGE: _rate_change,
     FaultKind.LOSS: _loss,
     FaultKind.DELAY: _delay,
+    FaultKind.CONTROLLER_KILLED: _controller_killed,
+    FaultKind.SWITCH_KILLED: _switch_killed,
+    FaultKind.AGENT_KILLED: _agent_killed,
+    FaultKind.SERVER_KILLED: _server_killed,
+    FaultKind.SERVER_SLOWED: _server_impaired,
+    FaultKind.SERVER_WRONG: _server_impaired,
+    FaultKind.CLOCK_STEPPED: _clock_stepped,
 }
 """How each kind is done, and undone."""
 
@@ -208,10 +341,22 @@ def require(scenario: Scenario, datapath: Datapath) -> None:
         f"fault {fault.name}: {fault.kind} is done to the userspace datapath's own sockets, found the {datapath} "
         "datapath; ask for datapath: userspace, or leave the fault out"
         for fault in scenario.faults
-        if fault.kind in {FaultKind.LOSS, FaultKind.DELAY} and datapath is not Datapath.USERSPACE
+        if fault.kind in {FaultKind.LOSS, FaultKind.DELAY, FaultKind.SWITCH_KILLED}
+        and datapath is not Datapath.USERSPACE
     ]
+    if not _may_set_clock():
+        wrong += [
+            f"fault {fault.name}: found no right to set the host's clock; run with CAP_SYS_TIME, or leave the fault out"
+            for fault in scenario.faults
+            if fault.kind is FaultKind.CLOCK_STEPPED
+        ]
     if wrong:
         raise PreflightError(wrong)
+
+
+def _may_set_clock() -> bool:
+    effective = re.search(r"^CapEff:\s*(\w+)$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    return effective is not None and bool(int(effective[1], 16) & _MAY_SET_CLOCK)
 
 
 def explains(occurrences: Sequence[Occurrence], gate: str, domain: str, tenant: str) -> str:
@@ -221,6 +366,13 @@ def explains(occurrences: Sequence[Occurrence], gate: str, domain: str, tenant: 
         if touched and gate in EXPLAINED[fault.kind]:
             return fault.name
     return ""
+
+
+def explains_all(occurrences: Sequence[Occurrence], gate: str) -> str:
+    """The name of a fault that touches everyone and breaks a gate by being what it is; empty if none does."""
+    return next(
+        (f.name for f in (each.fault for each in occurrences) if f.domain is None and gate in EXPLAINED[f.kind]), ""
+    )
 
 
 @contextmanager

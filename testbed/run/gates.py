@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from testbed.management.bounds import HOST_RISK
 from testbed.report.record import GateRecord
 from testbed.run.expectations import outside
-from testbed.run.faults import COUNTERS, explains
+from testbed.run.faults import COUNTERS, explains, explains_all
 from testbed.run.request_terms import Granted, request_gates
 from testbed.run.terms import Terms
 from testbed.run.window import Window
@@ -38,17 +38,12 @@ def gates_of(
     end_ns = begin_ns + round(window.duration_s * 1e9)
     before, after = window.switches_before, window.switches_after
     slow_down = scenario.slow_down
+    ticked = [record.during(begin_ns, end_ns) for record in window.stalls]
+    change = between(window.host_before, window.host_after)
     gates: list[Gate] = [
-        *fidelity.stalls(
-            [record.during(begin_ns, end_ns) for record in window.stalls],
-            longest_s=slow_down * fidelity.LONGEST_STALL_S,
-        ),
-        *fidelity.host(
-            between(window.host_before, window.host_after),
-            clock_step_s=slow_down * fidelity.CLOCK_STEP_S,
-            isolated=window.isolated,
-            awake=window.awake,
-        ),
+        *fidelity.stalls(ticked, longest_s=slow_down * fidelity.LONGEST_STALL_S),
+        *fidelity.host(change, isolated=window.isolated, awake=window.awake),
+        fidelity.clock(change.clock_step_s, ticked, limit_s=slow_down * fidelity.CLOCK_STEP_S),
         *([fidelity.configuration("places kept", window.misplaced)] if window.isolated else []),
         fidelity.captures(window.captures),
         fidelity.packet_ins(after.packet_ins - before.packet_ins),
@@ -68,10 +63,15 @@ def gates_of(
             own = terms.get(tenant.name)
             outcome = window.requests[tenant.name]
             gates += request_gates(
-                tenant, outcome, granted.get(tenant.name), own.shaper if own else None, slow_down=slow_down
+                tenant,
+                outcome,
+                granted.get(tenant.name),
+                own.shaper if own else None,
+                slow_down=slow_down,
+                outside=outside(window.faults, tenant, outcome.record.schedule.time_s),
             )
     return (
-        *(_record(gate, window.index) for gate in gates),
+        *(_record(gate, window.index, excused_by=explains_all(window.faults, gate.name)) for gate in gates),
         *(_record(gate, window.index, excused_by=fault) for fault, gate in explained.items()),
     )
 

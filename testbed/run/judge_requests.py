@@ -22,7 +22,7 @@ from testbed.run.request_terms import ideal_network_s
 from testbed.run.requests import RequestOutcome
 from testbed.run.window import Shaper
 from testbed.scenario.model import Requests, Tenant
-from testbed.telemetry.samples import FloatArray
+from testbed.telemetry.samples import BoolArray, FloatArray
 from testbed.traffic.request_records import Endings
 
 
@@ -37,6 +37,7 @@ def judge_requests(
     idle_s: FloatArray | None = None,
     seconds: float,
     valid: bool,
+    outside: Sequence[BoolArray] | None = None,
 ) -> TenantRecord:
     """Judge one request tenant over all windows of a run.
 
@@ -50,7 +51,18 @@ def judge_requests(
         idle_s: What its path took of requests of the warm-up that waited for nobody, [k]; nothing where not known.
         seconds: Length of all windows together.
         valid: Whether every fidelity gate of every window held.
+        outside: Which requests of each window are judged, those outside the faults that the tenant is to fail by, [n];
+            None for all.
     """
+    beyond = _nonconforming(tenant, outcomes)
+    # A queue is fed by every request, also by those that are not judged.
+    ideals = [ideal_network_s(outcome, shaper, idle_s) for outcome in outcomes] if shaper else []
+    everyone = sum(int(outcome.record.attempted.sum()) for outcome in outcomes)
+    behind = [_behind(outcome, shaper, latencies_s) for outcome in outcomes]
+    if outside is not None:
+        behind = [lagged[kept] for lagged, kept in zip(behind, outside, strict=True)]
+        outcomes = [outcome.take(kept) for outcome, kept in zip(outcomes, outside, strict=True)]
+        ideals = [ideal[kept] for ideal, kept in zip(ideals, outside, strict=bool(ideals))]
     due = [outcome.record.attempted for outcome in outcomes]
     latency = np.concatenate([o.record.latency_s[d] for o, d in zip(outcomes, due, strict=True)])
     runs = np.repeat(np.arange(len(outcomes)), [int(d.sum()) for d in due])
@@ -58,7 +70,6 @@ def judge_requests(
     level = 1.0 - (promise.epsilon if promise else 1e-3)
     median, p99, p999, promised = quantiles(latency, (*LEVELS, level), runs=runs)
     data = judge(latency, promise.deadline_s, promise.epsilon, promise.confidence, runs) if promise else None
-    beyond = _nonconforming(tenant, outcomes)
     verdict: Verdict = "NONE"
     reason = ""
     if data is not None:
@@ -71,11 +82,12 @@ def judge_requests(
                 f"the tenant broke its own contract: {beyond:,} of {latency.size:,} requests exceeded its token bucket"
             )
     network = np.concatenate([outcome.match.samples.network_out_s for outcome in outcomes])
-    ideal = np.concatenate([ideal_network_s(o, shaper, idle_s) for o in outcomes]) if shaper else np.empty(0)
+    ideal = np.concatenate(ideals) if ideals else np.empty(0)
     lower = promised.one_sided_lower_s
     return TenantRecord(
         name=tenant.name,
         n=latency.size,
+        in_faults=everyone - latency.size,
         misses=data.misses if data else 0,
         lost=int(np.count_nonzero(~np.isfinite(latency))),
         p50_s=finite_or_none(median.estimate_s),
@@ -102,7 +114,7 @@ def judge_requests(
         samples_needed=data.samples_needed if data else None,
         seconds_needed=data.samples_needed * seconds / latency.size if data and data.samples_needed else None,
         bound=bound,
-        domains=_domains(outcomes, latency, shaper, latencies_s),
+        domains=_domains(outcomes, behind, latency),
         requests=_requests(asked, outcomes, latency, network, ideal, idle_s=_typical(idle_s), nonconforming=beyond),
     )
 
@@ -152,31 +164,35 @@ def _requests(
     )
 
 
+def _behind(outcome: RequestOutcome, shaper: Shaper | None, latencies_s: Sequence[float]) -> BoolArray:
+    """Which requests each domain lagged behind its word with, as far as whole requests prove it; [n, D]."""
+    samples = outcome.match.samples
+    if shaper is None or not latencies_s:
+        return np.zeros((len(samples), len(samples.domains)), dtype=np.bool_)
+    found = [domain_excess(samples, d, shaper.rate_bps, latency_s).excess_s for d, latency_s in enumerate(latencies_s)]
+    return np.asarray(np.stack(found, axis=1) > 0)
+
+
 def _domains(
-    outcomes: Sequence[RequestOutcome], latency: FloatArray, shaper: Shaper | None, latencies_s: Sequence[float]
+    outcomes: Sequence[RequestOutcome], behind: Sequence[BoolArray], latency: FloatArray
 ) -> tuple[DomainDelay, ...]:
-    """Each domain on the way out; its lag is the least that whole requests prove (`testbed.audit.request_excess`)."""
-    windows = [outcome.match.samples.due() for outcome in outcomes]
-    delays = np.concatenate([samples.domain_s for samples in windows])
+    """Each domain on the way out."""
+    due = [outcome.record.attempted for outcome in outcomes]
+    delays = np.concatenate([o.match.samples.domain_s[d] for o, d in zip(outcomes, due, strict=True)])
+    lagged = np.concatenate([each[d] for each, d in zip(behind, due, strict=True)])
     threshold = order_statistic(latency, 0.999)
     slow = latency >= threshold if threshold is not None else np.zeros(latency.size, dtype=np.bool_)
-    rows = []
-    for d, name in enumerate(windows[0].domains):
-        behind = 0
-        if shaper is not None and latencies_s:
-            found = [domain_excess(samples, d, shaper.rate_bps, latencies_s[d]).excess_s for samples in windows]
-            behind = sum(int(np.count_nonzero(excess_s > 0)) for excess_s in found)
-        rows.append(
-            DomainDelay(
-                domain=name,
-                mean_s=mean_known(delays[:, d]),
-                p999_s=order_statistic(delays[:, d], 0.999),
-                tail_mean_s=mean_known(delays[slow, d]),
-                lag_share=behind / max(latency.size, 1),
-                lost=0,
-            )
+    return tuple(
+        DomainDelay(
+            domain=name,
+            mean_s=mean_known(delays[:, d]),
+            p999_s=order_statistic(delays[:, d], 0.999),
+            tail_mean_s=mean_known(delays[slow, d]),
+            lag_share=float(np.count_nonzero(lagged[:, d])) / max(latency.size, 1),
+            lost=0,
         )
-    return tuple(rows)
+        for d, name in enumerate(outcomes[0].match.samples.domains)
+    )
 
 
 def _impaired(outcome: RequestOutcome) -> npt.NDArray[np.uint8]:

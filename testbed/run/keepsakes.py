@@ -22,7 +22,8 @@ def keep_captures(folder: Path, scenario: Scenario, layout: Layout) -> None:
         found = [
             Place(path, path.stem, places[path.stem]) for path in sorted(window.glob("*.pcap")) if path.stem in places
         ]
-        write_together(window / TOGETHER_NAME, found, names)
+        if found:
+            write_together(window / TOGETHER_NAME, found, names)
 
 
 def discard_captures(folder: Path) -> None:

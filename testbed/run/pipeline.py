@@ -32,7 +32,7 @@ from testbed.management.request_bounds import bound_requests
 from testbed.report.html import write_report
 from testbed.report.junit import write_junit
 from testbed.report.record import BoundRecord, ProbeRecord, write_record
-from testbed.run import faults
+from testbed.run import faults, room
 from testbed.run.assemble import Measured, assemble
 from testbed.run.calibrate import PATH_FLOOR_S, calibrate
 from testbed.run.faults import Injector, Site
@@ -123,27 +123,39 @@ def run_reserved(scenario: Scenario, options: Options, progress: Progress, reser
         try:
             _gather(evidence, Stage(network, controllers, folder), reservations, options, steps)
         except FidelityError as error:
-            evidence.failure = error.problems
+            evidence.failure = room.why(folder, error.problems)
+        except PreflightError as error:
+            # What was measured before is not lost by a window that cannot begin.
+            if not evidence.measured:
+                raise
+            evidence.failure = room.why(folder, error.problems)
+        except OSError as error:
+            if not room.is_full(error):
+                raise
+            evidence.failure = room.why(folder, [str(error)])
         fingerprint = host.fingerprint()
-    with steps.step("judging"):
-        record = assemble(scenario, folder, evidence.measured, evidence.bounds, reservations, failure=evidence.failure)
-    record = record.model_copy(
-        update={
-            "run_id": network.journal.runid,
-            "command": options.command,
-            "datapath": datapath.value,
-            "host": fingerprint,
-            "isolated": options.isolate,
-            "kept_awake": options.keep_awake,
-            "probes": tuple(ProbeRecord(**asdict(result)) for result in evidence.probes),
-            "installed": evidence.installed,
-            "timings_s": steps.timings_s,
-            "partial": record.partial or (not evidence.failure and len(evidence.measured) < options.seeds),
-        }
-    )
-    write_record(folder, record)
-    write_junit(record, folder / JUNIT_NAME)
-    write_report(folder)
+    with room.written_or_nothing(folder):
+        with steps.step("judging"):
+            record = assemble(
+                scenario, folder, evidence.measured, evidence.bounds, reservations, failure=evidence.failure
+            )
+        record = record.model_copy(
+            update={
+                "run_id": network.journal.runid,
+                "command": options.command,
+                "datapath": datapath.value,
+                "host": fingerprint,
+                "isolated": options.isolate,
+                "kept_awake": options.keep_awake,
+                "probes": tuple(ProbeRecord(**asdict(result)) for result in evidence.probes),
+                "installed": evidence.installed,
+                "timings_s": steps.timings_s,
+                "partial": record.partial or (not evidence.failure and len(evidence.measured) < options.seeds),
+            }
+        )
+        write_record(folder, record)
+        write_junit(record, folder / JUNIT_NAME)
+        write_report(folder)
     if options.keep_captures:
         keep_captures(folder, scenario, network.layout)
     else:
@@ -258,7 +270,8 @@ def _new_folder(out: Path, name: str, runid: str) -> Iterator[Path]:
             f"{folder}: cannot be made ({error.strerror}); choose another folder with --out"
         ) from error
     try:
-        yield folder
+        with room.held(folder):
+            yield folder
     except (InterruptedRunError, PreflightError):
         shutil.rmtree(folder)
         raise
@@ -317,7 +330,7 @@ def _calibrate(stage: Stage, reservations: Reservations, step: Step, stop: Calla
 
 
 def _site(stage: Stage, reservations: Reservations) -> Site:
-    return Site(stage.network, stage.controllers, reservations.programs)
+    return Site(stage.network, stage.controllers, lambda: reservations.programs)
 
 
 def _measure(

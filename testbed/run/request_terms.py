@@ -180,11 +180,28 @@ def idle_ends_s(outcome: RequestOutcome, shaper: Shaper) -> float:
 
 
 def request_gates(
-    tenant: Tenant, outcome: RequestOutcome, granted: Granted | None, shaper: Shaper | None, *, slow_down: float = 1.0
+    tenant: Tenant,
+    outcome: RequestOutcome,
+    granted: Granted | None,
+    shaper: Shaper | None,
+    *,
+    slow_down: float = 1.0,
+    outside: BoolArray | None = None,
 ) -> list[Gate]:
-    """Everything that must hold of a request tenant's window for it to count; limits on times times `slow_down`."""
+    """Everything that must hold of a request tenant's window for it to count.
+
+    Args:
+        tenant: Whose.
+        outcome: The window.
+        granted: What its path takes, None for best effort.
+        shaper: Its narrowest queue, None for best effort.
+        slow_down: What limits on times are multiplied by.
+        outside: Which requests no fault was to touch, [n]; None for all.
+    """
     resolved_s = slow_down * RESOLVED_S
-    name, record, samples = tenant.name, outcome.record, outcome.match.samples
+    kept = np.ones(len(outcome.record.schedule), dtype=np.bool_) if outside is None else outside
+    name, untouched = tenant.name, outcome.take(kept)
+    record, samples = untouched.record, untouched.match.samples
     lost = int(np.count_nonzero(record.answered & ~np.isfinite(samples.residual_s)))
     late = record.lateness_s[np.isfinite(record.lateness_s)]
     gates = [
@@ -199,11 +216,12 @@ def request_gates(
     ]
     if granted is None or shaper is None or tenant.promise is None:
         return gates
-    late_s = host_lateness(outcome, granted.terms)
+    # What a queue holds is also what was sent into it while a fault lasted.
+    late_s = host_lateness(outcome, granted.terms)[kept]
     beyond, answered = int(np.count_nonzero(late_s > granted.host_s)), int(np.count_nonzero(np.isfinite(late_s)))
     level = 1.0 - tenant.promise.epsilon
     both = np.isfinite(samples.network_out_s)
-    ideal = ideal_network_s(outcome, shaper, granted.idle_path_s)
+    ideal = ideal_network_s(outcome, shaper, granted.idle_path_s)[kept]
     both &= np.isfinite(ideal)
     measured_s, ideal_s = quantile(samples.network_out_s[both], level), quantile(ideal[both], level)
     return [

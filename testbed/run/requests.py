@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from testbed.emulation.layout import TenantPath
@@ -18,13 +18,14 @@ from testbed.emulation.placement import Role
 from testbed.emulation.supervisor import Child
 from testbed.run.impairments import file_of
 from testbed.scenario.definition import LARGEST_REQUEST_BYTES, MOST_IMAGES
+from testbed.scenario.faults import IMPAIRED_KINDS
 from testbed.scenario.model import Requests, Scenario, Tenant
 from testbed.telemetry import host, pcap
 from testbed.telemetry.capture import TENANT_TRAFFIC, Capture
 from testbed.telemetry.requests import RequestCaptures, RequestMatch, match_requests
 from testbed.traffic.arrivals import group_seed, modulators, tenant_seed
 from testbed.traffic.request_makers import maker_of
-from testbed.traffic.request_records import RequestRecord, RequestSpec
+from testbed.traffic.request_records import BoolArray, RequestRecord, RequestSpec
 from testbed.traffic.request_schedules import request_schedule
 from testbed.traffic.request_wire import TextMaker
 from testbed.traffic.schedules import save_arrays
@@ -40,7 +41,7 @@ TO_SERVERS = f"{TENANT_TRAFFIC} or tcp dst port {SERVER_PORT}"
 AT_SERVERS = f"{TENANT_TRAFFIC} or tcp port {SERVER_PORT}"
 AT_CLIENTS = f"tcp port {SERVER_PORT}"
 
-_START_S = 60.0
+SERVER_START_S = 60.0
 """PyTorch takes seconds to load, and on a busy host many."""
 
 
@@ -55,6 +56,11 @@ class RequestOutcome:
 
     record: RequestRecord
     match: RequestMatch
+
+    def take(self, chosen: BoolArray) -> RequestOutcome:
+        """Some of the requests, [n]; what is known of the whole connection stays."""
+        match = replace(self.match, samples=self.match.samples.take(chosen), last_bits=self.match.last_bits[chosen])
+        return RequestOutcome(self.record.take(chosen), match)
 
 
 def asking(scenario: Scenario) -> list[tuple[Tenant, Requests]]:
@@ -83,7 +89,14 @@ def start_servers(network: TandemNetwork) -> None:
         ]  # fmt: skip
         for tenant, asked in tenants:
             command += ["--share", f"{tenant.name}={asked.compute_share!r}"]
-        network.start(f"server-{name}", command, host=name, role=Role.SERVER, timeout_s=_START_S)
+        if any(fault.kind in IMPAIRED_KINDS for fault in network.scenario.faults):
+            command += ["--impairment-socket", str(impairment_socket(network, name))]
+        network.start(f"server-{name}", command, host=name, role=Role.SERVER, timeout_s=SERVER_START_S)
+
+
+def impairment_socket(network: TandemNetwork, host: str) -> Path:
+    """Where the server in a compute host is told to be worse than it is."""
+    return network.journal.directory / f"server-{host}.sock"
 
 
 def capture_clients(network: TandemNetwork, folder: Path) -> dict[str, Capture]:
@@ -148,7 +161,7 @@ def start_senders(network: TandemNetwork, folder: Path, index: int, seed: int, d
             host_pid=network.hosts[path.client.host].pid,
             listens=True,
             role=Role.SENDER,
-            timeout_s=_START_S,
+            timeout_s=SERVER_START_S,
         )
     return children
 

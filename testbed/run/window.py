@@ -141,7 +141,8 @@ class Window:
         """What the counters of one tenant in one domain grew by within the window."""
         before = self._counted(self.switches_before, domain, tenant)
         after = self._counted(self.switches_after, domain, tenant)
-        return Counted(*(new - old for new, old in zip(astuple(after), astuple(before), strict=True)))
+        # A counter that is smaller than before has begun anew.
+        return Counted(*(new - old * (new >= old) for new, old in zip(astuple(after), astuple(before), strict=True)))
 
     @staticmethod
     def _counted(switches: Switches, domain: str, tenant: str) -> Counted:

@@ -67,6 +67,7 @@ _DURATION = Quantity(TIME, Fraction(1), Fraction(7200))
 _INSTANT = Quantity(TIME, Fraction(0), Fraction(7200))
 MOST_VISITS = 100
 _LONGER = Quantity(TIME, Fraction(1, 1000), Fraction(10))
+_STEP = Quantity(TIME, Fraction(1, 1000), Fraction(1, 10))
 _LASTS = Quantity(TIME, Fraction(1, 100), Fraction(7200))
 
 _SIZE = Field(
@@ -363,10 +364,13 @@ _TENANT = Record(
 )
 
 _FAULT_NAME = Field("name", Name(), "Unique among the faults.", required=True)
-_FAULT_TIMES = (
+_FAULT_MOMENT = (
     Field("at", _INSTANT, "When it begins, from the start of the measured window.", required=True),
     Field("for", _LASTS, "How long it lasts.", required=True),
     Field("spread", _INSTANT, "It begins at a moment drawn by the seed from this long after at.", default="0 s"),
+)
+_FAULT_TIMES = (
+    *_FAULT_MOMENT,
     Field(
         "fails",
         Names("tenant", MOST_TENANTS),
@@ -381,6 +385,7 @@ _FAULT_TIMES = (
     ),
 )
 _FAULT_DOMAIN = Field("domain", Name(), "Domain it is done to.", required=True)
+_FAULT_READY = Field("ready-within", _INSTANT, "How long what is started again may take to be ready.", required=True)
 
 FAULT = _Variants(
     "a fault",
@@ -413,9 +418,56 @@ FAULT = _Variants(
             "a way that becomes longer",
             (_FAULT_NAME, _FAULT_DOMAIN, Field("by", _LONGER, "How much longer.", required=True), *_FAULT_TIMES),
         ),
+        "controller-killed": Record(
+            "a controller that is killed and started again", (_FAULT_NAME, _FAULT_DOMAIN, *_FAULT_TIMES)
+        ),
+        "switch-killed": Record("Open vSwitch, of all domains, killed and started again", (_FAULT_NAME, *_FAULT_TIMES)),
+        "server-killed": Record(
+            "an inference server that is killed and started again",
+            (_FAULT_NAME, _FAULT_DOMAIN, _FAULT_READY, *_FAULT_TIMES),
+        ),
+        "server-slowed": Record(
+            "an inference server that computes more slowly",
+            (
+                _FAULT_NAME,
+                _FAULT_DOMAIN,
+                Field("factor", Number("a factor", 1.5, 10_000), "How many times as long it takes.", required=True),
+                *_FAULT_TIMES,
+            ),
+        ),
+        "server-wrong": Record(
+            "an inference server that answers wrongly",
+            (
+                _FAULT_NAME,
+                _FAULT_DOMAIN,
+                Field("share", Number("a share", 0.05, 1), "Share of the answers that is wrong.", required=True),
+                *_FAULT_TIMES,
+            ),
+        ),
+        "clock-stepped": Record(
+            "the host's clock set forward and back again",
+            (_FAULT_NAME, Field("by", _STEP, "How far it is set forward.", required=True), *_FAULT_MOMENT),
+        ),
     },
     help="What is broken.",
 )
+
+FEDERATION_FAULT = _Variants(
+    "a fault",
+    "kind",
+    {
+        "agent-killed": Record(
+            "a domain's agent that is killed and started again",
+            (_FAULT_NAME, _FAULT_DOMAIN, _FAULT_READY, *_FAULT_MOMENT),
+        ),
+        "controller-killed": Record(
+            "a controller that is killed and started again", (_FAULT_NAME, _FAULT_DOMAIN, *_FAULT_MOMENT)
+        ),
+    },
+    help="What is broken.",
+)
+"""Of a federation only those who agree with each other are broken, by which nobody is to fail: whom the agents put
+where is known only when they have agreed."""
 
 RUN_FIELDS = (
     Field("name", Name(), "Short name, used for the run's folder.", required=True),

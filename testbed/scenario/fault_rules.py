@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fractions import Fraction
 
-from testbed.scenario.faults import Fault, FaultKind
+from testbed.scenario.faults import SERVER_KINDS, Fault, FaultKind
 from testbed.scenario.fields import Section, require_unique
 from testbed.scenario.model import Tenant
 from testbed.scenario.problems import Report, did_you_mean
@@ -37,10 +37,13 @@ def faults(
 
 
 def _fault(section: Section) -> Fault:
-    rate, longer = section.get("to"), section.get("by")
+    kind = FaultKind(section.get("kind"))
+    rate, by = section.get("to"), section.get("by")
+    by_s = None if by is None else float(by)
+    ready = section.get("ready-within")
     return Fault(
         name=section.get("name"),
-        kind=FaultKind(section.get("kind")),
+        kind=kind,
         at_s=float(section.get("at")),
         for_s=float(section.get("for")),
         recovery_s=float(section.get("recovers-within", 1)),
@@ -49,7 +52,10 @@ def _fault(section: Section) -> Fault:
         tenant=section.get("tenant"),
         rate_bps=None if rate is None else int(rate),
         share=section.get("share"),
-        delay_s=None if longer is None else float(longer),
+        factor=section.get("factor"),
+        ready_s=None if ready is None else float(ready),
+        delay_s=by_s if kind is FaultKind.DELAY else None,
+        step_s=by_s if kind is FaultKind.CLOCK_STEPPED else None,
         fails=tuple(name for name, _ in section.get("fails", ())),
     )
 
@@ -67,16 +73,36 @@ def _require_objects(section: Section, domains: Sequence[str], tenants: dict[str
                 expected=f"one of {', '.join(known)}",
                 remedy=did_you_mean(name, known, "choose one of these"),
             )
-        elif key == "fails" and (tenants[name].promise is None or tenants[name].requests is not None):
+        elif key == "fails" and tenants[name].promise is None:
             report.add(
                 line,
                 f"{section.where}: fails",
-                found=f"{name}, which {'sends requests' if tenants[name].requests else 'has no promise to break'}",
-                expected="tenants that send packets and have a promise",
+                found=f"{name}, which has no promise to break",
+                expected="tenants with a promise",
                 remedy="name others, or give it a promise",
             )
+    if section.get("kind") in SERVER_KINDS and section.get("domain") in domains:
+        _require_everyone(section, tenants, report)
     if section.get("to") is not None and section.get("tenant") in tenants:
         _require_lower(section, tenants[section.get("tenant")], report)
+
+
+def _require_everyone(section: Section, tenants: dict[str, Tenant], report: Report) -> None:
+    """A server has one queue of work, so what is done to it is done to all who ask it."""
+    domain = section.get("domain")
+    asked = [(t.name, t.requests) for t in tenants.values() if t.promise is not None and t.site == domain]
+    # Generated text is neither right nor wrong, so of who asks for it nothing can be told.
+    judged = [(name, r) for name, r in asked if r is not None and (r.images or section.get("kind") != "server-wrong")]
+    asking = [name for name, _ in judged]
+    named = [name for name, _ in section.get("fails", ())]
+    if sorted(named) != sorted(asking) or not asking:
+        report.add(
+            section.line_of("fails" if named else "domain"),
+            f"{section.where}: fails",
+            found=", ".join(named) or "nobody",
+            expected=f"everyone with a promise who asks the server of {domain}: {', '.join(asking) or 'nobody does'}",
+            remedy="name them all, or choose another domain" if asking else "choose a domain whose server is asked",
+        )
 
 
 def _require_lower(section: Section, tenant: Tenant, report: Report) -> None:
@@ -92,10 +118,10 @@ def _require_lower(section: Section, tenant: Tenant, report: Report) -> None:
 
 
 def _require_room(section: Section, duration_s: Fraction, report: Report) -> None:
-    if not section.settled("at", "for", "spread", "recovers-within"):
+    if not section.settled("at", "for", "spread", "ready-within", "recovers-within"):
         return
-    parts = [section.get("at"), section.get("for"), section.get("spread", 0), section.get("recovers-within", 1)]
-    over_s = sum((Fraction(part) for part in parts), Fraction(0))
+    told = {"at": 0, "for": 0, "spread": 0, "ready-within": 0, "recovers-within": 1}
+    over_s = sum((Fraction(section.get(key, default)) for key, default in told.items()), Fraction(0))
     if over_s > duration_s:
         report.add(
             section.line_of("at"),

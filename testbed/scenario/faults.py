@@ -23,6 +23,19 @@ class FaultKind(StrEnum):
     RATE_CHANGE = "rate-change"
     LOSS = "loss"
     DELAY = "delay"
+    CONTROLLER_KILLED = "controller-killed"
+    SWITCH_KILLED = "switch-killed"
+    AGENT_KILLED = "agent-killed"
+    SERVER_KILLED = "server-killed"
+    SERVER_SLOWED = "server-slowed"
+    SERVER_WRONG = "server-wrong"
+    CLOCK_STEPPED = "clock-stepped"
+
+
+IMPAIRED_KINDS = frozenset({FaultKind.SERVER_SLOWED, FaultKind.SERVER_WRONG})
+"""Done by a domain's inference server to itself."""
+SERVER_KINDS = IMPAIRED_KINDS | {FaultKind.SERVER_KILLED}
+"""Done to a domain's inference server, so to everyone who asks it."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +52,11 @@ class Fault:
         domain: Whose part of the network it is done to.
         tenant: Whose queue, where it is one tenant's alone.
         rate_bps: Rate the queue is lowered to, None where nothing is lowered.
-        share: Share of the packets that is lost, None where none is.
+        share: Share of the packets that is lost or of the answers that are wrong, None where none is.
         delay_s: How much longer the way becomes, None where it does not.
+        ready_s: How long what is started again may take to be ready, None where nothing is or no limit is stated.
+        step_s: How far the host's clock is set forward, None where it is not.
+        factor: How many times as long computations take, None where they take as long as ever.
         fails: Tenants that must break their promise while it lasts; everyone else with a promise must keep it.
     """
 
@@ -55,13 +71,19 @@ class Fault:
     rate_bps: int | None = None
     share: float | None = None
     delay_s: float | None = None
+    step_s: float | None = None
+    ready_s: float | None = None
+    factor: float | None = None
     fails: tuple[str, ...] = ()
 
     def describe(self) -> str:
         """What is done to whom, in a few words."""
         to = "" if self.rate_bps is None else f" to {quantity(self.rate_bps, RATE)}"
-        to += "" if self.share is None else f" of {self.share:.0%} of the packets"
+        items = "answers" if self.kind is FaultKind.SERVER_WRONG else "packets"
+        to += "" if self.share is None else f" of {self.share:.0%} of the {items}"
+        to += "" if self.factor is None else f" to {self.factor:g} times as long"
         to += "" if self.delay_s is None else f" of {quantity(self.delay_s, TIME)} more"
+        to += "" if self.step_s is None else f" by {quantity(self.step_s, TIME)}"
         whom = [f"domain {self.domain}"] if self.domain else []
         whom += [f"tenant {self.tenant}"] if self.tenant else []
         return f"{self.kind.replace('-', ' ')}{to}" + (f", {', '.join(whom)}" if whom else "")

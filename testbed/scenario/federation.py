@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from testbed.scenario.faults import Fault
 from testbed.scenario.model import FULL_FRAME_BITS, Datapath, OnOffArrivals, PoissonArrivals, RenewalArrivals
 
 RequestArrivals = PoissonArrivals | OnOffArrivals | RenewalArrivals
@@ -127,6 +128,7 @@ class Market:
         datapath: Datapath wanted.
         allow_zero_delay: Whether link delays may become zero (in the network and in the bound) without netem.
         source: The file it came from, None if built in Python.
+        faults: What is broken on purpose in each measured window.
     """
 
     name: str
@@ -140,3 +142,4 @@ class Market:
     datapath: Datapath = Datapath.AUTO
     allow_zero_delay: bool = False
     source: Path | None = None
+    faults: tuple[Fault, ...] = ()

@@ -14,8 +14,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from testbed.scenario import document, tenants
-from testbed.scenario.definition import ARRIVALS, MODELS, RUN_FIELDS, run_settings
+from testbed.scenario import document, fault_rules, tenants
+from testbed.scenario.definition import ARRIVALS, FEDERATION_FAULT, MODELS, MOST_FAULTS, RUN_FIELDS, run_settings
 from testbed.scenario.document import Mapping
 from testbed.scenario.federation import Intent, Market, Operator, ServedModel, Site
 from testbed.scenario.fields import Field, ListOf, Record, Section, Variants, require_unique
@@ -150,6 +150,11 @@ MARKET = Record(
             "What tenants want, first come first served.",
             required=True,
         ),
+        Field(
+            "faults",
+            ListOf("fault", FEDERATION_FAULT, MOST_FAULTS),
+            "What is broken on purpose in each measured window; nobody is to fail by it. Left out: nothing.",
+        ),
     ),
 )
 
@@ -210,6 +215,7 @@ def _check(section: Section, path: Path, report: Report) -> Market | None:
         )
     names = [operator.get("name") for _, operator in sold]
     wanted = [_intent(intent, names, path.parent, report) for intent in intents]
+    broken = fault_rules.faults(section, [operator for _, operator in sold], (), report)
     if report.findings:
         return None
     return Market(
@@ -219,6 +225,7 @@ def _check(section: Section, path: Path, report: Report) -> Market | None:
         intents=tuple(intent for intent in wanted if intent is not None),
         rule=section.get("rule", "stochastic"),
         source=path.resolve(),
+        faults=broken,
     )
 
 

@@ -126,7 +126,6 @@ def host(
     steal: float = STEAL_SHARE,
     throttled: float = THROTTLED_SHARE,
     pressure: Mapping[str, float] | None = None,
-    clock_step_s: float = CLOCK_STEP_S,
     isolated: bool = False,
     awake: bool = False,
 ) -> list[Gate]:
@@ -155,13 +154,26 @@ def host(
             for name, limit in limits.items()
             if not ((isolated or awake) and name == "cpu")
         ),
-        Gate.at_most(
-            "clock step", abs(change.clock_step_s), clock_step_s, "CLOCK_REALTIME against CLOCK_MONOTONIC", "s"
-        ),
         Gate.at_most("backlog drops", change.backlog_drops, 0, "packets dropped at a core's full input queue"),
         _none("socket drops", change.socket_drops),
         configuration("host settings", change.settings),
     ]
+
+
+def clock(step_s: float, records: Sequence[StallRecord], *, limit_s: float = CLOCK_STEP_S) -> Gate:
+    """The two clocks kept together, from beginning to end and, by the tickers that looked all along, in between.
+
+    Args:
+        step_s: How much CLOCK_REALTIME had moved against CLOCK_MONOTONIC in the end.
+        records: What each core's ticker saw.
+        limit_s: How much it may.
+    """
+    between_s = max((record.clock_moved_s for record in records), default=0.0)
+    detail = (
+        f"CLOCK_REALTIME against CLOCK_MONOTONIC: {abs(step_s) * 1e3:.3f} ms in the end, up to "
+        f"{between_s * 1e3:.3f} ms in between"
+    )
+    return Gate.at_most("clock step", max(abs(step_s), between_s), limit_s, detail, "s")
 
 
 # Evidence about the instruments.

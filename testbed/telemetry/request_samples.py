@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -101,9 +101,13 @@ class RequestSamples:
 
     def due(self) -> Self:
         """The requests that were due before the sender ended: the ones a verdict is about."""
-        due = self.status != NOT_ATTEMPTED
+        return self.take(self.status != NOT_ATTEMPTED)
+
+    def take(self, chosen: BoolArray) -> Self:
+        """Some of the requests, [n]."""
         arrays = {name: value for name, value in vars(self).items() if isinstance(value, np.ndarray)}
-        return replace(self, **{name: value[due] for name, value in arrays.items()})
+        taken: dict[str, Any] = {name: value[chosen] for name, value in arrays.items()}
+        return replace(self, **taken)
 
     @property
     def latency_s(self) -> FloatArray:

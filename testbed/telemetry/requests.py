@@ -123,11 +123,33 @@ class _Connection(NamedTuple):
     request: IntArray
     answer: IntArray
 
+    @property
+    def carried(self) -> int:
+        """How many requests went over it."""
+        return int(np.unique(self.request[self.request >= 0]).size)
+
+
+class _Seen(NamedTuple):
+    """What was seen of one connection; arrays as in `RequestSamples`, moments CLOCK_REALTIME."""
+
+    first_ns: IntArray
+    out_ns: IntArray
+    back_ns: IntArray
+    out_bits: FloatArray
+    back_bits: FloatArray
+    resent_s: FloatArray
+    last_bits: FloatArray
+    entered: Segments
+    left: Segments
+    packets: Passages
+
 
 def match_requests(
     name: str, record: RequestRecord, captures: RequestCaptures, *, domains: Sequence[str], server_port: int
 ) -> RequestMatch:
     """Find one tenant's window in its captures.
+
+    A client whose connection was lost has gone on over another one; a request was sent over one of them, once.
 
     Args:
         name: The tenant.
@@ -141,17 +163,8 @@ def match_requests(
     """
     if len(captures.out) != len(domains) + 1:
         raise ValueError(f"{len(domains)} domains have {len(domains) + 1} borders, found {len(captures.out)} captures")
-    found = _connection(name, captures, server_port)
-    n, zero_ns = len(record.schedule), record.start_realtime_ns
-    places = [_at(records, found.flow, found.sent.base, server_port) for records in captures.out]
-    leaving = _at(captures.back, found.flow.reverse, found.received.base, server_port)
-    first_ns = _per_request(found.requests, found.request, n, places[0], last=False)
-    out_ns = np.stack([_per_request(found.requests, found.request, n, place) for place in places], axis=1)
-    back_ns = np.stack(
-        [_per_request(found.answers, found.answer, n, place) for place in (leaving, found.received)], axis=1
-    )
-    ways = [(found.requests, found.request, before, behind) for before, behind in pairwise(places)]
-    ways.append((found.answers, found.answer, leaving, found.received))
+    seen = [_seen(found, captures, record, server_port) for found in _connections(name, captures, server_port)]
+    zero_ns = record.start_realtime_ns
     samples = RequestSamples(
         tenant=name,
         number=record.tenant,
@@ -161,38 +174,60 @@ def match_requests(
         images=record.images,
         intended_s=record.schedule.time_s,
         sent_s=record.sent_s,
-        first_s=_seconds(first_ns, zero_ns),
-        out_s=_seconds(out_ns, zero_ns),
+        first_s=_seconds(np.min([each.first_ns for each in seen], axis=0), zero_ns),
+        out_s=_seconds(np.min([each.out_ns for each in seen], axis=0), zero_ns),
         server_s=record.server_s,
-        back_s=_seconds(back_ns, zero_ns),
+        back_s=_seconds(np.min([each.back_ns for each in seen], axis=0), zero_ns),
         received_s=record.received_s,
         status=record.status,
         request_bytes=record.request_bytes,
         response_bytes=record.response_bytes,
-        out_bits=_wire_bits(found.requests, found.request, n, places[0]),
-        back_bits=_wire_bits(found.answers, found.answer, n, leaving),
+        out_bits=np.sum([each.out_bits for each in seen], axis=0),
+        back_bits=np.sum([each.back_bits for each in seen], axis=0),
         correct=record.correct,
         impaired=record.impaired,
         lost_time_s=record.lost_time_s,
-        resent_s=np.stack([_resent_s(frames, owner, n, *ends) for frames, owner, *ends in ways], axis=1),
+        resent_s=np.sum([each.resent_s for each in seen], axis=0),
     )
-    end_ns = zero_ns + int(1e9 * (record.schedule.time_s.max(initial=0.0) + record.deadline_s + 1.0))
-    entered, left = places[0].within(zero_ns, end_ns), leaving.within(zero_ns, end_ns)
     return RequestMatch(
         samples=samples,
-        out=_framing(samples.out_bits, record.request_bytes, entered),
-        back=_framing(samples.back_bits, record.response_bytes, left),
+        out=_framing(samples.out_bits, record.request_bytes, [each.entered for each in seen]),
+        back=_framing(samples.back_bits, record.response_bytes, [each.left for each in seen]),
         reordered=_overtaken(samples),
-        retransmitted_bits=_repeated_bits(entered),
-        packets=_passages(entered, places, zero_ns),
-        last_bits=_last_bits(found.requests, found.request, n, places[0]),
+        retransmitted_bits=sum(_repeated_bits(each.entered) for each in seen),
+        packets=_in_order([each.packets for each in seen]),
+        last_bits=np.sum([each.last_bits for each in seen], axis=0),
     )
 
 
-def _connection(name: str, captures: RequestCaptures, server_port: int) -> _Connection:
-    """The connection that carried the tenant's requests; a client that connected more than once has one that did."""
+def _seen(found: _Connection, captures: RequestCaptures, record: RequestRecord, server_port: int) -> _Seen:
+    n, zero_ns = len(record.schedule), record.start_realtime_ns
+    places = [_at(records, found.flow, found.sent.base, server_port) for records in captures.out]
+    leaving = _at(captures.back, found.flow.reverse, found.received.base, server_port)
+    ways = [(found.requests, found.request, before, behind) for before, behind in pairwise(places)]
+    ways.append((found.answers, found.answer, leaving, found.received))
+    end_ns = zero_ns + int(1e9 * (record.schedule.time_s.max(initial=0.0) + record.deadline_s + 1.0))
+    entered = places[0].within(zero_ns, end_ns)
+    return _Seen(
+        first_ns=_per_request(found.requests, found.request, n, places[0], last=False),
+        out_ns=np.stack([_per_request(found.requests, found.request, n, place) for place in places], axis=1),
+        back_ns=np.stack(
+            [_per_request(found.answers, found.answer, n, place) for place in (leaving, found.received)], axis=1
+        ),
+        out_bits=_wire_bits(found.requests, found.request, n, places[0]),
+        back_bits=_wire_bits(found.answers, found.answer, n, leaving),
+        resent_s=np.stack([_resent_s(frames, owner, n, *ends) for frames, owner, *ends in ways], axis=1),
+        last_bits=_last_bits(found.requests, found.request, n, places[0]),
+        entered=entered,
+        left=leaving.within(zero_ns, end_ns),
+        packets=_passages(entered, places, zero_ns),
+    )
+
+
+def _connections(name: str, captures: RequestCaptures, server_port: int) -> list[_Connection]:
+    """The connections that carried the tenant's requests; any one if none did."""
     sent_by, received_by = (tcp.flows(r, server_port=server_port) for r in (captures.sent, captures.received))
-    best: _Connection | None = None
+    found = []
     for flow, packets in sent_by.items():
         if flow.destination_port != server_port or flow.reverse not in received_by:
             continue
@@ -201,15 +236,14 @@ def _connection(name: str, captures: RequestCaptures, server_port: int) -> _Conn
         bytes_sent = sent.stream(captures.sent.data)
         requests, answers = http2.walk(bytes_sent), http2.walk(received.stream(captures.received.data))
         ids, numbers = http2.request_of_stream(bytes_sent, requests)
-        if best is None or numbers.size > np.unique(best.request[best.request >= 0]).size:
-            request, answer = http2.owners(requests, ids, numbers), http2.owners(answers, ids, numbers)
-            best = _Connection(flow, sent, received, requests, answers, request, answer)
-    if best is None:
+        request, answer = http2.owners(requests, ids, numbers), http2.owners(answers, ids, numbers)
+        found.append(_Connection(flow, sent, received, requests, answers, request, answer))
+    if not found:
         raise FidelityError(
             f"tenant {name}: found no connection to TCP port {server_port} in {captures.sent.path} and "
             f"{captures.received.path}, expected one in both directions; is the capture's filter that of UDP tenants?"
         )
-    return best
+    return [connection for connection in found if connection.carried] or found[:1]
 
 
 def _at(records: Records, flow: Flow, base: int, server_port: int) -> Segments:
@@ -271,13 +305,15 @@ def _ours(owner: IntArray, n: int) -> npt.NDArray[np.intp]:
     return np.flatnonzero((owner >= 0) & (owner < n))
 
 
-def _framing(bits: FloatArray, message_bytes: IntArray, packets: Segments) -> Framing:
+def _framing(bits: FloatArray, message_bytes: IntArray, connections: Sequence[Segments]) -> Framing:
     carried = (bits > 0) & (message_bytes > 0)
     payload = 8 * message_bytes[carried]
     call_bits = float(bits[carried].sum())
-    other_bits = max(0.0, float(packets.size_bits.sum()) - call_bits)
-    filled = packets.payload_bytes > 0
-    ratio = float((packets.size_bits[filled] / (8 * packets.payload_bytes[filled])).min(initial=np.inf))
+    size_bits = np.concatenate([packets.size_bits for packets in connections])
+    payload_bytes = np.concatenate([packets.payload_bytes for packets in connections])
+    other_bits = max(0.0, float(size_bits.sum()) - call_bits)
+    filled = payload_bytes > 0
+    ratio = float((size_bits[filled] / (8 * payload_bytes[filled])).min(initial=np.inf))
     slope = ratio if np.isfinite(ratio) else 1.0
     own = float((bits[carried] - slope * payload).max(initial=0.0))
     shared = other_bits / payload.size if payload.size else 0.0
@@ -304,6 +340,13 @@ def _passages(entered: Segments, places: Sequence[Segments], zero_ns: int) -> Pa
     seen = [place.seen_ns(entered.start[first], entered.end[first]) for place in places]
     time_s = np.stack([_seconds(moments, zero_ns) for moments in seen], axis=1)
     return Passages(time_s, entered.size_bits[first])
+
+
+def _in_order(connections: Sequence[Passages]) -> Passages:
+    """The packets of all connections, in the order in which they entered the first domain."""
+    time_s = np.concatenate([packets.time_s for packets in connections])
+    order = np.argsort(time_s[:, 0], kind="stable")
+    return Passages(time_s[order], np.concatenate([packets.size_bits for packets in connections])[order])
 
 
 def _seconds(moments_ns: IntArray, zero_ns: int) -> FloatArray:

@@ -3,7 +3,8 @@
 One thread per core sleeps until the next point of an absolute grid and records by how much it woke too late. It
 runs with ordinary priority, as the switch does, so it sees what the switch sees: a frozen virtual machine, a stolen
 core, a neighbour that does not yield. It explains why packets were late; whether they were is for the ideal replay to
-say. The child prints one JSON line when it ticks and writes its record when it gets SIGTERM or SIGINT.
+say. Each tick also compares the two clocks, so that a step of CLOCK_REALTIME is seen even if it is undone at once. The
+child prints one JSON line when it ticks and writes its record when it gets SIGTERM or SIGINT.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numba
 import numpy as np
@@ -39,8 +40,14 @@ THRESHOLD_NS = 500_000
 """Half a millisecond late is what a busy scheduler does; less is not worth a record."""
 CAPACITY = 1 << 16
 """Overruns that a core can record: four minutes in which every single tick is late."""
+CLOCK_RESOLVED_NS = 50_000
+"""CLOCK_REALTIME that has moved against CLOCK_MONOTONIC by more than this is recorded anew."""
+CLOCK_CAPACITY = 1 << 12
+"""Moves of the clock that a core can record: 0.2 s in steps of what is resolved, and a slewed clock does not step."""
 
-_CLOCK_MONOTONIC, _TIMER_ABSTIME = 1, 1
+_CLOCK_REALTIME, _CLOCK_MONOTONIC, _TIMER_ABSTIME = 0, 1, 1
+_READ_WITHIN_NS = 20_000
+"""Two clocks are compared by three readings; where these took longer, something came in between."""
 _PR_SET_TIMERSLACK = 29
 _SECOND_NS = 1_000_000_000
 _ENDING = (signal.SIGTERM, signal.SIGINT)
@@ -65,6 +72,8 @@ class StallRecord:
         at_ns: CLOCK_MONOTONIC grid points it missed by more than the threshold, int64 [k].
         late_ns: By how much, int64 [k].
         unrecorded: Overruns beyond the record's capacity.
+        clock_at_ns: CLOCK_MONOTONIC when CLOCK_REALTIME was first read and each time it had moved, int64 [m].
+        clock_offset_ns: CLOCK_REALTIME minus CLOCK_MONOTONIC from then on, to `CLOCK_RESOLVED_NS`, int64 [m].
     """
 
     core: int
@@ -74,6 +83,8 @@ class StallRecord:
     at_ns: IntArray
     late_ns: IntArray
     unrecorded: int
+    clock_at_ns: IntArray = field(default_factory=lambda: np.empty(0, np.int64))
+    clock_offset_ns: IntArray = field(default_factory=lambda: np.empty(0, np.int64))
 
     @property
     def duration_s(self) -> float:
@@ -84,12 +95,17 @@ class StallRecord:
         """The same core's record from `start_ns` to `end_ns` (CLOCK_MONOTONIC) only."""
         start, end = max(start_ns, self.start_ns), min(end_ns, self.end_ns)
         inside = (self.at_ns + self.late_ns > start) & (self.at_ns < end)
+        # The last move before the window says how far apart the clocks were when it began.
+        in_force = max(0, int(np.searchsorted(self.clock_at_ns, start, side="right")) - 1)
+        moves = slice(in_force, int(np.searchsorted(self.clock_at_ns, end, side="right")))
         return replace(
             self,
             start_ns=start,
             end_ns=end,
             at_ns=self.at_ns[inside],
             late_ns=self.late_ns[inside],
+            clock_at_ns=self.clock_at_ns[moves],
+            clock_offset_ns=self.clock_offset_ns[moves],
         )
 
     @property
@@ -102,16 +118,26 @@ class StallRecord:
         """Sum of the recorded overruns."""
         return float(self.late_ns.sum()) / 1e9
 
+    @property
+    def clock_moved_s(self) -> float:
+        """How far CLOCK_REALTIME moved against CLOCK_MONOTONIC at the most, there and back counted once."""
+        return float(np.ptp(self.clock_offset_ns)) / 1e9 if self.clock_offset_ns.size else 0.0
+
+
+_COLUMNS = ("at_ns", "late_ns", "clock_at_ns", "clock_offset_ns")
+
 
 def save(path: Path, records: Sequence[StallRecord]) -> None:
     """Writes the records of all cores to an `.npz` file that only its owner can read."""
-    counts = [(r.core, r.ticks, r.start_ns, r.end_ns, r.at_ns.size, r.unrecorded) for r in records]
-    cores, none = np.array(counts, np.int64).reshape(-1, 6), np.empty(0, np.int64)
-    at_ns = np.concatenate([none, *(r.at_ns for r in records)])
-    late_ns = np.concatenate([none, *(r.late_ns for r in records)])
+    counts = [(r.core, r.ticks, r.start_ns, r.end_ns, r.at_ns.size, r.unrecorded, r.clock_at_ns.size) for r in records]
+    cores = np.array(counts, np.int64).reshape(-1, 7)
+    columns: dict[str, Any] = {
+        name: np.concatenate([np.empty(0, np.int64), *(getattr(record, name) for record in records)])
+        for name in _COLUMNS
+    }
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "wb") as file:
-        np.savez_compressed(file, cores=cores, at_ns=at_ns, late_ns=late_ns)
+        np.savez_compressed(file, cores=cores, **columns)
 
 
 def load(path: Path) -> tuple[StallRecord, ...]:
@@ -122,14 +148,17 @@ def load(path: Path) -> tuple[StallRecord, ...]:
     """
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            cores, at_ns, late_ns = arrays["cores"], arrays["at_ns"], arrays["late_ns"]
+            cores, columns = arrays["cores"], {name: arrays[name] for name in _COLUMNS}
     except (OSError, ValueError, KeyError, EOFError) as error:
         raise FidelityError(f"{path}: no record of stalls ({error})") from error
-    ends = np.cumsum(cores[:, 4])
-    return tuple(
-        StallRecord(core, ticks, start, end, at_ns[last - size : last], late_ns[last - size : last], unrecorded)
-        for (core, ticks, start, end, size, unrecorded), last in zip(cores.tolist(), ends.tolist(), strict=True)
-    )
+    overruns, moves = np.cumsum(cores[:, 4]).tolist(), np.cumsum(cores[:, 6]).tolist()
+    records = []
+    for row, last, moved in zip(cores.tolist(), overruns, moves, strict=True):
+        core, ticks, start, end, size, unrecorded, clock_size = row
+        at_ns, late_ns = (columns[name][last - size : last] for name in _COLUMNS[:2])
+        clock_at_ns, offset_ns = (columns[name][moved - clock_size : moved] for name in _COLUMNS[2:])
+        records.append(StallRecord(core, ticks, start, end, at_ns, late_ns, unrecorded, clock_at_ns, offset_ns))
+    return tuple(records)
 
 
 @dataclass(frozen=True)
@@ -163,21 +192,37 @@ def start(supervisor: Supervisor, folder: Path) -> Tickers:
     return Tickers.start(supervisor, folder)
 
 
-@numba.njit("void(int64[::1], int64[::1], int64[::1], int64)", cache=True, nogil=True)
-def _tick(state: IntArray, at_ns: IntArray, late_ns: IntArray, ticks: int) -> None:
-    """Wakes for so many grid points; `state` holds the next one, the ticks and overruns so far, and the last look."""
-    timespec = np.zeros(2, np.int64)
+@numba.njit("void(int64[::1], int64[:, ::1], int64[:, ::1], int64)", cache=True, nogil=True)
+def _tick(state: IntArray, overruns: IntArray, moves: IntArray, ticks: int) -> None:
+    """Wakes for so many grid points.
+
+    Args:
+        state: The next grid point, ticks and overruns so far, the last look, moves of the clock so far.
+        overruns: Grid points missed, and by how much; [2, CAPACITY].
+        moves: When the clocks were further apart than before, and by how much they are; [2, CLOCK_CAPACITY].
+        ticks: How many.
+    """
+    timespec = np.zeros(6, np.int64)
+    before, real, after = timespec[0:2], timespec[2:4], timespec[4:6]
     for _ in range(ticks):
         due = state[0]
-        timespec[0], timespec[1] = due // _SECOND_NS, due % _SECOND_NS
-        _clock_nanosleep(_CLOCK_MONOTONIC, _TIMER_ABSTIME, timespec.ctypes, 0)
-        _clock_gettime(_CLOCK_MONOTONIC, timespec.ctypes)
-        now = timespec[0] * _SECOND_NS + timespec[1]
+        before[0], before[1] = due // _SECOND_NS, due % _SECOND_NS
+        _clock_nanosleep(_CLOCK_MONOTONIC, _TIMER_ABSTIME, before.ctypes, 0)
+        _clock_gettime(_CLOCK_MONOTONIC, before.ctypes)
+        _clock_gettime(_CLOCK_REALTIME, real.ctypes)
+        _clock_gettime(_CLOCK_MONOTONIC, after.ctypes)
+        now = before[0] * _SECOND_NS + before[1]
         late = now - due
         if late > THRESHOLD_NS:
-            if state[2] < at_ns.size:
-                at_ns[state[2]], late_ns[state[2]] = due, late
+            if state[2] < overruns.shape[1]:
+                overruns[0, state[2]], overruns[1, state[2]] = due, late
             state[2] += 1
+        took = after[0] * _SECOND_NS + after[1] - now
+        if took <= _READ_WITHIN_NS and state[4] < moves.shape[1]:
+            offset = real[0] * _SECOND_NS + real[1] - now - took // 2
+            if state[4] == 0 or abs(offset - moves[1, state[4] - 1]) > CLOCK_RESOLVED_NS:
+                moves[0, state[4]], moves[1, state[4]] = now, offset
+                state[4] += 1
         state[0] = due + PERIOD_NS * (1 + late // PERIOD_NS)
         state[1] += 1
         state[3] = now
@@ -191,8 +236,9 @@ class _Ticker(threading.Thread):
         self.core = core
         self._ready, self._stop_asked = ready, stop
         # Filled, not merely allocated: a page fault would be an overrun of our own making.
-        self._at_ns, self._late_ns = np.full(CAPACITY, 0, np.int64), np.full(CAPACITY, 0, np.int64)
-        self._state = np.zeros(4, np.int64)
+        self._overruns = np.full((2, CAPACITY), 0, np.int64)
+        self._moves = np.full((2, CLOCK_CAPACITY), 0, np.int64)
+        self._state = np.zeros(5, np.int64)
         self._start_ns = 0
 
     def run(self) -> None:
@@ -202,17 +248,20 @@ class _Ticker(threading.Thread):
         ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, ctypes.c_ulong(1), 0, 0, 0)
         self._start_ns = (time.monotonic_ns() // PERIOD_NS + 1) * PERIOD_NS
         self._state[0] = self._start_ns
-        _tick(self._state, self._at_ns, self._late_ns, 1)
+        _tick(self._state, self._overruns, self._moves, 1)
         self._ready.release()
         while not self._stop_asked.is_set():
-            _tick(self._state, self._at_ns, self._late_ns, _SLICE_TICKS)
+            _tick(self._state, self._overruns, self._moves, _SLICE_TICKS)
 
     def record(self) -> StallRecord:
         """What it saw, once it has ended."""
-        _, ticks, overruns, now = self._state.tolist()
+        _, ticks, overruns, now, moves = self._state.tolist()
         kept = min(overruns, CAPACITY)
-        seen = self._at_ns[:kept], self._late_ns[:kept]
-        return StallRecord(self.core, ticks, self._start_ns, now, *seen, overruns - kept)
+        at_ns, late_ns = self._overruns[:, :kept]
+        clock_at_ns, offset_ns = self._moves[:, :moves]
+        return StallRecord(
+            self.core, ticks, self._start_ns, now, at_ns, late_ns, overruns - kept, clock_at_ns, offset_ns
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

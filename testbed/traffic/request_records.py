@@ -226,6 +226,12 @@ class RequestRecord:
     impaired: npt.NDArray[np.uint8] | None = None
     lost_time_s: FloatArray | None = None
 
+    def take(self, chosen: BoolArray) -> Self:
+        """Some of the requests, [n]."""
+        known = [name for name in (*_COLUMNS, *_IMPAIRED) if getattr(self, name) is not None]
+        columns = {name: getattr(self, name)[chosen] for name in known}
+        return replace(self, schedule=self.schedule.take(chosen), **columns)
+
     @property
     def attempted(self) -> BoolArray:
         """Requests that were due before the sender ended: the ones a verdict is about."""

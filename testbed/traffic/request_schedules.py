@@ -8,7 +8,7 @@ tokens. Nothing is sent here.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -52,6 +52,15 @@ class RequestSchedule:
 
     def __len__(self) -> int:
         return int(self.time_s.size)
+
+    def take(self, chosen: npt.NDArray[np.bool_]) -> Self:
+        """Some of the requests, [n]."""
+        return replace(
+            self,
+            time_s=self.time_s[chosen],
+            message_bytes=self.message_bytes[chosen],
+            first_image=self.first_image[chosen],
+        )
 
     def rate_bps(self, duration_s: float) -> float:
         """Mean rate of message bits offered over a window of the given length."""

@@ -58,6 +58,9 @@ _OPTIONS = [
     ("grpc.http2.bdp_probe", 0),
     ("grpc.enable_retries", 0),
     ("grpc.enable_http_proxy", 0),
+    # A server that starts again is to be found again soon, not after the usual seconds of backing off.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 500),
 ]
 
 

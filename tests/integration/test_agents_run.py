@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -52,23 +53,30 @@ ATTEMPTS = 3
 """A pause of the host in the warm-up may refute what a domain declared; then nothing is measured, and it runs again."""
 
 
+def measured(testbed: Command, federation: Path, folder: Path) -> tuple[subprocess.CompletedProcess[str], Path]:
+    """A run of a federation that came as far as measuring, and its folder.
+
+    It also fails if a controller still holds a rule after the release. Of the verdict nothing is asked: seconds decide
+    no promise, and a busy host may make them INVALID.
+    """
+    for attempt in range(ATTEMPTS):
+        ended = testbed("run", str(federation), "--out", str(folder / f"runs-{attempt}"))
+        assert ended.returncode in {0, 3, 4}, ended.stderr
+        (found,) = (folder / f"runs-{attempt}").iterdir()
+        if read_record(found).windows:
+            return ended, found
+        print(ended.stdout)
+    raise AssertionError(f"nothing was measured in {ATTEMPTS} attempts")
+
+
 def test_a_federation_is_planned_reserved_by_its_agents_measured_and_released(testbed: Command, tmp_path: Path) -> None:
     federation = tmp_path / "short.yaml"
     intents = [INTENT.format(name=name, deadline=deadline) for name, deadline in DEADLINES.items()]
     federation.write_text(FEDERATION + "".join(intents), encoding="utf-8")
     planned = json.loads(testbed("plan", str(federation), "--json").stdout)["decisions"]
 
-    # A run also fails if a controller still holds a rule after the release. Of the verdict nothing is asked: seconds
-    # decide no promise, and a busy host may make them INVALID.
-    for attempt in range(ATTEMPTS):
-        ended = testbed("run", str(federation), "--out", str(tmp_path / f"runs-{attempt}"))
-        assert ended.returncode in {0, 3, 4}, ended.stderr
-        (folder,) = (tmp_path / f"runs-{attempt}").iterdir()
-        record = read_record(folder)
-        if record.windows:
-            break
-        print(ended.stdout)
-    assert record.windows, f"nothing was measured in {ATTEMPTS} attempts"
+    ended, folder = measured(testbed, federation, tmp_path)
+    record = read_record(folder)
 
     ways = {d["tenant"]: [r["domain"] for r in d["reservations"]] for d in planned if d["admitted"]}
     assert ways == {"clinic": ["blue", "core"], "studio": ["gold", "core"]}
@@ -101,3 +109,25 @@ def test_a_federation_is_planned_reserved_by_its_agents_measured_and_released(te
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert "blue &gt; core" in page
     assert "trader was refused" in page
+
+
+@pytest.mark.slow
+def test_an_agent_that_is_killed_comes_back_with_its_ledger_and_nobodys_requests_notice(
+    testbed: Command, tmp_path: Path
+) -> None:
+    federation = tmp_path / "orphaned.yaml"
+    killed = (
+        "faults:\n"
+        "  - {name: clerk, kind: agent-killed, domain: core, at: 500 ms, for: 500 ms, ready-within: 8 s}\n"
+        "  - {name: orphan, kind: controller-killed, domain: blue, at: 10500 ms, for: 200 ms}\n"
+    )
+    intents = [INTENT.format(name=name, deadline=deadline) for name, deadline in DEADLINES.items()]
+    text = FEDERATION.replace("duration: 3 s", "duration: 13 s") + "".join(intents) + killed
+    federation.write_text(text, encoding="utf-8")
+    # What the run releases in the end it releases through the agents, the one that was started again too.
+    _, folder = measured(testbed, federation, tmp_path)
+    record = read_record(folder)
+    print(record.verdict, [gate for gate in record.gates if not gate.holds], record.faults)
+    assert {fault.name: fault.met for fault in record.faults} == {"clerk": True, "orphan": True}
+    assert all(gate.ok for gate in record.gates if gate.name == "installed reservations")
+    assert [tenant.in_faults for tenant in record.tenants] == [0, 0]

@@ -18,28 +18,27 @@ from testbed.run.pipeline import Options, run
 from testbed.run.progress import Silent
 from testbed.scenario.faults import Fault, FaultKind
 from testbed.scenario.loader import load
-from tests.integration.conftest import ROOT
+from testbed.telemetry import host
+from tests.integration.conftest import ROOT, is_noise
 
 pytestmark = pytest.mark.network
 
 FAULTS = ROOT / "topologies" / "faults.yaml"
 
 
-def fault(kind: FaultKind, at_s: float, *, fails: bool = True, **more: object) -> Fault:
+def fault(kind: FaultKind, at_s: float, *, fails: bool = True, domain: str | None = "east", **more: object) -> Fault:
     """Half a second of it, in the domain that only the tenant far crosses."""
     told = ("far",) if fails else ()
-    return Fault(kind.value, kind, at_s, 0.5, 1.0, domain="east", fails=told, **more)  # type: ignore[arg-type]
+    return Fault(kind.value, kind, at_s, 0.5, 1.0, domain=domain, fails=told, **more)  # type: ignore[arg-type]
 
 
 def run_with(out: Path, *broken: Fault) -> RunRecord:
-    """One run with these faults; a host that could not keep up is no failure of the code: up to three tries."""
-    scenario = replace(load(FAULTS), faults=broken)
-    for attempt in range(3):
-        record = read_record(run(scenario, Options(out=out / str(attempt), isolate=attempt > 0), Silent()))
-        print(record.verdict, [gate for gate in record.gates if not gate.ok], record.faults)
-        if record.verdict != "INVALID":
-            break
-    assert record.verdict in {"PASS", "UNDETERMINED"}
+    """One run with these faults. A host that could not keep up may take its verdict away, and nothing else may."""
+    record = read_record(run(replace(load(FAULTS), faults=broken), Options(out=out, isolate=True), Silent()))
+    breached = [gate for gate in record.gates if not gate.holds]
+    print(record.verdict, breached, record.faults)
+    assert all(is_noise(gate.name) for gate in breached)
+    assert record.verdict in ({"INVALID"} if breached else {"PASS", "UNDETERMINED"})
     assert not any(tenant.bound_broken for tenant in record.tenants)
     assert not left_of(record.run_id)
     return record
@@ -78,6 +77,114 @@ def test_whoever_crosses_what_breaks_fails_and_recovers_and_nobody_else_notices(
         assert (recovered.tenant, len(each.expectations)) == ("far", 3)
     excused = {gate.name for gate in record.gates if gate.excused_by}
     assert excused <= {f"queue counters, fault {name}" for name in by_name(record)}
+
+
+def test_a_killed_controller_is_no_business_of_the_data_plane(tmp_path: Path) -> None:
+    record = run_with(tmp_path, fault(FaultKind.CONTROLLER_KILLED, 1.0, fails=False))
+    assert all(each.met for each in record.faults)
+    assert not any(gate.excused_by for gate in record.gates)
+    assert [tenant.in_faults for tenant in record.tenants] == [0, 0]
+
+
+def test_a_killed_switch_takes_everyone_with_it_and_comes_back_with_all_it_held(tmp_path: Path) -> None:
+    killed = replace(fault(FaultKind.SWITCH_KILLED, 1.0, domain=None), fails=("near", "far"), recovery_s=2.0)
+    record = run_with(tmp_path, killed)
+    assert all(each.met for each in record.faults)
+    assert {gate.name for gate in record.gates if gate.excused_by} <= {
+        "upcalls",
+        f"queue counters, fault {killed.name}",
+    }
+    assert all(gate.ok for gate in record.gates if gate.name == "installed reservations")
+
+
+ASKING = """
+name: asking
+seed: 11
+warm-up: 3 s
+duration: 8 s
+allow-zero-delay: true
+datapath: userspace
+domains:
+  - {name: west, link-rate: 20 Mbit/s, compute: true}
+  - {name: east, link-rate: 20 Mbit/s, compute: true}
+tenants:
+  - name: vision
+    site: east
+    arrivals: {model: poisson, rate: 50 requests/s, size: 4 kB}
+    requests: {model: digits-medium, images: 4}
+    reservation: {rate: 5 Mbit/s}
+    promise: {deadline: 300 ms, epsilon: 0.02}
+  - name: near
+    site: west
+    arrivals: {model: poisson, rate: 1 Mbit/s, size: 200 B}
+    reservation: {rate: 4 Mbit/s, burst: 20 kB}
+    promise: {deadline: 50 ms, epsilon: 0.02}
+faults:
+"""
+
+
+def asking_with(folder: Path, *lines: str, duration_s: float = 8.0) -> RunRecord:
+    """One run of a tenant that asks and one that sends packets elsewhere, with the faults of these lines."""
+    file = folder / "asking.yaml"
+    told = ASKING.replace("duration: 8 s", f"duration: {duration_s:g} s")
+    file.write_text(told + "".join(f"  - {{{line}}}\n" for line in lines), encoding="utf-8")
+    record = read_record(run(load(file), Options(out=folder / "runs", isolate=True), Silent()))
+    breached = [gate for gate in record.gates if not gate.holds]
+    print(record.verdict, breached, record.faults)
+    assert all(is_noise(gate.name) or gate.name.startswith("idle") for gate in breached)
+    assert not any(tenant.bound_broken for tenant in record.tenants)
+    assert not left_of(record.run_id)
+    return record
+
+
+def test_a_server_that_is_slow_fails_who_asks_it_and_one_that_is_wrong_is_wrong_in_time(tmp_path: Path) -> None:
+    slow = (
+        "name: slow, kind: server-slowed, domain: east, factor: 100, at: 500 ms, for: 1 s, recovers-within: 2 s, "
+        "fails: [vision]"
+    )
+    wrong = "name: wrong, kind: server-wrong, domain: east, share: 0.5, at: 4 s, for: 1500 ms, fails: [vision]"
+    record = asking_with(tmp_path, slow, wrong)
+    assert all(each.met for each in record.faults)
+    vision, near = record.tenants
+    # The slow server's requests are judged as the fault's, the wrong one's as the tenant's: they came in time.
+    assert 50 < vision.in_faults < 200
+    assert near.in_faults == 0
+    assert vision.requests is not None
+    assert vision.requests.accuracy is not None
+    assert 0.7 < vision.requests.accuracy < 0.95
+
+
+@pytest.mark.slow
+def test_a_killed_server_fails_who_asks_it_until_it_is_back_and_its_clients_find_it_again(tmp_path: Path) -> None:
+    killed = (
+        "name: gone, kind: server-killed, domain: east, at: 1 s, for: 500 ms, ready-within: 14 s, "
+        "recovers-within: 2 s, fails: [vision]"
+    )
+    record = asking_with(tmp_path, killed, duration_s=20.0)
+    assert all(each.met for each in record.faults)
+    (gone,) = record.faults
+    vision, near = record.tenants
+    assert near.in_faults == 0
+    # Whoever asks goes on asking: what came after the recovery was answered over another connection, and found there.
+    assert vision.n > 50 * (20 - 1 - (gone.end_s - gone.begin_s) - 2) / 2
+    assert vision.lost < 0.02 * vision.n
+
+
+def test_a_clock_that_is_set_forward_and_back_within_the_window_makes_it_invalid_and_is_as_before(
+    tmp_path: Path,
+) -> None:
+    before_ns = host.clock_offset_ns()
+    step = fault(FaultKind.CLOCK_STEPPED, 1.0, fails=False, domain=None, step_s=0.002)
+    scenario = replace(load(FAULTS), faults=(step,), warmup_s=2.0, duration_s=3.0)
+    record = read_record(run(scenario, Options(out=tmp_path, isolate=True), Silent()))
+    assert abs(host.clock_offset_ns() - before_ns) < 1_000_000
+    (gate,) = [gate for gate in record.gates if gate.name == "clock step"]
+    print(gate, record.faults)
+    assert 0.0019 < gate.value < 0.0021
+    assert (gate.holds, record.verdict) == (False, "INVALID")
+    (done,) = record.faults
+    assert [(each.tenant, each.met) for each in done.expectations] == [("all", True)]
+    assert not left_of(record.run_id)
 
 
 def test_what_a_fault_does_not_explain_invalidates_the_run_as_ever(

@@ -126,3 +126,14 @@ def test_leaving_ends_all_children_also_those_that_do_not_listen(opened: Journal
         made.end_all(grace_s=0.05)
         assert (willing.process.returncode, deaf.process.returncode) == (-signal.SIGTERM, -signal.SIGKILL)
     assert processes.marked_with(opened.owner.mark) == []
+
+
+def test_a_child_killed_on_purpose_is_no_death_and_may_be_started_again(supervisor: Supervisor) -> None:
+    first = supervisor.start("one", python(WAITS))
+    supervisor.kill(first)
+    assert supervisor.deaths() == ()
+    again = supervisor.start(first.name, first.argv)
+    assert again.pid != first.pid
+    again.process.kill()
+    again.process.wait()
+    assert [death.name for death in supervisor.deaths()] == ["one"]

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from testbed.report.record import ExpectationRecord, FaultRecord
+from testbed.report.record import ExpectationRecord, FaultRecord, GateRecord
 from testbed.run.expectations import Packets, expectations, outside
 from testbed.run.faults import COUNTERS, EXPLAINED, WAYS, Occurrence, explains
 from testbed.run.judge import run_verdict
@@ -61,6 +61,51 @@ def test_a_tenant_that_misses_at_the_rate_it_may_has_recovered() -> None:
     held = found(Packets(after.intended_s, latency_s), packets(0, 0))
     assert held["far", "recovers"].met
     assert held["far", "recovers"].seconds == pytest.approx(0.1, abs=0.002)
+
+
+LIES = Fault("lies", FaultKind.SERVER_WRONG, 2.0, 1.0, 1.0, domain="east", share=0.5, fails=("far",))
+
+
+def answers(wrong_from_s: float, wrong_until_s: float, *, late: bool = False) -> Packets:
+    """8 s of a request each 10 ms, 4 of 100 of which are answered wrongly anyway, and half of those in between."""
+    intended_s = np.arange(800) * 1e-2
+    number = np.arange(800)
+    lied_to = (intended_s >= wrong_from_s) & (intended_s < wrong_until_s) & (number % 2 == 0)
+    wrong = ((number % 25 == 0) | lied_to).astype(float)
+    return Packets(intended_s, np.where(lied_to & late, 0.2, 0.001), wrong)
+
+
+@pytest.mark.parametrize(
+    ("told", "broken"),
+    [
+        pytest.param(answers(2.0, 3.1), [], id="as often as it should, and only then"),
+        pytest.param(answers(0, 0), ["answered wrongly"], id="every answer was right"),
+        pytest.param(answers(2.0, 2.3), ["answered wrongly"], id="not for long enough"),
+        pytest.param(answers(2.0, 4.2), ["answered rightly again within 1 s"], id="it did not end soon"),
+        pytest.param(answers(2.0, 3.0, late=True), ["keeps its promise"], id="wrong answers came late"),
+    ],
+)
+def test_a_server_that_answers_wrongly_does_so_in_time_and_not_for_long(told: Packets, broken: list[str]) -> None:
+    done = replace(DONE, fault=LIES)
+    held = list(expectations(done, [FAR], {"far": told}))
+    assert len(held) == 3
+    assert [each.expected.partition(":")[0] for each in held if not each.met] == broken
+    assert outside([done], FAR, told.intended_s).all()
+
+
+STEP = Fault("step", FaultKind.CLOCK_STEPPED, at_s=2.0, for_s=1.0, recovery_s=1.0, step_s=0.001)
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_of_a_clock_that_was_stepped_only_its_gate_is_asked(seen: bool) -> None:
+    gates = [
+        GateRecord(name="clock step", value=0.001, limit=0.0005, ok=not seen, detail="up to 1 ms in between", window=1),
+        GateRecord(name="upcalls", value=0, limit=0, ok=True, detail="", window=1),
+    ]
+    done = replace(DONE, fault=STEP)
+    (caught,) = expectations(done, [FAR, NEAR], {"far": packets(2, 3), "near": packets(0, 0)}, gates)
+    assert (caught.tenant, caught.met, caught.found) == ("all", seen, "up to 1 ms in between")
+    assert not explains([done], "clock step", "east", "far")
 
 
 def test_a_tenant_that_breaks_its_own_contract_or_has_no_promise_is_held_to_nothing() -> None:

@@ -33,9 +33,16 @@ def message(number: int, size: int = 200) -> bytes:
 
 
 def tcp_frame(
-    payload: bytes, *, sequence: int, back: bool = False, flags: int = ACK, options: int = 12, protocol: int = 6
+    payload: bytes,
+    *,
+    sequence: int,
+    back: bool = False,
+    flags: int = ACK,
+    options: int = 12,
+    protocol: int = 6,
+    client: tuple[str, int] = CLIENT,
 ) -> bytes:
-    (source, sport), (target, tport) = (SERVER, CLIENT) if back else (CLIENT, SERVER)
+    (source, sport), (target, tport) = (SERVER, client) if back else (client, SERVER)
     words = 5 + options // 4
     tcp = struct.pack("!HHIIBBHHH", sport, tport, sequence % 2**32, 0, words << 4, flags, 500, 0, 0) + bytes(options)
     addresses = bytes(int(part) for address in (source, target) for part in address.split("."))
@@ -50,15 +57,18 @@ class Line:
 
     base: int = 1000
     back: bool = False
+    client: tuple[str, int] = CLIENT
     packets: list[tuple[int, bytes]] = field(default_factory=list)
 
     def open(self, time_ns: int) -> Line:
-        self.packets.append((time_ns, tcp_frame(b"", sequence=self.base - 1, back=self.back, flags=SYN)))
+        opening = tcp_frame(b"", sequence=self.base - 1, back=self.back, flags=SYN, client=self.client)
+        self.packets.append((time_ns, opening))
         return self
 
     def see(self, time_ns: int, start: int, payload: bytes) -> Line:
         """A packet that carries these bytes of the stream from this offset on."""
-        self.packets.append((time_ns, tcp_frame(payload, sequence=self.base + start, back=self.back)))
+        carried = tcp_frame(payload, sequence=self.base + start, back=self.back, client=self.client)
+        self.packets.append((time_ns, carried))
         return self
 
     def write(self, path: Path, *, snap: int = 65_535) -> Path:

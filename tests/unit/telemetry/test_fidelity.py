@@ -49,6 +49,13 @@ def host(**changed: object) -> list[Gate]:
     return fidelity.host(dataclasses.replace(QUIET, **changed))  # type: ignore[arg-type]
 
 
+def clock(step_s: float, *offsets_ns: int) -> Gate:
+    """The gate on clocks that were so far apart in turn, and by `step_s` in the end."""
+    moves = (np.arange(1 + len(offsets_ns)) * 4_000_000, np.array([0, *offsets_ns], np.int64))
+    record = StallRecord(0, 15_000, 0, 60_000_000_000, np.empty(0, np.int64), np.empty(0, np.int64), 0, *moves)
+    return fidelity.clock(step_s, [record])
+
+
 def late(seconds: float, packets: int) -> list[Gate]:
     sent = np.zeros(2000)
     sent[:packets] = seconds
@@ -134,8 +141,13 @@ ROWS: dict[str, tuple[str, Callable[[], Iterable[Gate]], Callable[[], Iterable[G
     ),
     "tasks that waited for memory": ("memory pressure", host, lambda: host(full_share={"memory": 0.02})),
     "tasks that waited for the disk": ("io pressure", host, lambda: host(full_share={"io": 0.4})),
-    "a clock set forward": ("clock step", host, lambda: host(clock_step_s=0.001)),
-    "a clock set back": ("clock step", host, lambda: host(clock_step_s=-0.001)),
+    "a clock set forward": ("clock step", lambda: one(clock(1e-6)), lambda: one(clock(0.001))),
+    "a clock set back": ("clock step", lambda: one(clock(1e-6)), lambda: one(clock(-0.001))),
+    "a clock set forward and back again": (
+        "clock step",
+        lambda: one(clock(1e-6, 400_000, 0)),
+        lambda: one(clock(1e-6, 1_000_000, 0)),
+    ),
     "a full input queue": ("backlog drops", host, lambda: host(backlog_drops=1)),
     "a setting that changed": ("host settings", host, lambda: host(settings=("net.core.x was 1 and is 2",))),
     "a sender that was often late": ("sender lateness p99.9, a", lambda: late(0.003, 1), lambda: late(0.003, 3)),
@@ -236,7 +248,7 @@ def test_where_cores_are_kept_awake_what_does_so_waits_for_the_cpu_and_idle_time
 
 
 def test_every_gate_of_a_quiet_host_holds() -> None:
-    assert [gate for gate in host() if not gate.ok] == []
+    assert [gate for gate in (*host(), clock(QUIET.clock_step_s)) if not gate.ok] == []
 
 
 def test_a_value_that_is_not_a_number_never_holds() -> None:

@@ -53,11 +53,14 @@ def record(n: int = 2) -> RequestRecord:
     )  # fmt: skip
 
 
-def played(folder: Path, *, lost_in_first: bool = False, repeated: bool = False) -> RequestCaptures:
+def played(
+    folder: Path, *, lost_in_first: bool = False, repeated: bool = False, reconnected: bool = False
+) -> RequestCaptures:
     """Two requests over two domains: on each way 1 ms to border 0, then 2 ms and 0.5 ms, back in 2 ms; one is a probe.
 
     Their frames interleave: the second request's data comes before the last data of the first. The last data of the
-    first may be lost in the first domain and sent again after 200 ms, or sent again though it arrived.
+    first may be lost in the first domain and sent again after 200 ms, or sent again though it arrived. The second may
+    go over a connection of its own.
     """
     probe, first, second = message(0), message(0), message(1)
     probe = probe[:7] + b"probe-----" + probe[17:]
@@ -65,7 +68,7 @@ def played(folder: Path, *, lost_in_first: bool = False, repeated: bool = False)
     one, two = headers(3) + data(3, first[:100]), data(3, first[100:])
     third = headers(5) + data(5, second)
     at = np.cumsum([0, *(len(part) for part in (opening, one, two, third))])
-    sent = [(-50, opening, 0), (2, one, 1), (3, two, 2), (13, third, 3)]
+    sent = [(-50, opening, 0), (2, one, 1), (3, two, 2), *([] if reconnected else [(13, third, 3)])]
     places = {}
     for name, delay in {"sent": 0.0, "b0": 0.0, "b1": 2.0, "b2": 2.5}.items():
         line = Line().open(ZERO_NS - 60 * MS)
@@ -76,12 +79,18 @@ def played(folder: Path, *, lost_in_first: bool = False, repeated: bool = False)
             line.see(ZERO_NS + 203 * MS, int(at[2]), two)
         if repeated:
             line.see(ZERO_NS + int((4 + delay) * MS), int(at[2]), two)
+        if reconnected:
+            line.packets += over_another(13 + delay, PREFACE + SETTINGS, headers(1) + data(1, second))
         places[name] = line
     answers = [SETTINGS + headers(1) + data(1, message(0, 100)) + headers(1)]
     answers += [headers(k) + data(k, message(0, 100)) + headers(k, 20, 5) for k in (3, 5)]
     for name, delay in {"leaving": 0.0, "received": 2.0}.items():
         line, start = Line(77, back=True).open(ZERO_NS - 60 * MS), 0
         for when, part in zip((-40.0, 8.0, 18.0), answers, strict=True):
+            if reconnected and when == 18.0:
+                answer = headers(1) + data(1, message(0, 100)) + headers(1, 20, 5)
+                line.packets += over_another(18 + delay, SETTINGS, answer, back=True)
+                continue
             line.see(ZERO_NS + int((when + delay) * MS), start, part)
             start += len(part)
         places[name] = line
@@ -93,6 +102,13 @@ def played(folder: Path, *, lost_in_first: bool = False, repeated: bool = False)
     }
     out = (read["b0"], read["b1"], read["b2"])
     return RequestCaptures(read["sent"], read["received"], out, read["leaving"])
+
+
+def over_another(at_ms: float, opening: bytes, call: bytes, *, back: bool = False) -> list[tuple[int, bytes]]:
+    """The packets of a connection that is opened and carries one call, whose last byte passes at this moment."""
+    line = Line(5000, back=back, client=("10.1.0.1", 51001)).open(ZERO_NS + int((at_ms - 2) * MS))
+    line.see(ZERO_NS + int((at_ms - 1) * MS), 0, opening)
+    return line.see(ZERO_NS + int(at_ms * MS), len(opening), call).packets
 
 
 def matched(folder: Path, **options: bool) -> RequestMatch:
@@ -114,6 +130,16 @@ def test_the_parts_of_a_request_add_up_to_its_latency_and_the_rest_is_shown(tmp_
     assert [float(part[0]) for part in parts.values()] == pytest.approx(
         [0.003, 0.002, 0.0005, 0.0005, 0.001, 0.002, 0.002]
     )
+
+
+def test_requests_over_a_second_connection_are_found_as_those_over_the_first(tmp_path: Path) -> None:
+    one, two = matched(tmp_path), matched(tmp_path, reconnected=True)
+    for name in ("first_s", "out_s", "back_s", "out_bits", "back_bits", "resent_s"):
+        assert getattr(two.samples, name) == pytest.approx(getattr(one.samples, name)), name
+    assert two.last_bits == pytest.approx(one.last_bits)
+    assert two.out.payload_bits == one.out.payload_bits
+    assert two.out.other_bits > one.out.other_bits, "opening it was within the window"
+    assert (np.diff(two.packets.time_s[:, 0]) >= 0).all()
 
 
 def test_the_residual_is_what_the_hosts_stacks_took(tmp_path: Path) -> None:

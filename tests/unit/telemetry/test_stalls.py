@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,18 @@ from testbed.telemetry import stalls
 MS = 1_000_000
 
 
-def record(core: int, at_ms: list[int], late_ms: list[int], *, unrecorded: int = 0) -> stalls.StallRecord:
+def record(
+    core: int,
+    at_ms: list[int],
+    late_ms: list[int],
+    *,
+    unrecorded: int = 0,
+    clock_ms: Sequence[tuple[int, int]] = (),
+) -> stalls.StallRecord:
+    """What a core saw: overruns, and how far apart the clocks were from which moment on."""
     at_ns, late_ns = (np.array(values, np.int64) * MS for values in (at_ms, late_ms))
-    return stalls.StallRecord(core, 500, 0, 2000 * MS, at_ns, late_ns, unrecorded)
+    moves = np.array(clock_ms, np.int64).reshape(-1, 2).T * MS
+    return stalls.StallRecord(core, 500, 0, 2000 * MS, at_ns, late_ns, unrecorded, *moves)
 
 
 def assert_same(one: stalls.StallRecord, other: stalls.StallRecord) -> None:
@@ -23,7 +33,11 @@ def assert_same(one: stalls.StallRecord, other: stalls.StallRecord) -> None:
 
 
 def test_records_of_all_cores_are_read_back_unchanged(tmp_path: Path) -> None:
-    written = [record(0, [8, 400], [20, 3]), record(1, [], []), record(3, [12], [1], unrecorded=2)]
+    written = [
+        record(0, [8, 400], [20, 3], clock_ms=[(0, 7)]),
+        record(1, [], []),
+        record(3, [12], [1], unrecorded=2, clock_ms=[(0, 7), (80, 8), (90, 7)]),
+    ]
     stalls.save(tmp_path / "stalls.npz", written)
     found = stalls.load(tmp_path / "stalls.npz")
     assert len(found) == 3
@@ -45,6 +59,17 @@ def test_a_window_wider_than_the_record_does_not_stretch_it() -> None:
 
 def test_a_core_without_overruns_was_never_away() -> None:
     assert (record(0, [], []).longest_s, record(0, [], []).stalled_s) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("begin_ms", "end_ms", "moved_ms"),
+    [(0, 2000, 3), (0, 100, 0), (350, 450, 1), (450, 2000, 3), (700, 2000, 0)],
+    ids=["all of it", "before it moved", "while it was back", "from further away", "after it had moved"],
+)
+def test_a_clock_that_moved_and_came_back_moved_while_it_did(begin_ms: int, end_ms: int, moved_ms: int) -> None:
+    seen = record(0, [], [], clock_ms=[(0, 10), (200, 12), (400, 13), (600, 10)])
+    assert seen.during(begin_ms * MS, end_ms * MS).clock_moved_s == pytest.approx(moved_ms / 1e3)
+    assert record(0, [], []).clock_moved_s == 0.0
 
 
 @pytest.mark.parametrize("content", [None, b"", b"not numpy"], ids=["missing", "empty", "foreign"])
