@@ -312,6 +312,28 @@ def test_a_gate_closes_on_a_sender_that_is_slow_even_when_it_is_idle() -> None:
         assert {gate.name for gate in request_gates(TENANT, partly, granted, SHAPER) if not gate.ok} == closed
 
 
+def test_requests_that_a_fault_was_to_touch_are_counted_apart_and_judged_by_nothing_here() -> None:
+    ideal, slow = outcome(), outcome(late_s=0.5)
+    touched = (ideal.record.schedule.time_s >= 50) & (ideal.record.schedule.time_s < 60)
+    column = touched[:, None]
+    record = replace(ideal.record, received_s=np.where(touched, slow.record.received_s, ideal.record.received_s))
+    samples = replace(
+        ideal.match.samples,
+        out_s=np.where(column, slow.match.samples.out_s, ideal.match.samples.out_s),
+        received_s=record.received_s,
+    )
+    broken = RequestOutcome(record, replace(ideal.match, samples=samples))
+    granted = Granted(terms(), 0.01, np.zeros(1))
+    late = {"host allowance, alpha", "replay, alpha"}
+    for outside, missed, closed in ((~touched, 0, set()), (None, int(touched.sum()), late)):
+        told = None if outside is None else [outside]
+        row = judge_requests(TENANT, ASKED, [broken], None, SHAPER, seconds=200.0, valid=True, outside=told)
+        assert (row.misses, row.n + row.in_faults) == (missed, len(touched))
+        assert row.in_faults == (0 if outside is None else touched.sum())
+        gates = request_gates(TENANT, broken, granted, SHAPER, outside=outside)
+        assert {gate.name for gate in gates if not gate.ok} == closed
+
+
 def test_a_request_that_no_capture_has_seen_closes_a_gate() -> None:
     seen = outcome()
     out = seen.match.samples.out_s.copy()
