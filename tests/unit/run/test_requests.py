@@ -180,7 +180,7 @@ def test_what_an_idle_path_takes_is_told_by_requests_that_wait_for_nobody_and_is
 
 
 def test_an_ideal_has_the_whole_law_of_an_idle_path_without_the_hosts_pauses() -> None:
-    """Half of these requests wait for nobody, so their p50 is made of what an idle path takes, and no median is."""
+    """Nearly a third of these requests wait for nobody: their p30 is a high quantile of what an idle path takes."""
     rng = np.random.default_rng(7)
     took_s = rng.exponential(1e-3, len(outcome().record.schedule))
     took_s[::100] = 80e-3
@@ -188,7 +188,7 @@ def test_an_ideal_has_the_whole_law_of_an_idle_path_without_the_hosts_pauses() -
     path_s = idle_path_s(warm, SHAPER)
     assert 3e-3 < path_s.max() < 10e-3
     measured_s, law_s, median_s = (
-        float(np.median(network_s))
+        float(np.quantile(network_s, 0.3))
         for network_s in (
             seen.match.samples.network_out_s,
             ideal_network_s(seen, SHAPER, path_s),
@@ -206,7 +206,9 @@ def test_a_request_waits_for_its_own_packets_but_for_the_last_one_and_for_all_th
     whole = RequestOutcome(seen.record, replace(seen.match, last_bits=np.zeros(len(bits))))
     earlier_s = ideal_network_s(whole, SHAPER) - ideal_network_s(seen, SHAPER)
     assert earlier_s == pytest.approx(unpaid_s)
-    assert idle_path_s(whole, SHAPER) == 0.0, "a path that pays for less than its queues would is no faster than none"
+    assert not idle_path_s(whole, SHAPER).any(), (
+        "a path that pays for less than its queues would is no faster than none"
+    )
 
 
 def test_a_bound_is_held_against_the_percentile_it_was_made_for() -> None:
