@@ -180,7 +180,7 @@ def test_what_an_idle_path_takes_is_told_by_requests_that_wait_for_nobody_and_is
 
 
 def test_an_ideal_has_the_whole_law_of_an_idle_path_without_the_hosts_pauses() -> None:
-    """Half of these requests wait for nobody, so their p50 is made of what an idle path takes, and no median is."""
+    """Nearly a third of these requests wait for nobody: their p30 is a high quantile of what an idle path takes."""
     rng = np.random.default_rng(7)
     took_s = rng.exponential(1e-3, len(outcome().record.schedule))
     took_s[::100] = 80e-3
@@ -188,7 +188,7 @@ def test_an_ideal_has_the_whole_law_of_an_idle_path_without_the_hosts_pauses() -
     path_s = idle_path_s(warm, SHAPER)
     assert 3e-3 < path_s.max() < 10e-3
     measured_s, law_s, median_s = (
-        float(np.median(network_s))
+        float(np.quantile(network_s, 0.3))
         for network_s in (
             seen.match.samples.network_out_s,
             ideal_network_s(seen, SHAPER, path_s),
@@ -206,7 +206,9 @@ def test_a_request_waits_for_its_own_packets_but_for_the_last_one_and_for_all_th
     whole = RequestOutcome(seen.record, replace(seen.match, last_bits=np.zeros(len(bits))))
     earlier_s = ideal_network_s(whole, SHAPER) - ideal_network_s(seen, SHAPER)
     assert earlier_s == pytest.approx(unpaid_s)
-    assert idle_path_s(whole, SHAPER) == 0.0, "a path that pays for less than its queues would is no faster than none"
+    assert not idle_path_s(whole, SHAPER).any(), (
+        "a path that pays for less than its queues would is no faster than none"
+    )
 
 
 def test_a_bound_is_held_against_the_percentile_it_was_made_for() -> None:
@@ -310,6 +312,28 @@ def test_a_gate_closes_on_a_sender_that_is_slow_even_when_it_is_idle() -> None:
         granted = Granted(terms(), 0.01, idle_path_s(partly, SHAPER), idle_ends_s(partly, SHAPER))
         assert granted.ends_s == pytest.approx(at_sender_s)
         assert {gate.name for gate in request_gates(TENANT, partly, granted, SHAPER) if not gate.ok} == closed
+
+
+def test_requests_that_a_fault_was_to_touch_are_counted_apart_and_judged_by_nothing_here() -> None:
+    ideal, slow = outcome(), outcome(late_s=0.5)
+    touched = (ideal.record.schedule.time_s >= 50) & (ideal.record.schedule.time_s < 60)
+    column = touched[:, None]
+    record = replace(ideal.record, received_s=np.where(touched, slow.record.received_s, ideal.record.received_s))
+    samples = replace(
+        ideal.match.samples,
+        out_s=np.where(column, slow.match.samples.out_s, ideal.match.samples.out_s),
+        received_s=record.received_s,
+    )
+    broken = RequestOutcome(record, replace(ideal.match, samples=samples))
+    granted = Granted(terms(), 0.01, np.zeros(1))
+    late = {"host allowance, alpha", "replay, alpha"}
+    for outside, missed, closed in ((~touched, 0, set()), (None, int(touched.sum()), late)):
+        told = None if outside is None else [outside]
+        row = judge_requests(TENANT, ASKED, [broken], None, SHAPER, seconds=200.0, valid=True, outside=told)
+        assert (row.misses, row.n + row.in_faults) == (missed, len(touched))
+        assert row.in_faults == (0 if outside is None else touched.sum())
+        gates = request_gates(TENANT, broken, granted, SHAPER, outside=outside)
+        assert {gate.name for gate in gates if not gate.ok} == closed
 
 
 def test_a_request_that_no_capture_has_seen_closes_a_gate() -> None:
