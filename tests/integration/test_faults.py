@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from testbed.audit.evidence import read_evidence
 from testbed.emulation.journal import MARK, RUNS
 from testbed.report.record import FaultRecord, RunRecord, read_record
 from testbed.run import faults
@@ -152,6 +154,22 @@ def test_a_server_that_is_slow_fails_who_asks_it_and_one_that_is_wrong_is_wrong_
     assert vision.requests is not None
     assert vision.requests.accuracy is not None
     assert 0.7 < vision.requests.accuracy < 0.95
+    # What the server itself says of it: when it began and ended, which answers it touched, and what it cost them.
+    (window,) = record.windows
+    assert [(each.kind, each.amount, each.seed, each.tenants) for each in window.impairments] == [
+        ("slow-down", 100.0, 11, ("vision",)),
+        ("wrong-answers", 0.5, 11, ("vision",)),
+    ]
+    assert all(each.end_s is not None for each in window.impairments)
+    assert vision.requests.impaired["wrong-answers"] > 10
+    (folder,) = (tmp_path / "runs").iterdir()
+    asked = read_evidence(folder).crossings["vision"]
+    causes = asked.causes()
+    assert asked.endings is not None
+    assert causes is not None
+    assert set(asked.endings.impaired) == {"slow-down", "wrong-answers"}
+    assert np.nanmax(causes["server slowed down on purpose"]) > np.nanmax(causes["compute"])
+    assert "slow down by 100 times" in (folder / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
