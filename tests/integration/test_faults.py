@@ -81,6 +81,7 @@ def test_whoever_crosses_what_breaks_fails_and_recovers_and_nobody_else_notices(
     assert excused <= {f"queue counters, fault {name}" for name in by_name(record)}
 
 
+@pytest.mark.slow
 def test_a_killed_controller_is_no_business_of_the_data_plane(tmp_path: Path) -> None:
     record = run_with(tmp_path, fault(FaultKind.CONTROLLER_KILLED, 1.0, fails=False))
     assert all(each.met for each in record.faults)
@@ -188,6 +189,8 @@ def test_a_killed_server_fails_who_asks_it_until_it_is_back_and_its_clients_find
     assert vision.lost < 0.02 * vision.n
 
 
+# It sets this machine's clock.
+@pytest.mark.slow
 def test_a_clock_that_is_set_forward_and_back_within_the_window_makes_it_invalid_and_is_as_before(
     tmp_path: Path,
 ) -> None:

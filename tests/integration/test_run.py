@@ -82,6 +82,7 @@ def test_a_run_leaves_one_folder_that_says_everything(testbed: Command, tmp_path
     assert json.loads(again.stdout)["run_id"] == record.run_id
 
 
+@pytest.mark.slow
 def test_a_slowed_run_is_the_same_promise_in_another_time(testbed: Command, tmp_path: Path) -> None:
     ended = testbed("run", str(SMOKE), "--slow-down", "3", "--out", str(tmp_path))
     print(ended.stdout, ended.stderr)
