@@ -56,7 +56,7 @@ def corrections(scenario: Scenario) -> tuple[str, ...]:
     factor = scenario.slow_down
     if factor == 1:
         return ()
-    share = f"a {factor:g}-th in the scenario's own time"
+    share = f"1/{factor:g} of that in the scenario's own time"
     notes = [
         f"pauses of the host and the switch's own work stay as long as they are, {share}, and gates allow for that",
         "a meter still refills every millisecond, and its bucket is as deep as before",
