@@ -56,6 +56,9 @@ def experiment(  # noqa: PLR0917 - options of a command line
     isolate: Annotated[
         bool, typer.Option("--isolate", help="On the network: run before everything else on this host.")
     ] = False,
+    keep_awake: Annotated[
+        bool, typer.Option("--keep-awake", help="On the network: keep idle cores from sleeping.")
+    ] = False,
     plot: Annotated[Path | None, typer.Option(help="Draw the points into this file (.svg, .png, .pdf).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the points as JSON instead of a table.")] = False,
 ) -> None:
@@ -77,6 +80,7 @@ def experiment(  # noqa: PLR0917 - options of a command line
                 progress,
                 at_most=at_most,
                 isolate=isolate,
+                keep_awake=keep_awake,
                 stop=stop,
                 command=("testbed", "experiment", *sys.argv[2:]),
             )

@@ -20,7 +20,6 @@ from testbed.run.pipeline import run as run_scenario
 from testbed.scenario import market
 from testbed.scenario.loader import load
 from testbed.scenario.slow_down import slowed
-from testbed.telemetry.host import is_virtual
 
 
 def run(
@@ -37,13 +36,9 @@ def run(
         typer.Option("--isolate", help="Run before everything else on this host, on cores of its own where it can."),
     ] = False,
     keep_awake: Annotated[
-        bool | None,
-        typer.Option(
-            "--keep-awake/--let-sleep",
-            help="Keep idle cores from sleeping; the default on virtual machines, whose cores wake up late.",
-            show_default=False,
-        ),
-    ] = None,
+        bool,
+        typer.Option("--keep-awake", help="Keep idle cores from sleeping; those of a virtual machine wake up late."),
+    ] = False,
     slow_down: Annotated[
         float,
         typer.Option(
@@ -72,7 +67,7 @@ def run(
         seeds=seeds,
         keep_captures=keep_captures,
         isolate=isolate,
-        keep_awake=is_virtual() if keep_awake is None else keep_awake,
+        keep_awake=keep_awake,
         command=("testbed", "run", *sys.argv[2:]),
         stop=Interrupt(),
     )

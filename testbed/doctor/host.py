@@ -19,12 +19,10 @@ from pathlib import Path
 
 from testbed.doctor import sandbox
 from testbed.emulation import links, processes, syscalls
-from testbed.emulation.awake import keep_awake
 from testbed.emulation.network import require_tools
 from testbed.errors import FidelityError
 from testbed.telemetry import pcap, stalls
 from testbed.telemetry.capture import Capture
-from testbed.telemetry.host import is_virtual
 
 LONGEST_STALL_S = 5e-3
 STALL_WINDOW_S = 1.0
@@ -165,10 +163,8 @@ def clock() -> str:
 
 
 def stall() -> str:
-    """Whether every core runs when it should, for one second, in which it may sleep no more than in a run."""
+    """Whether every core runs when it should, for one second."""
     with sandbox.opened() as box:
-        if is_virtual():
-            keep_awake(box.supervisor)
         running = stalls.start(box.supervisor, box.journal.directory)
         time.sleep(STALL_WINDOW_S)
         records = running.finish()

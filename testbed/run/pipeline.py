@@ -69,7 +69,7 @@ class Options:
     seeds: int = 1
     keep_captures: bool = False
     isolate: bool = False
-    keep_awake: bool = field(default_factory=host.is_virtual)
+    keep_awake: bool = False
     command: tuple[str, ...] = ()
     stop: Callable[[], bool] = lambda: False
 

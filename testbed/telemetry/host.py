@@ -199,16 +199,11 @@ def fingerprint(*, root: Path = _ROOT) -> dict[str, Any]:
         "cpu_model": model[1].strip() if model else "unknown",
         "cpu_count": len(_core_times(root)),
         "cpu_governor": _text(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").strip() or "unknown",
-        "virtual": is_virtual(root=root),
+        "virtual": re.search(r"^flags\s*:.*\bhypervisor\b", cpuinfo, re.MULTILINE) is not None,
         "memory_bytes": 1024 * int(memory[1]) if memory else 0,
         "clocksource": _text(root / "sys/devices/system/clocksource/clocksource0/current_clocksource").strip(),
         "python": platform.python_version(),
     }
-
-
-def is_virtual(*, root: Path = _ROOT) -> bool:
-    """Whether a hypervisor decides when this host's processors run."""
-    return re.search(r"^flags\s*:.*\bhypervisor\b", _text(root / "proc/cpuinfo"), re.MULTILINE) is not None
 
 
 def _text(path: Path) -> str:

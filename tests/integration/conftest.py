@@ -13,6 +13,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
+QUIETED = ("--isolate", "--keep-awake")
+"""What a user does about a busy host."""
+
 _NOISE = (
     "longest stall",
     "stalled share",

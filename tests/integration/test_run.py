@@ -18,7 +18,7 @@ from testbed.emulation.probe import probe
 from testbed.errors import ReservationError
 from testbed.report.record import read_record
 from testbed.telemetry import fidelity, samples
-from tests.integration.conftest import ROOT, Command, is_noise
+from tests.integration.conftest import QUIETED, ROOT, Command, is_noise
 from tests.integration.spine import SMOKE, reserved
 
 pytestmark = pytest.mark.network
@@ -55,8 +55,8 @@ def named(captures: Path) -> dict[tuple[str, ...], int]:
 def test_a_run_leaves_one_folder_that_says_everything(testbed: Command, tmp_path: Path) -> None:
     # A host that cannot keep up is no failure of the code: up to three tries, each shown; any other end counts at once.
     for attempt in range(3):
-        isolate = ["--isolate"] if attempt else []
-        ended = testbed("run", str(SMOKE), "--out", str(tmp_path / str(attempt)), *isolate)
+        quieted = QUIETED if attempt else ()
+        ended = testbed("run", str(SMOKE), "--out", str(tmp_path / str(attempt)), *quieted)
         print(ended.stdout, ended.stderr)
         if ended.returncode != 3:
             break
@@ -205,7 +205,7 @@ def test_a_reservation_that_is_lower_from_the_start_raises_the_bound_and_fails_t
         (tenant,) = json.loads(testbed("bound", str(scenario), "--json").stdout)["tenants"]
         bounds[name] = tenant["bound_s"]
         out = tmp_path / name
-        ended = testbed("run", str(scenario), "--json", "--isolate", "--keep-captures", "--out", str(out))
+        ended = testbed("run", str(scenario), "--json", *QUIETED, "--keep-captures", "--out", str(out))
         record = json.loads(ended.stdout)
         breached = [gate["name"] for gate in record["gates"] if not gate["ok"]]
         print(name, record["verdict"], breached)
@@ -261,8 +261,8 @@ def test_tenants_share_one_queue_and_come_and_go_as_the_scenario_says(testbed: C
             16
         }
     for attempt in range(3):
-        isolate = ["--isolate"] if attempt else []
-        ended = testbed("run", str(scenario), "--out", str(tmp_path / str(attempt)), *isolate)
+        quieted = QUIETED if attempt else ()
+        ended = testbed("run", str(scenario), "--out", str(tmp_path / str(attempt)), *quieted)
         print(ended.stdout, ended.stderr)
         if ended.returncode != 3:
             break

@@ -54,6 +54,7 @@ def on_network(
     *,
     at_most: int | None = None,
     isolate: bool = False,
+    keep_awake: bool = False,
     stop: Callable[[], bool] = lambda: False,
     command: tuple[str, ...] = (),
     runner: Runner = run,
@@ -66,6 +67,7 @@ def on_network(
         progress: Told how far it has come.
         at_most: New runs to make; None for as many as are missing.
         isolate: Whether a run's processes get cores and priorities before everything else on the host.
+        keep_awake: Whether idle cores are kept from sleeping.
         stop: Asked whether to end early, with what is finished by then.
         command: What to type to go on.
         runner: Carries a scenario out.
@@ -78,7 +80,7 @@ def on_network(
     for k in missing:
         if stop():
             break
-        options = Options(out=_place(plans[k], out), isolate=isolate, command=command, stop=stop)
+        options = Options(out=_place(plans[k], out), isolate=isolate, keep_awake=keep_awake, command=command, stop=stop)
         try:
             folder = runner(plans[k].scenario, options, progress)
         except InterruptedRunError:
