@@ -73,8 +73,7 @@ class DomainEvidence:
     @property
     def who(self) -> str:
         """Who promised, as sentences say it."""
-        domain = self.envelope.domain
-        return domain if self.envelope.subject.stage is Stage.NETWORK else f"the server of {domain}"
+        return _who(self.envelope.domain, self.envelope.subject.stage)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +126,11 @@ class ContractFinding:
     nonconforming: int
     statements: tuple[Statement, ...]
     reason: str
+
+    @property
+    def who(self) -> str:
+        """Who promised, as sentences say it."""
+        return _who(self.domain, self.stage)
 
 
 def judge_contracts(evidence: Sequence[DomainEvidence], confidence: float = 0.95) -> tuple[ContractFinding, ...]:
@@ -308,6 +312,10 @@ def _finding(
         statements=statements,
         reason=reason[0].upper() + reason[1:] if reason.startswith("the ") else reason,
     )
+
+
+def _who(domain: str, stage: Stage) -> str:
+    return domain if stage is Stage.NETWORK else f"the server of {domain}"
 
 
 def _said(statement: Statement, evidence: DomainEvidence) -> str:

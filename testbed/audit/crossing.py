@@ -130,11 +130,6 @@ class RequestCrossing:
         return np.concatenate([found.excess_s for found in self.passed(envelope)])
 
     @property
-    def smallest_bits(self) -> float:
-        """Of the requests that were seen on the wire."""
-        return float(min(np.min(window.out_bits, initial=np.inf, where=window.out_bits > 0) for window in self.samples))
-
-    @property
     def errors(self) -> int:
         """Requests that the server refused or failed."""
         return self.endings.rejected + self.endings.errors
@@ -149,7 +144,8 @@ class RequestCrossing:
         """Each window in the stage that an envelope of its path is about."""
         rails, latency_s = envelope.guardrails, envelope.latency_s
         if envelope.subject.stage is Stage.COMPUTE:
-            promised = float(rails.reserved_rate_bps), float(rails.largest_packet_bits), latency_s
+            served_bps = rails.reserved_rate_bps if envelope.tail is None else envelope.tail.rate_bps
+            promised = float(served_bps), float(rails.largest_packet_bits), latency_s
             return [compute_excess(window, *promised) for window in self.samples]
         rate_bps = float(rails.reserved_rate_bps) if self.rate_bps is None else self.rate_bps
         d = self.samples[0].domains.index(envelope.domain)

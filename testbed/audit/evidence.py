@@ -191,7 +191,7 @@ def _of_requests(crossing: RequestCrossing, envelopes: Sequence[Envelope]) -> li
     """
     domains, found = crossing.samples[0].domains, []
     for envelope in envelopes:
-        computed, rails = envelope.subject.stage is Stage.COMPUTE, envelope.guardrails
+        computed = envelope.subject.stage is Stage.COMPUTE
         passed = crossing.passed(envelope)
         excess_s, lag_s = (np.concatenate([getattr(item, name) for item in passed]) for name in ("excess_s", "lag_s"))
         crossed = np.isfinite(excess_s)
@@ -204,7 +204,7 @@ def _of_requests(crossing: RequestCrossing, envelopes: Sequence[Envelope]) -> li
                     lag_s=lag_s[crossed],
                     errors=min(crossing.errors, int(crossed.sum())) if ends_here else 0,
                     what=crossing.what,
-                    least=not computed or not crossed.all() or crossing.smallest_bits < rails.largest_packet_bits,
+                    least=not computed or not crossed.all(),
                     runs=crossing.runs[crossed],
                 )
             )

@@ -59,8 +59,8 @@ def domain_excess(samples: RequestSamples, d: int, rate_bps: float, latency_s: f
 def compute_excess(samples: RequestSamples, rate_bps: float, largest_bits: float, latency_s: float) -> StageExcess:
     """The lingering excess of the server that computes the requests.
 
-    Every request counts as the largest, whatever its size: padding costs the network, not the server. Where
-    smaller ones do take less, the excess is at least this.
+    Every request counts as the largest, whatever its size, as in the promise: padding costs the network, not the
+    server.
 
     Args:
         samples: One window.

@@ -26,6 +26,7 @@ from testbed.calculus.reservation import Offer, Reservation, cheapest_reservatio
 from testbed.calculus.result import BudgetLine, Candidate, DelayBound, Part
 from testbed.calculus.service.compute import (
     Batches,
+    ComputeStage,
     RequestClass,
     RequestPath,
     SharedStage,
@@ -46,6 +47,7 @@ __all__ = [
     "CalculusError",
     "Candidate",
     "CompoundPoisson",
+    "ComputeStage",
     "Constant",
     "ConstantGap",
     "Copies",

@@ -156,7 +156,7 @@ def no_impairment(
         )
     patterns = _patterns(series, None if lag_s is None else _series(lag_s, "lag"))
     limit = max(pattern.upper(0.0, confidence) for pattern in patterns)
-    how = f"no packet beyond T; the samples alone limit that to {limit:.3g}; declared without impairment"
+    how = f"nothing beyond T; the samples alone limit that to {limit:.3g}; declared without impairment"
     return Calibration(None, _evidence(series, max(pattern.design_effect for pattern in patterns), how, confidence))
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import expm
 
-from testbed.envelope.descriptor import Envelope, Validity
+from testbed.envelope.descriptor import Envelope, Stage, Validity
 from testbed.envelope.errors import MixAndMatchError, WrongRateError
 from testbed.envelope.fields import ONE_IN_PPB, ONE_IN_PPM
 from testbed.envelope.guardrails import Guardrails
@@ -115,7 +115,9 @@ class Path:
     def guardrails(self) -> Guardrails:
         """What holds surely from end to end.
 
-        Rates, peak, packet, burst and load are no larger than in any part. The burst is what the tenant may send into
+        Rates, peak, packet, burst and load are no larger than in any part; a server takes whole requests, which are
+        larger than any packet, so where there are networks the largest packet is theirs (`largest_request_bits`). The
+        burst is what the tenant may send into
         the first part so that every later meter still sees no more than its own burst, after the earlier parts held
         packets back as long as they may. Latencies, caps on excess and shares of loss and error add up.
 
@@ -124,7 +126,8 @@ class Path:
         """
         found = [part.guardrails for part in self.parts]
         reserved, meter = min(g.reserved_rate_bps for g in found), min(g.meter_rate_bps for g in found)
-        largest_packet = min(g.largest_packet_bits for g in found)
+        carried = [part.guardrails for part in self.parts if part.subject.stage is Stage.NETWORK] or found
+        largest_packet = min(g.largest_packet_bits for g in carried)
         burst = min(_entry_bursts(found, meter))
         if burst < largest_packet:
             raise MixAndMatchError(
@@ -145,6 +148,12 @@ class Path:
             error_cap_ppb=min(ONE_IN_PPB, sum(g.error_cap_ppb for g in found)),
             load_cap_ppm=min(ONE_IN_PPM, load_bps // reserved),
         )
+
+    @property
+    def largest_request_bits(self) -> int | None:
+        """Largest request that every server of the path takes; None where none computes."""
+        computing = (part.guardrails for part in self.parts if part.subject.stage is Stage.COMPUTE)
+        return min((rails.largest_packet_bits for rails in computing), default=None)
 
     @property
     def validity(self) -> Validity:
@@ -225,6 +234,7 @@ class Path:
         """
         return {
             "guardrails": self.guardrails.to_dict(),
+            "largest_request_bits": self.largest_request_bits,
             "validity": self.validity.to_dict(),
             "rate_bps": self.rate_bps,
             "confidence": self.confidence,

@@ -20,12 +20,10 @@ from dataclasses import dataclass, field
 
 from google.protobuf.message import Message
 
-from testbed.envelope.descriptor import Envelope, Stage, Subject, Validity
-from testbed.envelope.guardrails import Guardrails
+from testbed.envelope.descriptor import Stage, Validity
 from testbed.envelope.keys import SigningKey
 from testbed.envelope.store import issue, verify
 from testbed.envelope.trust import Root
-from testbed.envelope.units import ns_up
 from testbed.errors import EnvelopeError, ReservationError
 from testbed.management import market, sealing
 from testbed.management.admission import Crowd, Guest
@@ -278,7 +276,8 @@ class Agent:
         price = market.network_price(self.operator, network.rate_bps)
         if demand.HasField("compute"):
             site, model = self._model(demand)
-            envelopes.append(_compute_envelope(self.operator.name, demand, site, model, version, validity))
+            promised = self._computation(demand, site, model)
+            envelopes.append(sealing.compute_envelope(self.operator.name, promised, version=version, validity=validity))
             crowd[market.COMPUTE] = market.compute_guest(demand.tenant, site, model)
             amounts |= {market.COMPUTE: demand.compute.share_ppm, market.SEATS: 1}
             price += market.compute_price(site, demand.compute.share_ppm / market.WHOLE_PPM)
@@ -334,6 +333,24 @@ class Agent:
         known = ", ".join(model.name for model in site.models)
         raise ReservationError(f"domain {self.operator.name}: found no model {name}, expected one of {known}")
 
+    def _computation(self, demand: wire.Demand, site: Site, model: ServedModel) -> sealing.Computation:
+        """What a tenant is promised of the domain's server, for as many others as there are seats."""
+        asked = demand.compute
+        share = asked.share_ppm / market.WHOLE_PPM
+        rate_bps = sealing.computing_rate_bps(share, site.workers, asked.largest_request_bits, model.work_s)
+        return sealing.Computation(
+            tenant=demand.tenant,
+            model=model.name,
+            rate_bps=rate_bps,
+            latency_s=market.compute_latency_s(site, model),
+            host_allowance_s=0.0,
+            delay_cap_s=asked.burst_bits / max(rate_bps, 1),
+            largest_request_bits=asked.largest_request_bits,
+            meter_rate_bps=asked.meter_rate_bps,
+            burst_bits=asked.burst_bits,
+            calibrated=self.calibrations.of(demand.tenant, rate_bps, Stage.COMPUTE) or (None, None),
+        )
+
     def _require_sellable(self, demand: wire.Demand) -> None:
         if demand.network.rate_bps > self.operator.reservable_bps:
             raise ReservationError(
@@ -384,40 +401,6 @@ class _Crowds:
 def _guests(entry: Entry) -> list[tuple[str, Guest]]:
     crowd = json.loads(entry.body)["crowd"]
     return [(resource, Guest(entry.tenant, weight, bears)) for resource, (weight, bears) in crowd.items()]
-
-
-def _compute_envelope(  # noqa: PLR0917 - everything that is signed
-    domain: str, demand: wire.Demand, site: Site, model: ServedModel, version: int, validity: Validity
-) -> Envelope:
-    """The promise to compute a tenant's requests at its share of the server.
-
-    In bits of the request on the wire, so that one unit serves the whole path: requests of up to S bits that take w
-    seconds of a worker are served at `share c S / w` bit/s.
-    """
-    asked = demand.compute
-    share = asked.share_ppm / market.WHOLE_PPM
-    rate_bps = int(share * site.workers * asked.largest_request_bits / model.work_s)
-    return Envelope(
-        domain=domain,
-        subject=Subject(demand.tenant, sealing.TENANT_CLASS, model.name, Stage.COMPUTE),
-        guardrails=Guardrails(
-            reserved_rate_bps=rate_bps,
-            meter_rate_bps=asked.meter_rate_bps,
-            peak_rate_bps=None,
-            burst_bits=asked.burst_bits,
-            latency_ns=ns_up(market.compute_latency_s(site, model)),
-            host_allowance_ns=0,
-            largest_packet_bits=asked.largest_request_bits,
-            delay_cap_ns=ns_up(asked.burst_bits / max(rate_bps, 1)),
-            loss_cap_ppb=0,
-            error_cap_ppb=0,
-            load_cap_ppm=min(market.WHOLE_PPM, max(1, market.WHOLE_PPM * asked.meter_rate_bps // max(rate_bps, 1))),
-        ),
-        stochastic=None,
-        validity=validity,
-        version=version,
-        evidence=None,
-    )
 
 
 def _request(call: str, caller: str, asked: Message) -> Request:

@@ -22,7 +22,15 @@ from testbed.envelope.store import issue, verify
 from testbed.envelope.tail import Stochastic
 from testbed.envelope.trust import Trust
 from testbed.errors import EnvelopeError, ReservationError
-from testbed.management.sealing import Demand, best_effort_rule, network_envelope, reserved_rule, shared_rule
+from testbed.management.sealing import (
+    Computation,
+    Demand,
+    best_effort_rule,
+    compute_envelope,
+    network_envelope,
+    reserved_rule,
+    shared_rule,
+)
 from testbed.management.sizing import PAUSE_S, ClassDemand, ReservedClass, design_classes, shared_class
 from testbed.scenario.model import Domain
 
@@ -128,6 +136,15 @@ class DomainAgent:
             self._offered[demand.tenant] = (envelopes[demand.tenant], demand, shaped)
         return envelopes
 
+    def serve(self, promised: Computation) -> bytes:
+        """Sign for the domain's server what belongs to the latest offer.
+
+        Raises:
+            MalformedError: The tenant's meters let through what its share does not compute.
+        """
+        envelope = compute_envelope(self.domain.name, promised, version=self._version, validity=self._validity())
+        return issue(envelope, [self.key])
+
     def prepare(self, tenant: str, envelope: bytes) -> None:
         """Hold what was offered.
 
@@ -222,7 +239,6 @@ class DomainAgent:
             raise ReservationError(
                 f"tenant {demand.tenant}: best effort is not promised anything, so nothing is signed"
             )
-        now = int(self.clock())
         return network_envelope(
             self.domain,
             demand,
@@ -230,6 +246,10 @@ class DomainAgent:
             shaped,
             host_allowance_s=self.host_allowance_s,
             version=self._version,
-            validity=Validity(now, now + VALIDITY_S),
+            validity=self._validity(),
             calibrated=calibrated,
         )
+
+    def _validity(self) -> Validity:
+        now = int(self.clock())
+        return Validity(now, now + VALIDITY_S)

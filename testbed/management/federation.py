@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,11 +20,11 @@ from testbed.envelope.service import to_service
 from testbed.envelope.store import verify
 from testbed.envelope.tail import Stochastic
 from testbed.envelope.trust import Trust
-from testbed.errors import TestbedError
+from testbed.errors import ReservationError, TestbedError
 from testbed.management.domain import Controller, DomainAgent
-from testbed.management.sealing import Demand
+from testbed.management.sealing import Computation, Demand
 from testbed.management.sizing import PAUSE_S
-from testbed.scenario.model import Scenario, Tenant
+from testbed.scenario.model import Reservation, Scenario, Tenant
 
 Calibrated = Mapping[str, tuple[Stochastic, Evidence]]
 
@@ -47,6 +47,8 @@ class Federation:
         addresses: (client, server) address of each tenant, by name.
         trust: Who may sign for which domain.
         clock: Unix time in seconds.
+        offers: What each domain signed for each tenant that crosses it, of its network.
+        servers: What was signed of the servers, by tenant, with the latest offers.
     """
 
     scenario: Scenario
@@ -55,6 +57,7 @@ class Federation:
     trust: Trust
     clock: Callable[[], float] = time.time
     offers: dict[str, dict[str, Signed]] = field(default_factory=dict)
+    servers: dict[str, Signed] = field(default_factory=dict)
 
     def collect_offers(self, calibrated: Mapping[str, Calibrated] | None = None) -> None:
         """Ask every domain, in path order, for an envelope for each tenant that crosses it.
@@ -68,7 +71,7 @@ class Federation:
             ReservationError: A domain cannot carry what is asked.
         """
         previous = self.offers
-        self.offers = {}
+        self.offers, self.servers = {}, {}
         for domain in self.scenario.domains:
             demands = [self._demand(tenant, domain.name, previous) for tenant in self._crossing(domain.name)]
             sealed = self.agents[domain.name].offer(demands, (calibrated or {}).get(domain.name))
@@ -115,6 +118,21 @@ class Federation:
         self.collect_offers()
         self.reserve()
 
+    def serve(self, promised: Mapping[str, Computation]) -> None:
+        """Have the serving domains sign what tenants are promised of their servers, with the offers in force.
+
+        Args:
+            promised: By tenant, with the meter and the burst of its reservation; what earlier domains may have held
+                back arrives at the server at once, and is added to the burst.
+
+        Raises:
+            EnvelopeError: No promise of this kind can be signed.
+        """
+        for tenant in self.scenario.tenants:
+            if tenant.name in promised:
+                data = self.agents[tenant.site].serve(self._arriving(tenant, promised[tenant.name]))
+                self.servers[tenant.name] = Signed(verify(data, self.trust, self.clock()), data)
+
     @property
     def programs(self) -> dict[str, DomainProgram]:
         """What each domain's controller is to have installed."""
@@ -126,8 +144,8 @@ class Federation:
         return {name: agent.public_key for name, agent in self.agents.items()}
 
     def signed(self) -> list[Signed]:
-        """Every envelope in force."""
-        return [signed for offers in self.offers.values() for signed in offers.values()]
+        """Every envelope in force, those of servers included."""
+        return [*(signed for offers in self.offers.values() for signed in offers.values()), *self.servers.values()]
 
     def plan(self) -> dict[str, Any]:
         """Nothing: the scenario says who serves whom."""
@@ -141,6 +159,11 @@ class Federation:
         """A tenant's envelopes in path order; empty for best effort."""
         names = [domain.name for domain in self.scenario.path(tenant)]
         return [self.offers[name][tenant.name].envelope for name in names if tenant.name in self.offers[name]]
+
+    def server(self, tenant: Tenant) -> Envelope | None:
+        """What the tenant is promised of its server; None where nothing was signed."""
+        signed = self.servers.get(tenant.name)
+        return None if signed is None else signed.envelope
 
     def _crossing(self, domain: str) -> list[Tenant]:
         return [t for t in self.scenario.tenants if any(d.name == domain for d in self.scenario.path(t))]
@@ -164,12 +187,24 @@ class Federation:
             return 0
         path = [d.name for d in self.scenario.path(tenant)]
         upstream = [self.offers[name][tenant.name].envelope for name in path[: path.index(domain)]]
-        bucket = TokenBucket(tenant.reservation.meter_rate_bps, tenant.reservation.burst_bits)
-        # A hard cap on the excess makes the burst sure; a packet that exceeds the cap is a miss of its domain.
-        capped = [
-            replace(to_service(e), latency_s=e.latency_s + e.guardrails.delay_cap_s, excess=None) for e in upstream
-        ]
-        return math.ceil(burst_after(bucket, capped)) if upstream else int(bucket.burst_bits)
+        return _burst_behind(upstream, tenant.reservation)
+
+    def _arriving(self, tenant: Tenant, promised: Computation) -> Computation:
+        """The same promise for requests in the bursts in which they may arrive."""
+        if tenant.reservation is None:
+            raise ReservationError(f"tenant {tenant.name}: best effort is not promised anything of a server either")
+        burst_bits = _burst_behind(self.envelopes(tenant), tenant.reservation)
+        return replace(promised, burst_bits=max(burst_bits, promised.largest_request_bits))
+
+
+def _burst_behind(upstream: Sequence[Envelope], asked: Reservation) -> int:
+    """The burst in which what passed the first meter may arrive behind these domains.
+
+    A hard cap on the excess makes it sure; a packet that exceeds the cap is a miss of its domain.
+    """
+    bucket = TokenBucket(asked.meter_rate_bps, asked.burst_bits)
+    capped = [replace(to_service(e), latency_s=e.latency_s + e.guardrails.delay_cap_s, excess=None) for e in upstream]
+    return math.ceil(burst_after(bucket, capped)) if upstream else int(bucket.burst_bits)
 
 
 def found(

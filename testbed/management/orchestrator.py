@@ -27,12 +27,12 @@ from testbed.management.planner import (
     Decision,
     Planner,
     Purchase,
-    SignedStage,
     demand_of,
     request_path_of,
     wish_method,
 )
 from testbed.management.refusal import Refusal
+from testbed.management.requests import SignedStage, require_served_rate
 from testbed.management.search import Wish
 from testbed.scenario.federation import Intent
 from testbed.scenario.model import FULL_FRAME_BITS
@@ -276,9 +276,11 @@ class Orchestrator:
         rails = compute[0].guardrails
         if rails.largest_packet_bits < wish.request_bits:
             raise ReservationError(f"tenant {decision.tenant}: {route.where} signed for smaller requests than it sends")
-        work_per_s = rails.reserved_rate_bps * wish.request_bits / rails.largest_packet_bits
-        stage = SignedStage(work_per_s, rails.latency_s, self._workers[route.where], wish.request_bits)
-        path = request_path_of(wish, route, services, stage)
+        server = to_service(compute[0])
+        work_per_s = server.rate_bps * wish.request_bits / rails.largest_packet_bits
+        stage = SignedStage(work_per_s, server.latency_s, self._workers[route.where], wish.request_bits)
+        path = request_path_of(wish, route, services, stage, excess=server.excess, loss=server.loss_probability)
+        require_served_rate(compute[0], path)
         demand = demand_of(self.rule, wish, path, rate_bps)
         method = wish_method(wish) if self.rule is Rule.STOCHASTIC else "deterministic"
         judged, _ = confirm(self.rule, demand, path.services, method=method)

@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from testbed.calculus import DelayBound, EnvelopeService, RequestClass, RequestPath, TokenBucket
+from testbed.calculus import DelayBound, EnvelopeService, ExcessTail, RequestClass, RequestPath, TokenBucket
 from testbed.management import market
 from testbed.management.admission import Claim, Demand, Rule, confirm
 from testbed.management.market import Prospectus
 from testbed.management.refusal import Refusal, explain
-from testbed.management.requests import metered_arrival, request_arrival
+from testbed.management.requests import SignedStage, metered_arrival, request_arrival, request_path
 from testbed.management.routes import Route, routes
 from testbed.management.search import Proposals, Wish, answer_wire_bits, peak_per_s, propose
 from testbed.scenario import guardrails
@@ -201,28 +201,6 @@ def claims_on(route: Route, rate_bps: int, share_ppm: int, free: Mapping[str, Ma
     return claims
 
 
-@dataclass(frozen=True, slots=True)
-class SignedStage:
-    """A server as an envelope states it: requests of up to S bits at a rate in their bits, within a latency.
-
-    Attributes:
-        work_per_s: The rate; work is counted in bits of the request.
-        latency_s: What it promises.
-        workers: How many requests may be computed at once, and so overtake each other.
-        request_bits: S.
-    """
-
-    work_per_s: float
-    latency_s: float
-    workers: int
-    request_bits: float
-
-    @property
-    def overtaking_work(self) -> float:
-        """What the other workers can do while one is busy with the longest request."""
-        return (self.workers - 1) * self.request_bits
-
-
 def path_of(wish: Wish, route: Route, rate_bps: int, share_ppm: int) -> RequestPath:
     """A purchase as the calculus sees it, from what the prospectuses say."""
     services = [
@@ -235,11 +213,19 @@ def path_of(wish: Wish, route: Route, rate_bps: int, share_ppm: int) -> RequestP
     return request_path_of(wish, route, services, stage)
 
 
-def request_path_of(wish: Wish, route: Route, services: Sequence[EnvelopeService], stage: SignedStage) -> RequestPath:
-    """Requests out along the services, through the server, and back."""
+def request_path_of(
+    wish: Wish,
+    route: Route,
+    services: Sequence[EnvelopeService],
+    stage: SignedStage,
+    *,
+    excess: ExcessTail | None = None,
+    loss: float = 0.0,
+) -> RequestPath:
+    """Requests out along the services, through the server, and back; see `request_path` for what it exceeds."""
     kinds = RequestClass((wish.request_bits,), (wish.request_bits,), (answer_wire_bits(route),))
     back = [replace(service, name=f"{service.name} back") for service in reversed(services)]
-    return RequestPath(kinds, tuple(services), stage, tuple(back))
+    return request_path(kinds, services, stage, back, excess=excess, loss=loss)
 
 
 def demand_of(rule: Rule, wish: Wish, path: RequestPath | None, rate_bps: int) -> Demand:

@@ -30,11 +30,12 @@ from testbed.envelope.descriptor import Envelope
 from testbed.envelope.service import to_service
 from testbed.management.bounds import CURVE_EPSILONS, HOST, HOST_RISK
 from testbed.management.requests import (
-    ComputeReservation,
+    SignedStage,
     metered_arrival,
     request_arrival,
     request_class,
     request_path,
+    require_served_rate,
     traced_arrival,
 )
 from testbed.report.record import BoundPart, BoundRecord, BudgetShare
@@ -59,14 +60,15 @@ _HOST_ASSUMPTION = (
 
 @dataclass(frozen=True)
 class RequestTerms:
-    """What a warm-up says of a request tenant and its path.
+    """What a warm-up says of a request tenant, and what was signed for its path.
 
     Attributes:
         demand: The messages it declares.
         out: Framing towards the server, as counted.
         back: Framing towards the client.
         answer_bits: Largest answer's message.
-        compute: Its part of the server, with the calibrated time of a computation.
+        server: What its domain signed of the server.
+        workers: Of that server.
         services: What the domains of its path promise, in path order, nothing granted to a host.
     """
 
@@ -74,18 +76,29 @@ class RequestTerms:
     out: Framing
     back: Framing
     answer_bits: int
-    compute: ComputeReservation
+    server: Envelope
+    workers: int
     services: tuple[EnvelopeService, ...]
 
     @property
     def path(self) -> RequestPath:
-        """Out, compute and back."""
+        """Out, compute and back; nothing of what is promised is granted to a host.
+
+        Raises:
+            WrongRateError: The server's tail was measured at another rate.
+        """
         kinds, share = self._kinds()
-        requests = request_class(
-            kinds, self.answer_bits, self.out, self.back, most_work_s=self.compute.most_work_s, weights=share
-        )
+        signed, promised = self.server.guardrails, to_service(self.server)
+        largest_bits = float(signed.largest_packet_bits)
+        requests = request_class(kinds, self.answer_bits, self.out, self.back, work=largest_bits, weights=share)
+        latency_s = promised.latency_s - signed.host_allowance_s
+        stage = SignedStage(promised.rate_bps, latency_s, self.workers, largest_bits)
         returning = [replace(service, name=f"{service.name} back") for service in self.services[::-1]]
-        return request_path(requests, self.services, self.compute, returning)
+        path = request_path(
+            requests, self.services, stage, returning, excess=promised.excess, loss=promised.loss_probability
+        )
+        require_served_rate(self.server, path)
+        return path
 
     @property
     def way_out(self) -> RequestPath:
@@ -106,7 +119,7 @@ class RequestTerms:
     def _least_s(self) -> float:
         """What work and answer take, whatever the size of the message."""
         rate_bps = min(service.rate_bps for service in self.services)
-        work_s = self.compute.most_work_s / self.compute.stage.work_per_s
+        work_s = self.server.guardrails.largest_packet_bits / to_service(self.server).rate_bps
         return max(work_s, float(self.back.wire_bits(self.answer_bits)) / rate_bps)
 
     def _kinds(self) -> tuple[tuple[int, ...], tuple[float, ...]]:
@@ -147,7 +160,7 @@ def bound_requests(tenant: Tenant, terms: RequestTerms, *, host_s: float) -> Bou
         method=found.method,
         assumptions=(
             *found.assumptions,
-            "framing and the time of a computation are the warm-up's; a computation that is paused is the host's",
+            "framing is the warm-up's, all else is signed; a computation that is paused is the host's",
             _HOST_ASSUMPTION,
             *_replayed(tenant),
         ),
@@ -176,7 +189,7 @@ def _note(part: Part) -> str:
     if part.kind == "queue":
         return "the tenant's own requests before it at the stage that is busiest with them"
     if part.domain == COMPUTE:
-        return "a computation as promised, and one of each other tenant of the server"
+        return "a computation, and one of each other tenant of the server, as its domain signed it"
     return "promised latency of its queues and links; the last one of each way with the request's own size"
 
 

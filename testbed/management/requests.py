@@ -16,6 +16,7 @@ import numpy.typing as npt
 from testbed.calculus import (
     Arrival,
     CompoundPoisson,
+    ComputeStage,
     ConstantGap,
     EnvelopeService,
     ExcessTail,
@@ -31,8 +32,12 @@ from testbed.calculus import (
     Workers,
     fit_trace,
 )
+from testbed.envelope.descriptor import Envelope
+from testbed.envelope.errors import WrongRateError
 from testbed.scenario.model import Arrivals, MmppArrivals, OnOffArrivals, PoissonArrivals, RenewalArrivals
 from testbed.telemetry.requests import Framing
+
+_ROUNDING = 1e-9
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -59,13 +64,35 @@ class ComputeReservation:
         return SharedStage(Workers(self.workers, self.most_work_s), self.share, self.foreign_work_s, self.workers)
 
 
+@dataclass(frozen=True, slots=True)
+class SignedStage:
+    """A server as an envelope states it: requests of up to S bits at a rate in their bits, within a latency.
+
+    Attributes:
+        work_per_s: The rate; work is counted in bits of the request.
+        latency_s: What it promises.
+        workers: How many requests may be computed at once, and so overtake each other.
+        request_bits: S.
+    """
+
+    work_per_s: float
+    latency_s: float
+    workers: int
+    request_bits: float
+
+    @property
+    def overtaking_work(self) -> float:
+        """What the other workers can do while one is busy with the longest request."""
+        return (self.workers - 1) * self.request_bits
+
+
 def request_class(
     message_bits: Sequence[int],
     answer_bits: int,
     out: Framing,
     back: Framing,
     *,
-    most_work_s: float,
+    work: float,
     weights: Sequence[float] = (),
 ) -> RequestClass:
     """The kinds of request of a tenant, measured in what they cost on the wire.
@@ -75,18 +102,18 @@ def request_class(
         answer_bits: Size of the largest answer's message.
         out: Framing towards the server.
         back: Framing towards the client.
-        most_work_s: Longest computation of a request: padding costs the network, not the server.
+        work: What the server does for a request, in its own units: padding costs the network, not the server.
         weights: How often each kind occurs, relative to the others; equally often when empty.
     """
     up = out.wire_bits(np.asarray(message_bits))
     down = float(back.wire_bits(answer_bits))
-    return RequestClass(tuple(up.tolist()), (most_work_s,) * up.size, (down,) * up.size, tuple(weights))
+    return RequestClass(tuple(up.tolist()), (work,) * up.size, (down,) * up.size, tuple(weights))
 
 
 def request_path(
     requests: RequestClass,
     out: Sequence[EnvelopeService],
-    compute: ComputeReservation,
+    stage: ComputeStage,
     back: Sequence[EnvelopeService],
     *,
     excess: ExcessTail | None = None,
@@ -97,12 +124,50 @@ def request_path(
     Args:
         requests: See `request_class`.
         out: What the domains promise towards the server, in path order (`testbed.envelope.service.to_service`).
-        compute: What the server promises.
+        stage: What the server promises.
         back: What the domains promise towards the client, in the order answers cross them.
-        excess: Tail of what the server exceeds its promise by.
+        excess: Tail of what the server exceeds its promise by, measured against a queue in which no request is smaller
+            than its virtual size.
         loss: Probability that the server drops, rejects or fails a request.
     """
-    return RequestPath(requests, tuple(out), compute.stage, tuple(back), excess, loss)
+    return RequestPath(requests, tuple(out), stage, tuple(back), excess, loss)
+
+
+def served_rate_bps(
+    counted_bits: float, up_bits: float, answer_bits: float, *, network_bps: float, server_bps: float
+) -> int:
+    """The rate, in bits of requests that all count as the largest, at which the busiest stage of a path passes them.
+
+    A queue of this rate is never faster than the one that a bound is computed for, so a tail measured against it may be
+    added there (docs/calculus.md, "Compute stage").
+
+    Args:
+        counted_bits: What a request counts for.
+        up_bits: What the largest one costs on the wire.
+        answer_bits: What the largest answer costs on the wire.
+        network_bps: Smallest rate reserved on the way, the same in both directions.
+        server_bps: Rate of the tenant's share of the server.
+    """
+    busiest_s = max(max(up_bits, counted_bits, answer_bits) / network_bps, counted_bits / server_bps)
+    return max(1, int(counted_bits / busiest_s))
+
+
+def require_served_rate(envelope: Envelope, path: RequestPath) -> None:
+    """Check that the tail of a server, if it has one, was measured at no larger rate than the path's.
+
+    Raises:
+        WrongRateError: Something on the path is busier with a request than what the tail was measured against.
+    """
+    if envelope.tail is None:
+        return
+    counted_s = envelope.guardrails.largest_packet_bits / envelope.tail.rate_bps
+    busiest_s = float(path.virtual_sizes_s.max())
+    if busiest_s > counted_s * (1 + _ROUNDING):
+        raise WrongRateError(
+            f"domain {envelope.domain}: the tail of its server was measured at {envelope.tail.rate_bps} bit/s, where a "
+            f"request counts for {counted_s * 1e3:.4g} ms, and this path is busy with one for {busiest_s * 1e3:.4g}; "
+            "lingering excess cannot be converted, so ask for a calibration on this path"
+        )
 
 
 def request_arrival(arrivals: Arrivals, path: RequestPath) -> Arrival:

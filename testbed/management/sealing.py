@@ -48,6 +48,46 @@ class Demand:
     peak_rate_bps: int | None = None
 
 
+@dataclass(frozen=True)
+class Computation:
+    """What a server is to do for one tenant's requests; work is counted in bits of the request on the wire.
+
+    One unit serves the whole path then, and every request counts as the largest: padding costs the network and not the
+    server.
+
+    Attributes:
+        tenant: Name.
+        model: That computes them.
+        rate_bps: Rate of the tenant's share, see `computing_rate_bps`.
+        latency_s: By when a request is computed after an ideal server of that rate begins with it, the host's allowance
+            included.
+        host_allowance_s: The part of the latency granted to the emulating host.
+        delay_cap_s: Nobody waits any longer for a request that is further behind.
+        largest_request_bits: Largest request.
+        meter_rate_bps: What the tenant's meters let through.
+        burst_bits: Burst in which it may arrive at the server.
+        error_cap_ppb: Largest share of requests answered by an error.
+        calibrated: What a calibration supports.
+    """
+
+    tenant: str
+    model: str
+    rate_bps: int
+    latency_s: float
+    host_allowance_s: float
+    delay_cap_s: float
+    largest_request_bits: int
+    meter_rate_bps: int
+    burst_bits: int
+    error_cap_ppb: int = 0
+    calibrated: tuple[Stochastic | None, Evidence | None] = (None, None)
+
+
+def computing_rate_bps(share: float, workers: int, request_bits: int, work_s: float) -> int:
+    """Rate at which a share of c workers computes requests of S bits that take one of them w seconds: share c S / w."""
+    return int(share * workers * request_bits / work_s)
+
+
 def network_envelope(
     domain: Domain,
     demand: Demand,
@@ -88,6 +128,37 @@ def network_envelope(
             loss_cap_ppb=0,
             error_cap_ppb=0,
             load_cap_ppm=min(1_000_000, 1_000_000 * reservation.meter_rate_bps // reservation.rate_bps),
+        ),
+        stochastic=stochastic,
+        validity=validity,
+        version=version,
+        evidence=evidence,
+    )
+
+
+def compute_envelope(domain: str, promised: Computation, *, version: int, validity: Validity) -> Envelope:
+    """The promise to compute a tenant's requests at its share of the domain's server.
+
+    Raises:
+        MalformedError: The meters let through what the share does not compute.
+    """
+    stochastic, evidence = promised.calibrated
+    load_ppm = 1_000_000 * promised.meter_rate_bps // max(promised.rate_bps, 1)
+    return Envelope(
+        domain=domain,
+        subject=Subject(promised.tenant, TENANT_CLASS, promised.model, Stage.COMPUTE),
+        guardrails=Guardrails(
+            reserved_rate_bps=promised.rate_bps,
+            meter_rate_bps=promised.meter_rate_bps,
+            peak_rate_bps=None,
+            burst_bits=promised.burst_bits,
+            latency_ns=ns_up(promised.latency_s),
+            host_allowance_ns=ns_up(promised.host_allowance_s),
+            largest_packet_bits=promised.largest_request_bits,
+            delay_cap_ns=ns_up(promised.delay_cap_s),
+            loss_cap_ppb=0,
+            error_cap_ppb=promised.error_cap_ppb,
+            load_cap_ppm=min(1_000_000, max(1, load_ppm)),
         ),
         stochastic=stochastic,
         validity=validity,

@@ -98,10 +98,10 @@ def _percent(share: float) -> str:
 
 def _contracts(findings: tuple[ContractFinding, ...]) -> Table:
     table = Table("envelope of", box=SIMPLE, header_style="bold", show_edge=False)
-    for heading in ("packets", "p, alone", "p, family"):
+    for heading in ("samples", "p, alone", "p, family"):
         table.add_column(heading, justify="right")
     table.add_column("finding")
     for found in findings:
         numbers = (f"{found.n:,}", f"{found.p_value:.2g}", f"{found.adjusted_p_value:.2g}")
-        table.add_row(Text(found.domain), *numbers, str(found.verdict))
+        table.add_row(Text(found.who), *numbers, str(found.verdict))
     return table

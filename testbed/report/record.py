@@ -283,12 +283,14 @@ class HeldOutRecord(_Part):
     """A tail that a domain signed from the warm-up, held against a window that it was not made from.
 
     Attributes:
-        n: Packets that crossed the domain.
+        stage: What the tail is about.
+        n: Packets that crossed the domain, or requests that its server computed.
         contradictions: In what they contradict the envelope, a sentence each; empty where in nothing.
     """
 
     domain: str
     tenant: str
+    stage: Literal["network", "compute"] = "network"
     n: int
     contradictions: tuple[str, ...]
 

@@ -148,9 +148,12 @@ def _held_out_lines(record: RunRecord) -> Iterator[str]:
     """What windows say of tails that were signed from the warm-up."""
     for window in record.windows:
         for held in window.held_out:
-            about = f"{held.domain}'s tail for {held.tenant} in window {window.index}"
+            whose, what = (f"{held.domain}'s", "packets")
+            if held.stage == "compute":
+                whose, what = f"{held.domain}'s server's", "requests"
+            about = f"{whose} tail for {held.tenant} in window {window.index}"
             said = "; ".join(held.contradictions)
-            yield f"{about}: contradicted: {said}" if said else f"{about}: {held.n:,} packets contradict nothing"
+            yield f"{about}: contradicted: {said}" if said else f"{about}: {held.n:,} {what} contradict nothing"
 
 
 def _fault_table(record: RunRecord) -> Table:

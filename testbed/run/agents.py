@@ -37,13 +37,15 @@ from testbed.management.ledger import Ledger
 from testbed.management.orchestrator import Orchestrator, Outcome
 from testbed.management.plan_record import plan_record
 from testbed.management.planner import plan
+from testbed.management.sealing import Computation
 from testbed.management.staging import scenario_of
-from testbed.run.excess import Excess, excess_of, refuted, supported
+from testbed.run.excess import Excess, computed_under, excess_of, refuted, supported
 from testbed.run.members import Members
 from testbed.run.pipeline import Options, controller_socket, run_reserved
 from testbed.run.preflight import require_root
 from testbed.run.progress import Progress
 from testbed.run.requests import WORKERS
+from testbed.run.serving import server_calibration
 from testbed.run.window import Window
 from testbed.scenario.federation import Market, Operator
 from testbed.scenario.model import Scenario, Tenant
@@ -114,10 +116,14 @@ class Measured:
     Attributes:
         rate_bps: Of the ideal queue, the smallest rate reserved on the path.
         excess: The samples.
+        served_bps: Rate of the tenant's share of the domain's server; 0 where its requests are computed elsewhere.
+        served: What its requests in the server support; None where too little is known.
     """
 
     rate_bps: int
     excess: Excess
+    served_bps: int = 0
+    served: Calibration | None = None
 
 
 @dataclass
@@ -179,13 +185,14 @@ class AgentReservations:
         """
         measured = {operator.name: self._measured(operator, warm_up) for operator in self.sold.operators}
         for operator in self.sold.operators:
-            self.members.calibrations(operator.name).write(dict(_supported(operator, measured[operator.name])))
+            found = measured[operator.name]
+            self.members.calibrations(operator.name).write(dict(_supported(operator, found)), dict(_served(found)))
         for index, (intent, before) in enumerate(zip(self.sold.intents, self.outcomes, strict=True)):
             if before.transfer is None:
                 continue
             after = self.orchestrator.renegotiate(intent)
             outcome = before if after.transfer is None else after
-            against = _contradicted(self._verified(outcome), measured, HOST_RISK * intent.epsilon)
+            against = _contradicted(self._verified(outcome), measured, warm_up, HOST_RISK * intent.epsilon)
             if against:
                 self._withdraw(index, after, against)
             self.outcomes = (*self.outcomes[:index], outcome, *self.outcomes[index + 1 :])
@@ -213,6 +220,14 @@ class AgentReservations:
         network = [one.envelope for one in self._of(tenant.name) if one.envelope.subject.stage is Stage.NETWORK]
         by_domain = {envelope.domain: envelope for envelope in network}
         return [by_domain[domain.name] for domain in self.scenario.path(tenant)]
+
+    def server(self, tenant: Tenant) -> Envelope | None:
+        """What the tenant is promised of the server that computes its requests."""
+        found = [one.envelope for one in self._of(tenant.name) if one.envelope.subject.stage is Stage.COMPUTE]
+        return found[-1] if found else None
+
+    def serve(self, _promised: Mapping[str, Computation], /) -> None:
+        """Nothing: agents sign for their servers with every offer, and with what `calibrated` has them know."""
 
     def signed(self) -> list[Signed]:
         """Every envelope in force, those of servers included."""
@@ -250,8 +265,12 @@ class AgentReservations:
             position = ways.index(operator.name)
             envelope = self.envelopes(tenant)[position]
             rate_bps = min(one.guardrails.reserved_rate_bps for one in self.envelopes(tenant))
-            packets = warm_up.requests[tenant.name].match.packets
-            found[tenant.name] = Measured(rate_bps, excess_of(packets, position, rate_bps, envelope.latency_s))
+            outcome, server = warm_up.requests[tenant.name], self.server(tenant)
+            own = Measured(rate_bps, excess_of(outcome.match.packets, position, rate_bps, envelope.latency_s))
+            if server is not None and server.domain == operator.name:
+                served = server_calibration(outcome, server, rate_bps, declares_none=not operator.calibrated)
+                own = replace(own, served_bps=server.guardrails.reserved_rate_bps, served=served)
+            found[tenant.name] = own
         return found
 
     def _withdraw(self, index: int, after: Outcome, against: Sequence[str]) -> NoReturn:
@@ -284,11 +303,16 @@ class AgentReservations:
 
 
 def _contradicted(
-    signed: Sequence[Signed], measured: Mapping[str, Mapping[str, Measured]], host_share: float
+    signed: Sequence[Signed], measured: Mapping[str, Mapping[str, Measured]], warm_up: Window, host_share: float
 ) -> list[str]:
-    """In what the domains' samples contradict one tenant's envelopes of the network, the host's share granted."""
-    network = [one.envelope for one in signed if one.envelope.subject.stage is Stage.NETWORK]
-    return refuted([(one, measured[one.domain][one.subject.tenant].excess) for one in network], host_share=host_share)
+    """In what the domains' samples contradict one tenant's envelopes, the host's share granted."""
+    promises = []
+    for one in (each.envelope for each in signed):
+        if one.subject.stage is Stage.NETWORK:
+            promises.append((one, measured[one.domain][one.subject.tenant].excess))
+        else:
+            promises.append((one, computed_under(warm_up.requests[one.subject.tenant].match.samples, one)))
+    return refuted(promises, host_share=host_share)
 
 
 def _supported(operator: Operator, measured: Mapping[str, Measured]) -> Iterator[tuple[tuple[str, int], Calibration]]:
@@ -296,3 +320,9 @@ def _supported(operator: Operator, measured: Mapping[str, Measured]) -> Iterator
         calibration = supported(found.excess, found.rate_bps, declares_none=not operator.calibrated)
         if calibration is not None:
             yield (tenant, found.rate_bps), calibration
+
+
+def _served(measured: Mapping[str, Measured]) -> Iterator[tuple[tuple[str, int], Calibration]]:
+    for tenant, found in measured.items():
+        if found.served is not None:
+            yield (tenant, found.served_bps), found.served

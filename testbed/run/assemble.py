@@ -24,7 +24,7 @@ from testbed.report.record import (
     TenantRecord,
     WindowRecord,
 )
-from testbed.run.excess import excess_of, refuted
+from testbed.run.excess import computed_under, excess_of, refuted
 from testbed.run.expectations import Packets, expectations, outside
 from testbed.run.judge import Observed, judge_tenant, run_verdict, unmeasured
 from testbed.run.judge_requests import judge_requests
@@ -210,11 +210,20 @@ def _held_out(scenario: Scenario, reservations: Reservations, window: Window) ->
     for tenant in scenario.tenants:
         if tenant.requests is None:
             continue
-        packets = window.requests[tenant.name].match.packets
+        match, server = window.requests[tenant.name].match, reservations.server(tenant)
+        if server is not None and server.tail is not None:
+            found = computed_under(match.samples, server)
+            yield HeldOutRecord(
+                domain=server.domain,
+                tenant=tenant.name,
+                stage="compute",
+                n=found.excess_s.size,
+                contradictions=tuple(refuted([(server, found)])),
+            )
         for position, envelope in enumerate(reservations.envelopes(tenant)):
             if envelope.tail is None:
                 continue
-            found = excess_of(packets, position, envelope.tail.rate_bps, envelope.latency_s)
+            found = excess_of(match.packets, position, envelope.tail.rate_bps, envelope.latency_s)
             yield HeldOutRecord(
                 domain=envelope.domain,
                 tenant=tenant.name,

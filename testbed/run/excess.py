@@ -1,8 +1,8 @@
-"""How late a domain made the packets of a window, as its envelope counts lateness, and what that supports.
+"""How late a domain made the packets or requests of a window, as its envelope counts lateness, and what that supports.
 
 Per domain and tenant: the packets as they entered it, fed to an ideal queue of the reserved rate, and by how much their
-leaving it lagged behind that queue and the latency promised (docs/envelope.md, "What is promised"). What is signed from
-it is `testbed.envelope.calibration`'s to say.
+leaving it lagged behind that queue and the latency promised (docs/envelope.md, "What is promised"); of a server the
+requests as it received them. What is signed from it is `testbed.envelope.calibration`'s to say.
 """
 
 from __future__ import annotations
@@ -14,28 +14,39 @@ import numpy as np
 import numpy.typing as npt
 
 from testbed.audit.contracts import ContractVerdict, DomainEvidence, judge_contracts
+from testbed.audit.request_excess import compute_excess
 from testbed.envelope.calibration import Calibration, calibrate, no_impairment
-from testbed.envelope.descriptor import Envelope
+from testbed.envelope.descriptor import Envelope, Stage
 from testbed.envelope.errors import CalibrationError
+from testbed.envelope.service import to_service
 from testbed.telemetry.lag import fifo, lag_s, lingering_s
+from testbed.telemetry.request_samples import RequestSamples
 from testbed.telemetry.requests import Passages
+from testbed.traffic.request_records import Endings
 
 FloatArray = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
 class Excess:
-    """One tenant's packets in one domain.
+    """One tenant's packets in one domain, or its requests in one server.
 
     Attributes:
         lag_s: How much later than the ideal queue began with it each packet left, in order of arrival; [n].
         excess_s: The lingering excess Y beyond the latency promised; [n].
         lost: Packets that entered and never left.
+        errors: Requests that were refused or failed.
     """
 
     lag_s: FloatArray
     excess_s: FloatArray
     lost: int
+    errors: int = 0
+
+    @property
+    def none(self) -> bool:
+        """Whether everything was done, and in time."""
+        return not (self.excess_s.any() or self.lost or self.errors)
 
 
 def excess_of(packets: Passages, domain: int, rate_bps: int, latency_s: float) -> Excess:
@@ -57,6 +68,29 @@ def excess_of(packets: Passages, domain: int, rate_bps: int, latency_s: float) -
     return Excess(departure_s - ideal.start_s, lingering_s(late_s, ideal.idle_s), lost)
 
 
+def computed(samples: RequestSamples, rate_bps: int, largest_bits: int, latency_s: float) -> Excess:
+    """Lag and lingering excess in the server; requests without its stamps are left out.
+
+    Args:
+        samples: The tenant's requests.
+        rate_bps: Rate of the ideal queue.
+        largest_bits: What every request counts for in it.
+        latency_s: What the domain promises.
+    """
+    due = samples.due()
+    found = compute_excess(due, rate_bps, largest_bits, latency_s)
+    crossed = np.flatnonzero(np.isfinite(found.excess_s))
+    order = crossed[np.argsort(due.server_s[crossed, 0], kind="stable")]
+    endings = Endings.of(due.status, due.correct, due.images)
+    return Excess(found.lag_s[order], found.excess_s[order], 0, endings.rejected + endings.errors)
+
+
+def computed_under(samples: RequestSamples, envelope: Envelope) -> Excess:
+    """The same as an envelope of a server counts it."""
+    rate_bps = to_service(envelope).rate_bps
+    return computed(samples, int(rate_bps), envelope.guardrails.largest_packet_bits, envelope.latency_s)
+
+
 def supported(found: Excess, rate_bps: int, *, declares_none: bool) -> Calibration | None:
     """What a domain may sign of it: a declaration where true and wanted, else a tail; None where too little is known.
 
@@ -68,9 +102,9 @@ def supported(found: Excess, rate_bps: int, *, declares_none: bool) -> Calibrati
     if not found.excess_s.size:
         return None
     try:
-        if declares_none and not found.excess_s.any() and not found.lost:
+        if declares_none and found.none:
             return no_impairment(found.excess_s, lag_s=found.lag_s)
-        return calibrate(found.excess_s, rate_bps=rate_bps, lag_s=found.lag_s, lost=found.lost)
+        return calibrate(found.excess_s, rate_bps=rate_bps, lag_s=found.lag_s, lost=found.lost, errors=found.errors)
     except CalibrationError:
         # Too few packets to know how they cling together: then nothing is said about them.
         return None
@@ -90,5 +124,14 @@ def refuted(promises: Sequence[tuple[Envelope, Excess]], *, host_share: float = 
         never = np.full(found.lost, np.nan)
         excess_s, lag_s = np.concatenate((found.excess_s, never)), np.concatenate((found.lag_s, never))
         if excess_s.size:
-            evidence.append(DomainEvidence(envelope, excess_s, lag_s, host_share=host_share))
+            evidence.append(
+                DomainEvidence(
+                    envelope,
+                    excess_s,
+                    lag_s,
+                    errors=min(found.errors, excess_s.size),
+                    what="requests" if envelope.subject.stage is Stage.COMPUTE else "packets",
+                    host_share=host_share,
+                )
+            )
     return [finding.reason for finding in judge_contracts(evidence) if finding.verdict is ContractVerdict.BROKEN]

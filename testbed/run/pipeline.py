@@ -43,6 +43,7 @@ from testbed.run.progress import Progress, Step
 from testbed.run.request_terms import Granted, calibrate_requests
 from testbed.run.requests import asking, start_servers
 from testbed.run.reservations import Reservations
+from testbed.run.serving import computations
 from testbed.run.terms import terms_of
 from testbed.run.window import Stage
 from testbed.scenario.model import Scenario
@@ -333,6 +334,7 @@ def _calibrate(stage: Stage, reservations: Reservations, step: Step, stop: Calla
         return _Granted(PATH_FLOOR_S, {}, {})
     allowances = calibrate(scenario, reservations, warm_up, terms_of(scenario, reservations, stage.shapers(), 0.0, {}))
     reservations.calibrated(allowances.domains_s, warm_up)
+    reservations.serve(computations(scenario, reservations, warm_up.requests))
     requests = calibrate_requests(scenario, reservations, warm_up.requests, stage.shapers())
     return _Granted(allowances.path_s, allowances.idle_path_s, requests)
 

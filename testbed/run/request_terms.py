@@ -1,9 +1,8 @@
 """What request tenants are held against: calibrated from a warm-up, policed in every measured window.
 
-A warm-up tells what messages cost on the wire, how long the server computes, and how much later the emulating host
-makes requests than queues, shares and the ideal order of work would. A server that is one process of a busy machine is
-paused now and then; what that adds to a computation is the host's lateness, not the model's cost. The measured window,
-which the calibration has not seen, is compared with all of it.
+A warm-up tells what messages cost on the wire, and how much later the emulating host makes requests than queues, shares
+and the ideal order of work would. What domains promise of networks and servers is what they have signed
+(`testbed.run.serving`). The measured window, which the calibration has not seen, is compared with all of it.
 """
 
 from __future__ import annotations
@@ -15,11 +14,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from testbed.audit.quantile import quantile as latency_quantile
-from testbed.errors import FidelityError
 from testbed.management.bounds import HOST_RISK
 from testbed.management.request_bounds import RequestTerms, services_of
-from testbed.management.requests import ComputeReservation
 from testbed.run.calibrate import HEADROOM, PATH_FLOOR_S
 from testbed.run.requests import WORKERS, RequestOutcome, asking
 from testbed.run.reservations import Reservations
@@ -46,10 +42,6 @@ RESOLVED_S = 2e-3
 LATENESS_S = 5e-3
 """Of handing a request to gRPC, at the promised percentile; what gRPC makes of it is in the client's wait. The p99.9 of
 a few hundred requests is the latest one, which no promise of a p99 is about."""
-
-COMPUTED_WITHIN = 0.95
-"""Share of its computations that a server promises to end in the time it signs. The others are paused ones: what they
-take beyond it is the host's, which its allowance covers and a gate polices."""
 
 _GRAIN_S = 1e-4
 
@@ -86,34 +78,29 @@ def calibrate_requests(
 
     Args:
         scenario: Tenants and domains.
-        reservations: Holds the offers the warm-up ran under.
+        reservations: Holds what domains have signed of their networks and servers.
         outcomes: The warm-up, by request tenant.
         shapers: Each tenant's narrowest queue, as read back.
-
-    Raises:
-        FidelityError: The warm-up answered nothing.
     """
-    computed_s = {name: computation_s(name, outcome) for name, outcome in outcomes.items()}
-    sites = {tenant.name: tenant.site for tenant, _ in asking(scenario)}
     found = {}
     for tenant, asked in asking(scenario):
-        envelopes = reservations.envelopes(tenant)
-        if not envelopes:
+        envelopes, server = reservations.envelopes(tenant), reservations.server(tenant)
+        if not envelopes or server is None:
             continue
         outcome = outcomes[tenant.name]
-        foreign = [s for name, s in computed_s.items() if name != tenant.name and sites[name] == tenant.site]
         maker = maker_of(tenant.name, asked, tenant.arrivals)
         terms = RequestTerms(
             demand=demand(tenant.arrivals, asked.size, maker),
             out=outcome.match.out,
             back=outcome.match.back,
             answer_bits=8 * int(outcome.record.response_bytes.max()),
-            compute=ComputeReservation(WORKERS, asked.compute_share, computed_s[tenant.name], tuple(foreign)),
+            server=server,
+            workers=WORKERS,
             services=services_of(envelopes),
         )
         late_s = host_lateness(outcome, terms)
         late_s = late_s[np.isfinite(late_s)]
-        needed_s = quantile(late_s, 1.0 - _risk(tenant)) * HEADROOM
+        needed_s = quantile(late_s, 1.0 - request_risk(tenant)) * HEADROOM
         host_s = min(scenario.slow_down * HOST_CAP_S, max(PATH_FLOOR_S, math.ceil(needed_s / _GRAIN_S) * _GRAIN_S))
         shaper = shapers[tenant.name]
         found[tenant.name] = Granted(terms, host_s, idle_path_s(outcome, shaper), idle_ends_s(outcome, shaper))
@@ -223,7 +210,7 @@ def request_gates(
         Gate.at_most(
             f"host allowance, {name}",
             beyond / answered if answered else 1.0,
-            _risk(tenant),
+            request_risk(tenant),
             f"{beyond} of {answered} requests more than {granted.host_s * 1e3:.1f} ms later than their path explains",
         ),
         Gate.at_most(
@@ -250,28 +237,9 @@ def request_gates(
     ]
 
 
-def _risk(tenant: Tenant) -> float:
+def request_risk(tenant: Tenant) -> float:
+    """Share of a tenant's requests that the host may delay beyond its allowance."""
     return HOST_RISK * (tenant.promise.epsilon if tenant.promise else 1e-3)
-
-
-def computation_s(name: str, outcome: RequestOutcome) -> float:
-    """What the server promises that a request of the tenant computes.
-
-    The upper confidence limit of the time that `COMPUTED_WITHIN` of them keep, dependence paid for; of a warm-up that
-    cannot tell it, half as much again as the longest one.
-
-    Raises:
-        FidelityError: The warm-up answered nothing.
-    """
-    compute_s = outcome.match.samples.compute_s
-    known = compute_s[np.isfinite(compute_s)]
-    if not known.size:
-        raise FidelityError(
-            f"tenant {name}: no request was answered during the warm-up ({outcome.record.summary()['status']}); "
-            "its timeout or its reservation is too small, or the host too slow"
-        )
-    upper_s = latency_quantile(known, COMPUTED_WITHIN).upper_s
-    return HEADROOM * float(known.max()) if upper_s is None else upper_s
 
 
 def _ideal_parts_s(outcome: RequestOutcome, shaper: Shaper) -> tuple[BoolArray, FloatArray, FloatArray]:

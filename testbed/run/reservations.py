@@ -13,6 +13,7 @@ from controller.program import DomainProgram
 from testbed.envelope.descriptor import Envelope
 from testbed.envelope.keys import PublicKey
 from testbed.management.federation import Signed
+from testbed.management.sealing import Computation
 from testbed.run.window import Window
 from testbed.scenario.model import Scenario, Tenant
 
@@ -35,6 +36,9 @@ class Reservations(Protocol):
     def envelopes(self, tenant: Tenant) -> list[Envelope]:
         """What the domains of a tenant's path promise of its packets, in path order; empty for best effort."""
 
+    def server(self, tenant: Tenant) -> Envelope | None:
+        """What the tenant is promised of the server that computes its requests; None where nothing was signed."""
+
     def signed(self) -> Iterable[Signed]:
         """Every envelope in force."""
 
@@ -47,6 +51,16 @@ class Reservations(Protocol):
 
         Raises:
             TestbedError: A domain refused; what was in force before is still.
+        """
+
+    def serve(self, promised: Mapping[str, Computation], /) -> None:
+        """Have the serving domains sign for their servers, unless they did so with what they reserved.
+
+        Args:
+            promised: What a warm-up supports, by tenant.
+
+        Raises:
+            EnvelopeError: No promise of this kind can be signed.
         """
 
     def plan(self) -> dict[str, Any]:

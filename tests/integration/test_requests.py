@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from testbed.envelope import strict_json
 from testbed.report.record import read_record
 from testbed.telemetry import request_samples
 from tests.integration.conftest import QUIETED, Command
@@ -61,7 +62,19 @@ def test_requests_are_answered_found_and_bounded(testbed: Command, tmp_path: Pat
     } == {
         ("west", "network"),
         ("east", "network"),
+        ("east", "compute"),
     }
+    (computes,) = [each for each in record.envelopes if each.payload["subject"]["stage"] == "compute"]
+    server = tmp_path / "server.json"
+    server.write_bytes(strict_json.dumps(computes.dsse))
+    signed = json.loads(testbed("envelope", "show", str(server), "--json").stdout)
+    assert signed == computes.payload
+    assert signed["subject"]["service"] == asked.model
+    assert vision.bound is not None
+    # Nothing but what was signed is in the bound: T without the host's part.
+    rails = signed["guardrails"]
+    (part,) = [part for part in vision.bound.parts if part.name == "compute"]
+    assert part.delay_s >= (rails["latency_ns"] - rails["host_allowance_ns"]) / 1e9 - 1e-9
     assert [domain.domain for domain in vision.domains] == ["west", "east"]
     samples = request_samples.read(folder / record.windows[0].requests["vision"])
     assert len(samples) == vision.n
@@ -74,8 +87,8 @@ def test_requests_are_answered_found_and_bounded(testbed: Command, tmp_path: Pat
     assert (audited["verdict"], audited["n"], audited["misses"]) == (vision.verdict, vision.n, vision.misses)
     assert audited["requests"]["accuracy"] == asked.accuracy
     # Each domain's contract, judged: broken by nobody.
-    contracts = {each["domain"]: each["verdict"] for each in audited["contracts"]}
-    assert list(contracts) == ["west", "east"]
+    contracts = {(each["domain"], each["stage"]): each["verdict"] for each in audited["contracts"]}
+    assert list(contracts) == [("west", "network"), ("east", "network"), ("east", "compute")]
     assert "BROKEN" not in contracts.values()
     assert list(audited["blame"]) == [part.name for part in asked.parts]
     causes = {"west", "east", "tenant's own burst", "client's transport", "compute", "network back", "host artefact"}

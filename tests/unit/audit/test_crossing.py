@@ -9,10 +9,13 @@ import pytest
 
 from testbed.audit.causes import Cause
 from testbed.audit.crossing import PacketCrossing, RequestCrossing
+from testbed.envelope.descriptor import Stage, Stochastic, Subject
 from testbed.telemetry.request_samples import RequestSamples
 from tests.unit.audit import asking
 from tests.unit.audit.asking import RATE_BPS, SEND_S, failed, window
+from tests.unit.audit.test_contracts import envelope
 from tests.unit.audit.test_folder import window as packets
+from tests.unit.envelope.samples import evidence, tail
 
 
 def crossing(*windows: RequestSamples, rate_bps: float | None = RATE_BPS) -> RequestCrossing:
@@ -155,3 +158,21 @@ def test_packets_are_cut_by_cause_only_where_a_rate_was_promised() -> None:
     assert list(seen.places()) == ["access", "metro", "core"]
     assert seen.causes() is None
     assert seen.endings is None
+
+
+def test_a_server_is_measured_at_the_rate_of_its_tail_where_it_has_one_whatever_the_size_of_a_request() -> None:
+    seen = window(1, 2)
+    stamps = np.array([[0.0, 0.0, 0.0, 0.002], [0.001, 0.001, 0.002, 0.010]])
+    seen = replace(seen, server_s=stamps, out_bits=seen.out_bits / 2)
+    rails = replace(
+        envelope().guardrails, reserved_rate_bps=16_000_000, largest_packet_bits=32_000, latency_ns=3_000_000
+    )
+    subject = Subject("vision", "reserved", "digits", Stage.COMPUTE)
+    declared = replace(envelope(impaired=False), guardrails=rails, subject=subject)
+    # One request every 2 ms: the second may begin at 2 ms and end at 5. One every 4 ms: it may end at 7.
+    slower = Stochastic(tail(rate_bps=8_000_000), 0, 0)
+    for promised, excess_s in (
+        (declared, 0.005),
+        (replace(declared, stochastic=slower, evidence=evidence()), 0.003),
+    ):
+        assert crossing(seen).excess_s(promised) == pytest.approx([0.0, excess_s])

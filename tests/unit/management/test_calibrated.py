@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -37,6 +38,13 @@ def network_envelopes(lab: Lab, outcome: Outcome) -> dict[str, Envelope]:
     sealed: Sequence[bytes] = [data for datas in outcome.envelopes.values() for data in datas]
     found = [verify(data, lab.root.trust, time.time()) for data in sealed]
     return {one.domain: one for one in found if one.subject.stage is Stage.NETWORK}
+
+
+def server_envelope(lab: Lab, outcome: Outcome) -> Envelope:
+    sealed = [data for datas in outcome.envelopes.values() for data in datas]
+    found = [verify(data, lab.root.trust, time.time()) for data in sealed]
+    (server,) = [one for one in found if one.subject.stage is Stage.COMPUTE]
+    return server
 
 
 def admitted(orchestrator: Orchestrator, asked: Intent = ASKED) -> tuple[Outcome, int]:
@@ -76,6 +84,34 @@ def test_a_tenant_whom_the_tails_would_refuse_keeps_what_it_has(lab: Lab) -> Non
         assert "does not keep the promise" in after.decision.refusal.because
         assert before.transfer is not None
         assert [one.transfer for one in orchestrator.held()] == [before.transfer.transfer]
+    lab.require_in_step()
+
+
+def test_what_a_server_measured_is_signed_and_is_in_the_bound(lab: Lab) -> None:
+    lab.start()
+    with lab.orchestrator() as orchestrator:
+        before, rate_bps = admitted(orchestrator)
+        declared = server_envelope(lab, before)
+        served_bps = declared.guardrails.reserved_rate_bps
+        found = measured(min(rate_bps, served_bps), 0.5e-3)
+        calibrations = Calibrations(lab.seats[MEASURED].folder / "calibrations.json")
+        calibrations.write({}, {("t1", served_bps + 1): found})
+        assert server_envelope(lab, orchestrator.renegotiate(ASKED)).stochastic is None
+        calibrations.write({}, {("t1", served_bps): found})
+        after = orchestrator.renegotiate(ASKED)
+        faster = replace(found.stochastic.tail, rate_bps=served_bps) if found.stochastic else None
+        assert faster is not None
+        assert found.stochastic is not None
+        quick = replace(found, stochastic=replace(found.stochastic, tail=replace(faster, rate_bps=rate_bps * 2)))
+        calibrations.write({}, {("t1", served_bps): quick})
+        refused = orchestrator.renegotiate(ASKED)
+    signed = server_envelope(lab, after)
+    assert (signed.stochastic, signed.evidence) == (found.stochastic, found.evidence)
+    assert signed.guardrails == declared.guardrails
+    assert after.decision.bound_s is not None
+    assert before.decision.bound_s is not None
+    assert after.decision.bound_s > before.decision.bound_s
+    assert refused.decision.refusal is not None
     lab.require_in_step()
 
 

@@ -26,7 +26,7 @@ COMPUTE = ComputeReservation(workers=1, share=0.5, most_work_s=2e-3, foreign_wor
 
 def path(message_bits: tuple[int, ...] = (64_000,), weights: tuple[float, ...] = ()) -> RequestPath:
     return request_path(
-        request_class(message_bits, 2_400, OUT, BACK, most_work_s=2e-3, weights=weights), DOMAINS, COMPUTE, DOMAINS
+        request_class(message_bits, 2_400, OUT, BACK, work=2e-3, weights=weights), DOMAINS, COMPUTE.stage, DOMAINS
     )
 
 

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
+from testbed.envelope.descriptor import Envelope
 from testbed.errors import FidelityError
 from testbed.management.planner import plan
 from testbed.run.agents import AgentReservations
@@ -18,13 +19,17 @@ from testbed.run.members import Members
 from testbed.run.window import Window
 from testbed.scenario.federation import Intent, Market
 from testbed.scenario.model import Domain, Scenario, Tenant
-from testbed.telemetry.requests import Passages
+from testbed.telemetry.request_samples import RequestSamples
+from testbed.telemetry.requests import Framing, Passages
+from testbed.traffic.request_records import OK
 
 from .federation_lab import BROKER, OPERATORS, SEGMENTS, Lab, intent
 
 MEASURED = "core"
 ASKED = intent("t1", epsilon=0.02, deadline_s=0.25)
 N = 2_000
+FRAMING = Framing(64_000, 64_000.0, 0.0, 1.0, 0.0)
+REJECTED = 8
 
 
 def late(seconds: float, *, lost: int = 0) -> np.ndarray:
@@ -35,12 +40,29 @@ def late(seconds: float, *, lost: int = 0) -> np.ndarray:
     return late_s
 
 
-def warm_up(domains: int, late_s: np.ndarray) -> Window:
-    """Packets far apart that no domain holds up but the last one."""
+def warm_up(domains: int, late_s: np.ndarray, served_s: float | np.ndarray = 1e-3, *, errors: int = 0) -> Window:
+    """Packets far apart that no domain holds up but the last one, and requests that its server computes."""
     time_s = np.repeat(np.arange(N)[:, None] * 1.0, domains + 1, axis=1)
     time_s[:, -1] += late_s
     packets = Passages(time_s, np.full(N, 8_000, dtype=np.int64))
-    return cast(Window, SimpleNamespace(requests={"t1": SimpleNamespace(match=SimpleNamespace(packets=packets))}))
+    match = SimpleNamespace(packets=packets, samples=served(served_s, errors), out=FRAMING, back=FRAMING)
+    sizes = SimpleNamespace(request_bytes=np.full(N, 8_000), response_bytes=np.full(N, 250))
+    return cast(Window, SimpleNamespace(requests={"t1": SimpleNamespace(match=match, record=sizes)}))
+
+
+def served(served_s: float | np.ndarray, errors: int) -> RequestSamples:
+    """Requests a second apart, each computed so long after it was received; the last ones refused."""
+    n, at = N, np.arange(N) * 1.0
+    status = np.full(n, OK, np.int16)
+    status[n - errors :] = REJECTED
+    server = np.stack([at, at, at, at + served_s], axis=1)
+    server[n - errors :] = np.nan
+    return RequestSamples(
+        tenant="t1", number=1, domains=("core",), window_start_ns=0, deadline_s=1.0, images=1, intended_s=at,
+        sent_s=at, first_s=at, out_s=np.stack([at, at], axis=1), server_s=server, back_s=np.zeros((n, 2)),
+        received_s=at, status=status, request_bytes=np.full(n, 8_000), response_bytes=np.full(n, 250),
+        out_bits=np.full(n, 64_000.0), back_bits=np.full(n, 2_000.0), correct=np.full(n, 1, np.int32),
+    )  # fmt: skip
 
 
 @contextmanager
@@ -105,4 +127,60 @@ def test_a_loss_refutes_a_promise_of_none_whatever_tail_is_signed(lab: Lab) -> N
         pytest.raises(FidelityError, match=r"core broke its envelope for t1: loss: 0\.001 of the packets"),
     ):
         held.calibrated({}, warm_up(len(held.envelopes(held.scenario.tenants[0])), late(0.0, lost=2)))
+    assert lab.tenants() == {}
+
+
+def paused(seconds: float, share: float = 0.05) -> np.ndarray:
+    """Computations of a hair's difference, some of which pause."""
+    rng = np.random.default_rng(6)
+    return 1e-3 + rng.exponential(1e-5, N) + np.where(rng.random(N) < share, rng.exponential(seconds, N), 0.0)
+
+
+def server_of(held: AgentReservations) -> Envelope:
+    (tenant,) = held.scenario.tenants
+    signed = held.server(tenant)
+    assert signed is not None
+    return signed
+
+
+@pytest.mark.parametrize("declares", [True, False])
+def test_a_server_is_signed_for_again_with_what_its_stamps_support(lab: Lab, declares: bool) -> None:
+    with reserved(lab, replace(ASKED, epsilon=0.05, deadline_s=0.6), calibrated=not declares) as held:
+        before = server_of(held)
+        assert before.stochastic is before.evidence is None
+        held.calibrated({}, warm_up(len(held.envelopes(held.scenario.tenants[0])), late(0.0), paused(0.0)))
+        after = server_of(held)
+        assert after.version > before.version
+        assert after.guardrails == before.guardrails
+        assert after.evidence is not None
+        assert after.evidence.n == N
+        assert (after.tail is None) == declares
+        assert [one.envelope for one in held.signed()].count(after) == 1
+
+
+def test_a_tail_of_a_server_takes_the_place_of_a_promise_that_it_refutes_and_is_in_the_bound(lab: Lab) -> None:
+    with reserved(lab, replace(ASKED, epsilon=0.05, deadline_s=0.6), calibrated=False) as held:
+        (decided,) = held.plan()["decisions"]
+        way = len(held.envelopes(held.scenario.tenants[0]))
+        held.calibrated({}, warm_up(way, late(0.0), paused(0.02)))
+        after = server_of(held)
+        assert after.tail is not None
+        (tails,) = held.plan()["decisions"]
+        assert tails["bound_s"] > decided["bound_s"]
+
+
+@pytest.mark.parametrize(
+    ("worse", "said"),
+    [
+        (
+            {"served_s": paused(0.1, 0.2)},
+            "he server of core broke its envelope for t1: later than promised",
+        ),
+        ({"errors": 3}, r"he server of core broke its envelope for t1: error: 0\.0015 of the requests"),
+    ],
+    ids=["paused", "refused"],
+)
+def test_a_server_whose_own_stamps_refute_its_promise_holds_nobody(lab: Lab, worse: dict[str, Any], said: str) -> None:
+    with reserved(lab, ASKED, calibrated=False) as held, pytest.raises(FidelityError, match=said):
+        held.calibrated({}, warm_up(len(held.envelopes(held.scenario.tenants[0])), late(0.0), **worse))
     assert lab.tenants() == {}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,14 +13,14 @@ import pytest
 
 from inference_server.digits import held_out
 from testbed.calculus.service.promised import EnvelopeService
+from testbed.envelope.descriptor import Envelope, Validity
 from testbed.errors import FidelityError
 from testbed.management.request_bounds import RequestTerms, bound_requests
-from testbed.management.requests import ComputeReservation
+from testbed.management.sealing import Computation, compute_envelope, computing_rate_bps
 from testbed.report.record import TenantRecord
 from testbed.run.judge_requests import judge_requests
 from testbed.run.request_terms import (
     Granted,
-    computation_s,
     host_lateness,
     ideal_network_s,
     idle_ends_s,
@@ -26,6 +28,7 @@ from testbed.run.request_terms import (
     request_gates,
 )
 from testbed.run.requests import RequestOutcome
+from testbed.run.serving import computation_s
 from testbed.run.window import Shaper
 from testbed.scenario import guardrails
 from testbed.scenario.model import (
@@ -70,10 +73,21 @@ TIMEOUT, REJECTED = 4, 8
 COMPUTE_S, BACK_S = 1e-3, 1e-3
 
 
-def terms() -> RequestTerms:
+def server(work_s: float = 1.5 * COMPUTE_S, message_bits: int = 64_000, **changes: Any) -> Envelope:
+    """A whole worker that computes requests of up to so many bits in this time each, as its domain signs it."""
+    largest = math.ceil(OUT.wire_bits(message_bits))
+    promised = Computation(
+        tenant="alpha", model="digits-small", rate_bps=computing_rate_bps(1.0, 1, largest, work_s), latency_s=work_s,
+        host_allowance_s=0.0, delay_cap_s=1.0, largest_request_bits=largest, meter_rate_bps=8_500_000,
+        burst_bits=max(4_000_000, largest),
+    )  # fmt: skip
+    return compute_envelope("east", replace(promised, **changes), version=1, validity=Validity(0, 1))
+
+
+def terms(promised: Envelope | None = None) -> RequestTerms:
     services = tuple(EnvelopeService(RATE_BPS, 1e-3, name=name) for name in ("west", "east"))
-    compute = ComputeReservation(1, 1.0, 1.5 * COMPUTE_S)
-    return RequestTerms(demand(TENANT.arrivals, ASKED.size, MAKER), OUT, BACK, 2_000, compute, services)
+    declared = demand(TENANT.arrivals, ASKED.size, MAKER)
+    return RequestTerms(declared, OUT, BACK, 2_000, promised or server(), 1, services)
 
 
 def outcome(duration_s: float = 200.0, late_s: float | FloatArray = 0.0) -> RequestOutcome:
@@ -116,7 +130,7 @@ def test_azures_code_trace_has_the_meters_bound_and_a_fitted_one_only_where_its_
     burst = guardrails.request_burst_bits(arrivals, declared, meter_bps, RATE_BPS)
     reserved = Reservation(RATE_BPS, meter_bps, burst, 2 * burst)
     tenant = replace(TENANT, arrivals=arrivals, reservation=reserved, requests=replace(ASKED, size=TokenSize()))
-    counted = replace(terms(), demand=declared, compute=ComputeReservation(1, 1.0, COMPUTE_S))
+    counted = replace(terms(), demand=declared, server=server(COMPUTE_S, int(declared.message_bits.max())))
     bound = bound_requests(tenant, counted, host_s=0.01)
     assert f"{AZURE.name} is replayed {speed_up:g} times as fast as it was recorded" in bound.assumptions
     by_method = {bound.method: bound.bound_s, **bound.rejected}
