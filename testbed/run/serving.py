@@ -117,7 +117,7 @@ def computation(
         return promised
     found = server_calibration(outcome, declared, network_bps, declares_none=True)
     if found is None:
-        return replace(promised, calibrated=(None, _unknown(seen) if seen.none else None))
+        return promised
     error_ppb = found.stochastic.error_ppb if found.stochastic is not None and seen.errors else 0
     return replace(promised, calibrated=(found.stochastic, found.evidence), error_cap_ppb=error_ppb)
 
@@ -141,7 +141,7 @@ def server_calibration(
     if not seen.excess_s.size:
         return None
     if declares_none and seen.none:
-        return supported(seen, rails.reserved_rate_bps, declares_none=True)
+        return supported(seen, rails.reserved_rate_bps, declares_none=True) or Calibration(None, _unknown(seen))
     rate_bps = served_rate_bps(
         rails.largest_packet_bits,
         float(match.out.wire_bits(8 * record.request_bytes.max())),
