@@ -36,7 +36,7 @@ from testbed.run.window import Window
 from testbed.scenario.dictionary import to_dict
 from testbed.scenario.model import Scenario, Tenant
 from testbed.scenario.slow_down import corrections
-from testbed.telemetry import lag, request_samples, samples
+from testbed.telemetry import request_samples, samples
 
 STALL_S = 2e-3
 """Shorter absences of a core are every busy host's and are not recorded one by one."""
@@ -64,10 +64,7 @@ def observe(tenant: Tenant, item: Measured) -> Observed:
     match = item.window.matches[tenant.name]
     replay, terms = None, item.terms.get(tenant.name)
     if terms is not None and terms.latencies_s:
-        shaper = terms.shaper
-        replay = lag.replay(
-            match.samples, shaper.rate_bps, terms.latencies_s, burst_bits=shaper.burst_bits, links_s=terms.links_s
-        )
+        replay = terms.replay(match.samples)
     grown = [item.window.grown(domain, tenant.name) for domain in match.samples.domains]
     return Observed(
         match=match,

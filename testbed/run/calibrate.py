@@ -23,7 +23,9 @@ from testbed.run.terms import Terms
 from testbed.run.window import Window
 from testbed.scenario.model import Scenario
 from testbed.telemetry.fidelity import host_lateness
+from testbed.telemetry.idle_path import law_s
 from testbed.telemetry.lag import replay
+from testbed.telemetry.samples import FloatArray
 
 DOMAIN_FLOOR_S = 2.5e-3
 """No host is trusted to be better than this in a domain, however quiet its warm-up was."""
@@ -48,10 +50,13 @@ class Allowances:
     Attributes:
         domains_s: Per domain, part of the latency it signs.
         path_s: On a whole path, from the intended send time to the server.
+        idle_path_s: Per tenant that sends packets, what its path takes of those that wait for nobody; see
+            `testbed.telemetry.idle_path`. It is granted to the ideal replay alone: no bound counts it.
     """
 
     domains_s: Mapping[str, float]
     path_s: float
+    idle_path_s: Mapping[str, FloatArray]
 
 
 def calibrate(
@@ -67,14 +72,16 @@ def calibrate(
     """
     lags = {domain.name: 0.0 for domain in scenario.domains}
     latest_s = 0.0
+    idle_path_s = {}
     for tenant in scenario.tenants:
         envelopes = reservations.envelopes(tenant)
         if not envelopes or tenant.requests is not None:
             continue
-        samples, rate_bps = warm_up.matches[tenant.name].samples, terms[tenant.name].shaper.rate_bps
-        seen = replay(samples, rate_bps, [e.latency_s - e.guardrails.host_allowance_s for e in envelopes])
+        samples, own = warm_up.matches[tenant.name].samples, terms[tenant.name]
+        seen = replay(samples, own.shaper.rate_bps, [e.latency_s - e.guardrails.host_allowance_s for e in envelopes])
         risk = HOST_RISK * (tenant.promise.epsilon if tenant.promise else 1e-3)
-        latest_s = max(latest_s, _quantile(host_lateness(samples, seen, terms[tenant.name].queues_s), 1.0 - risk))
+        latest_s = max(latest_s, _quantile(host_lateness(samples, seen, own.queues_s), 1.0 - risk))
+        idle_path_s[tenant.name] = law_s(samples.network_s - own.links_s, seen.ideal_s)
         for d, envelope in enumerate(envelopes):
             lag_s = _quantile(seen.lag_s[:, d], 1.0 - risk / len(envelopes))
             lags[envelope.domain] = max(lags[envelope.domain], lag_s)
@@ -82,7 +89,7 @@ def calibrate(
     path_cap_s, domain_cap_s = scenario.slow_down * PATH_CAP_S, scenario.slow_down * HOST_ALLOWANCE_CAP_S
     path_s = min(path_cap_s, max(PATH_FLOOR_S, _grain(HEADROOM * latest_s)))
     domains_s = {name: min(domain_cap_s, max(DOMAIN_FLOOR_S, _grain(HEADROOM * lag))) for name, lag in lags.items()}
-    return Allowances(domains_s, path_s)
+    return Allowances(domains_s, path_s, idle_path_s)
 
 
 def _quantile(values: np.ndarray, level: float) -> float:

@@ -15,7 +15,6 @@ from testbed.scenario.model import Domain, Scenario, Tenant
 from testbed.telemetry import fidelity
 from testbed.telemetry.fidelity import Gate, Ledger
 from testbed.telemetry.host import between
-from testbed.telemetry.lag import replay
 
 
 def gates_of(
@@ -96,8 +95,7 @@ def _tenant_gates(tenant: Tenant, window: Window, terms: Mapping[str, Terms], sl
     if tenant.reservation is None or tenant.promise is None or not tenant.keeps_its_law:
         return gates
     own, epsilon = terms[tenant.name], tenant.promise.epsilon
-    shaper = own.shaper
-    replayed = replay(samples, shaper.rate_bps, own.latencies_s, burst_bits=shaper.burst_bits, links_s=own.links_s)
+    replayed = own.replay(samples)
     # What a fault was to do to a tenant is not the host's doing; all else must be as without it.
     kept = outside(window.faults, tenant, samples.intended_s)
     samples, replayed = samples.take(kept), replayed.take(kept)
@@ -112,6 +110,7 @@ def _tenant_gates(tenant: Tenant, window: Window, terms: Mapping[str, Terms], sl
         fidelity.host_allowance(
             tenant.name, samples, replayed, queues_s=own.queues_s, host_s=own.host_s, share=HOST_RISK * epsilon
         ),
+        fidelity.idle_path(tenant.name, own.idle_path_s, own.queues_s - own.links_s),
         fidelity.replay(
             tenant.name,
             samples,

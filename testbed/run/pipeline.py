@@ -47,6 +47,7 @@ from testbed.run.terms import terms_of
 from testbed.run.window import Stage
 from testbed.scenario.model import Scenario
 from testbed.telemetry import host
+from testbed.telemetry.samples import FloatArray
 
 JUNIT_NAME = "junit.xml"
 
@@ -279,9 +280,16 @@ def _new_folder(out: Path, name: str, runid: str) -> Iterator[Path]:
 
 @dataclass(frozen=True)
 class _Granted:
-    """What a warm-up supports: what the host may add to packets on a path, and request tenants' terms, by name."""
+    """What a warm-up supports.
+
+    Attributes:
+        host_s: What the host may add to packets on a path.
+        idle_path_s: What packets take of an idle path, by tenant.
+        requests: Request tenants' terms, by tenant.
+    """
 
     host_s: float
+    idle_path_s: Mapping[str, FloatArray]
     requests: Mapping[str, Granted]
 
 
@@ -322,11 +330,11 @@ def _calibrate(stage: Stage, reservations: Reservations, step: Step, stop: Calla
         faults=Injector(_site(stage, reservations), []),
     )
     if not warm_up.complete:
-        return _Granted(PATH_FLOOR_S, {})
-    allowances = calibrate(scenario, reservations, warm_up, terms_of(scenario, reservations, stage.shapers(), 0.0))
+        return _Granted(PATH_FLOOR_S, {}, {})
+    allowances = calibrate(scenario, reservations, warm_up, terms_of(scenario, reservations, stage.shapers(), 0.0, {}))
     reservations.calibrated(allowances.domains_s, warm_up)
     requests = calibrate_requests(scenario, reservations, warm_up.requests, stage.shapers())
-    return _Granted(allowances.path_s, requests)
+    return _Granted(allowances.path_s, allowances.idle_path_s, requests)
 
 
 def _site(stage: Stage, reservations: Reservations) -> Site:
@@ -340,7 +348,7 @@ def _measure(
     for index in range(1, options.seeds + 1):
         with steps.step(f"measuring {index} of {options.seeds}") as step:
             drift = reservations.drift()
-            terms = terms_of(scenario, reservations, stage.shapers(), granted.host_s)
+            terms = terms_of(scenario, reservations, stage.shapers(), granted.host_s, granted.idle_path_s)
             seed = scenario.seed + index - 1
             window = stage.play(
                 index,

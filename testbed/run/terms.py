@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from testbed.run.reservations import Reservations
 from testbed.run.window import Shaper
 from testbed.scenario.model import Scenario
+from testbed.telemetry.idle_path import NONE
+from testbed.telemetry.lag import replay
+from testbed.telemetry.samples import FloatArray, Replay, TenantSamples
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,7 @@ class Terms:
         queues_s: Latency of all queues and links of the path together, without anything for the host.
         links_s: Propagation delay of all links of the path together, part of `queues_s`.
         host_s: What the host may add on the whole path.
+        idle_path_s: What packets took of an idle path, links not counted, [k]: see `testbed.telemetry.idle_path`.
     """
 
     shaper: Shaper
@@ -28,10 +32,26 @@ class Terms:
     queues_s: float
     links_s: float
     host_s: float
+    idle_path_s: FloatArray
+
+    def replay(self, samples: TenantSamples) -> Replay:
+        """The tenant's packets in the ideal servers of its path."""
+        return replay(
+            samples,
+            self.shaper.rate_bps,
+            self.latencies_s,
+            burst_bits=self.shaper.burst_bits,
+            links_s=self.links_s,
+            idle_path_s=self.idle_path_s,
+        )
 
 
 def terms_of(
-    scenario: Scenario, reservations: Reservations, shapers: Mapping[str, Shaper], host_s: float
+    scenario: Scenario,
+    reservations: Reservations,
+    shapers: Mapping[str, Shaper],
+    host_s: float,
+    idle_path_s: Mapping[str, FloatArray],
 ) -> dict[str, Terms]:
     """The terms of every tenant that has a queue of its own, by name."""
     found = {}
@@ -44,5 +64,6 @@ def terms_of(
                 queues_s=sum(e.latency_s - e.guardrails.host_allowance_s for e in envelopes),
                 links_s=sum(domain.link_delay_s for domain in reservations.scenario.path(tenant)),
                 host_s=host_s,
+                idle_path_s=idle_path_s.get(tenant.name, NONE),
             )
     return found

@@ -17,6 +17,7 @@ import numpy as np
 
 from testbed.telemetry.capture import CaptureCounts
 from testbed.telemetry.host import Change
+from testbed.telemetry.idle_path import FENCE
 from testbed.telemetry.match import Match
 from testbed.telemetry.samples import FloatArray, Replay, TenantSamples
 from testbed.telemetry.stalls import StallRecord
@@ -46,16 +47,13 @@ REPLAY_SHARE = 0.03
 """Measured and ideal p99.9 may differ by this part of the ideal one."""
 REPLAY_RESOLVED_S = 0.001
 """A difference that a software switch's own forwarding can be told from. Where 3 % of the ideal is less (a p99.9 below
-some 33 ms), the measured one is held to the latency that the queues on the path declared; a stall there is the tail
-shift's to find."""
+some 33 ms), the measured one is held to the latency that the queues on the path declared, of which an idle path has
+taken its part; a stall there is the tail shift's to find."""
 SHIFT_SHARE = 0.02
 """Part of a p99.9 by which outliers may have moved it. A move of 3 % must never pass; the rest is for the estimate."""
 SHIFT_RESOLVED_S = 0.0004
 """A smaller move cannot be told from what a software switch does by itself. So tenants with a p99.9 above some 13 ms
 are protected against a move of 3 %, all others against a move of this much."""
-
-FENCE = 1.5
-"""Tukey's: what lies this many interquartile ranges above the upper quartile is an outlier."""
 
 _LEVEL = 0.999
 _EXAMPLES = 3
@@ -272,6 +270,17 @@ def host_allowance(
     return Gate.at_most(f"host allowance, {tenant}", found / delivered if delivered else 0.0, share, detail)
 
 
+def idle_path(tenant: str, idle_path_s: FloatArray, declared_s: float) -> Gate:
+    """What the switches of a path take of a packet that waits for nobody, within the latency that they declare.
+
+    So the idle path that an ideal replay is granted can hide no queue.
+    """
+    detail = (
+        f"what half of {idle_path_s.size} packets of the warm-up that waited for nobody took, against what is declared"
+    )
+    return Gate.at_most(f"idle path, {tenant}", float(np.median(idle_path_s)), declared_s, detail, "s")
+
+
 def replay(
     tenant: str,
     samples: TenantSamples,
@@ -284,16 +293,18 @@ def replay(
 ) -> Gate:
     """A quantile measured in the network, the promised one, beside that of an ideal token bucket fed the same arrivals.
 
-    Its rate and burst are those read back. The limit is 3 % of the ideal, or what the queues of the path declare,
-    `queues_s`, where that is too little to be resolved.
+    Its rate and burst are those read back; behind it lies an idle path. The limit is 3 % of the ideal. Where that is
+    too little to be resolved, it is what an idle path leaves of the latency that the queues and links declare,
+    `queues_s`.
     """
     delivered = samples.delivered & np.isfinite(replayed.ideal_s)
     measured, ideal = quantile(samples.network_s[delivered], level), quantile(replayed.shaped_s[delivered], level)
     # Links are not measured here: a long one must not hide a queue that is off.
     waited = ideal - replayed.links_s
-    limit = share * waited if share * waited >= resolved_s else max(queues_s, resolved_s)
+    declared = queues_s - replayed.links_s - quantile(replayed.idle_s, 0.5)
+    limit = share * waited if share * waited >= resolved_s else max(declared, resolved_s)
     part = f" ({measured / ideal - 1:+.2%})" if ideal > 0 else ""
-    detail = f"{_percentile(level)} measured {measured * 1e3:.3f} ms, ideal {ideal * 1e3:.3f} ms{part}"
+    detail = f"{percentile(level)} measured {measured * 1e3:.3f} ms, ideal {ideal * 1e3:.3f} ms{part}"
     return Gate.at_most(f"replay, {tenant}", abs(measured - ideal), limit, detail, "s")
 
 
@@ -317,7 +328,7 @@ def tail_shift(
     corrected, outliers = _without_outliers(latency, ideal)
     measured, usual = quantile(latency, level), quantile(corrected, level)
     detail = (
-        f"{_percentile(level)} {measured * 1e3:.3f} ms, {usual * 1e3:.3f} ms without the excess of {outliers} outliers "
+        f"{percentile(level)} {measured * 1e3:.3f} ms, {usual * 1e3:.3f} ms without the excess of {outliers} outliers "
         f"among {latency.size} packets"
     )
     limit = max(share * usual, resolved_s)
@@ -334,7 +345,8 @@ def _without_outliers(latency_s: FloatArray, ideal_s: FloatArray) -> tuple[Float
     return np.where(outliers, ideal_s + usual, latency_s), int(np.count_nonzero(outliers))
 
 
-def _percentile(level: float) -> str:
+def percentile(level: float) -> str:
+    """A quantile's level as its name."""
     return f"p{100 * level:.6g}"
 
 

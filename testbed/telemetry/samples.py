@@ -129,7 +129,8 @@ class Replay:
         ideal_intended_s: Wait in the ideal server fed the packets as they were meant to be sent, float64 [n].
         lag_s: How far each domain lagged behind its own ideal server beyond T (X), float64 [n, D].
         excess_s: Lag that lingers until the ideal server has been idle for as long (Y), float64 [n, D].
-        links_s: Propagation delay of all links of the path together, which every packet takes whatever it waits.
+        idle_s: What the path takes of each packet, whatever it waits: see `testbed.telemetry.idle_path`; float64 [n].
+        links_s: Propagation delay of all links of the path together, which every packet takes as well.
     """
 
     rate_bps: float
@@ -139,25 +140,26 @@ class Replay:
     ideal_intended_s: FloatArray
     lag_s: FloatArray
     excess_s: FloatArray
+    idle_s: FloatArray
     links_s: float = 0.0
 
     def take(self, chosen: BoolArray) -> Replay:
         """What was made of the chosen packets among all; `chosen` is bool [n]."""
-        arrays = ("ideal_s", "ideal_intended_s", "lag_s", "excess_s")
+        arrays = ("ideal_s", "ideal_intended_s", "lag_s", "excess_s", "idle_s")
         return replace(self, **{name: getattr(self, name)[chosen] for name in arrays})
 
     @property
     def shaped_s(self) -> FloatArray:
-        """Links, and the wait in an ideal token bucket of rate R and the real burst, fed the arrivals it saw; [n].
+        """An idle path, and the wait in an ideal token bucket of rate R and the real burst for what it saw; [n].
 
         A token bucket that sends at tokens >= 0, as HTB does, holds exactly what the ideal queue's backlog leaves of
         its burst, so a packet waits `max(0, W0 - burst / R)`. Behind one such bucket the next ones add nothing.
         """
-        return np.maximum(0.0, self.ideal_s - self.credit_s) + self.links_s
+        return np.maximum(0.0, self.ideal_s - self.credit_s) + self.idle_s + self.links_s
 
     @property
     def shaped_intended_s(self) -> FloatArray:
-        """The same, fed the packets as they were meant to be sent; [n]."""
+        """The wait in it if fed the packets as they were meant to be sent, and the links; [n]."""
         return np.maximum(0.0, self.ideal_intended_s - self.credit_s) + self.links_s
 
 
@@ -180,7 +182,7 @@ def write(path: Path, samples: TenantSamples, replay: Replay | None = None) -> N
         "window_start_ns": samples.window_start_ns,
     }
     if replay is not None:
-        columns |= {"ideal_s": replay.ideal_s, "ideal_intended_s": replay.ideal_intended_s}
+        columns |= {"ideal_s": replay.ideal_s, "ideal_intended_s": replay.ideal_intended_s, "idle_s": replay.idle_s}
         columns |= {f"lag_{name}_s": replay.lag_s[:, d] for d, name in enumerate(samples.domains)}
         columns |= {f"excess_{name}_s": replay.excess_s[:, d] for d, name in enumerate(samples.domains)}
         metadata["replay"] = {
@@ -222,6 +224,7 @@ def read(path: Path) -> tuple[TenantSamples, Replay | None]:
         ideal_intended_s=column["ideal_intended_s"],
         lag_s=_matrix([column[f"lag_{name}_s"] for name in domains]),
         excess_s=_matrix([column[f"excess_{name}_s"] for name in domains]),
+        idle_s=column.get("idle_s", np.zeros(len(samples))),
         links_s=metadata["replay"].get("links_s", 0.0),
     )
 

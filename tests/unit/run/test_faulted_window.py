@@ -94,7 +94,7 @@ def judged(folder: Path, *done: Occurrence, **lost: dict[int, tuple[float, float
         faults=done,
     )  # fmt: skip
     shapers = {name: Shaper(4_000_000, 80_000) for name in matches}
-    terms = terms_of(SCENARIO, federation, shapers, host_s=0.005)
+    terms = terms_of(SCENARIO, federation, shapers, host_s=0.005, idle_path_s={})
     gates = gates_of(SCENARIO, window, terms, {}, ())
     (folder / "window-1").mkdir()
     measured = [Measured(window, gates, terms, {})]

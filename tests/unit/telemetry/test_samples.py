@@ -46,7 +46,7 @@ def test_columns_are_named_after_borders_and_domains(tmp_path: Path) -> None:
     samples.write(tmp_path / "a.parquet", window(), lag.replay(window(), 1e6, (0.0, 0.0)))
     assert pq.read_schema(tmp_path / "a.parquet").names == [
         "sequence", "intended_s", "sent_s", "size_bits", "border_0_s", "border_1_s", "border_2_s", "latency_s",
-        "ideal_s", "ideal_intended_s", "lag_north_s", "lag_south_s", "excess_north_s", "excess_south_s",
+        "ideal_s", "ideal_intended_s", "idle_s", "lag_north_s", "lag_south_s", "excess_north_s", "excess_south_s",
     ]  # fmt: skip
 
 
