@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from testbed.audit.causes import Cause
 from testbed.audit.clusters import FloatArray, IntArray
 from testbed.audit.crossing import Crossing, endings_of
 from testbed.envelope.descriptor import Envelope
@@ -19,6 +20,8 @@ from testbed.report.record import RunRecord
 from testbed.telemetry.request_samples import RequestSamples
 from testbed.telemetry.samples import BoolArray, TenantSamples
 from testbed.traffic.request_records import Endings
+
+_NAMED_CAUSES = frozenset(cause.value for cause in Cause)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +145,13 @@ class Outside:
         return self.whole.excess_s(envelope)[self.kept]
 
     def causes(self) -> dict[str, FloatArray] | None:
-        """Seconds for each cause."""
+        """Seconds for each cause; without those that took time only in what is left out."""
         causes = self.whole.causes()
-        return None if causes is None else {name: seconds[self.kept] for name, seconds in causes.items()}
+        if causes is None:
+            return None
+        chosen = np.isfinite(self.whole.latency_s) & self.kept
+        return {
+            name: seconds[self.kept]
+            for name, seconds in causes.items()
+            if name not in _NAMED_CAUSES or np.any(seconds[chosen] != 0)
+        }
