@@ -103,7 +103,7 @@ def _tenant_gates(tenant: Tenant, window: Window, terms: Mapping[str, Terms], sl
         *gates,
         *fidelity.lateness(
             tenant.name,
-            samples,
+            samples.lateness_s,
             p999_s=slow_down * fidelity.LATENESS_P999_S,
             longest_s=slow_down * fidelity.LATENESS_MAX_S,
         ),

@@ -26,7 +26,7 @@ from testbed.run.reservations import Reservations
 from testbed.run.window import Shaper
 from testbed.scenario.model import Scenario, Tenant
 from testbed.telemetry import idle_path
-from testbed.telemetry.fidelity import Gate, percentile, quantile
+from testbed.telemetry.fidelity import LATENESS_MAX_S, Gate, lateness, percentile, quantile
 from testbed.telemetry.lag import fifo
 from testbed.traffic.request_demand import demand
 from testbed.traffic.request_makers import maker_of
@@ -43,9 +43,8 @@ REPLAY_SHARE = 0.05
 RESOLVED_S = 2e-3
 """What a sender in Python, gRPC and its TCP can be resolved to."""
 
-LATENESS_S = 5e-3
-"""Of handing a request to gRPC, at the promised percentile; what gRPC makes of it is in the client's wait. The p99.9 of
-a few hundred requests is the latest one, which no promise of a p99 is about."""
+LATENESS_P999_S = 5e-3
+"""Of handing a request to gRPC; what it makes of it is in the client's wait."""
 
 COMPUTED_WITHIN = 0.95
 """Share of its computations that a server promises to end in the time it signs. The others are paused ones: what they
@@ -195,25 +194,18 @@ def request_gates(
     resolved_s = slow_down * RESOLVED_S
     kept = np.ones(len(outcome.record.schedule), dtype=np.bool_) if outside is None else outside
     name, untouched = tenant.name, outcome.take(kept)
-    level = 1.0 - tenant.promise.epsilon if tenant.promise else 0.999
     record, samples = untouched.record, untouched.match.samples
     lost = int(np.count_nonzero(record.answered & ~np.isfinite(samples.residual_s)))
-    late = record.lateness_s[np.isfinite(record.lateness_s)]
     gates = [
         Gate.at_most(f"requests found, {name}", lost, 0, "answered requests that a capture or a stamp is missing of"),
-        Gate.at_most(
-            f"sender lateness {percentile(level)}, {name}",
-            quantile(late, level),
-            slow_down * LATENESS_S,
-            f"{late.size} requests sent",
-            "s",
-        ),
+        *lateness(name, record.lateness_s, p999_s=slow_down * LATENESS_P999_S, longest_s=slow_down * LATENESS_MAX_S),
     ]
     if granted is None or shaper is None or tenant.promise is None:
         return gates
     # What a queue holds is also what was sent into it while a fault lasted.
     late_s = host_lateness(outcome, granted.terms)[kept]
     beyond, answered = int(np.count_nonzero(late_s > granted.host_s)), int(np.count_nonzero(np.isfinite(late_s)))
+    level = 1.0 - tenant.promise.epsilon
     both = np.isfinite(samples.network_out_s)
     ideal = ideal_network_s(outcome, shaper, granted.idle_path_s)[kept]
     both &= np.isfinite(ideal)

@@ -1,4 +1,4 @@
-"""Draws an experiment: p99.9 with its limits and bound over what is varied, and compliance beside it.
+"""Draws an experiment: p99.9 with its limits and bound over what is varied, compliance and who was admitted beside it.
 
 What was measured on a network is laid over what was simulated.
 """
@@ -12,10 +12,12 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from testbed.simulation.experiments.point import ExperimentPoint
 
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
+_SHARES = {"compliance": "share of packets on time", "admitted": "share of tenants admitted"}
 
 
 def draw(points: Sequence[ExperimentPoint], deadline_s: float, path: Path) -> None:
@@ -23,8 +25,8 @@ def draw(points: Sequence[ExperimentPoint], deadline_s: float, path: Path) -> No
     names = list(dict.fromkeys(point.name for point in points))
     compared = len({point.admitted for point in points}) > 1
     with mpl.rc_context({"font.size": 9.0, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(8.4, 3.4), layout="constrained")
-        delay, share = figure.subplots(1, 2)
+        figure = Figure(figsize=(12.0 if compared else 8.4, 3.4), layout="constrained")
+        delay, *shares = figure.subplots(1, 3 if compared else 2)
         for name, colour in zip(names, _COLOURS, strict=False):
             for own, overlaid in (
                 ([point for point in points if point.name == name and point.on == "simulation"], False),
@@ -32,16 +34,19 @@ def draw(points: Sequence[ExperimentPoint], deadline_s: float, path: Path) -> No
             ):
                 if own:
                     _draw_delays(delay, own, colour, label=None if overlaid and _both(points) else name)
-                    _draw_shares(share, own, colour, compared=compared)
+                    for axes, what in zip(shares, _SHARES, strict=False):
+                        _draw_shares(axes, own, colour, what)
         delay.axhline(deadline_s * 1e3, color="black", lw=0.9, ls=":")
         delay.set_yscale("log")
         delay.set_ylabel("p99.9, ms (dashed: bound, dotted: deadline)")
-        share.set_ylabel("share of tenants admitted" if compared else "packets on time")
-        share.set_ylim(-0.02, 1.02)
-        for axes in (delay, share):
+        for axes, title in zip(shares, _SHARES.values(), strict=False):
+            axes.set_ylabel(title)
+            axes.set_ylim(-0.02, 1.02)
+        for axes in (delay, *shares):
             axes.set_xlabel("offered load" if points[0].varied == "load" else points[0].varied)
             axes.grid(visible=True, alpha=0.25, lw=0.5)
-        figure.legend(loc="outside upper center", ncols=len(names))
+        handles = [*delay.get_legend_handles_labels()[0], *(_places(points) if _both(points) else [])]
+        figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=130)
 
 
@@ -65,11 +70,22 @@ def _draw_delays(axes: Axes, own: Sequence[ExperimentPoint], colour: str, *, lab
         label = None
 
 
-def _draw_shares(axes: Axes, own: Sequence[ExperimentPoint], colour: str, *, compared: bool) -> None:
+def _draw_shares(axes: Axes, own: Sequence[ExperimentPoint], colour: str, what: str) -> None:
     x = [point.value for point in own]
-    y = [point.admitted if compared else point.compliance for point in own]
+    y = [getattr(point, what) for point in own]
     simulated = own[0].on == "simulation"
     axes.plot(x, y, color=colour, marker="o" if simulated else "D", ms=3.5 if simulated else 6, ls="-" * simulated)
+
+
+def _places(points: Sequence[ExperimentPoint]) -> list[Line2D]:
+    """What tells the network from the simulator, whatever the colour."""
+    found = [
+        Line2D([], [], color="grey", marker="o", ms=3.5, label="simulated"),
+        Line2D([], [], color="grey", marker="D", ms=6, ls="", label="network"),
+    ]
+    if any(point.invalid for point in points):
+        found.append(Line2D([], [], color="grey", marker="D", ms=6, ls="", mfc="none", label="network, INVALID"))
+    return found
 
 
 def _both(points: Sequence[ExperimentPoint]) -> bool:

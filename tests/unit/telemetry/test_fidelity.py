@@ -56,10 +56,10 @@ def clock(step_s: float, *offsets_ns: int) -> Gate:
     return fidelity.clock(step_s, [record])
 
 
-def late(seconds: float, packets: int) -> list[Gate]:
-    sent = np.zeros(2000)
+def late(seconds: float, packets: int, *, among: int = 2000) -> list[Gate]:
+    sent = np.zeros(among)
     sent[:packets] = seconds
-    return fidelity.lateness("a", tandem.window(np.zeros(2000), np.zeros((2000, 2)), sent_s=sent))
+    return fidelity.lateness("a", sent)
 
 
 def matched(residual_s: float = 0.0, **changed: int) -> list[Gate]:
@@ -151,6 +151,11 @@ ROWS: dict[str, tuple[str, Callable[[], Iterable[Gate]], Callable[[], Iterable[G
     "a full input queue": ("backlog drops", host, lambda: host(backlog_drops=1)),
     "a setting that changed": ("host settings", host, lambda: host(settings=("net.core.x was 1 and is 2",))),
     "a sender that was often late": ("sender lateness p99.9, a", lambda: late(0.003, 1), lambda: late(0.003, 3)),
+    "a sender of few packets that was late twice": (
+        "sender lateness p99.9, a",
+        lambda: late(0.003, 1, among=200),
+        lambda: late(0.003, 2, among=200),
+    ),
     "a sender that was very late once": (
         "sender lateness, largest, a",
         lambda: late(0.09, 1),
@@ -296,7 +301,7 @@ def test_a_window_without_packets_breaches_no_gate_of_delays() -> None:
         fidelity.host_allowance("a", samples, replay, queues_s=0.0, host_s=0.001, share=0.001),
         fidelity.replay("a", samples, replay, queues_s=0.0),
         fidelity.tail_shift("a", samples, replay),
-        *fidelity.lateness("a", samples),
+        *fidelity.lateness("a", samples.lateness_s),
     ]
     assert [gate.value for gate in gates] == [0.0] * 5
 
