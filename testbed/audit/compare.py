@@ -192,9 +192,9 @@ def _differences(
     figures = sum(_figures(old, new) for old, new in both)
     for old, new in both:
         alone = 1 - (1 - confidence) / (2 * figures)
-        yield from _delays(old, new, first.crossings[old.name], second.crossings[new.name], alone)
+        yield from _delays(old, new, first.judged(old.name), second.judged(new.name), alone)
         if (promise := _same_promise(old, new)) is not None:
-            yield _misses(old.name, promise, first.crossings[old.name], second.crossings[new.name], alone)
+            yield _misses(old.name, promise, first.judged(old.name), second.judged(new.name), alone)
 
 
 def _figures(old: TenantRecord, new: TenantRecord) -> int:

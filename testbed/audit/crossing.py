@@ -129,11 +129,6 @@ class RequestCrossing:
         """The least by which each lagged behind the envelope; [n]."""
         return np.concatenate([found.excess_s for found in self.passed(envelope)])
 
-    @property
-    def errors(self) -> int:
-        """Requests that the server refused or failed."""
-        return self.endings.rejected + self.endings.errors
-
     def nonconforming(self, envelope: Envelope) -> int:
         """Requests proved to be beyond the token bucket of an envelope."""
         rails = envelope.guardrails
@@ -154,14 +149,7 @@ class RequestCrossing:
     @property
     def endings(self) -> Endings:
         """How they ended."""
-        status, correct = (
-            np.concatenate([getattr(samples, name) for samples in self.samples]) for name in ("status", "correct")
-        )
-        touched = [
-            np.zeros(len(samples), np.uint8) if samples.impaired is None else samples.impaired
-            for samples in self.samples
-        ]
-        return Endings.of(status, correct, self.samples[0].images, np.concatenate(touched))
+        return endings_of(self.samples)
 
     def places(self) -> dict[str, FloatArray]:
         """The client, each domain on the way out, the server's queue, its computation, the way back, the rest."""
@@ -183,6 +171,13 @@ class RequestCrossing:
         }
         measured = {cause: np.concatenate([apart[cause] for _, apart in cut]) for cause in cut[0][1]}
         return separate(self.latency_s, passages, measured)
+
+
+def endings_of(windows: Sequence[RequestSamples]) -> Endings:
+    """How the requests of some windows, at least one, ended."""
+    status, correct = (np.concatenate([getattr(window, name) for window in windows]) for name in ("status", "correct"))
+    touched = [np.zeros(len(window), np.uint8) if window.impaired is None else window.impaired for window in windows]
+    return Endings.of(status, correct, windows[0].images, np.concatenate(touched))
 
 
 def _pooled(samples: Sequence[TenantSamples] | Sequence[RequestSamples]) -> tuple[FloatArray, IntArray]:

@@ -8,7 +8,7 @@ otherwise be measured against its own neglect. Judging is for `testbed.audit.fol
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ import numpy as np
 from testbed.audit.clusters import FloatArray
 from testbed.audit.contracts import DomainEvidence, excess_share_upper
 from testbed.audit.crossing import Crossing, PacketCrossing, RequestCrossing
+from testbed.audit.spared import Outside, Spared, spared
 from testbed.envelope import strict_json
 from testbed.envelope.descriptor import PAYLOAD_TYPE, Envelope, Stage
 from testbed.envelope.dsse import Sealed
@@ -25,7 +26,7 @@ from testbed.errors import TestbedError
 from testbed.report.record import RECORD_NAME, EnvelopeRecord, RunRecord, TenantRecord, read_record
 from testbed.telemetry import request_samples, samples
 from testbed.telemetry.lag import replay
-from testbed.telemetry.samples import TenantSamples
+from testbed.telemetry.samples import BoolArray, TenantSamples
 
 CONFIDENCE = 0.95
 """Of every limit, unless something else is asked for or promised."""
@@ -40,12 +41,21 @@ class RunEvidence:
         crossings: What each tenant sent, by name; a tenant that sent nothing is missing.
         contracts: What each domain did with each tenant's packets or requests, all of them judged together.
         nonconforming: Packets or requests beyond their token bucket, by tenant.
+        spared: What is not judged because a fault was to touch it, by tenant; nobody's where nothing was broken.
+        unspared: `contracts` with nothing left out; empty where nothing is.
     """
 
     record: RunRecord
     crossings: Mapping[str, Crossing]
     contracts: tuple[DomainEvidence, ...]
     nonconforming: Mapping[str, int]
+    spared: Mapping[str, Spared] = field(default_factory=dict)
+    unspared: tuple[DomainEvidence, ...] = ()
+
+    def judged(self, tenant: str) -> Crossing:
+        """What a tenant's promise is judged by: all that it sent, less what faults were to touch."""
+        whole, found = self.crossings[tenant], self.spared.get(tenant)
+        return whole if found is None else Outside(whole, found.kept)
 
     @property
     def valid(self) -> bool:
@@ -73,12 +83,23 @@ def read_evidence(folder: Path) -> RunEvidence:
         for tenant in record.tenants
         if tenant.name in crossings
     }
-    contracts = [
-        item
-        for name, crossing in crossings.items()
-        for item in _evidence(record, name, crossing, envelopes.get(name, ()), beyond[name])
-    ]
-    return RunEvidence(record, crossings, tuple(contracts), beyond)
+    left_out = {name: found for name, crossing in crossings.items() if (found := spared(record, name, crossing))}
+
+    def contracts(kept: Mapping[str, BoolArray]) -> tuple[DomainEvidence, ...]:
+        return tuple(
+            item
+            for name, crossing in crossings.items()
+            for item in _evidence(record, name, crossing, envelopes.get(name, ()), beyond[name], kept=kept.get(name))
+        )
+
+    return RunEvidence(
+        record,
+        crossings,
+        contracts({name: found.kept for name, found in left_out.items()}),
+        beyond,
+        left_out,
+        contracts({}) if left_out else (),
+    )
 
 
 def promised_confidence(record: RunRecord, tenant: str, otherwise: float = CONFIDENCE) -> float:
@@ -151,14 +172,24 @@ def _nonconforming(tenant: TenantRecord, crossing: Crossing, envelopes: Sequence
 
 
 def _evidence(
-    record: RunRecord, tenant: str, crossing: Crossing, envelopes: Sequence[Envelope], nonconforming: int
+    record: RunRecord,
+    tenant: str,
+    crossing: Crossing,
+    envelopes: Sequence[Envelope],
+    nonconforming: int,
+    *,
+    kept: BoolArray | None,
 ) -> list[DomainEvidence]:
-    """What each domain did with what entered it; nothing where the tenant holds no envelopes of its whole path."""
+    """What each domain did with what entered it; nothing where the tenant holds no envelopes of its whole path.
+
+    Only what is kept counts, all of it if that is None; ideal servers are fed everything all the same.
+    """
+    kept = np.ones(crossing.latency_s.size, dtype=np.bool_) if kept is None else kept
     found: list[DomainEvidence] = []
     if isinstance(crossing, PacketCrossing) and crossing.replays:
-        found = _of_packets(crossing, _on_the_network(envelopes))
+        found = _of_packets(crossing, _on_the_network(envelopes), kept)
     elif isinstance(crossing, RequestCrossing) and crossing.rate_bps is not None:
-        found = _of_requests(crossing, envelopes)
+        found = _of_requests(crossing, envelopes, kept)
     found = [replace(item, nonconforming=nonconforming) for item in found]
     if record.kind == "network":
         policed = [gate.limit for gate in record.gates if gate.name == f"host allowance, {tenant}"]
@@ -167,11 +198,11 @@ def _evidence(
     return found
 
 
-def _of_packets(crossing: PacketCrossing, promised: Mapping[str, Envelope]) -> list[DomainEvidence]:
+def _of_packets(crossing: PacketCrossing, promised: Mapping[str, Envelope], kept: BoolArray) -> list[DomainEvidence]:
     behinds = [_behind(s, r.rate_bps) for s, r in zip(crossing.samples, crossing.replays, strict=True)]
     found = []
     for d, domain in enumerate(crossing.samples[0].domains):
-        entered = np.concatenate([np.isfinite(samples.border_s[:, d]) for samples in crossing.samples])
+        entered = kept & np.concatenate([np.isfinite(samples.border_s[:, d]) for samples in crossing.samples])
         if entered.any():
             found.append(
                 DomainEvidence(
@@ -184,17 +215,19 @@ def _of_packets(crossing: PacketCrossing, promised: Mapping[str, Envelope]) -> l
     return found
 
 
-def _of_requests(crossing: RequestCrossing, envelopes: Sequence[Envelope]) -> list[DomainEvidence]:
+def _of_requests(crossing: RequestCrossing, envelopes: Sequence[Envelope], kept: BoolArray) -> list[DomainEvidence]:
     """The requests that crossed each stage; errors are those of the domain in which the path ends.
 
     A request that did not cross is no loss: TCP sends lost packets again, and who gives up is the client.
     """
     domains, found = crossing.samples[0].domains, []
+    endings = Outside(crossing, kept).endings
+    errors = 0 if endings is None else endings.rejected + endings.errors
     for envelope in envelopes:
         computed = envelope.subject.stage is Stage.COMPUTE
         passed = crossing.passed(envelope)
         excess_s, lag_s = (np.concatenate([getattr(item, name) for item in passed]) for name in ("excess_s", "lag_s"))
-        crossed = np.isfinite(excess_s)
+        crossed = kept & np.isfinite(excess_s)
         ends_here = computed or (envelope.domain == domains[-1] and not _computes(envelopes))
         if crossed.any():
             found.append(
@@ -202,9 +235,9 @@ def _of_requests(crossing: RequestCrossing, envelopes: Sequence[Envelope]) -> li
                     envelope=envelope,
                     excess_s=excess_s[crossed],
                     lag_s=lag_s[crossed],
-                    errors=min(crossing.errors, int(crossed.sum())) if ends_here else 0,
+                    errors=min(errors, int(crossed.sum())) if ends_here else 0,
                     what=crossing.what,
-                    least=not computed or not crossed.all(),
+                    least=not computed or not crossed[kept].all(),
                     runs=crossing.runs[crossed],
                 )
             )

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from testbed.audit.contracts import DomainEvidence
 from testbed.audit.evidence import CONFIDENCE, RunEvidence, promised_confidence
 from testbed.audit.record import Promise
+from testbed.audit.spared import Stretch
 from testbed.audit.statements import agrees, compliance_statement, contract_statement, evidence_digest
 from testbed.audit.table import read_series
 from testbed.envelope import strict_json
@@ -57,11 +58,28 @@ class Recomputed:
 
 
 @dataclass(frozen=True, slots=True)
-class _Evidence:
-    """Series that compliance rests on by subject, and the family that contracts rest on."""
+class _Series:
+    """What a finding about a promise rests on, and what faults took out of it."""
 
-    series: Mapping[str, tuple[npt.NDArray[np.float64], npt.NDArray[np.int64] | None]]
+    latency_s: npt.NDArray[np.float64]
+    runs: npt.NDArray[np.int64] | None
+    left_out: tuple[Stretch, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Family:
+    """What a finding about envelopes rests on, and what faults took out of it, by tenant."""
+
     contracts: tuple[DomainEvidence, ...]
+    left_out: Mapping[str, tuple[Stretch, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Evidence:
+    """Series by subject, and families of envelopes: what is judged first, then, if it is less, everything."""
+
+    series: Mapping[str, tuple[_Series, ...]]
+    families: tuple[_Family, ...]
 
 
 def table_statements(path: Path, promise: Promise) -> Iterator[strict_json.Json]:
@@ -70,27 +88,30 @@ def table_statements(path: Path, promise: Promise) -> Iterator[strict_json.Json]
     Raises:
         TableError: A file that cannot be audited.
     """
-    for subject, (latency_s, runs) in _of_table(path).series.items():
-        yield _compliance(subject, latency_s, runs, promise, CONFIDENCE)
+    for subject, (series,) in _of_table(path).series.items():
+        yield _compliance(subject, series, promise, CONFIDENCE)
 
 
 def run_statements(evidence: RunEvidence) -> Iterator[strict_json.Json]:
     """One finding for each promise that a valid run could judge, and one for all envelopes together.
 
+    Where faults took something out of a promise, each of these is followed by the finding with nothing left out.
     Nothing comes from an invalid run, and none about the promise to a tenant that broke its own contract.
     """
     if not evidence.valid:
         return
+    found = _of_run(evidence)
     for tenant in evidence.record.tenants:
         broke = evidence.nonconforming.get(tenant.name, 0) > 0
-        crossing = evidence.crossings.get(tenant.name)
-        if crossing is None or tenant.deadline_s is None or tenant.epsilon is None or broke:
+        if tenant.name not in evidence.crossings or tenant.deadline_s is None or tenant.epsilon is None or broke:
             continue
         promise = Promise(tenant.deadline_s, tenant.epsilon)
         confidence = promised_confidence(evidence.record, tenant.name)
-        yield _compliance(tenant.name, crossing.latency_s, crossing.runs, promise, confidence)
-    if evidence.contracts:
-        yield contract_statement(evidence.contracts, round(CONFIDENCE * 1e6))
+        subject = _subject(tenant.name)
+        for series in found.series[subject]:
+            yield _compliance(subject, series, promise, confidence)
+    for family in found.families:
+        yield contract_statement(family.contracts, round(CONFIDENCE * 1e6), family.left_out)
 
 
 def recompute(findings: Sequence[strict_json.Json], source: RunEvidence | Path) -> tuple[Recomputed, ...]:
@@ -110,13 +131,22 @@ def recompute(findings: Sequence[strict_json.Json], source: RunEvidence | Path) 
 
 
 def _of_table(path: Path) -> _Evidence:
-    found = {_subject(series.tenant): (series.latency_s, series.runs) for series in read_series(path)}
+    found = {_subject(rows.tenant): (_Series(rows.latency_s, rows.runs),) for rows in read_series(path)}
     return _Evidence(found, ())
 
 
 def _of_run(run: RunEvidence) -> _Evidence:
-    series = {_subject(name): (crossing.latency_s, crossing.runs) for name, crossing in run.crossings.items()}
-    return _Evidence(series, run.contracts)
+    series = {_subject(name): tuple(_series(run, name)) for name in run.crossings}
+    left_out = {_subject(name): spared.stretches for name, spared in run.spared.items()}
+    families = [_Family(run.contracts, left_out), _Family(run.unspared, {})]
+    return _Evidence(series, tuple(family for family in families if family.contracts))
+
+
+def _series(run: RunEvidence, tenant: str) -> Iterator[_Series]:
+    judged, whole, spared = run.judged(tenant), run.crossings[tenant], run.spared.get(tenant)
+    yield _Series(judged.latency_s, judged.runs, spared.stretches if spared else ())
+    if spared:
+        yield _Series(whole.latency_s, whole.runs)
 
 
 def _subject(tenant: str | None) -> str:
@@ -124,20 +154,15 @@ def _subject(tenant: str | None) -> str:
     return WHOLE_TABLE if tenant is None else quote(tenant, safe=_PLAIN)
 
 
-def _compliance(
-    subject: str,
-    latency_s: npt.NDArray[np.float64],
-    runs: npt.NDArray[np.int64] | None,
-    promise: Promise,
-    confidence: float,
-) -> strict_json.Json:
+def _compliance(subject: str, series: _Series, promise: Promise, confidence: float) -> strict_json.Json:
     return compliance_statement(
         subject,
-        latency_s,
+        series.latency_s,
         deadline_ns=round(promise.deadline_s * 1e9),
         epsilon_ppb=round(promise.epsilon * 1e9),
         confidence_ppm=round(confidence * 1e6),
-        runs=runs,
+        runs=series.runs,
+        left_out=series.left_out,
     )
 
 
@@ -149,23 +174,35 @@ def _about(finding: dict[str, Any]) -> str:
 
 
 def _outcome(finding: dict[str, Any], evidence: _Evidence) -> Outcome:
-    if finding["kind"] == "compliance":
-        latency_s, runs = evidence.series.get(finding["subject"], (np.empty(0), None))
-        if not latency_s.size or finding["evidence"] != evidence_digest(_answered(latency_s), runs):
-            return Outcome.ELSEWHERE
-        again = compliance_statement(
-            finding["subject"],
-            latency_s,
-            deadline_ns=finding["deadline_ns"],
-            epsilon_ppb=finding["epsilon_ppb"],
-            confidence_ppm=finding["confidence_ppm"],
-            runs=runs,
-        )
-    else:
-        again = contract_statement(evidence.contracts, finding["confidence_ppm"])
-        if _digests(again) != _digests(finding):
-            return Outcome.ELSEWHERE
-    return Outcome.SAME if agrees(finding, again) else Outcome.DIFFERS
+    again = list(
+        _promise_again(finding, evidence) if finding["kind"] == "compliance" else _family_again(finding, evidence)
+    )
+    if not again:
+        return Outcome.ELSEWHERE
+    return Outcome.SAME if any(agrees(finding, each) for each in again) else Outcome.DIFFERS
+
+
+def _promise_again(finding: dict[str, Any], evidence: _Evidence) -> Iterator[strict_json.Json]:
+    """The finding about a promise, from each series that has the digest it names."""
+    for series in evidence.series.get(finding["subject"], ()):
+        if finding["evidence"] == evidence_digest(_answered(series.latency_s), series.runs):
+            yield compliance_statement(
+                finding["subject"],
+                series.latency_s,
+                deadline_ns=finding["deadline_ns"],
+                epsilon_ppb=finding["epsilon_ppb"],
+                confidence_ppm=finding["confidence_ppm"],
+                runs=series.runs,
+                left_out=series.left_out,
+            )
+
+
+def _family_again(finding: dict[str, Any], evidence: _Evidence) -> Iterator[strict_json.Json]:
+    """The finding about envelopes, from each family that has the digests it names."""
+    for family in evidence.families:
+        again = contract_statement(family.contracts, finding["confidence_ppm"], family.left_out)
+        if _digests(again) == _digests(finding):
+            yield again
 
 
 def _digests(contracts: dict[str, Any]) -> list[tuple[str, str | None]]:

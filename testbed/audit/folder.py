@@ -8,7 +8,7 @@ run's gates: of an invalid run nothing is said about tenants or domains. Tables 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,14 @@ from testbed.audit.contracts import ContractFinding, ContractVerdict, DomainEvid
 from testbed.audit.crossing import Crossing
 from testbed.audit.evidence import CONFIDENCE, RunEvidence, promised_confidence, read_evidence
 from testbed.audit.record import Audit, Promise, audit_series, blame_dict, say_blame
+from testbed.audit.spared import Stretch
 from testbed.report.record import RunRecord, TenantRecord
 from testbed.traffic.request_records import Endings
 
 _EXCUSED = "The tenant broke its own contract, so nobody owes it the promise that follows."
 _INVALID = "The host could not keep up, so nothing that follows says anything about the promise."
 _RECORDED = "The first {:,} of {:,} packets were recorded and are judged here; the run's own row is about all of them."
+_UNTOLD = "The run's own row leaves out {:,} {} that its faults were to touch, and {}: everything is judged here."
 _WORST_FIRST = ("INVALID", "FAIL", "UNDETERMINED", "PASS")
 
 
@@ -44,6 +46,10 @@ class TenantAudit:
         counted: Packets or requests that the run judged; a simulation records the first of them and counts the rest.
         endings: How requests ended; None for packets.
         impairments: What its server was made to suffer, a sentence each.
+        what: `packets` or `requests`.
+        left_out: What faults take out of the promise, and so out of everything else here.
+        everything: The same with nothing left out; None where nothing is.
+        untold: Why something is judged here that the run's own row leaves out, in one sentence; empty if nothing is.
     """
 
     tenant: str
@@ -55,6 +61,10 @@ class TenantAudit:
     counted: int
     endings: Endings | None
     impairments: tuple[str, ...] = ()
+    what: str = "packets"
+    left_out: tuple[Stretch, ...] = ()
+    everything: TenantAudit | None = None
+    untold: str = ""
 
     def sentences(self) -> tuple[str, ...]:
         """One sentence for each finding, the most important first."""
@@ -63,7 +73,10 @@ class TenantAudit:
             *((_INVALID,) if self.verdict == "INVALID" else ()),
             *((_EXCUSED,) if self.verdict == "EXCUSED" else ()),
             *((_RECORDED.format(self.audit.n, self.counted),) if self.counted > self.audit.n else ()),
+            *((self.untold,) if self.untold else ()),
             first,
+            *(stretch.sentence(self.what) for stretch in self.left_out),
+            *((f"With nothing left out: {self.everything.in_short()}",) if self.everything else ()),
             *((str(self.endings),) if self.endings else ()),
             *self.impairments,
             *rest,
@@ -71,6 +84,20 @@ class TenantAudit:
             *(finding.reason for finding in self.contracts),
             *map(str, self.counterfactuals),
         )
+
+    def in_short(self) -> str:
+        """The verdict, the misses, what is promised about and who broke an envelope, in one sentence."""
+        said = [self.verdict]
+        if (promise := self.audit.compliance) is not None:
+            said.append(f"{promise.misses:,} of {promise.n:,} {self.what} missed {promise.deadline_s * 1e3:g} ms")
+            at_most = "nothing is known of the miss rate"
+            if promise.design_effect is not None:
+                at_most = f"the miss rate lies between {promise.miss_rate_lower:.3g} and {promise.miss_rate_upper:.3g}"
+            said.append(at_most)
+        broken = [finding.domain for finding in self.contracts if finding.verdict is ContractVerdict.BROKEN]
+        if self.contracts:
+            said.append(f"envelopes BROKEN: {', '.join(broken) or 'none'}")
+        return "; ".join(said) + "."
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,25 +148,41 @@ def audit_evidence(evidence: RunEvidence, confidence: float = CONFIDENCE) -> Run
             is judged at that.
     """
     record, valid = evidence.record, evidence.valid
-    findings = judge_contracts(evidence.contracts, confidence) if valid and evidence.contracts else ()
-    judged = list(zip(evidence.contracts, findings, strict=True)) if findings else []
-    return RunAudit(
-        run_id=record.run_id,
-        valid=valid,
-        tenants=tuple(
-            _audit_tenant(
-                tenant,
-                evidence.crossings[tenant.name],
-                evidence.nonconforming.get(tenant.name, 0),
-                [(item, finding) for item, finding in judged if finding.tenant == tenant.name],
-                promised_confidence(record, tenant.name, confidence),
-                impairments=tuple(_impairments(record, tenant.name, evidence.crossings[tenant.name])),
-                valid=valid,
-            )
-            for tenant in record.tenants
-            if tenant.name in evidence.crossings
-        ),
+    judged, everything = (
+        list(zip(family, judge_contracts(family, confidence), strict=True)) if valid and family else []
+        for family in (evidence.contracts, evidence.unspared)
     )
+
+    def audit(
+        tenant: TenantRecord, crossing: Crossing, family: Sequence[tuple[DomainEvidence, ContractFinding]]
+    ) -> TenantAudit:
+        return _audit_tenant(
+            tenant,
+            crossing,
+            evidence.nonconforming.get(tenant.name, 0),
+            [(item, finding) for item, finding in family if finding.tenant == tenant.name],
+            promised_confidence(record, tenant.name, confidence),
+            impairments=tuple(_impairments(record, tenant.name, evidence.crossings[tenant.name])),
+            valid=valid,
+        )
+
+    tenants = []
+    for tenant in record.tenants:
+        if tenant.name not in evidence.crossings:
+            continue
+        found = audit(tenant, evidence.judged(tenant.name), judged)
+        if (left_out := evidence.spared.get(tenant.name)) is not None:
+            whole = audit(tenant, evidence.crossings[tenant.name], everything)
+            found = replace(found, left_out=left_out.stretches, everything=whole)
+        elif tenant.in_faults:
+            found = replace(found, untold=_untold(tenant, record, found.what))
+        tenants.append(found)
+    return RunAudit(run_id=record.run_id, valid=valid, tenants=tuple(tenants))
+
+
+def _untold(tenant: TenantRecord, record: RunRecord, what: str) -> str:
+    told = any(tenant.name in fault.left_out for fault in record.faults)
+    return _UNTOLD.format(tenant.in_faults, what, "nothing else would be left" if told else "does not say which")
 
 
 def _audit_tenant(
@@ -170,6 +213,7 @@ def _audit_tenant(
         counted=tenant.n,
         endings=crossing.endings,
         impairments=impairments,
+        what=crossing.what,
     )
 
 
@@ -210,6 +254,8 @@ def _tenant_dict(tenant: TenantAudit) -> dict[str, Any]:
         **tenant.audit.to_dict(),
         "verdict": tenant.verdict,
         "counted": tenant.counted,
+        "left_out": [asdict(stretch) for stretch in tenant.left_out],
+        "everything": _tenant_dict(tenant.everything) if tenant.everything else None,
         "requests": asdict(tenant.endings) if tenant.endings else None,
         "causes": blame_dict(tenant.causes),
         "contracts": [

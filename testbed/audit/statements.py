@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,7 @@ import numpy.typing as npt
 from testbed.audit.clusters import as_series, run_boundaries
 from testbed.audit.compliance import judge
 from testbed.audit.contracts import ContractFinding, DomainEvidence, Statement, judge_contracts
+from testbed.audit.spared import Stretch
 from testbed.envelope import strict_json
 from testbed.envelope.units import ns_up
 
@@ -53,6 +55,7 @@ def compliance_statement(
     epsilon_ppb: int,
     confidence_ppm: int = 950_000,
     runs: npt.ArrayLike | None = None,
+    left_out: Sequence[Stretch] = (),
 ) -> strict_json.Json:
     """The finding about one tenant's promise.
 
@@ -63,6 +66,7 @@ def compliance_statement(
         epsilon_ppb: Promised largest share of misses.
         confidence_ppm: Of each one-sided limit.
         runs: Run id of each sample if several independent runs are pooled.
+        left_out: What faults took out of the evidence; a statement without any does not speak of it.
     """
     series = as_series(latency_s)
     found = judge(series, deadline_ns / 1e9, epsilon_ppb / 1e9, confidence_ppm / 1e6, runs)
@@ -81,15 +85,21 @@ def compliance_statement(
         "miss_rate_upper_ppb": math.ceil(found.miss_rate_upper * 1e9),
         "miss_rate_lower_ppb": math.floor(found.miss_rate_lower * 1e9),
         "verdict": str(found.verdict),
+        **_left_out({subject: left_out}),
     }
 
 
-def contract_statement(evidence: Sequence[DomainEvidence], confidence_ppm: int = 950_000) -> strict_json.Json:
+def contract_statement(
+    evidence: Sequence[DomainEvidence],
+    confidence_ppm: int = 950_000,
+    left_out: Mapping[str, Sequence[Stretch]] = MappingProxyType({}),
+) -> strict_json.Json:
     """The findings about a family of envelopes, judged together as `testbed.audit.contracts` does.
 
     Args:
         evidence: All domains and tenants that are looked at together.
         confidence_ppm: With which no envelope that holds is called BROKEN.
+        left_out: What faults took out of the evidence, by tenant.
     """
     found = judge_contracts(evidence, confidence_ppm / 1e6)
     return {
@@ -97,12 +107,29 @@ def contract_statement(evidence: Sequence[DomainEvidence], confidence_ppm: int =
         "kind": "contracts",
         "confidence_ppm": confidence_ppm,
         "findings": [_contract(item, finding) for item, finding in zip(evidence, found, strict=True)],
+        **_left_out(left_out),
     }
 
 
 def agrees(statement: strict_json.Json, recomputed: strict_json.Json) -> bool:
     """Whether a statement is, byte for byte, what the evidence says."""
     return strict_json.dumps(statement) == strict_json.dumps(recomputed)
+
+
+def _left_out(stretches: Mapping[str, Sequence[Stretch]]) -> strict_json.Json:
+    said = [
+        {
+            "tenant": tenant,
+            "fault": stretch.fault,
+            "window": stretch.window,
+            "first_ns": round(stretch.first_s * 1e9),
+            "last_ns": round(stretch.last_s * 1e9),
+            "n": stretch.n,
+        }
+        for tenant, found in stretches.items()
+        for stretch in found
+    ]
+    return {"left_out": said} if said else {}
 
 
 def _contract(evidence: DomainEvidence, finding: ContractFinding) -> strict_json.Json:

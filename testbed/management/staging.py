@@ -11,9 +11,10 @@ from collections.abc import Iterator, Sequence
 from testbed.errors import ScenarioError
 from testbed.management import market
 from testbed.management.planner import Decision
-from testbed.scenario.definition import MODELS, MOST_DOMAINS
+from testbed.scenario.definition import MOST_DOMAINS
 from testbed.scenario.federation import Intent, Market
 from testbed.scenario.model import Domain, DrawnSize, Promise, Requests, Reservation, Scenario, Tenant
+from testbed.scenario.tenant_fields import MODELS
 
 IN_FLIGHT = 10_000
 """Most requests of a tenant that may be unanswered: more than any deadline lets come together."""

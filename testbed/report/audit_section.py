@@ -49,7 +49,7 @@ def run_sections(evidence: RunEvidence, audit: RunAudit) -> tuple[TenantSection,
     """
     sections = []
     for found in audit.tenants:
-        seen, stalled = evidence.crossings[found.tenant], _stalled(evidence, found.tenant)
+        seen, stalled = evidence.judged(found.tenant), _stalled(evidence, found.tenant)
         pictures = _pictures(found, seen.latency_s, seen.runs, stalled)
         said = "" if stalled is None else stalled.sentence(seen.what)
         sections.append(TenantSection(found, seen.what, pictures, said))
@@ -93,7 +93,7 @@ def write_page(target: Path, name: str, verdict: str, sections: Sequence[TenantS
 
 def _stalled(evidence: RunEvidence, tenant: str) -> Stalled | None:
     """What stalls of the host touched, in the order of the tenant's crossing."""
-    crossing = evidence.crossings[tenant]
+    crossing = evidence.judged(tenant)
     begun = [start_s for start_s, window in starts(evidence.record) if tenant in window.samples | window.requests]
     time_s = [start_s + samples.intended_s for start_s, samples in zip(begun, crossing.samples, strict=True)]
     return Stalled.of(np.concatenate(time_s), crossing.latency_s, load_stalls(evidence.record))

@@ -215,6 +215,8 @@ class FaultRecord(_Part):
     """A fault as it was done in one window, times in seconds from the window's start.
 
     Attributes:
+        left_out: By tenant, the first and the last intended time that its promise is not judged by; nobody's in records
+            of a time when it was not told.
         expectations: None are held against a window that was interrupted.
     """
 
@@ -224,6 +226,7 @@ class FaultRecord(_Part):
     what: str
     begin_s: float
     end_s: float
+    left_out: dict[str, tuple[float, float]] = {}
     expectations: tuple[ExpectationRecord, ...] = ()
 
     @property

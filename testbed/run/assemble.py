@@ -25,7 +25,7 @@ from testbed.report.record import (
     WindowRecord,
 )
 from testbed.run.excess import computed_under, excess_of, refuted
-from testbed.run.expectations import Packets, expectations, outside
+from testbed.run.expectations import Packets, expectations, left_out_s, outside
 from testbed.run.judge import Observed, judge_tenant, run_verdict, unmeasured
 from testbed.run.judge_requests import judge_requests
 from testbed.run.offered import offered
@@ -195,6 +195,9 @@ def _faults(scenario: Scenario, item: Measured) -> Iterator[FaultRecord]:
             what=each.fault.describe(),
             begin_s=each.begin_s,
             end_s=each.end_s,
+            left_out={
+                tenant.name: stretch for tenant in scenario.tenants if (stretch := left_out_s(each, tenant)) is not None
+            },
             expectations=tuple(found),
         )
 

@@ -12,6 +12,7 @@ from typing import Self
 
 import numpy as np
 
+from testbed.audit import spared
 from testbed.report.record import ExpectationRecord, GateRecord
 from testbed.run.faults import CAUGHT, Occurrence
 from testbed.scenario.faults import FaultKind
@@ -48,19 +49,22 @@ class Packets:
         return "packets" if self.wrong is None else "requests"
 
 
-def outside(occurrences: Sequence[Occurrence], tenant: Tenant, intended_s: FloatArray) -> BoolArray:
-    """Which packets the tenant's promise is judged by; [n].
+def left_out_s(occurrence: Occurrence, tenant: Tenant) -> tuple[float, float] | None:
+    """The first and the last intended time that a fault takes out of a tenant's promise; None if it takes nothing.
 
-    Left out are those that could still be on their way when a fault the tenant is to fail by began, and those sent
+    Left out are packets that could still be on their way when a fault the tenant is to fail by began, and those sent
     before the recovery from it had to be over. A wrong answer comes in time, so none is left out for it.
     """
-    kept = np.ones(intended_s.size, dtype=np.bool_)
-    for each in occurrences:
-        late = each.fault.kind is not FaultKind.SERVER_WRONG
-        if late and tenant.name in each.fault.fails and tenant.promise is not None:
-            first_s, last_s = each.begin_s - tenant.promise.deadline_s, each.end_s + each.fault.recovery_s
-            kept &= (intended_s < first_s) | (intended_s > last_s)
-    return kept
+    fault = occurrence.fault
+    if fault.kind is FaultKind.SERVER_WRONG or tenant.name not in fault.fails or tenant.promise is None:
+        return None
+    return occurrence.begin_s - tenant.promise.deadline_s, occurrence.end_s + fault.recovery_s
+
+
+def outside(occurrences: Sequence[Occurrence], tenant: Tenant, intended_s: FloatArray) -> BoolArray:
+    """Which packets the tenant's promise is judged by; [n]."""
+    stretches = [left_out_s(each, tenant) for each in occurrences]
+    return spared.outside([stretch for stretch in stretches if stretch is not None], intended_s)
 
 
 def expectations(

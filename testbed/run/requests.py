@@ -17,9 +17,10 @@ from testbed.emulation.network import TandemNetwork
 from testbed.emulation.placement import Role
 from testbed.emulation.supervisor import Child
 from testbed.run.impairments import file_of
-from testbed.scenario.definition import LARGEST_REQUEST_BYTES, MOST_IMAGES
 from testbed.scenario.faults import IMPAIRED_KINDS
 from testbed.scenario.model import Requests, Scenario, Tenant
+from testbed.scenario.ranges import LARGEST_REQUEST_BYTES
+from testbed.scenario.tenant_fields import MOST_IMAGES
 from testbed.telemetry import host, pcap
 from testbed.telemetry.capture import TENANT_TRAFFIC, Capture
 from testbed.telemetry.requests import RequestCaptures, RequestMatch, match_requests

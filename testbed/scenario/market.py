@@ -15,12 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from testbed.scenario import document, fault_rules, tenants
-from testbed.scenario.definition import ARRIVALS, FEDERATION_FAULT, MODELS, MOST_FAULTS, RUN_FIELDS, run_settings
+from testbed.scenario.arrival_fields import ARRIVALS
+from testbed.scenario.definition import RUN_FIELDS, run_settings
 from testbed.scenario.document import Mapping
+from testbed.scenario.fault_fields import FEDERATION_FAULT, MOST_FAULTS
 from testbed.scenario.federation import Intent, Market, Operator, ServedModel, Site
 from testbed.scenario.fields import Field, ListOf, Record, Section, Variants, require_unique
 from testbed.scenario.model import OnOffArrivals, PoissonArrivals, RenewalArrivals
 from testbed.scenario.problems import Report, did_you_mean
+from testbed.scenario.tenant_fields import MODELS
 from testbed.scenario.units import RATE, TIME, quantity
 from testbed.scenario.values import UNUSABLE, Boolean, Choice, Name, Names, Number, Quantity
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from testbed.errors import ScenarioError
-from testbed.scenario.definition import LARGEST_REQUEST_BYTES, TEXT_MODELS
 from testbed.scenario.fields import Section
 from testbed.scenario.model import (
     Arrivals,
@@ -25,6 +24,8 @@ from testbed.scenario.model import (
     TraceArrivals,
 )
 from testbed.scenario.problems import Report
+from testbed.scenario.ranges import LARGEST_REQUEST_BYTES
+from testbed.scenario.tenant_fields import TEXT_MODELS
 from testbed.scenario.units import SIZE, TIME, quantity
 from testbed.traffic.request_demand import Demand, demand
 from testbed.traffic.request_makers import maker_of

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from testbed.errors import ScenarioError
 from testbed.scenario import guardrails
-from testbed.scenario.definition import LARGEST_BUCKET_BITS, LARGEST_FRAME_BYTES
 from testbed.scenario.fields import Section
 from testbed.scenario.model import (
     FULL_FRAME_BITS,
@@ -29,6 +28,7 @@ from testbed.scenario.model import (
     TraceArrivals,
 )
 from testbed.scenario.problems import Report
+from testbed.scenario.ranges import LARGEST_BUCKET_BITS, LARGEST_FRAME_BYTES
 from testbed.scenario.units import FREQUENCY, RATE, SIZE, TIME, Dimension, quantity
 from testbed.traffic.arrivals import mean_bps
 from testbed.traffic.modulation import stationary

@@ -13,8 +13,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
-QUIETED = ("--isolate", "--keep-awake")
-"""What a user does about a busy host."""
+AWAKE = ("--keep-awake",)
+"""What a user does about a virtual machine."""
+QUIETED = ("--isolate", *AWAKE)
+"""What a user does about one that is busy, too."""
 
 _NOISE = (
     "longest stall",

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from testbed.audit.evidence import read_evidence
+from testbed.audit.folder import audit_run
 from testbed.emulation.journal import MARK, RUNS
 from testbed.report.record import FaultRecord, RunRecord, read_record
 from testbed.run import faults
@@ -74,6 +75,14 @@ def test_whoever_crosses_what_breaks_fails_and_recovers_and_nobody_else_notices(
     near, far = record.tenants
     assert near.in_faults == 0
     assert far.in_faults > 0
+    (folder,) = tmp_path.iterdir()
+    audited = {tenant.tenant: tenant for tenant in audit_run(folder).tenants}
+    assert (audited["near"].audit.n, audited["near"].left_out) == (near.n, ())
+    assert (audited["far"].audit.n, audited["far"].verdict) == (far.n, far.verdict)
+    assert [stretch.fault for stretch in audited["far"].left_out] == [each.name for each in record.faults]
+    everything = audited["far"].everything
+    assert everything is not None
+    assert everything.audit.n == far.n + far.in_faults
     for each in record.faults:
         (recovered,) = [one for one in each.expectations if one.seconds is not None]
         assert (recovered.tenant, len(each.expectations)) == ("far", 3)
@@ -151,6 +160,8 @@ def test_a_server_that_is_slow_fails_who_asks_it_and_one_that_is_wrong_is_wrong_
     vision, near = record.tenants
     # The slow server's requests are judged as the fault's, the wrong one's as the tenant's: they came in time.
     assert 50 < vision.in_faults < 200
+    (audited, _) = audit_run(next((tmp_path / "runs").iterdir())).tenants
+    assert (audited.audit.n, [stretch.n for stretch in audited.left_out]) == (vision.n, [vision.in_faults])
     assert near.in_faults == 0
     assert vision.requests is not None
     assert vision.requests.accuracy is not None

@@ -10,7 +10,7 @@ import pytest
 from testbed.envelope import strict_json
 from testbed.report.record import read_record
 from testbed.telemetry import request_samples
-from tests.integration.conftest import QUIETED, Command
+from tests.integration.conftest import AWAKE, QUIETED, Command
 
 pytestmark = pytest.mark.network
 
@@ -37,7 +37,7 @@ def test_requests_are_answered_found_and_bounded(testbed: Command, tmp_path: Pat
     scenario.write_text(SCENARIO, encoding="utf-8")
     # A host that cannot keep up is no failure of the code: up to three tries, each shown; any other end counts at once.
     for attempt in range(3):
-        quieted = QUIETED if attempt else ()
+        quieted = QUIETED if attempt else AWAKE
         ended = testbed("run", str(scenario), "--out", str(tmp_path / str(attempt)), *quieted)
         print(ended.stdout, ended.stderr)
         if ended.returncode != 3:

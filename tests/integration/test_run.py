@@ -18,7 +18,7 @@ from testbed.emulation.probe import probe
 from testbed.errors import ReservationError
 from testbed.report.record import read_record
 from testbed.telemetry import fidelity, samples
-from tests.integration.conftest import QUIETED, ROOT, Command, is_noise
+from tests.integration.conftest import AWAKE, QUIETED, ROOT, Command, is_noise
 from tests.integration.spine import SMOKE, reserved
 
 pytestmark = pytest.mark.network
@@ -55,7 +55,7 @@ def named(captures: Path) -> dict[tuple[str, ...], int]:
 def test_a_run_leaves_one_folder_that_says_everything(testbed: Command, tmp_path: Path) -> None:
     # A host that cannot keep up is no failure of the code: up to three tries, each shown; any other end counts at once.
     for attempt in range(3):
-        quieted = QUIETED if attempt else ()
+        quieted = QUIETED if attempt else AWAKE
         ended = testbed("run", str(SMOKE), "--out", str(tmp_path / str(attempt)), *quieted)
         print(ended.stdout, ended.stderr)
         if ended.returncode != 3:
@@ -261,7 +261,7 @@ def test_tenants_share_one_queue_and_come_and_go_as_the_scenario_says(testbed: C
             16
         }
     for attempt in range(3):
-        quieted = QUIETED if attempt else ()
+        quieted = QUIETED if attempt else AWAKE
         ended = testbed("run", str(scenario), "--out", str(tmp_path / str(attempt)), *quieted)
         print(ended.stdout, ended.stderr)
         if ended.returncode != 3:

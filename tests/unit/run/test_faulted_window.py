@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from testbed.emulation.ovs import DatapathCounters
 from testbed.management.paper import bounds_on_paper, on_paper
 from testbed.report.record import RunRecord
 from testbed.run.assemble import Measured, assemble
+from testbed.run.calibrate import calibrate
 from testbed.run.faults import Occurrence
 from testbed.run.gates import gates_of
 from testbed.run.terms import terms_of
@@ -142,3 +144,17 @@ def test_the_same_packets_lost_without_a_fault_invalidate_the_run(tmp_path: Path
     record = judged(tmp_path, far={1: (1.0, 2.2)})
     assert record.verdict == "INVALID"
     assert {gate.name for gate in record.gates if not gate.holds} == {"queue counters"}
+
+
+def test_a_warm_up_tells_what_an_idle_path_takes_of_packets_that_wait_for_nobody() -> None:
+    matches = {name: seen(number, {}) for number, name in ((1, "near"), (2, "far"))}
+    federation = on_paper(SCENARIO)
+    federation.collect_offers()
+    terms = terms_of(SCENARIO, federation, {name: Shaper(4_000_000, 80_000) for name in matches}, 0.0, {})
+    found = calibrate(SCENARIO, federation, cast("Window", SimpleNamespace(matches=matches)), terms).idle_path_s
+    assert found.keys() == matches.keys()
+    for name, match in matches.items():
+        least_s = PER_DOMAIN_S * len(match.samples.domains)
+        assert least_s <= found[name].min() <= np.median(found[name]) < least_s + PER_DOMAIN_S
+        granted = terms_of(SCENARIO, federation, {name: terms[name].shaper}, 0.0, found)[name]
+        assert np.median(granted.replay(match.samples).idle_s) == pytest.approx(np.median(found[name]), rel=0.1)
