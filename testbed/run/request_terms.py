@@ -16,6 +16,8 @@ import numpy.typing as npt
 
 from testbed.management.bounds import HOST_RISK
 from testbed.management.request_bounds import RequestTerms, services_of
+from testbed.management.sealing import QUEUED_HOPS
+from testbed.management.sizing import DRAIN_BPS
 from testbed.run.calibrate import HEADROOM, PATH_FLOOR_S
 from testbed.run.requests import WORKERS, RequestOutcome, asking
 from testbed.run.reservations import Reservations
@@ -54,17 +56,24 @@ class Granted:
         host_s: What the host may add.
         idle_path_s: What requests took on an idle path beyond their own transmission, [k]: see `idle_path_s`.
         ends_s: Part of `idle_s`: until the request's first byte has entered the first domain.
+        train_s: What the other packets of a request take of every port, see `train_s`.
     """
 
     terms: RequestTerms
     host_s: float
     idle_path_s: FloatArray = field(default_factory=lambda: idle_path.NONE)
     ends_s: float = 0.0
+    train_s: float = 0.0
 
     @property
     def idle_s(self) -> float:
         """What an idle path takes of a request, in the median."""
         return float(np.median(self.idle_path_s))
+
+    @property
+    def declared_s(self) -> float:
+        """What the domains of the path declare, without their host, for a request that waits for nobody."""
+        return sum(service.latency_s for service in self.terms.services) + self.train_s
 
 
 def calibrate_requests(
@@ -102,7 +111,13 @@ def calibrate_requests(
         needed_s = quantile(late_s, 1.0 - request_risk(tenant)) * HEADROOM
         host_s = min(scenario.slow_down * HOST_CAP_S, max(PATH_FLOOR_S, math.ceil(needed_s / _GRAIN_S) * _GRAIN_S))
         shaper = shapers[tenant.name]
-        found[tenant.name] = Granted(terms, host_s, idle_path_s(outcome, shaper), idle_ends_s(outcome, shaper))
+        found[tenant.name] = Granted(
+            terms,
+            host_s,
+            idle_path_s(outcome, shaper),
+            idle_ends_s(outcome, shaper),
+            train_s(outcome, QUEUED_HOPS * len(envelopes)),
+        )
     return found
 
 
@@ -157,6 +172,16 @@ def idle_ends_s(outcome: RequestOutcome, shaper: Shaper) -> float:
     handed_s = (samples.first_s - samples.intended_s)[sent]
     alone = (wait_s == 0.0) & np.isfinite(handed_s)
     return float(np.median(handed_s[alone])) if alone.any() else 0.0
+
+
+def train_s(outcome: RequestOutcome, ports: int) -> float:
+    """What the packets of a request but for the last take of the ports of a path, in the median.
+
+    A domain's latency is that of one packet. A burst's worth of others passes every port before it, at the rate at
+    which a switch's port is drained, and one port after the other: they share a processor.
+    """
+    sent, bits = _wire_bits(outcome)
+    return ports * float(np.median(np.maximum(0.0, bits - outcome.match.last_bits[sent]))) / DRAIN_BPS
 
 
 def request_gates(
@@ -215,8 +240,8 @@ def request_gates(
         Gate.at_most(
             f"idle path, {name}",
             granted.idle_s - granted.ends_s,
-            sum(service.latency_s for service in granted.terms.services),
-            "what it then took beyond its own transmission, against what the domains promise without their host",
+            granted.declared_s,
+            "what it then took beyond its own transmission, against what the domains declare without their host",
             "s",
         ),
         Gate.at_most(
@@ -236,12 +261,17 @@ def request_risk(tenant: Tenant) -> float:
 
 def _ideal_parts_s(outcome: RequestOutcome, shaper: Shaper) -> tuple[BoolArray, FloatArray, FloatArray]:
     """Which requests were sent, [n]; how long each of them waits in the ideal queue, and for itself, [those]."""
-    record = outcome.record
-    sent = record.request_bytes > 0
-    bits = outcome.match.out.factor * 8.0 * record.request_bytes[sent]
-    wait_s = _wait_s(record.schedule.time_s[sent], bits / shaper.rate_bps)
+    sent, bits = _wire_bits(outcome)
+    wait_s = _wait_s(outcome.record.schedule.time_s[sent], bits / shaper.rate_bps)
     before_last_bits = np.maximum(0.0, bits - outcome.match.last_bits[sent])
     return sent, wait_s, (before_last_bits - shaper.burst_bits) / shaper.rate_bps
+
+
+def _wire_bits(outcome: RequestOutcome) -> tuple[BoolArray, FloatArray]:
+    """Which requests were sent, [n], and what each of them is on the wire, [those]."""
+    request_bytes = outcome.record.request_bytes
+    sent = request_bytes > 0
+    return sent, np.asarray(outcome.match.out.factor * 8.0 * request_bytes[sent])
 
 
 def _wait_s(time_s: FloatArray, service_s: FloatArray) -> FloatArray:

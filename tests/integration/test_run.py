@@ -140,6 +140,13 @@ def test_a_host_whose_cores_somebody_else_uses_ends_the_run_as_invalid(tmp_path:
             assert time.monotonic() < deadline
             time.sleep(0.05)
         hogs += [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2 * (os.cpu_count() or 1))]
+        deadline = time.monotonic() + 100
+        while not list(tmp_path.glob("*/window-1/stalls.npz")):
+            assert run.poll() is None, "the run ended within the window"
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        for hog in hogs:
+            hog.kill()
         said, _ = run.communicate(timeout=100)
     finally:
         for process in (*hogs, run):
