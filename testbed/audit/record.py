@@ -21,7 +21,7 @@ from testbed.audit.clusters import Dependence, as_series, measure_dependence
 from testbed.audit.compliance import Compliance, judge
 from testbed.audit.quantile import Quantile, quantiles
 from testbed.audit.replications import MIN_RUNS, Replications, judge_replications
-from testbed.audit.tail import TailModel, tail_quantiles
+from testbed.audit.tail import CLINGS, TailModel, tail_quantiles
 
 LEVELS = (0.99, 0.999, 0.9999)
 """Quantiles that are reported."""
@@ -245,7 +245,10 @@ def _say_tail(model: TailModel) -> str:
     how = "an extrapolation by" if model.extrapolated else "by"
     low, high = _milliseconds(model.lower_s, ""), _milliseconds(model.upper_s, "")
     estimate = _milliseconds(model.estimate_s, "")
-    return f"p{100 * model.level:g} is {estimate} ({low} to {high}), {how} a fitted tail, which overrules nothing."
+    clings = model.threshold is not None and model.threshold.design_effect >= CLINGS
+    short = ", and its interval may be too short, for slow samples cling together here" if clings else ""
+    tail = f"{how} a fitted tail, which overrules nothing{short}"
+    return f"p{100 * model.level:g} is {estimate} ({low} to {high}), {tail}."
 
 
 def say_blame(found: Attribution) -> str:

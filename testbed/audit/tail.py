@@ -39,6 +39,10 @@ _CHECK_CONFIDENCE = 0.8
 MIN_CLUSTERS = 50
 """Fewer independent exceedances than this carry no fit."""
 
+CLINGS = 2.0
+"""Design effect from which on an interval may be too short and says so: exceedances come in twos, and rate and scale
+err together, for where many exceed at a time they exceed by more. The likelihood takes their errors for independent."""
+
 _MOST_EXCEEDANCES = 5000
 _ANGLES = 48
 _RADII = 8

@@ -255,3 +255,13 @@ def test_findings_are_sentences_with_the_verdict_first() -> None:
     assert any(sentence.startswith("p99.9 is ") for sentence in said)
     assert any("overrules nothing" in sentence for sentence in said)
     assert all(sentence.endswith(".") for sentence in said)
+
+
+def test_the_interval_of_a_fitted_tail_says_where_it_may_be_too_short() -> None:
+    rng = np.random.default_rng(5)
+    queue = known.mm1(0.5).draw(50_000, rng)
+    fitted = [
+        next(said for said in audit_series(latency).sentences() if "fitted tail" in said)
+        for latency in (queue, rng.permutation(queue))
+    ]
+    assert ["may be too short" in said for said in fitted] == [True, False]
