@@ -33,7 +33,10 @@ def faults(
         if whole and not section.unusable:
             _require_objects(section, names, known, report)
         _require_room(section, Fraction(scenario.get("duration", 60)), report)
-    return tuple(_fault(section) for section in sections if not section.unusable)
+    found = [(section, _fault(section)) for section in sections if not section.unusable]
+    for tenant in known.values():
+        _require_rest(tenant, found, float(scenario.get("duration", 60)), report)
+    return tuple(fault for _, fault in found)
 
 
 def _fault(section: Section) -> Fault:
@@ -114,6 +117,33 @@ def _require_lower(section: Section, tenant: Tenant, report: Report) -> None:
             found="no reservation to lower" if reserved is None else f"no less than what {tenant.name} reserves",
             expected="a rate below the tenant's reservation",
             remedy="lower it, or choose a tenant with a reservation",
+        )
+
+
+def _require_rest(tenant: Tenant, faults: Sequence[tuple[Section, Fault]], duration_s: float, report: Report) -> None:
+    """A promise is judged by what no fault was to touch, so something must be left of the window.
+
+    A wrong answer comes in time, and nothing is left out for it.
+    """
+    if tenant.promise is None:
+        return
+    touching = sorted(
+        (each for each in faults if tenant.name in each[1].fails and each[1].kind is not FaultKind.SERVER_WRONG),
+        key=lambda each: each[1].at_s,
+    )
+    judged_s, over_s = 0.0, 0.0
+    for _, fault in touching:
+        judged_s += max(0.0, fault.at_s - tenant.promise.deadline_s - over_s)
+        took_s = fault.for_s + fault.spread_s + (fault.ready_s or 0.0) + fault.recovery_s
+        over_s = max(over_s, fault.at_s + took_s)
+    if touching and judged_s + max(0.0, duration_s - over_s) <= tenant.promise.deadline_s:
+        section = touching[-1][0]
+        report.add(
+            section.line_of("at"),
+            f"{section.where}: at",
+            found=f"faults that {tenant.name} is to fail by, with their recoveries, all through the window",
+            expected="more than its deadline of a window in which it keeps its promise",
+            remedy="shorten them or their recoveries, or measure longer",
         )
 
 
