@@ -32,7 +32,7 @@ from testbed.management.planner import (
     wish_method,
 )
 from testbed.management.refusal import Refusal
-from testbed.management.requests import SignedStage, require_served_rate
+from testbed.management.requests import SignedStage, require_forwarded_rate, require_served_rate
 from testbed.management.search import Wish
 from testbed.scenario.federation import Intent
 from testbed.scenario.model import FULL_FRAME_BITS
@@ -281,6 +281,7 @@ class Orchestrator:
         stage = SignedStage(work_per_s, server.latency_s, self._workers[route.where], wish.request_bits)
         path = request_path_of(wish, route, services, stage, excess=server.excess, loss=server.loss_probability)
         require_served_rate(compute[0], path)
+        require_forwarded_rate(network.values(), path)
         demand = demand_of(self.rule, wish, path, rate_bps)
         method = wish_method(wish) if self.rule is Rule.STOCHASTIC else "deterministic"
         judged, _ = confirm(self.rule, demand, path.services, method=method)

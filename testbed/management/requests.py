@@ -7,7 +7,7 @@ server the tenant holds. The mathematics is `testbed.calculus` (docs/calculus.md
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -168,6 +168,32 @@ def require_served_rate(envelope: Envelope, path: RequestPath) -> None:
             f"request counts for {counted_s * 1e3:.4g} ms, and this path is busy with one for {busiest_s * 1e3:.4g}; "
             "lingering excess cannot be converted, so ask for a calibration on this path"
         )
+
+
+def require_forwarded_rate(envelopes: Iterable[Envelope], path: RequestPath) -> None:
+    """Check that nothing on a path is busier with a request than the links that its domains' tails were measured on.
+
+    Such a stage leaves the queue of the bound less idle time than the queue that a tail was measured against, so what
+    a domain exceeds its promise by would linger for longer than was signed.
+
+    Args:
+        envelopes: What the domains signed of the way to the server.
+        path: The path.
+
+    Raises:
+        WrongRateError: The server, or the way back, is busier with some request than the way to the server.
+    """
+    for envelope in envelopes:
+        if envelope.tail is None:
+            continue
+        forwarded_s = np.array(path.requests.up_bits) / envelope.tail.rate_bps
+        if np.any(path.virtual_sizes_s > forwarded_s * (1 + _ROUNDING)):
+            raise WrongRateError(
+                f"domain {envelope.domain}: its tail was measured at {envelope.tail.rate_bps} bit/s, where the largest "
+                f"request counts for {forwarded_s.max() * 1e3:.4g} ms, and this path is busy with one for "
+                f"{path.virtual_sizes_s.max() * 1e3:.4g}; lingering excess cannot be converted, so reserve more of the "
+                "server or less of the network"
+            )
 
 
 def request_arrival(arrivals: Arrivals, path: RequestPath) -> Arrival:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import cast
+
 import numpy as np
 import pytest
 
 from testbed.calculus import EnvelopeService, NotApplicableError, RequestPath, delay_bound
+from testbed.envelope.descriptor import Envelope
+from testbed.envelope.errors import WrongRateError
 from testbed.management.requests import (
     ComputeReservation,
     metered_arrival,
     request_arrival,
     request_class,
     request_path,
+    require_forwarded_rate,
     traced_arrival,
 )
 from testbed.scenario.model import Arrivals, MmppArrivals, OnOffArrivals, PoissonArrivals, RenewalArrivals
@@ -101,3 +107,14 @@ def test_a_trace_of_requests_is_bounded_by_a_fit_that_its_other_half_does_not_co
     whole = path((16_000, 64_000))
     flow = traced_arrival(time_s, bits, whole, OUT)
     assert np.isfinite(delay_bound(flow, whole.services, 1e-2).delay_s)
+
+
+def test_a_domains_tail_holds_only_where_nothing_is_busier_with_a_request_than_its_link() -> None:
+    """Half a worker takes 4 ms, the line 6.8 ms for the larger request and 0.9 for the smaller one."""
+    tail = SimpleNamespace(domain="a", tail=SimpleNamespace(rate_bps=int(RATE)))
+    silent = SimpleNamespace(domain="b", tail=None)
+    envelopes = cast("list[Envelope]", [silent, tail])
+    require_forwarded_rate(envelopes, path((64_000,)))
+    require_forwarded_rate(envelopes[:1], path((64_000, 8_000)))
+    with pytest.raises(WrongRateError, match="domain a: its tail was measured at 10000000 bit/s"):
+        require_forwarded_rate(envelopes, path((64_000, 8_000)))
