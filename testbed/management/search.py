@@ -141,7 +141,8 @@ def propose(
         with np.errstate(divide="ignore", invalid="ignore"):
             v = sizes(float(stretch))
             rate = np.ceil(stretch * largest / v / _KBIT) * _KBIT
-            share = np.ceil(_PPM * ways.work_s / (ways.workers * v))
+            # A server no busier than the rounded rate: beside a busier one a tail of the network is worth nothing.
+            share = np.ceil(_PPM * ways.work_s * rate / (ways.workers * stretch * largest))
         price = ways.price_per_mbps * rate / 1e6 + ways.site_price * share / _PPM
         price = np.where((v > 0.0) & (share <= _PPM), price, np.inf)
         better = price < best.price
