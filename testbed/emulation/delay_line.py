@@ -59,6 +59,8 @@ def delayed(enters: str, leaves: str, receiving: socket.socket, delay_s: float) 
             finally:
                 line.empty()
                 packet_filter.attach(source, packet_filter.DROP)
+                # One that came just before would else be overtaken by those that may pass again.
+                line.empty()
 
 
 class _Line(threading.Thread):
@@ -67,13 +69,16 @@ class _Line(threading.Thread):
         self._source, self._sink = source, sink
         self._delay_ns = round(delay_s * 1e9)
         self._held: deque[tuple[int, bytes]] = deque()
-        self._emptied = threading.Event()
+        self._changed = threading.Condition()
+        self._asked = self._answered = 0
         self._stopped = False
 
     def empty(self) -> None:
-        """Hold nothing any longer; returns when all that was held is sent."""
+        """Hold nothing any longer; returns when all that had come by now is sent."""
         self._delay_ns = 0
-        self._emptied.wait(5.0)
+        self._asked += 1
+        with self._changed:
+            self._changed.wait_for(lambda: self._answered == self._asked, 5.0)
 
     def stop(self) -> None:
         """End the thread."""
@@ -83,13 +88,17 @@ class _Line(threading.Thread):
     def run(self) -> None:
         """Hold and send until told to stop."""
         while not self._stopped:
-            now_ns = time.monotonic_ns()
+            asked, now_ns = self._asked, time.monotonic_ns()
             while self._held and self._held[0][0] + self._delay_ns <= now_ns:
                 self._sink.send(self._held.popleft()[1])
-            if not self._held and self._delay_ns == 0:
-                self._emptied.set()
             left_s = (self._held[0][0] + self._delay_ns - now_ns) / 1e9 if self._held else 0.02
+            # Who waits for an answer wants to know of what has come, not of what may come soon.
+            left_s = left_s if self._answered == asked else 0.0
             if select.select([self._source], [], [], min(0.02, max(0.0, left_s)))[0]:
                 self._held.append((time.monotonic_ns(), self._source.recv(_FRAME_BYTES)))
+            elif not self._held and self._answered != asked:
+                with self._changed:
+                    self._answered = asked
+                    self._changed.notify_all()
         for _, frame in self._held:
             self._sink.send(frame)
