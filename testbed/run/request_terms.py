@@ -16,7 +16,6 @@ import numpy.typing as npt
 
 from testbed.management.bounds import HOST_RISK
 from testbed.management.request_bounds import RequestTerms, services_of
-from testbed.management.requests import require_forwarded_rate
 from testbed.management.sealing import QUEUED_HOPS
 from testbed.management.sizing import DRAIN_BPS
 from testbed.run.calibrate import HEADROOM, PATH_FLOOR_S
@@ -107,7 +106,6 @@ def calibrate_requests(
             workers=WORKERS,
             services=services_of(envelopes),
         )
-        require_forwarded_rate(envelopes, terms.path)
         late_s = host_lateness(outcome, terms)
         late_s = late_s[np.isfinite(late_s)]
         needed_s = quantile(late_s, 1.0 - request_risk(tenant)) * HEADROOM
