@@ -16,8 +16,6 @@ import numpy.typing as npt
 
 from testbed.management.bounds import HOST_RISK
 from testbed.management.request_bounds import RequestTerms, services_of
-from testbed.management.sealing import QUEUED_HOPS
-from testbed.management.sizing import DRAIN_BPS
 from testbed.run.calibrate import HEADROOM, PATH_FLOOR_S
 from testbed.run.requests import WORKERS, RequestOutcome, asking
 from testbed.run.reservations import Reservations
@@ -56,14 +54,12 @@ class Granted:
         host_s: What the host may add.
         idle_path_s: What requests took on an idle path beyond their own transmission, [k]: see `idle_path_s`.
         ends_s: Part of `idle_s`: until the request's first byte has entered the first domain.
-        train_s: What the other packets of a request take of every port, see `train_s`.
     """
 
     terms: RequestTerms
     host_s: float
     idle_path_s: FloatArray = field(default_factory=lambda: idle_path.NONE)
     ends_s: float = 0.0
-    train_s: float = 0.0
 
     @property
     def idle_s(self) -> float:
@@ -73,7 +69,7 @@ class Granted:
     @property
     def declared_s(self) -> float:
         """What the domains of the path declare, without their host, for a request that waits for nobody."""
-        return sum(service.latency_s for service in self.terms.services) + self.train_s
+        return sum(service.latency_s for service in self.terms.services)
 
 
 def calibrate_requests(
@@ -116,7 +112,6 @@ def calibrate_requests(
             host_s,
             idle_path_s(outcome, shaper),
             idle_ends_s(outcome, shaper),
-            train_s(outcome, QUEUED_HOPS * len(envelopes)),
         )
     return found
 
@@ -172,16 +167,6 @@ def idle_ends_s(outcome: RequestOutcome, shaper: Shaper) -> float:
     handed_s = (samples.first_s - samples.intended_s)[sent]
     alone = (wait_s == 0.0) & np.isfinite(handed_s)
     return float(np.median(handed_s[alone])) if alone.any() else 0.0
-
-
-def train_s(outcome: RequestOutcome, ports: int) -> float:
-    """What the packets of a request but for the last take of the ports of a path, in the median.
-
-    A domain's latency is that of one packet. A burst's worth of others passes every port before it, at the rate at
-    which a switch's port is drained, and one port after the other: they share a processor.
-    """
-    sent, bits = _wire_bits(outcome)
-    return ports * float(np.median(np.maximum(0.0, bits - outcome.match.last_bits[sent]))) / DRAIN_BPS
 
 
 def request_gates(

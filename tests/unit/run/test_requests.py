@@ -26,7 +26,6 @@ from testbed.run.request_terms import (
     idle_ends_s,
     idle_path_s,
     request_gates,
-    train_s,
 )
 from testbed.run.requests import RequestOutcome
 from testbed.run.serving import computation_s
@@ -317,17 +316,6 @@ def test_of_a_warm_up_that_answered_too_little_half_as_much_again_as_the_longest
 def test_gates_close_on_a_host_that_holds_requests_up(late_s: float, idle_s: float, closed: set[str]) -> None:
     gates = request_gates(TENANT, outcome(late_s=late_s), Granted(terms(), 0.01, np.array([idle_s])), SHAPER)
     assert {gate.name for gate in gates if not gate.ok} == closed
-
-
-def test_an_idle_path_may_take_what_a_requests_other_packets_need_of_every_port() -> None:
-    """Two domains of 1 ms and four ports: 59.3 kbit before the last packet take each 0.148 ms at 400 Mb/s."""
-    seen = outcome(late_s=0.0025)
-    others_s = train_s(seen, ports=4)
-    bits = OUT.factor * 8.0 * float(np.median(seen.record.request_bytes))
-    assert others_s == pytest.approx(4 * (bits - LAST_BITS) / 400e6)
-    for took_s, closed in ((0.0025, set()), (0.0027, {"idle path, alpha"})):
-        granted = Granted(terms(), 0.01, np.array([took_s]), train_s=others_s)
-        assert {gate.name for gate in request_gates(TENANT, seen, granted, SHAPER) if not gate.ok} == closed
 
 
 def test_a_gate_closes_on_a_sender_that_is_slow_even_when_it_is_idle() -> None:
