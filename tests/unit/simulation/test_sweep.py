@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ from testbed.report.record import read_record
 from testbed.run.progress import Silent
 from testbed.scenario.loader import load
 from testbed.scenario.model import OnOffArrivals
-from testbed.simulation import workers
 from testbed.simulation.grid import Axis, axis, points, vary_choices, vary_file, vary_scenario
 from testbed.simulation.network import Choices
 from testbed.simulation.sweep import COLUMNS, SweepOptions, sweep
@@ -138,14 +138,11 @@ class FakeRay:
 
 
 def test_ray_gives_the_same_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers.importlib, "import_module", lambda _: FakeRay())
+    monkeypatch.setitem(sys.modules, "ray", FakeRay())  # type: ignore[arg-type]
     assert swept(tmp_path / "ray", on_ray=True) == swept(tmp_path / "processes")
 
 
 def test_without_ray_the_message_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(name: str) -> None:
-        raise ImportError(name)
-
-    monkeypatch.setattr(workers.importlib, "import_module", missing)
+    monkeypatch.setitem(sys.modules, "ray", None)  # type: ignore[arg-type]
     with pytest.raises(PreflightError, match=r"\[ray\]"):
         swept(tmp_path, on_ray=True)
