@@ -119,7 +119,7 @@ class Orchestrator:
         """
         planner = Planner(self.rule, self.segments, self.survey().values())
         decisions = planner.decide(intents)
-        wishes = {intent.tenant: Wish.of(intent) for intent in intents}
+        wishes = {intent.tenant: planner.wish(intent) for intent in intents}
         self.reached("planned")
         return self._reserve([(wishes[decision.tenant], decision) for decision in decisions], {})
 
@@ -141,7 +141,7 @@ class Orchestrator:
                 left[market.COMPUTE] += share_ppm
                 left[market.SEATS] += 1
         (decision,) = planner.decide([intent])
-        (outcome,) = self._reserve([(Wish.of(intent), decision)], {intent.tenant: present})
+        (outcome,) = self._reserve([(planner.wish(intent), decision)], {intent.tenant: present})
         return outcome
 
     def release(self, tenants: Sequence[str]) -> None:
@@ -281,7 +281,7 @@ class Orchestrator:
         stage = SignedStage(work_per_s, server.latency_s, self._workers[route.where], wish.request_bits)
         path = request_path_of(wish, route, services, stage, excess=server.excess, loss=server.loss_probability)
         require_served_rate(compute[0], path)
-        require_forwarded_rate(network.values(), path)
+        require_forwarded_rate(network.values(), path, [wish.least_bits])
         demand = demand_of(self.rule, wish, path, rate_bps)
         method = wish_method(wish) if self.rule is Rule.STOCHASTIC else "deterministic"
         judged, _ = confirm(self.rule, demand, path.services, method=method)

@@ -16,6 +16,7 @@ import numpy as np
 from testbed.calculus import DelayBound, EnvelopeService, ExcessTail, RequestClass, RequestPath, TokenBucket
 from testbed.management import market
 from testbed.management.admission import Claim, Demand, Rule, confirm
+from testbed.management.bounds import HOST_RISK
 from testbed.management.market import Prospectus
 from testbed.management.refusal import Refusal, explain
 from testbed.management.requests import SignedStage, metered_arrival, request_arrival, request_path
@@ -115,12 +116,18 @@ class Planner:
         known = {prospectus.operator.name: prospectus for prospectus in prospectuses}
         self.routes = routes(segments, known)
         self.free = {name: dict(prospectus.free) for name, prospectus in known.items()}
+        emulated = any(prospectus.operator.host_allowance_s > 0.0 for prospectus in known.values())
+        self._host_risk = HOST_RISK if emulated else 0.0
+
+    def wish(self, intent: Intent) -> Wish:
+        """An intent as it is planned: where domains grant an emulating host time, it gets its share of the risk too."""
+        return Wish.of(intent, host_risk=self._host_risk)
 
     def decide(self, intents: Sequence[Intent]) -> list[Decision]:
         """Decide intents in their order; what is admitted is gone for those behind."""
         decisions = []
         for start in range(0, len(intents), _CHUNK):
-            wishes = [Wish.of(intent) for intent in intents[start : start + _CHUNK]]
+            wishes = [self.wish(intent) for intent in intents[start : start + _CHUNK]]
             proposals = propose(self.rule, wishes, self.routes)
             allowed = np.array([[permits(wish.intent, route) for route in self.routes] for wish in wishes])
             prices = np.where(allowed, proposals.price, np.inf)
@@ -233,7 +240,7 @@ def demand_of(rule: Rule, wish: Wish, path: RequestPath | None, rate_bps: int) -
     intent = wish.intent
     if path is None:
         contract = TokenBucket(float(wish.meter_rate_bps), float(wish.burst_bits))
-        return Demand(intent.tenant, None, contract, intent.deadline_s, intent.epsilon)
+        return Demand(intent.tenant, None, contract, intent.deadline_s, wish.epsilon)
     contract = metered_arrival(wish.meter_rate_bps, meter_burst_bits(rule, wish, rate_bps), path)
     peak = peak_per_s(intent.arrivals)
     if rule is Rule.PEAK and math.isfinite(peak):
@@ -243,7 +250,7 @@ def demand_of(rule: Rule, wish: Wish, path: RequestPath | None, rate_bps: int) -
         flow=request_arrival(intent.arrivals, path) if rule is Rule.STOCHASTIC else None,
         contract=contract,
         deadline_s=intent.deadline_s,
-        epsilon=intent.epsilon,
+        epsilon=wish.epsilon,
         meter_loss=guardrails.OVERFLOW,
     )
 

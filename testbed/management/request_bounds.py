@@ -41,7 +41,7 @@ from testbed.management.requests import (
 from testbed.report.record import BoundPart, BoundRecord, BudgetShare
 from testbed.scenario.model import Tenant, TraceArrivals
 from testbed.telemetry.requests import Framing
-from testbed.traffic.request_demand import Demand
+from testbed.traffic.request_demand import Demand, least_wire_bits
 from testbed.traffic.workloads import read_workload
 
 FloatArray = npt.NDArray[np.float64]
@@ -114,6 +114,11 @@ class RequestTerms:
         rate_bps = min(service.rate_bps for service in self.services)
         largest = np.max(path.virtual_sizes_s)
         return np.asarray(np.minimum(np.maximum(self.out.wire_bits(message_bits) / rate_bps, self._least_s), largest))
+
+    @property
+    def least_bits(self) -> FloatArray:
+        """What each kind of request is on the wire at least, (kinds,)."""
+        return least_wire_bits(np.array(self._kinds()[0]))
 
     @property
     def _least_s(self) -> float:

@@ -7,6 +7,7 @@ server the tenant holds. The mathematics is `testbed.calculus` (docs/calculus.md
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -134,51 +135,57 @@ def request_path(
 
 
 def served_rate_bps(
-    counted_bits: float, up_bits: float, answer_bits: float, *, network_bps: float, server_bps: float
+    counted_bits: float, least_bits: float, answer_bits: float, *, network_bps: float, server_bps: float
 ) -> int:
-    """The rate, in bits of requests that all count as the largest, at which the busiest stage of a path passes them.
+    """The rate, in bits of requests that all count as the largest, to measure the tail of a server against.
 
-    A queue of this rate is never faster than the one that a bound is computed for, so a tail measured against it may be
-    added there (docs/calculus.md, "Compute stage").
+    A queue of this rate is no faster than the server's share and the way back, so the tail may be used in the bound
+    (`require_served_rate`). Where it can be, it is no slower than the way to the server either, so that tails of the
+    network may be used beside it (`require_forwarded_rate`).
 
     Args:
         counted_bits: What a request counts for.
-        up_bits: What the largest one costs on the wire.
+        least_bits: What the largest one costs on the wire at the least.
         answer_bits: What the largest answer costs on the wire.
         network_bps: Smallest rate reserved on the way, the same in both directions.
         server_bps: Rate of the tenant's share of the server.
     """
-    busiest_s = max(max(up_bits, counted_bits, answer_bits) / network_bps, counted_bits / server_bps)
-    return max(1, int(counted_bits / busiest_s))
+    fastest_bps = min(server_bps, network_bps * counted_bits / answer_bits)
+    return max(1, min(int(fastest_bps), math.ceil(network_bps * counted_bits / least_bits)))
 
 
 def require_served_rate(envelope: Envelope, path: RequestPath) -> None:
-    """Check that the tail of a server, if it has one, was measured at no larger rate than the path's.
+    """Check that the tail of a server, if it has one, was measured at no larger rate than may be used on the path.
+
+    What a server exceeds its promise by lingers in itself and on the way back, so the tail must have been measured
+    with requests that count for at least what keeps either of them busy (docs/calculus.md, "Compute stage").
 
     Raises:
-        WrongRateError: Something on the path is busier with a request than what the tail was measured against.
+        WrongRateError: The server, or the way back, is busier with a request than what the tail was measured against.
     """
     if envelope.tail is None:
         return
     counted_s = envelope.guardrails.largest_packet_bits / envelope.tail.rate_bps
-    busiest_s = float(path.virtual_sizes_s.max())
+    busiest_s = float(path.served_sizes_s.max())
     if busiest_s > counted_s * (1 + _ROUNDING):
         raise WrongRateError(
             f"domain {envelope.domain}: the tail of its server was measured at {envelope.tail.rate_bps} bit/s, where a "
-            f"request counts for {counted_s * 1e3:.4g} ms, and this path is busy with one for {busiest_s * 1e3:.4g}; "
-            "lingering excess cannot be converted, so ask for a calibration on this path"
+            f"request counts for {counted_s * 1e3:.4g} ms, and what follows is busy with one for "
+            f"{busiest_s * 1e3:.4g}; lingering excess cannot be converted, so ask for a calibration on this path"
         )
 
 
-def require_forwarded_rate(envelopes: Iterable[Envelope], path: RequestPath) -> None:
+def require_forwarded_rate(envelopes: Iterable[Envelope], path: RequestPath, least_bits: npt.ArrayLike) -> None:
     """Check that nothing on a path is busier with a request than the links that its domains' tails were measured on.
 
     Such a stage leaves the queue of the bound less idle time than the queue that a tail was measured against, so what
-    a domain exceeds its promise by would linger for longer than was signed.
+    a domain exceeds its promise by would linger for longer than was signed. That queue was fed real packets, so what
+    counts is the least that a request is on the wire, not what it is declared or counted as.
 
     Args:
         envelopes: What the domains signed of the way to the server.
         path: The path.
+        least_bits: What each kind of request is on the wire at least, (kinds,).
 
     Raises:
         WrongRateError: The server, or the way back, is busier with some request than the way to the server.
@@ -186,12 +193,15 @@ def require_forwarded_rate(envelopes: Iterable[Envelope], path: RequestPath) -> 
     for envelope in envelopes:
         if envelope.tail is None:
             continue
-        forwarded_s = np.array(path.requests.up_bits) / envelope.tail.rate_bps
-        if np.any(path.virtual_sizes_s > forwarded_s * (1 + _ROUNDING)):
+        forwarded_s = np.asarray(least_bits) / envelope.tail.rate_bps
+        # The rate of a server is rounded down to whole bits per second.
+        busier = np.flatnonzero(path.served_sizes_s > forwarded_s * (1 + _ROUNDING + 1 / envelope.tail.rate_bps))
+        if busier.size:
+            kind = int(busier[0])
             raise WrongRateError(
-                f"domain {envelope.domain}: its tail was measured at {envelope.tail.rate_bps} bit/s, where the largest "
-                f"request counts for {forwarded_s.max() * 1e3:.4g} ms, and this path is busy with one for "
-                f"{path.virtual_sizes_s.max() * 1e3:.4g}; lingering excess cannot be converted, so reserve more of the "
+                f"domain {envelope.domain}: its tail was measured at {envelope.tail.rate_bps} bit/s, where a request "
+                f"takes as little as {forwarded_s[kind] * 1e3:.4g} ms, and what follows is busy with one for "
+                f"{path.served_sizes_s[kind] * 1e3:.4g}; lingering excess cannot be converted, so reserve more of the "
                 "server or less of the network"
             )
 

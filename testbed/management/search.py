@@ -49,25 +49,36 @@ class Wish:
     Attributes:
         intent: The intent.
         request_bits: What a request costs on the wire towards the server.
+        least_bits: What it costs there at the very least.
         per_s: Requests a second, on average.
         meter_rate_bps: Rate of the contract.
         burst_bits: Burst of the contract, without what TCP holds back.
+        epsilon: Share of its requests that domains may make late; the rest of the intent's is the emulating host's.
     """
 
     intent: Intent
     request_bits: float
+    least_bits: float
     per_s: float
     meter_rate_bps: int
     burst_bits: int
+    epsilon: float
 
     @classmethod
-    def of(cls, intent: Intent) -> Wish:
-        """What an intent puts on the wire, and the contract that polices it."""
+    def of(cls, intent: Intent, *, host_risk: float = 0.0) -> Wish:
+        """What an intent puts on the wire, and the contract that polices it.
+
+        Args:
+            intent: The intent.
+            host_risk: Share of its epsilon kept for what a host that emulates the domains makes late.
+        """
         sizes = np.array([intent.arrivals.size_bits], dtype=np.int64)
         demand = request_demand.Demand(sizes, np.ones(1), request_demand.requests_per_s(intent.arrivals))
         meter = math.ceil(CONTRACT_FACTOR * demand.mean_bps / _KBIT) * _KBIT
         burst = guardrails.request_burst_bits(intent.arrivals, demand, meter, 0)
-        return cls(intent, float(demand.wire_bits[0]), demand.per_s, meter, burst)
+        least = float(request_demand.least_wire_bits(sizes)[0])
+        epsilon = (1.0 - host_risk) * intent.epsilon
+        return cls(intent, float(demand.wire_bits[0]), least, demand.per_s, meter, burst, epsilon)
 
     @property
     def peak_per_s(self) -> float:
@@ -122,6 +133,7 @@ def propose(
     if rule is Rule.NONE:
         return Proposals(np.zeros(shape), np.zeros(shape), np.zeros(shape))
     bits = np.array([wish.request_bits for wish in wishes])[:, None]
+    least = np.array([wish.least_bits for wish in wishes])[:, None]
     largest = np.maximum(bits, ways.answer_bits)
     own = (bits + ways.workers * ways.answer_bits) / largest
     deadlines = np.array([w.intent.deadline_s for w in wishes]) if deadlines_s is None else deadlines_s
@@ -141,8 +153,10 @@ def propose(
         with np.errstate(divide="ignore", invalid="ignore"):
             v = sizes(float(stretch))
             rate = np.ceil(stretch * largest / v / _KBIT) * _KBIT
-            # A server no busier than the rounded rate: beside a busier one a tail of the network is worth nothing.
-            share = np.ceil(_PPM * ways.work_s * rate / (ways.workers * stretch * largest))
+            # As busy as the network, a server must not be busier with a request that is as small as can be: beside a
+            # busier one a tail of the network is worth nothing.
+            counted = least if stretch == 1.0 else stretch * largest
+            share = np.ceil(_PPM * ways.work_s * rate / (ways.workers * counted))
         price = ways.price_per_mbps * rate / 1e6 + ways.site_price * share / _PPM
         price = np.where((v > 0.0) & (share <= _PPM), price, np.inf)
         better = price < best.price
@@ -189,7 +203,7 @@ class _Family(ABC):
     """Tenants whose arrivals have one closed form: coefficient a and spare time s give the largest v."""
 
     def __init__(self, wishes: Sequence[Wish]) -> None:
-        self._log_inverse = np.array([-math.log(w.intent.epsilon - guardrails.OVERFLOW) for w in wishes])[:, None]
+        self._log_inverse = np.array([-math.log(w.epsilon - guardrails.OVERFLOW) for w in wishes])[:, None]
 
     @abstractmethod
     def __call__(self, a: FloatArray, spare_s: FloatArray) -> FloatArray:

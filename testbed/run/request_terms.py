@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from testbed.management.bounds import HOST_RISK
 from testbed.management.request_bounds import RequestTerms, services_of
+from testbed.management.requests import require_forwarded_rate
 from testbed.run.calibrate import HEADROOM, PATH_FLOOR_S
 from testbed.run.requests import WORKERS, RequestOutcome, asking
 from testbed.run.reservations import Reservations
@@ -102,6 +103,7 @@ def calibrate_requests(
             workers=WORKERS,
             services=services_of(envelopes),
         )
+        require_forwarded_rate(envelopes, terms.path, terms.least_bits)
         late_s = host_lateness(outcome, terms)
         late_s = late_s[np.isfinite(late_s)]
         needed_s = quantile(late_s, 1.0 - request_risk(tenant)) * HEADROOM

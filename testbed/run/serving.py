@@ -29,7 +29,7 @@ from testbed.run.requests import WORKERS, RequestOutcome, asking
 from testbed.run.reservations import Reservations
 from testbed.scenario.model import Requests, Scenario, Tenant
 from testbed.telemetry.fidelity import quantile
-from testbed.traffic.request_demand import demand
+from testbed.traffic.request_demand import demand, least_wire_bits
 from testbed.traffic.request_makers import maker_of
 
 COMPUTED_WITHIN = 0.95
@@ -144,7 +144,7 @@ def server_calibration(
         return supported(seen, rails.reserved_rate_bps, declares_none=True) or Calibration(None, _unknown(seen))
     rate_bps = served_rate_bps(
         rails.largest_packet_bits,
-        float(match.out.wire_bits(8 * record.request_bytes.max())),
+        float(least_wire_bits(8 * record.request_bytes.max())),
         float(match.back.wire_bits(8 * record.response_bytes.max())),
         network_bps=network_bps,
         server_bps=rails.reserved_rate_bps,

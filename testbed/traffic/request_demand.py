@@ -31,6 +31,8 @@ from testbed.traffic.workloads import read_workload
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
+_FEWEST_FRAME_BYTES = 14
+"""The header of a DATA frame and gRPC's own five bytes: what a message never goes without."""
 _FRAMES_BYTES = 96
 """A call's HEADERS frame, the header of its DATA frame and gRPC's own five bytes."""
 _SEGMENT_BYTES = 1448
@@ -70,6 +72,15 @@ def wire_bits(message_bits: IntArray) -> FloatArray:
     stream_bytes = np.asarray(message_bits) / 8 + _FRAMES_BYTES
     packets = np.ceil(stream_bytes / _SEGMENT_BYTES) + _ACKNOWLEDGEMENTS
     return np.asarray(8.0 * (stream_bytes + _HEADERS_BYTES * packets))
+
+
+def least_wire_bits(message_bits: IntArray) -> FloatArray:
+    """L2 bits towards the server that calls with messages of these sizes cost at the very least.
+
+    A packet is as full as it can be then, shared with other calls, and HTTP/2 says nothing that it need not.
+    """
+    stream_bytes = np.asarray(message_bits) / 8 + _FEWEST_FRAME_BYTES
+    return np.asarray(8.0 * stream_bytes * (1.0 + _HEADERS_BYTES / _SEGMENT_BYTES))
 
 
 def demand(arrivals: Arrivals, size: RequestSize, maker: Maker) -> Demand:

@@ -201,9 +201,14 @@ class RequestPath:
     def virtual_sizes_s(self) -> FloatArray:
         """v* of each kind in seconds: the longest time a request keeps a stage busy, shape (kinds,)."""
         up = np.array(self.requests.up_bits) * _seconds_per_bit(self.up)
+        return np.asarray(np.maximum(up, self.served_sizes_s))
+
+    @property
+    def served_sizes_s(self) -> FloatArray:
+        """The same without the way to the server: what keeps the stage or the way back busy, shape (kinds,)."""
         work = np.array(self.requests.work) / self.stage.work_per_s
         down = np.array(self.requests.down_bits) * _seconds_per_bit(self.down)
-        return np.asarray(np.maximum(np.maximum(up, work), down))
+        return np.asarray(np.maximum(work, down))
 
     @property
     def size(self) -> Empirical:

@@ -12,6 +12,7 @@ from testbed.calculus import delay_bound
 from testbed.errors import ReservationError
 from testbed.management import market
 from testbed.management.admission import Rule, confirm
+from testbed.management.bounds import HOST_RISK
 from testbed.management.market import Prospectus
 from testbed.management.planner import Decision, Planner, demand_of, path_of, permits, plan, wish_method
 from testbed.management.search import Wish, propose
@@ -72,8 +73,38 @@ def test_the_closed_forms_find_the_smallest_purchase_that_the_rule_accepts(
         rate, share = int(found.rate_bps[0, column]), int(found.share_ppm[0, column])
         assert _accepts(wish, route, rate, share)
         less = rate * 985 // 1000 // 1000 * 1000, share * 985 // 1000
-        at_contract = less[0] <= 1.002 * wish.meter_rate_bps
+        busiest_s = float(path_of(wish, route, *less).virtual_sizes_s.max())
+        at_contract = busiest_s * 1.002 * wish.meter_rate_bps >= wish.request_bits
         assert at_contract or not _accepts(wish, route, *less) or not _stable_binding(wish, rate)
+
+
+@pytest.mark.parametrize("deadline_s", [0.06, 0.12, 1.0])
+def test_a_server_that_is_to_be_no_busier_than_the_network_is_so_with_the_smallest_request_there_is(
+    deadline_s: float,
+) -> None:
+    """Else no tail of the network could be used beside it."""
+    wish = Wish.of(intent(deadline_s=deadline_s))
+    plans = planner()
+    found = propose(Rule.STOCHASTIC, [wish], plans.routes)
+    equals = 0
+    for column, route in enumerate(plans.routes):
+        if found.possible[0, column]:
+            rate_bps = int(found.rate_bps[0, column])
+            path = path_of(wish, route, rate_bps, int(found.share_ppm[0, column]))
+            (served_s,), forwarded_s = path.served_sizes_s, wish.request_bits / rate_bps
+            equals += served_s < 1.2 * forwarded_s
+            assert served_s <= wish.least_bits / rate_bps or served_s > 1.2 * forwarded_s
+    assert equals
+
+
+def test_where_a_host_is_granted_time_a_plan_leaves_it_its_share_of_the_risk() -> None:
+    asked = intent(epsilon=0.01)
+    assert planner().wish(asked).epsilon == 0.01
+    granted = [replace(operator, host_allowance_s=1e-3) for operator in OPERATORS]
+    emulated = Planner(Rule.STOCHASTIC, SEGMENTS, [Prospectus.of(operator) for operator in granted])
+    assert emulated.wish(asked).epsilon == pytest.approx((1 - HOST_RISK) * 0.01)
+    (decision,) = emulated.decide([asked])
+    assert sum(share.epsilon for share in decision.budget) == pytest.approx((1 - HOST_RISK) * 0.01, rel=1e-3)
 
 
 def _accepts(wish: Wish, route: object, rate: int, share: int) -> bool:

@@ -19,6 +19,7 @@ from testbed.run.calibrate import DOMAIN_FLOOR_S, HEADROOM, PATH_CAP_S
 from testbed.run.excess import computed_under, refuted
 from testbed.run.requests import RequestOutcome
 from testbed.run.serving import computation, server_calibration
+from testbed.traffic.request_demand import least_wire_bits
 from tests.unit.run.test_requests import ASKED, COMPUTE_S, OUT, RATE_BPS, TENANT, outcome, server, terms
 
 FloatArray = npt.NDArray[np.float64]
@@ -91,9 +92,12 @@ def test_what_the_host_adds_is_granted_up_to_a_cap_and_a_rare_pause_beyond_it_is
 def test_a_server_that_the_host_does_not_excuse_gets_a_tail_that_another_window_does_not_contradict() -> None:
     found = signed(promised(warm_up(pauses(0.01, 0.02))))
     assert found.tail is not None
+    least_bits = float(least_wire_bits(np.int64(64_000)))
     assert found.tail.rate_bps == served_rate_bps(
-        LARGEST_BITS, LARGEST_BITS, 1.0, network_bps=RATE_BPS, server_bps=found.guardrails.reserved_rate_bps
+        LARGEST_BITS, least_bits, 1.0, network_bps=RATE_BPS, server_bps=found.guardrails.reserved_rate_bps
     )
+    counted_s = LARGEST_BITS / found.tail.rate_bps
+    assert least_bits / RATE_BPS * (1 - 1e-6) <= counted_s <= least_bits / RATE_BPS, "so that network tails may be used"
     epsilon = 1e-3
     for late, broken in ((pauses(0.01, 0.02, seed=4), False), (pauses(0.04, 0.04, seed=5), True)):
         held_out = computed_under(warm_up(late).match.samples, found)
@@ -139,6 +143,6 @@ def test_a_tail_that_is_signed_is_in_the_bound_and_one_of_another_rate_is_refuse
     tailed = server(calibrated=(found.stochastic, found.evidence))
     with_tail = bound_requests(tenant, terms(tailed), host_s=0.0)
     assert with_tail.bound_s > bound_requests(tenant, terms(), host_s=0.0).bound_s
-    tail = replace(found.stochastic.tail, rate_bps=2 * RATE_BPS)
+    answering = replace(terms(tailed), answer_bits=int(1.1 * LARGEST_BITS))
     with pytest.raises(WrongRateError, match="ask for a calibration on this path"):
-        _ = terms(server(calibrated=(replace(found.stochastic, tail=tail), found.evidence))).path
+        _ = answering.path
