@@ -23,7 +23,7 @@ from testbed.scenario.federation import Intent, Market, Operator, ServedModel, S
 from testbed.scenario.fields import Field, ListOf, Record, Section, Variants, require_unique
 from testbed.scenario.model import OnOffArrivals, PoissonArrivals, RenewalArrivals
 from testbed.scenario.problems import Report, did_you_mean
-from testbed.scenario.tenant_fields import MODELS
+from testbed.scenario.tenant_fields import MODELS, promised
 from testbed.scenario.units import RATE, TIME, quantity
 from testbed.scenario.values import UNUSABLE, Boolean, Choice, Name, Names, Number, Quantity
 
@@ -35,7 +35,6 @@ _KBIT = 1000
 _RATE = Quantity(RATE, Fraction(_KBIT), Fraction(10**12), _KBIT, "links and classes are set in whole kbit/s")
 _DELAY = Quantity(TIME, Fraction(0), Fraction(1))
 _WORK = Quantity(TIME, Fraction(1, 10**7), Fraction(60))
-_DEADLINE = Quantity(TIME, Fraction(1, 10**6), Fraction(3600))
 _PRICE = Number("a price per hour", 0, 1e9)
 
 _SHIPPED: dict[str, float] = {
@@ -118,12 +117,10 @@ _INTENT = Record(
         Field("name", Name(), "Of the tenant; unique among the intents.", required=True),
         Field("task", Name(), "What is to be answered.", required=True),
         Field("accuracy", Number("an accuracy", 0, 1, remedy="write 0.98 for 98 %"), "Least accuracy.", default=0),
-        Field("deadline", _DEADLINE, "From a request's intended time to its answer.", required=True),
-        Field(
-            "epsilon",
-            Number("a probability", 1e-6, 0.5, remedy="write 0.001 to promise the deadline to 99.9 % of the requests"),
-            "Share of requests that may miss it.",
-            required=True,
+        *promised(
+            "requests",
+            deadline="From a request's intended time to its answer.",
+            epsilon="Share of requests that may miss it.",
         ),
         Field("arrivals", _REQUEST_ARRIVALS, "How requests arrive, and how large they are.", required=True),
         Field("price", _PRICE, "The most it pays per hour.", required=True),

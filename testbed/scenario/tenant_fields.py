@@ -19,7 +19,6 @@ TEXT_MODELS = ("text-small",)
 """Models that generate as many bytes as a trace has tokens."""
 MOST_VISITS = 100
 
-_DEADLINE = Quantity(TIME, Fraction(1, 10**6), Fraction(3600))
 _TIMEOUT = Quantity(TIME, Fraction(1, 1000), Fraction(60))
 
 _RESERVATION = Record(
@@ -45,15 +44,29 @@ _RESERVATION = Record(
     ),
 )
 
+
+def promised(things: str, *, deadline: str, epsilon: str) -> tuple[Field, Field]:
+    """The fields of a promise: a deadline, and how many may miss it.
+
+    Args:
+        things: What is promised to be in time, such as `packets`.
+        deadline: What the deadline says.
+        epsilon: What epsilon says.
+    """
+    remedy = f"write 0.001 to promise the deadline to 99.9 % of the {things}"
+    return (
+        Field("deadline", Quantity(TIME, Fraction(1, 10**6), Fraction(3600)), deadline, required=True),
+        Field("epsilon", Number("a probability", 1e-6, 0.5, remedy=remedy), epsilon, required=True),
+    )
+
+
 _PROMISE = Record(
     "a promise",
     (
-        Field("deadline", _DEADLINE, "A packet later than this is a miss, and so is a lost one.", required=True),
-        Field(
-            "epsilon",
-            Number("a probability", 1e-6, 0.5, remedy="write 0.001 to promise the deadline to 99.9 % of the packets"),
-            "Share of misses the promise allows.",
-            required=True,
+        *promised(
+            "packets",
+            deadline="A packet later than this is a miss, and so is a lost one.",
+            epsilon="Share of misses the promise allows.",
         ),
         Field(
             "confidence",
