@@ -35,6 +35,8 @@ from inference_server.workers import Job, Workers
 
 MESSAGE_BYTES = 16 * 1024 * 1024
 _LARGEST_FRAME_BYTES = (1 << 24) - 1
+_WINDOW_BYTES = 1 << 26
+"""What may be on its way over one connection: seconds of a fast reservation's backlog."""
 _SWITCH_INTERVAL_S = 1e-4
 _FLUSH_S = 1.0
 """How long answers that have been computed may take to leave."""
@@ -222,15 +224,15 @@ class InferenceServer:
 def _options(message_bytes: int) -> list[tuple[str, int]]:
     """Channel arguments that make a connection behave like a queue.
 
-    Large frames keep the requests of one connection in the order they were sent, a window as large as a message lets
-    no request wait for the window of another, and without bandwidth probes nothing but requests and their
-    acknowledgements is on the wire.
+    Large frames keep the requests of one connection in the order they were sent. So does a window larger than any
+    backlog: where it is used up, gRPC gives every request in turn a part of what is granted next, and those sent later
+    overtake. Without bandwidth probes nothing but requests and their acknowledgements is on the wire.
     """
     return [
         ("grpc.max_receive_message_length", message_bytes),
         ("grpc.max_send_message_length", -1),
         ("grpc.so_reuseport", 0),
         ("grpc.http2.max_frame_size", _LARGEST_FRAME_BYTES),
-        ("grpc.http2.lookahead_bytes", message_bytes),
+        ("grpc.http2.lookahead_bytes", max(message_bytes, _WINDOW_BYTES)),
         ("grpc.http2.bdp_probe", 0),
     ]

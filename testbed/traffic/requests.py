@@ -56,6 +56,8 @@ _OPTIONS = [
     # One connection of its own, no bandwidth probes, nothing sent twice: what is on the wire is what was asked for.
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.http2.bdp_probe", 0),
+    # Answers stay in order: none waits for a part of a window that others have used up.
+    ("grpc.http2.lookahead_bytes", 1 << 26),
     ("grpc.enable_retries", 0),
     ("grpc.enable_http_proxy", 0),
     # A server that starts again is to be found again soon, not after the usual seconds of backing off.

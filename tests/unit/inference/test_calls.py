@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import struct
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -19,8 +21,13 @@ from inference_server.generated import open_inference_pb2 as pb
 from inference_server.networks import NETWORKS
 from inference_server.protocol import Stamps, method
 from inference_server.server import Settings
+from testbed.telemetry import http2
 from tests.unit.inference.conftest import MESSAGE_BYTES
 from tests.unit.inference.serving import LONG_S, Running, infer, request, serving, until
+
+SETTINGS, WINDOW_UPDATE = 0x4, 0x8
+INITIAL_WINDOW = 0x4
+"""A setting, of every stream; stream 0 is the connection, whose window only updates can raise."""
 
 Call = Callable[..., Any]
 
@@ -44,6 +51,24 @@ def test_a_ready_server_says_so_of_itself_and_of_its_models(channel: grpc.Channe
     assert call(channel, "ModelReady", pb.ModelReadyRequest(name="digits-large", version="1")).ready
     assert not call(channel, "ModelReady", pb.ModelReadyRequest(name="digits-large", version="2")).ready
     assert not call(channel, "ModelReady", pb.ModelReadyRequest(name="digits-huge")).ready
+
+
+def test_a_backlog_of_many_messages_fits_into_the_window_so_that_requests_stay_in_order(running: Running) -> None:
+    preface, settings = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
+    with socket.create_connection(("127.0.0.1", running.server.port), timeout=LONG_S) as client:
+        client.sendall(preface + settings)
+        received, granted = b"", dict[int, int]()
+        while granted.keys() != {0, 4}:
+            received += client.recv(4096)
+            stream = np.frombuffer(received, np.uint8)
+            frames = http2.walk(stream)
+            for start, end, kind in zip(frames.start, frames.end, frames.kind, strict=True):
+                body = received[start + http2.HEADER_BYTES : end]
+                if kind == SETTINGS:
+                    granted |= {key: value for key, value in struct.iter_unpack(">HI", body) if key == INITIAL_WINDOW}
+                elif kind == WINDOW_UPDATE:
+                    granted[0] = int.from_bytes(body, "big")
+    assert min(granted.values()) > 60 * MESSAGE_BYTES
 
 
 def test_the_server_names_itself_and_what_it_adds_to_the_protocol(channel: grpc.Channel) -> None:
