@@ -70,7 +70,10 @@ def measure(options: argparse.Namespace) -> Iterator[Figure]:
             rate = load * _RATE_BPS / _WIRE_BITS
             arrivals = f"{{model: poisson, rate: {rate:.2f} requests/s, size: 8 kB}}"
             yield from _poisson(load, _run(options, Path(scratch), home, f"load-{load:g}", arrivals, images=8))
-        for speed_up, bits in _COMPRESSED if options.trace.exists() else ():
+        if not options.trace.exists():
+            yield at_most("a real trace, bounds below", np.nan, 0, note=f"{options.trace} is not there")
+            return
+        for speed_up, bits in _COMPRESSED:
             arrivals = (
                 f"{{model: trace, file: {options.trace.resolve()}, format: azure-llm, "
                 f"bits-per-token: {bits}, speed-up: {speed_up:g}}}"
