@@ -58,7 +58,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", type=float, default=120.0, help="measured window of each run (default 120)")
     parser.add_argument("--seed", type=int, default=1, help="of every run (default 1)")
     parser.add_argument("--trace", type=Path, default=_TRACE, help=f"{_TRACE.name}, or one of its kind")
-    parser.add_argument("--keep-awake", action="store_true", help="as of `testbed run`")
+    for name in ("isolate", "keep-awake"):
+        parser.add_argument(f"--{name}", action="store_true", help="as of `testbed run`")
     parser.add_argument("--out", type=Path, help="keep the run folders here")
 
 
@@ -96,8 +97,9 @@ def _run(
     given = {"name": name.replace(".", ""), "seed": options.seed, "seconds": options.seconds, "deadline": deadline}
     scenario.write_text(_SCENARIO.format(arrivals=arrivals, images=images, **given))
     command = [sys.executable, "-c", "from testbed.cli import main; main()", "run", str(scenario), "--json"]
-    awake = ["--keep-awake"] if options.keep_awake else []
-    run = subprocess.run([*command, *awake, "--out", str(home)], capture_output=True, text=True, check=False)
+    kept = {"--isolate": options.isolate, "--keep-awake": options.keep_awake}
+    command += [name for name, wanted in kept.items() if wanted]
+    run = subprocess.run([*command, "--out", str(home)], capture_output=True, text=True, check=False)
     if not run.stdout.startswith("{"):
         raise RuntimeError(f"bench: {name}: {run.stderr.strip()}")
     record: dict[str, Any] = json.loads(run.stdout)
