@@ -9,7 +9,7 @@ import sys
 def main() -> None:
     """Entry point of the command."""
     try:
-        # Importing the verbs takes a second or two, in which Ctrl-C must be as quiet as it is later.
+        # Importing takes a moment, in which Ctrl-C must be as quiet as it is later.
         from testbed.cli import app  # noqa: PLC0415
     except KeyboardInterrupt:
         sys.exit(130)

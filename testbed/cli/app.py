@@ -3,29 +3,60 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from importlib import import_module
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperCommand, TyperGroup
 
 import testbed
-from testbed.cli import audit, envelope
-from testbed.cli.bound import bound
-from testbed.cli.clean import clean
-from testbed.cli.compare import compare
-from testbed.cli.doctor import doctor
 from testbed.cli.exits import Exit, exit_of_error
-from testbed.cli.experiment import experiment
-from testbed.cli.plan import plan_verb
-from testbed.cli.report import report
-from testbed.cli.run import run
-from testbed.cli.simulate import simulate
-from testbed.cli.sweep import sweep
-from testbed.cli.validate import validate
 from testbed.errors import TestbedError
+
+_VERBS = {
+    "validate": "validate",
+    "run": "run",
+    "simulate": "simulate",
+    "sweep": "sweep",
+    "experiment": "experiment",
+    "bound": "bound",
+    "report": "report",
+    "compare": "compare",
+    "doctor": "doctor",
+    "clean": "clean",
+    "plan": "plan_verb",
+    "audit": "app",
+    "envelope": "app",
+}
+"""What carries a verb out, in the module of the same name: a function, or an application with verbs of its own."""
+
+
+class _Verbs(TyperGroup):
+    """Imports the module of a verb when it is wanted: a verb that needs no plots and no calculus answers at once."""
+
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002 - what it overrides has it
+        """Names of the verbs, as the help lists them."""
+        return list(_VERBS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002 - what it overrides has it
+        """The verb of this name, None if there is none."""
+        if cmd_name not in _VERBS:
+            # Among these the nearest is looked for, to be suggested.
+            self.commands.update((name, TyperCommand(name)) for name in _VERBS)
+            return None
+        found = getattr(import_module(f"testbed.cli.{cmd_name}"), _VERBS[cmd_name])
+        holder = typer.Typer(rich_markup_mode=None)
+        if isinstance(found, typer.Typer):
+            holder.add_typer(found, name=cmd_name)
+        else:
+            holder.command(name=cmd_name)(found)
+        return typer.main.get_group(holder).commands[cmd_name]
+
 
 app = typer.Typer(
     name="testbed",
+    cls=_Verbs,
     help="Validate tail-latency promises on a real data plane: the analytical bound beside the measurement.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -49,13 +80,6 @@ def _options(
 
     Exit codes: 0 PASS, 1 FAIL, 2 the command was wrong or cannot run here, 3 INVALID, 4 UNDETERMINED, 130 interrupted.
     """
-
-
-for verb in (validate, run, simulate, sweep, experiment, bound, report, compare, doctor, clean):
-    app.command()(verb)
-app.command(name="plan")(plan_verb)
-app.add_typer(audit.app, name="audit")
-app.add_typer(envelope.app, name="envelope")
 
 
 def main() -> None:

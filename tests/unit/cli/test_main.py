@@ -127,3 +127,17 @@ main()
 """
     ended = subprocess.run([sys.executable, "-c", program, "--version"], capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "")
+
+
+def test_a_mistyped_verb_is_answered_with_the_nearest() -> None:
+    result = CliRunner().invoke(command.app, ["validat"])
+    assert result.exit_code == Exit.WRONG_COMMAND
+    assert "Did you mean 'validate'?" in result.stderr
+
+
+def test_a_verb_brings_only_its_own_modules() -> None:
+    program = "import sys; from testbed.cli import main; sys.argv[1:] = ['clean', '--help']\ntry: main()\nfinally: "
+    program += "print([name for name in ('matplotlib', 'scipy', 'numba') if name in sys.modules])"
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.endswith("\n[]\n")
