@@ -31,12 +31,14 @@ _LONG = 4_000_000
 _FITTED = {"kingman", "blocks"}
 _UNFITTED = ("No flow was fitted", *(f"Rejected: {method}, no bound" for method in sorted(_FITTED)))
 _TRACE = Path(__file__).parents[3] / "shared" / "traces" / "AzureLLMInferenceTrace_code.csv"
-_COMPRESSED = ((20.0, 32), (3.0, 8))
-"""By how much the trace is compressed, and the bits of a token."""
+_TOKEN_BITS = {20.0: 32, 3.0: 8}
+"""Bits of a token of the trace, by how much that is compressed."""
+_WARM_UP_S, _LULL_S = 10.0, 240.0
+"""Warm-up of independent arrivals, and of the trace in its own time: longer than its longest pause."""
 _SCENARIO = """
 name: requests-{name}
 seed: {seed}
-warm-up: 10 s
+warm-up: {warm_up:g} s
 duration: {seconds:g} s
 allow-zero-delay: true
 domains:
@@ -58,6 +60,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", type=float, default=120.0, help="measured window of each run (default 120)")
     parser.add_argument("--seed", type=int, default=1, help="of every run (default 1)")
     parser.add_argument("--trace", type=Path, default=_TRACE, help=f"{_TRACE.name}, or one of its kind")
+    parser.add_argument(
+        "--compressed",
+        type=float,
+        nargs="*",
+        default=[*_TOKEN_BITS],
+        choices=_TOKEN_BITS,
+        help="the trace, so many times",
+    )
     for name in ("isolate", "keep-awake"):
         parser.add_argument(f"--{name}", action="store_true", help="as of `testbed run`")
     parser.add_argument("--out", type=Path, help="keep the run folders here")
@@ -71,15 +81,24 @@ def measure(options: argparse.Namespace) -> Iterator[Figure]:
             rate = load * _RATE_BPS / _WIRE_BITS
             arrivals = f"{{model: poisson, rate: {rate:.2f} requests/s, size: 8 kB}}"
             yield from _poisson(load, _run(options, Path(scratch), home, f"load-{load:g}", arrivals, images=8))
-        if not options.trace.exists():
+        if options.compressed and not options.trace.exists():
             yield at_most("a real trace, bounds below", np.nan, 0, note=f"{options.trace} is not there")
             return
-        for speed_up, bits in _COMPRESSED:
+        for speed_up in options.compressed:
             arrivals = (
                 f"{{model: trace, file: {options.trace.resolve()}, format: azure-llm, "
-                f"bits-per-token: {bits}, speed-up: {speed_up:g}}}"
+                f"bits-per-token: {_TOKEN_BITS[speed_up]}, speed-up: {speed_up:g}}}"
             )
-            found = _run(options, Path(scratch), home, f"trace-{speed_up:g}", arrivals, images=8, deadline="10 s")
+            found = _run(
+                options,
+                Path(scratch),
+                home,
+                f"trace-{speed_up:g}",
+                arrivals,
+                images=8,
+                deadline="10 s",
+                warm_up_s=_LULL_S / speed_up,
+            )
             yield from _trace(found, f"trace compressed {speed_up:g} times")
 
 
@@ -92,10 +111,12 @@ def _run(
     *,
     images: int,
     deadline: str = "500 ms",
+    warm_up_s: float = _WARM_UP_S,
 ) -> dict[str, Any]:
     scenario = scratch / f"{name}.yaml"
-    given = {"name": name.replace(".", ""), "seed": options.seed, "seconds": options.seconds, "deadline": deadline}
-    scenario.write_text(_SCENARIO.format(arrivals=arrivals, images=images, **given))
+    given = {"name": name.replace(".", ""), "arrivals": arrivals, "images": images, "deadline": deadline}
+    times = {"seed": options.seed, "seconds": options.seconds, "warm_up": warm_up_s}
+    scenario.write_text(_SCENARIO.format(**given, **times))
     command = [sys.executable, "-c", "from testbed.cli import main; main()", "run", str(scenario), "--json"]
     kept = {"--isolate": options.isolate, "--keep-awake": options.keep_awake}
     command += [name for name, wanted in kept.items() if wanted]
@@ -103,6 +124,8 @@ def _run(
     if not run.stdout.startswith("{"):
         raise RuntimeError(f"bench: {name}: {run.stderr.strip()}")
     record: dict[str, Any] = json.loads(run.stdout)
+    if record["tenants"][0]["bound"] is None:
+        raise RuntimeError(f"bench: {name}: {', '.join(gate['detail'] for gate in record['gates'] if not gate['ok'])}")
     return record
 
 

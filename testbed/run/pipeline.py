@@ -41,7 +41,7 @@ from testbed.run.keepsakes import discard_captures, keep_captures
 from testbed.run.preflight import choose_datapath, require_memory, require_room, require_root
 from testbed.run.progress import Progress, Step
 from testbed.run.request_terms import Granted, calibrate_requests
-from testbed.run.requests import asking, start_servers
+from testbed.run.requests import asking, require_warm_up, start_servers
 from testbed.run.reservations import Reservations
 from testbed.run.serving import computations
 from testbed.run.terms import terms_of
@@ -107,6 +107,7 @@ def run_reserved(scenario: Scenario, options: Options, progress: Progress, reser
     faults.require(scenario, datapath)
     require_room(options.out, scenario, options.seeds)
     require_memory(scenario)
+    require_warm_up(scenario)
     placement = Placement.on(os.sched_getaffinity(0)) if options.isolate else None
     steps = _Steps(progress, options.stop)
     evidence = _Evidence()

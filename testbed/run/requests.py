@@ -16,6 +16,7 @@ from testbed.emulation.layout import TenantPath
 from testbed.emulation.network import TandemNetwork
 from testbed.emulation.placement import Role
 from testbed.emulation.supervisor import Child
+from testbed.errors import PreflightError
 from testbed.run.impairments import file_of
 from testbed.scenario.faults import IMPAIRED_KINDS
 from testbed.scenario.model import Requests, Scenario, Tenant
@@ -25,10 +26,11 @@ from testbed.telemetry import host, pcap
 from testbed.telemetry.capture import TENANT_TRAFFIC, Capture
 from testbed.telemetry.requests import RequestCaptures, RequestMatch, match_requests
 from testbed.traffic.arrivals import group_seed, modulators, tenant_seed
+from testbed.traffic.modulation import OnOffPath
 from testbed.traffic.request_makers import maker_of
 from testbed.traffic.request_records import BoolArray, RequestRecord, RequestSpec
-from testbed.traffic.request_schedules import request_schedule
-from testbed.traffic.request_wire import TextMaker
+from testbed.traffic.request_schedules import RequestSchedule, request_schedule
+from testbed.traffic.request_wire import Maker, TextMaker
 from testbed.traffic.schedules import save_arrays
 
 SERVER_PORT = 8001
@@ -127,17 +129,8 @@ def start_senders(network: TandemNetwork, folder: Path, index: int, seed: int, d
     shared = modulators(network.scenario, window=index, duration_s=duration_s, seed=seed)
     children = {}
     for path, tenant, asked in _members(network):
-        breach, maker = tenant.misbehaviour, maker_of(tenant.name, asked, tenant.arrivals)
-        schedule = request_schedule(
-            tenant.arrivals,
-            asked.size,
-            maker,
-            seed=tenant_seed(seed, path.number, index),
-            duration_s=duration_s,
-            misbehaviour=breach,
-            modulators=shared,
-            group=None if breach is None or breach.group is None else group_seed(seed, breach.group, index),
-        )
+        maker = maker_of(tenant.name, asked, tenant.arrivals)
+        schedule = _drawn(path.number, tenant, asked, maker, shared, index=index, seed=seed, duration_s=duration_s)
         schedule.save(folder / f"{tenant.name}.schedule.npz")
         tokens = folder / f"{tenant.name}.tokens.npz"
         if isinstance(maker, TextMaker):
@@ -172,6 +165,28 @@ def record_path(folder: Path, tenant: str) -> Path:
     return folder / f"{tenant}.requests.npz"
 
 
+def require_warm_up(scenario: Scenario) -> None:
+    """Check that every tenant that reserves sends a request in the warm-up, from which its server is calibrated.
+
+    Raises:
+        PreflightError: One sends none: a trace has lulls, and the seed chooses where in it a window begins.
+    """
+    shared = modulators(scenario, window=0, duration_s=scenario.warmup_s, seed=scenario.seed)
+    for number, tenant in enumerate(scenario.tenants, 1):
+        if tenant.requests is None or tenant.reservation is None:
+            continue
+        maker = maker_of(tenant.name, tenant.requests, tenant.arrivals)
+        drawn = _drawn(
+            number, tenant, tenant.requests, maker, shared, index=0, seed=scenario.seed, duration_s=scenario.warmup_s
+        )
+        if not len(drawn):
+            raise PreflightError(
+                f"tenant {tenant.name}: none of its requests is due in the warm-up of {scenario.warmup_s:g} s, "
+                "expected one at least, from which its server is calibrated; let `warm-up` be longer, or choose "
+                "another `seed`"
+            )
+
+
 def find(network: TandemNetwork, folder: Path, records: Mapping[str, RequestRecord]) -> dict[str, RequestOutcome]:
     """Find every request of a window in the captures of its path.
 
@@ -196,6 +211,31 @@ def find(network: TandemNetwork, folder: Path, records: Mapping[str, RequestReco
         )
         found[tenant.name] = RequestOutcome(records[tenant.name], match)
     return found
+
+
+def _drawn(
+    number: int,
+    tenant: Tenant,
+    asked: Requests,
+    maker: Maker,
+    shared: Mapping[str, OnOffPath],
+    *,
+    index: int,
+    seed: int,
+    duration_s: float,
+) -> RequestSchedule:
+    """One tenant's requests of one window, the same whenever drawn."""
+    breach = tenant.misbehaviour
+    return request_schedule(
+        tenant.arrivals,
+        asked.size,
+        maker,
+        seed=tenant_seed(seed, number, index),
+        duration_s=duration_s,
+        misbehaviour=breach,
+        modulators=shared,
+        group=None if breach is None or breach.group is None else group_seed(seed, breach.group, index),
+    )
 
 
 def _members(network: TandemNetwork) -> list[tuple[TenantPath, Tenant, Requests]]:

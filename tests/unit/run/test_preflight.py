@@ -10,9 +10,11 @@ import pytest
 
 from testbed.errors import PreflightError
 from testbed.run.preflight import require_memory, require_room
+from testbed.run.requests import require_warm_up
 from testbed.scenario.loader import load
 from testbed.scenario.model import Scenario
 
+DEMO = Path(__file__).parents[3] / "topologies" / "demo.yaml"
 SMOKE = Path(__file__).parents[3] / "topologies" / "smoke.yaml"
 
 
@@ -53,3 +55,10 @@ def test_a_full_disk_is_named_with_what_captures_need(
     with pytest.raises(PreflightError, match=r"0\.0 GB free, captures of 8 s may need"):
         require_room(tmp_path / "not" / "made" / "yet", smoke, windows=1)
     assert not (tmp_path / "not").exists()
+
+
+def test_a_tenant_whose_requests_all_come_after_the_warm_up_is_named() -> None:
+    demo = load(DEMO)
+    require_warm_up(demo)
+    with pytest.raises(PreflightError, match=r"tenant vision: none of its requests is due in the warm-up of 0\.0001 s"):
+        require_warm_up(replace(demo, warmup_s=1e-4))
