@@ -28,6 +28,7 @@ from testbed.audit.quantile import quantiles
 from testbed.report.record import read_record
 from testbed.scenario.model import OnOffArrivals, PoissonArrivals
 from testbed.simulation.clock import PS_PER_S
+from testbed.simulation.domain import Server
 from testbed.simulation.fifo import Bucket, FifoLink, Passed
 from testbed.simulation.link import Reserved, priority_link, reserved_link, weighted_link
 from testbed.simulation.meter import Meter, Policy
@@ -35,7 +36,7 @@ from testbed.simulation.replay import replay_run
 from testbed.simulation.system import Hop, Scheduler, Source, System
 from testbed.simulation.tally import Tally
 from testbed.simulation.wave import Wave
-from testbed.simulation.window import CHUNK_PACKETS, Plan, Server, simulate
+from testbed.simulation.window import CHUNK_PACKETS, Plan, simulate
 from tests.unit.simulation import references
 from tests.unit.simulation.references import wave_of
 

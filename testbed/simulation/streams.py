@@ -202,29 +202,47 @@ def _modulated(path: Path, rng: np.random.Generator) -> Block:
     return make
 
 
-class _Replayed:
-    """A trace repeated endlessly from a random point of it, as `testbed.traffic.arrivals.replay` does."""
+class Rows:
+    """Rows of a trace repeated endlessly from a random point of it, as `testbed.traffic.arrivals.replay_order` does.
 
-    def __init__(self, arrivals: TraceArrivals, rng: np.random.Generator) -> None:
-        self._requests = read_requests(arrivals)
-        self._offset_s = rng.random() * self._requests.period_s
-        self._next = int(np.searchsorted(self._requests.time_s, self._offset_s))
+    Args:
+        time_s: When each arrives, from 0 to less than the period, float64[n].
+        period_s: Length of the trace when it is repeated.
+        rng: Decides the point.
+    """
+
+    def __init__(self, time_s: npt.NDArray[np.float64], period_s: float, rng: np.random.Generator) -> None:
+        self._time_s, self._period_s = time_s, period_s
+        self._offset_s = rng.random() * period_s
+        self._next = int(np.searchsorted(time_s, self._offset_s))
         self._round = 0
 
-    def until(self, time_ps: int) -> Packets:
-        """The next packets."""
+    def until(self, time_ps: int) -> tuple[TimeArray, npt.NDArray[np.float64]]:
+        """The next rows that arrive before `time_ps`, and when in s, non-decreasing."""
         orders, times = [np.empty(0, np.int64)], [np.empty(0)]
         end_s = time_ps / PS_PER_S
         while True:
-            shift_s = self._round * self._requests.period_s - self._offset_s
-            stop = int(np.searchsorted(self._requests.time_s + shift_s, end_s))
+            shift_s = self._round * self._period_s - self._offset_s
+            stop = int(np.searchsorted(self._time_s + shift_s, end_s))
             orders.append(np.arange(self._next, stop))
-            times.append(self._requests.time_s[self._next : stop] + shift_s)
+            times.append(self._time_s[self._next : stop] + shift_s)
             self._next = max(stop, self._next)
-            if self._next < self._requests.time_s.size:
+            if self._next < self._time_s.size:
                 break
             self._next, self._round = 0, self._round + 1
-        packets = self._requests.packets(np.concatenate(orders), np.concatenate(times))
+        return np.concatenate(orders), np.concatenate(times)
+
+
+class _Replayed:
+    """A trace, each of its requests as the packets that its size needs."""
+
+    def __init__(self, arrivals: TraceArrivals, rng: np.random.Generator) -> None:
+        self._requests = read_requests(arrivals)
+        self._rows = Rows(self._requests.time_s, self._requests.period_s, rng)
+
+    def until(self, time_ps: int) -> Packets:
+        """The next packets."""
+        packets = self._requests.packets(*self._rows.until(time_ps))
         return Packets(np.rint(packets.time_s * PS_PER_S).astype(np.int64), packets.size_bits, packets.last_of_request)
 
 

@@ -11,6 +11,7 @@ from enum import StrEnum
 
 from testbed.errors import ScenarioError
 from testbed.scenario.model import Arrivals, Misbehaviour
+from testbed.simulation.asking import Asking
 from testbed.simulation.compute import Compute
 from testbed.simulation.impairment import Excess
 from testbed.simulation.link import Reserved
@@ -47,6 +48,8 @@ class Source:
         misbehaviour: How it departs from the declared process.
         strength: How strongly it follows its group, see `testbed.simulation.streams.stream`.
         present_ps: From when until when it is there, in order; None: always. Its stream stands still in between.
+        asking: What each arrival asks of the server behind its last domain; None where arrivals are packets. Its
+            latency is that of requests, from the intended time to the answer.
     """
 
     name: str
@@ -58,6 +61,7 @@ class Source:
     misbehaviour: Misbehaviour | None = None
     strength: float | None = None
     present_ps: tuple[tuple[int, int], ...] | None = None
+    asking: Asking | None = None
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,8 @@ class Hop:
         limit_packets: Packets that may wait in each queue of FIFO, PRIORITY and WEIGHTED; None for any number.
         excess: Random excess latency behind the port.
         loss: Probability that the domain loses a packet at random.
-        compute: Stage that serves the requests of sources whose last domain this is.
+        compute: Stage through which the packets of sources pass whose last domain this is, unless they ask.
+        workers: Of the server that sources ask whose last domain this is.
     """
 
     name: str
@@ -93,6 +98,7 @@ class Hop:
     excess: Excess | None = None
     loss: float = 0.0
     compute: Compute | None = None
+    workers: int = 1
 
 
 @dataclass(frozen=True)
@@ -126,6 +132,12 @@ class System:
                     f"domain {hop.name}: found {len(getattr(hop, wanted))} {wanted} for scheduler {hop.scheduler}, "
                     f"expected one for each of {k} sources; add them"
                 )
+        if len(self.asking) > 1 and any(hop.scheduler is Scheduler.ISOLATED for hop in self.hops):
+            raise ScenarioError(
+                f"sources {', '.join(self.sources[k].name for k in self.asking)}: found isolated ports, which know one "
+                "tenant each, before servers that tenants share, expected one tenant with requests at most; choose the "
+                "scheduler reserved"
+            )
         if len({hop.scheduler is Scheduler.ISOLATED for hop in self.hops}) > 1:
             raise ScenarioError(
                 "schedulers: found isolated and shared ports on one path, expected one kind; choose reserved for all"
@@ -135,6 +147,15 @@ class System:
             raise ScenarioError(
                 f"sources {', '.join(wrong)}: found paths of no or too many domains, expected 1 to {len(self.hops)}"
             )
+
+    @property
+    def asking(self) -> tuple[int, ...]:
+        """Indices of the sources that send requests."""
+        return tuple(k for k, source in enumerate(self.sources) if source.asking is not None)
+
+    def way_out(self, source: int) -> int:
+        """Row of a tally, behind those of the sources, that counts a source's requests up to the server."""
+        return len(self.sources) + self.asking.index(source)
 
     def companies(self) -> tuple[tuple[int, ...], ...]:
         """Sources that share anything, by index; each company can be simulated on its own."""

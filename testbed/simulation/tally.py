@@ -36,13 +36,16 @@ COARSE_BINS = (_OCTAVES << _COARSE_BITS) + 1
 
 _ARRAYS = ("fine", "coarse", "top", "top_count", "n", "lost", "late", "smallest_ps", "sum_ps")
 
-RANDOM, METER, QUEUE = 0, 1, 2
-"""What lost a packet."""
+RANDOM, METER, QUEUE, TIMEOUT = 0, 1, 2, 3
+"""What lost a packet, or a request; the last only a request, whose answer came too late for its client."""
+CAUSES = 4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tally:
     """Counts of K tenants; mutable arrays, so that a chunk costs no allocation.
+
+    Of a tenant that asks requests are counted, and in rows behind those of all tenants their ways to the server.
 
     Attributes:
         deadline_ps: Deadline of each tenant, int64[K]; a packet above it is late.
@@ -51,7 +54,7 @@ class Tally:
         top: Largest latencies, unordered, int64[K, 2 EXTREMES], of which `top_count` are filled.
         top_count: int64[K].
         n: Packets, lost ones included, int64[K].
-        lost: Packets that never arrived, by what lost them (`RANDOM`, `METER`, `QUEUE`), int64[K, 3].
+        lost: Packets that never arrived, by what lost them (`RANDOM`, `METER`, `QUEUE`, `TIMEOUT`), int64[K, 4].
         late: Delivered packets above the deadline, int64[K].
         smallest_ps: Smallest latency, int64[K].
         sum_ps: Sum of latencies, float64[K].
@@ -84,7 +87,7 @@ class Tally:
             top=np.zeros((k, 2 * EXTREMES), np.int64),
             top_count=np.zeros(k, np.int64),
             n=np.zeros(k, np.int64),
-            lost=np.zeros((k, 3), np.int64),
+            lost=np.zeros((k, CAUSES), np.int64),
             late=np.zeros(k, np.int64),
             smallest_ps=np.full(k, NEVER, np.int64),
             sum_ps=np.zeros(k),

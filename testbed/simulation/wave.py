@@ -52,14 +52,15 @@ class Wave:
     def take(self, index: IndexArray) -> Wave:
         """The packets at some positions, in that order."""
         taken = Wave(*_fields(index.size))
-        _gather(index, *self._arrays(), *taken._arrays())
+        _gather(index, *self.arrays(), *taken.arrays())
         return taken
 
     def where(self, chosen: npt.NDArray[np.bool_]) -> Wave:
         """The packets for which `chosen` is true."""
         return self.take(np.flatnonzero(chosen))
 
-    def _arrays(self) -> tuple[npt.NDArray[np.generic], ...]:
+    def arrays(self) -> tuple[npt.NDArray[np.generic], ...]:
+        """Its arrays, in the order in which the constructor takes them."""
         return (self.time_ps, self.born_ps, self.number, self.size_bits, self.tenant, self.ends)
 
 

@@ -10,20 +10,17 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
+from testbed.simulation.answering import Answering, Answers
+from testbed.simulation.calls import CallStream
 from testbed.simulation.clock import NEVER, PS_PER_S, to_ps
-from testbed.simulation.compute import ComputeStage
-from testbed.simulation.fifo import Bucket, FifoLink, Passed
-from testbed.simulation.impairment import Delayer, Loser
-from testbed.simulation.link import priority_link, reserved_link, weighted_link
-from testbed.simulation.meter import Meter
+from testbed.simulation.domain import SimulatedDomain
 from testbed.simulation.recorder import Passage, Recorder
 from testbed.simulation.streams import Stream, Visiting, stream
-from testbed.simulation.system import Hop, Scheduler, Source, System
-from testbed.simulation.tally import BATCHES, METER, QUEUE, RANDOM, Tally
+from testbed.simulation.system import Source, System
+from testbed.simulation.tally import BATCHES, Tally
 from testbed.simulation.wave import Wave
 from testbed.traffic.arrivals import group_seed, tenant_seed
 
@@ -31,15 +28,8 @@ CHUNK_PACKETS = 1 << 15
 _CHUNK_PER_SOURCE = 1 << 8
 _STEPS = 100
 """How often progress is told, and whether to stop is asked, at least."""
-_IMPAIRMENTS = 2**31
-"""First spawn key of domains' streams; tenants' numbers are far below."""
-
-
-class Server(Protocol):
-    """Anything packets pass through."""
-
-    def push(self, wave: Wave, horizon_ps: int) -> Passed:
-        """Take a wave and give what leaves; every arrival before `horizon_ps` is in this wave or an earlier one."""
+_IMPAIRMENTS, _IMPAIRMENTS_BACK = 2**31, 2**31 + 1
+"""First spawn keys of domains' streams, there and back; tenants' numbers are far below."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +58,7 @@ class Outcome:
     Attributes:
         tally: Counts of every tenant.
         passages: Recorded packets of each company of sources that share anything.
+        answers: Recorded requests of each; None where nobody of it asks.
         duration_s: As planned, or how far an interrupted window came.
         packets: Packets sent.
         packet_hops: Packets that entered a domain, summed over domains.
@@ -77,6 +68,7 @@ class Outcome:
 
     tally: Tally
     passages: tuple[Passage, ...]
+    answers: tuple[Answers | None, ...]
     duration_s: float
     packets: int
     packet_hops: int
@@ -97,14 +89,14 @@ def simulate(
     Args:
         system: What.
         plan: How long.
-        streams: Packets of sources, by number, that are given rather than drawn.
+        streams: Packets of sources that ask nothing, by number, that are given rather than drawn.
         advance: Told now and then which fraction is done.
         stop: Asked now and then whether to end early; what was sent by then is still carried to its end.
 
     Raises:
         ScenarioError: Arrivals that cannot be drawn.
     """
-    tally = Tally.of([source.deadline_ps for source in system.sources])
+    tally = Tally.of([*(source.deadline_ps for source in system.sources), *(None for _ in system.asking)])
     tandems = [_Tandem(system, members, plan, tally, streams or {}) for members in system.companies()]
     planned_ps = to_ps(plan.duration_s)
     step_ps = max(-(-planned_ps // _STEPS), min(tandem.chunk_ps for tandem in tandems))
@@ -114,9 +106,11 @@ def simulate(
         for tandem in tandems:
             tandem.send_until(now_ps)
         advance(now_ps / planned_ps)
+    passages = tuple(tandem.finish() for tandem in tandems)
     return Outcome(
         tally=tally,
-        passages=tuple(tandem.finish() for tandem in tandems),
+        passages=passages,
+        answers=tuple(None if tandem.answering is None else tandem.answering.answers() for tandem in tandems),
         duration_s=plan.duration_s if now_ps == planned_ps else now_ps / PS_PER_S,
         packets=sum(tandem.packets for tandem in tandems),
         packet_hops=sum(tandem.packet_hops for tandem in tandems),
@@ -139,11 +133,27 @@ class _Tandem:
         self._leaves[self._members] = [source.hops for source in sources]
         longest = max(source.hops for source in sources)
         self._hops = [
-            _Domain(hop, system, members, _impaired(plan, d, members), last=d + 1)
+            SimulatedDomain(
+                hop,
+                members,
+                _impaired(plan, d, members),
+                computes=any(source.hops == d + 1 and source.asking is None for source in sources),
+            )
             for d, hop in enumerate(system.hops[:longest])
         ]
         self._recorder = Recorder(longest, to_ps(plan.recorded_s))
         self._batch_ps = max(1, math.ceil(to_ps(plan.duration_s) / BATCHES))
+        self._calls = [(k, one) for k, one in zip(members, self._streams, strict=True) if isinstance(one, CallStream)]
+        self.answering = None
+        if self._calls:
+            self.answering = Answering(
+                system,
+                members,
+                tally,
+                batch_ps=self._batch_ps,
+                recorded_ps=to_ps(plan.recorded_s),
+                seeds=[_impaired(plan, d, members, _IMPAIRMENTS_BACK) for d in range(longest)],
+            )
         chunk = max(plan.chunk_packets, _CHUNK_PER_SOURCE * len(sources) if plan.chunk_packets == CHUNK_PACKETS else 0)
         rate_per_s = sum(source.packets_per_s for source in sources)
         self.chunk_ps = max(1, to_ps(min(chunk / rate_per_s, plan.duration_s)))
@@ -160,6 +170,8 @@ class _Tandem:
             began = time.process_time()
             wave = self._draw()
             self.generating_s += time.process_time() - began
+            if self.answering is not None:
+                self.answering.send(wave, [(k, calls.drawn) for k, calls in self._calls])
             self._carry(wave, self._now_ps)
 
     def finish(self) -> Passage:
@@ -190,100 +202,61 @@ class _Tandem:
     def _carry(self, wave: Wave, horizon_ps: int) -> None:
         began = time.process_time()
         self._recorder.enter(wave)
+        horizons_ps = []
         for d, domain in enumerate(self._hops, start=1):
             self.packet_hops += len(wave)
             wave = domain.carry(wave, horizon_ps, self._lose)
             horizon_ps += domain.delay_ps
+            horizons_ps.append(horizon_ps)
             if d == len(self._hops):
-                self._arrive(domain.compute(wave, horizon_ps), d)
+                self._arrive(wave, d, horizon_ps)
             elif (leaving := self._leaves[wave.tenant] == d).any() or domain.has_compute:
                 self._recorder.see(d, wave.where(~leaving))
-                self._arrive(domain.compute(wave.where(leaving), horizon_ps), d)
+                self._arrive(wave.where(leaving), d, horizon_ps)
                 wave = wave.where(~leaving)
             else:
                 self._recorder.see(d, wave)
+        if self.answering is not None:
+            before = self.answering.packet_hops
+            self.answering.carry(horizons_ps)
+            self.packet_hops += self.answering.packet_hops - before
         self.serving_s += time.process_time() - began
 
-    def _arrive(self, wave: Wave, border: int) -> None:
+    def _arrive(self, wave: Wave, border: int, horizon_ps: int) -> None:
+        """Packets that have crossed their last domain."""
+        if self.answering is not None:
+            asked = self.answering.asks[wave.tenant]
+            asking, wave = wave.where(asked), wave.where(~asked)
+            self._recorder.see(border, asking)
+            self._recorder.leave(asking)
+            self.answering.arrive(border, asking)
+        wave = self._hops[border - 1].compute(wave, horizon_ps)
         self._recorder.see(border, wave)
         self._recorder.leave(wave)
         self._tally.deliver(wave, self._batch_ps)
 
     def _lose(self, wave: Wave, cause: int) -> None:
-        if len(wave):
-            self._recorder.leave(wave)
-            self._tally.lose(wave, self._batch_ps, cause)
-
-
-class _Domain:
-    """The servers of one domain for one company of sources."""
-
-    def __init__(
-        self, hop: Hop, system: System, members: Sequence[int], seed: np.random.SeedSequence, *, last: int
-    ) -> None:
-        loss, excess, compute = seed.spawn(3)
-        self.delay_ps = hop.delay_ps
-        self._servers: list[tuple[Server, int]] = []
-        if any(policy is not None for policy in hop.meters):
-            self._servers.append((Meter(hop.meters), METER))
-        self._servers.append((_port(hop, members), QUEUE))
-        if hop.excess is not None:
-            self._servers.append((Delayer(hop.excess, excess), RANDOM))
-        if hop.loss > 0:
-            self._servers.append((Loser(hop.loss, loss), RANDOM))
-        served = hop.compute is not None and any(system.sources[k].hops == last for k in members)
-        self._compute = ComputeStage(hop.compute, compute) if served and hop.compute is not None else None
-
-    @property
-    def has_compute(self) -> bool:
-        """Whether requests are served here."""
-        return self._compute is not None
-
-    def carry(self, wave: Wave, horizon_ps: int, lose: Callable[[Wave, int], None]) -> Wave:
-        """Packets through all servers of the domain; `lose` is told what each drops and why."""
-        for server, cause in self._servers:
-            wave, lost = server.push(wave, horizon_ps)
-            lose(lost, cause)
-        return wave
-
-    def compute(self, wave: Wave, horizon_ps: int) -> Wave:
-        """Requests through the compute stage, if there is one."""
-        return wave if self._compute is None else self._compute.push(wave, horizon_ps).on
+        if not len(wave):
+            return
+        self._recorder.leave(wave)
+        if self.answering is not None:
+            asked = self.answering.asks[wave.tenant]
+            self.answering.lose(wave.where(asked), cause)
+            wave = wave.where(~asked)
+        self._tally.lose(wave, self._batch_ps, cause)
 
 
 def _stream(source: Source, plan: Plan) -> Stream:
     breach = source.misbehaviour
     group = None if breach is None or breach.group is None else group_seed(plan.seed, breach.group, plan.window)
-    always = stream(
-        source.arrivals,
-        tenant_seed(plan.seed, source.number, plan.window),
-        misbehaviour=breach,
-        group=group,
-        strength=source.strength,
-    )
+    seed = tenant_seed(plan.seed, source.number, plan.window)
+    if source.asking is not None:
+        return CallStream(
+            source.arrivals, source.asking, seed, misbehaviour=breach, group=group, strength=source.strength
+        )
+    always = stream(source.arrivals, seed, misbehaviour=breach, group=group, strength=source.strength)
     return always if source.present_ps is None else Visiting(always, source.present_ps)
 
 
-def _impaired(plan: Plan, domain: int, members: Sequence[int]) -> np.random.SeedSequence:
-    return np.random.SeedSequence(plan.seed, spawn_key=(_IMPAIRMENTS, plan.window, domain, members[0]))
-
-
-def _port(hop: Hop, members: Sequence[int]) -> Server:
-    match hop.scheduler:
-        case Scheduler.FIFO:
-            return FifoLink(hop.link_bps, hop.delay_ps, hop.limit_packets)
-        case Scheduler.PRIORITY:
-            limits = [hop.limit_packets] * (max(hop.ranks) + 1)
-            return priority_link(hop.link_bps, hop.ranks, delay_ps=hop.delay_ps, limits=limits)
-        case Scheduler.WEIGHTED:
-            limits = [hop.limit_packets] * len(hop.weights)
-            return weighted_link(hop.link_bps, hop.weights, delay_ps=hop.delay_ps, limits=limits)
-        case Scheduler.RESERVED:
-            drain_bps = hop.drain_bps or hop.link_bps
-            return reserved_link(drain_bps, hop.classes, root_bps=hop.link_bps, delay_ps=hop.delay_ps)
-        case Scheduler.SHARED | Scheduler.ISOLATED:
-            own = hop.classes[members[0]]
-            if own.rate_bps is not None:
-                return Bucket(own.rate_bps, own.burst_bits, hop.delay_ps, own.limit_packets)
-            left_bps = hop.link_bps - sum(one.rate_bps or 0.0 for one in hop.classes)
-            return FifoLink(left_bps, hop.delay_ps, own.limit_packets)
+def _impaired(plan: Plan, domain: int, members: Sequence[int], which: int = _IMPAIRMENTS) -> np.random.SeedSequence:
+    return np.random.SeedSequence(plan.seed, spawn_key=(which, plan.window, domain, members[0]))

@@ -33,12 +33,13 @@ IntArray = npt.NDArray[np.int64]
 
 _FEWEST_FRAME_BYTES = 14
 """The header of a DATA frame and gRPC's own five bytes: what a message never goes without."""
-_FRAMES_BYTES = 96
+FRAMES_BYTES = 96
 """A call's HEADERS frame, the header of its DATA frame and gRPC's own five bytes."""
-_SEGMENT_BYTES = 1448
-_HEADERS_BYTES = 66
+SEGMENT_BYTES = 1448
+"""What a full packet carries."""
+HEADERS_BYTES = 66
 """Ethernet, IPv4 and TCP with time stamps."""
-_ACKNOWLEDGEMENTS = 2
+ACKNOWLEDGEMENTS = 2
 """Packets without payload that a call costs the client: for its answer, and for what HTTP/2 says now and then."""
 
 
@@ -69,9 +70,9 @@ class Demand:
 
 def wire_bits(message_bits: IntArray) -> FloatArray:
     """L2 bits towards the server that calls with messages of these sizes cost, generously."""
-    stream_bytes = np.asarray(message_bits) / 8 + _FRAMES_BYTES
-    packets = np.ceil(stream_bytes / _SEGMENT_BYTES) + _ACKNOWLEDGEMENTS
-    return np.asarray(8.0 * (stream_bytes + _HEADERS_BYTES * packets))
+    stream_bytes = np.asarray(message_bits) / 8 + FRAMES_BYTES
+    packets = np.ceil(stream_bytes / SEGMENT_BYTES) + ACKNOWLEDGEMENTS
+    return np.asarray(8.0 * (stream_bytes + HEADERS_BYTES * packets))
 
 
 def least_wire_bits(message_bits: IntArray) -> FloatArray:
@@ -80,7 +81,7 @@ def least_wire_bits(message_bits: IntArray) -> FloatArray:
     A packet is as full as it can be then, shared with other calls, and HTTP/2 says nothing that it need not.
     """
     stream_bytes = np.asarray(message_bits) / 8 + _FEWEST_FRAME_BYTES
-    return np.asarray(8.0 * stream_bytes * (1.0 + _HEADERS_BYTES / _SEGMENT_BYTES))
+    return np.asarray(8.0 * stream_bytes * (1.0 + HEADERS_BYTES / SEGMENT_BYTES))
 
 
 def demand(arrivals: Arrivals, size: RequestSize, maker: Maker) -> Demand:

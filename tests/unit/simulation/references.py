@@ -11,9 +11,9 @@ import numpy as np
 import simpy
 
 from testbed.simulation.clock import PS_PER_S
+from testbed.simulation.domain import Server
 from testbed.simulation.fifo import Passed
 from testbed.simulation.wave import Wave
-from testbed.simulation.window import Server
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,7 @@ def push_in_pieces(server: Server, wave: Wave, pieces: int) -> Passed:
 
 
 def _joined(waves: Sequence[Wave]) -> Wave:
-    fields = zip(*(wave._arrays() for wave in waves), strict=True)
+    fields = zip(*(wave.arrays() for wave in waves), strict=True)
     return Wave(*(np.concatenate(parts) for parts in fields))
 
 
