@@ -9,11 +9,12 @@ from typing import Annotated
 import typer
 
 from testbed.cli.exits import Exit, exit_of_verdict
-from testbed.cli.left_out import say_left_out
 from testbed.cli.watching import Interrupt, shown
+from testbed.errors import ScenarioError
 from testbed.report.html import REPORT_NAME
 from testbed.report.record import RECORD_NAME, read_record
 from testbed.report.terminal import print_summary
+from testbed.scenario import market
 from testbed.scenario.loader import load
 from testbed.simulation.impairment import Excess, Exponential
 from testbed.simulation.network import Choices
@@ -39,6 +40,13 @@ def simulate(  # noqa: PLR0917 - options of a command line
     excess_ms: Annotated[float, typer.Option(min=0.0, help="Mean of a random excess latency in every domain.")] = 0.0,
     excess_share: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of packets that have it.")] = 1.0,
     loss: Annotated[float, typer.Option(min=0.0, max=1.0, help="Probability that a domain loses a packet.")] = 0.0,
+    measured: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of a run: what messages are on the wire, how long they are computed and how well are taken "
+            "from there, by tenant."
+        ),
+    ] = None,
     record_packets: Annotated[
         int, typer.Option(min=1, help="Packets to record one by one, all windows together; others are counted.")
     ] = RECORDED_PACKETS,
@@ -51,12 +59,12 @@ def simulate(  # noqa: PLR0917 - options of a command line
 ) -> None:
     """Simulate a scenario packet by packet; leaves the same folder as a run, for `report` and the audit.
 
-    Tenants that send requests are left out, and named on standard error; what they reserve stays reserved.
+    Requests are computed as long as the scenario says under `work`, or as a run measured that --measured names.
 
     Exit codes: 0 PASS, 1 FAIL or a broken bound, 2 cannot be simulated, 4 UNDETERMINED, 130 interrupted.
     """
+    require_reservations(file)
     scenario = load(file)
-    say_left_out(scenario, "which need a server and TCP")
     excess = Excess(excess_share, Exponential(excess_ms / 1e3)) if excess_ms > 0 else None
     options = Options(
         out=out,
@@ -65,6 +73,7 @@ def simulate(  # noqa: PLR0917 - options of a command line
         recorded_packets=record_packets,
         workers=workers,
         choices=Choices(scheduler, meters, correlation, excess, loss),
+        measured=measured,
         command=("testbed", "simulate", *sys.argv[2:]),
         page=page,
         resume=resume,
@@ -84,3 +93,16 @@ def simulate(  # noqa: PLR0917 - options of a command line
     if any(tenant.bound_broken for tenant in record.tenants):
         raise typer.Exit(Exit.FAIL)
     raise typer.Exit(exit_of_verdict(record.verdict))
+
+
+def require_reservations(file: Path) -> None:
+    """Refuse a federation file, whose tenants have intents only.
+
+    Raises:
+        ScenarioError: It is one.
+    """
+    if market.is_market(file):
+        raise ScenarioError(
+            f"{file}: found a federation, whose tenants reserve nothing until they are planned, expected a scenario "
+            "with reservations; use testbed run, or write down the reservations that testbed plan shows"
+        )

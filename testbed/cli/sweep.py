@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from testbed.cli.exits import Exit
+from testbed.cli.simulate import require_reservations
 from testbed.cli.watching import Interrupt, shown
 from testbed.report.terminal import STYLES, milliseconds
 from testbed.simulation.grid import axis, points
@@ -36,6 +37,9 @@ def sweep(  # noqa: PLR0917 - options of a command line
     replications: Annotated[int, typer.Option(min=1, help="Independent windows to pool at each point.")] = 1,
     workers: Annotated[int, typer.Option(min=1, help="Processes; they change nothing but the time it takes.")] = 1,
     scheduler: Annotated[Scheduler, typer.Option(help="Of every domain, unless in the grid.")] = Scheduler.RESERVED,
+    measured: Annotated[
+        Path | None, typer.Option(help="Folder of a run that measured requests, as for testbed simulate.")
+    ] = None,
     on_ray: Annotated[bool, typer.Option("--ray", help="Use Ray (the extra `ray`) instead of processes.")] = False,
     out: Annotated[Path, typer.Option(help="Folder of the sweep; the same one again goes on.")] = Path("sweep"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON instead of a table.")] = False,
@@ -44,6 +48,7 @@ def sweep(  # noqa: PLR0917 - options of a command line
 
     Exit codes: 0 every point is simulated, 2 the command was wrong, 130 interrupted.
     """
+    require_reservations(file)
     axes = [axis(text) for text in grid]
     options = SweepOptions(
         out=out,
@@ -52,6 +57,7 @@ def sweep(  # noqa: PLR0917 - options of a command line
         workers=workers,
         on_ray=on_ray,
         choices=Choices(scheduler),
+        measured=measured,
         command=("testbed", "sweep", *sys.argv[2:]),
         stop=Interrupt(),
     )

@@ -145,28 +145,31 @@ def bound_requests(tenant: Tenant, terms: RequestTerms, *, host_s: float) -> Bou
     Args:
         tenant: A request tenant with a reservation.
         terms: What the warm-up says of it.
-        host_s: What the emulating host may add on the whole way.
+        host_s: What the emulating host may add on the whole way, 0 where there is none; then it has no risk either.
 
     Raises:
         CalculusError: No theorem applies; the inequality that fails is named.
     """
     epsilon = tenant.promise.epsilon if tenant.promise else 1e-3
-    own_share = 1.0 - HOST_RISK
+    own_share = 1.0 - HOST_RISK if host_s > 0.0 else 1.0
     path, way_out = terms.path, terms.way_out
     arrival, unfitted = _arrival(tenant, terms, path)
     found = delay_bound(arrival, path.services, own_share * epsilon)
     network = delay_bound(_arrival(tenant, terms, way_out)[0], way_out.services, own_share * epsilon)
     curve = delay_curve(arrival, path.services, own_share * CURVE_EPSILONS) + host_s
     parts = [BoundPart(name=part.domain, delay_s=part.delay_s, note=_note(part)) for part in found.parts]
-    parts.append(BoundPart(name=HOST, delay_s=host_s, note="the emulating host on both ways; policed by a gate"))
+    assumed = "framing and computations are as known, all else is signed"
+    if host_s > 0.0:
+        parts.append(BoundPart(name=HOST, delay_s=host_s, note="the emulating host on both ways; policed by a gate"))
+        assumed = "framing is the warm-up's, all else is signed; a computation that is paused is the host's"
     return BoundRecord(
         bound_s=found.delay_s + host_s,
         network_bound_s=network.delay_s + host_s,
         method=found.method,
         assumptions=(
             *found.assumptions,
-            "framing is the warm-up's, all else is signed; a computation that is paused is the host's",
-            _HOST_ASSUMPTION,
+            assumed,
+            *([_HOST_ASSUMPTION] if host_s > 0.0 else []),
             *_replayed(tenant),
         ),
         parts=tuple(parts),

@@ -33,6 +33,7 @@ from testbed.scenario.model import (
     Tenant,
     TokenSize,
     TraceArrivals,
+    Work,
 )
 
 _T = TypeVar("_T")
@@ -111,6 +112,9 @@ def _tenant_to_dict(tenant: Tenant) -> dict[str, Any]:
         if tenant.requests.token_scale == 1.0:
             # Folders of a time when no model generated text stay as they were.
             del written["requests"]["token_scale"]
+        if tenant.requests.work is None:
+            # Folders of runs that measured it, and of a time when nothing else was done, stay as they were.
+            del written["requests"]["work"]
         written["requests"]["size"] = {"kind": _SIZE_NAMES[type(tenant.requests.size)], **asdict(tenant.requests.size)}
     for key in ("way", "present_s"):
         if written[key] is None:
@@ -154,7 +158,8 @@ def _requests_from_dict(data: Mapping[str, Any]) -> Requests:
     if name not in _SIZES:
         raise ScenarioError(f"scenario data: found request sizes of kind {name!r}; expected one of {', '.join(_SIZES)}")
     parameters = {key: tuple(value) for key, value in size.items()}
-    return _build(Requests, {"token_scale": 1.0, **data, "size": _build(_SIZES[name], parameters)})
+    work = _optional(Work, data.get("work"))
+    return _build(Requests, {"token_scale": 1.0, **data, "size": _build(_SIZES[name], parameters), "work": work})
 
 
 def _arrivals_from_dict(data: Mapping[str, Any]) -> Arrivals:

@@ -23,7 +23,7 @@ from testbed.scenario.federation import Intent, Market, Operator, ServedModel, S
 from testbed.scenario.fields import Field, ListOf, Record, Section, Variants, require_unique
 from testbed.scenario.model import OnOffArrivals, PoissonArrivals, RenewalArrivals
 from testbed.scenario.problems import Report, did_you_mean
-from testbed.scenario.tenant_fields import MODELS, promised
+from testbed.scenario.tenant_fields import ACCURACIES, MODELS, promised
 from testbed.scenario.units import RATE, TIME, quantity
 from testbed.scenario.values import UNUSABLE, Boolean, Choice, Name, Names, Number, Quantity
 
@@ -36,13 +36,6 @@ _RATE = Quantity(RATE, Fraction(_KBIT), Fraction(10**12), _KBIT, "links and clas
 _DELAY = Quantity(TIME, Fraction(0), Fraction(1))
 _WORK = Quantity(TIME, Fraction(1, 10**7), Fraction(60))
 _PRICE = Number("a price per hour", 0, 1e9)
-
-_SHIPPED: dict[str, float] = {
-    name: float(described["held_out_accuracy"])
-    for name, described in json.loads(
-        resources.files("inference_server").joinpath("weights/record.json").read_text(encoding="utf-8")
-    )["models"].items()
-}
 
 _MODEL = Record(
     "a model",
@@ -297,7 +290,7 @@ def _site(section: Section, report: Report) -> Site | None:
 
 def _model(section: Section, report: Report) -> ServedModel | None:
     name = section.get("name")
-    accuracy = section.get("accuracy", _SHIPPED.get(name or ""))
+    accuracy = section.get("accuracy", ACCURACIES.get(name or ""))
     if accuracy is None and section.settled("accuracy", "name"):
         report.add(
             section.line,

@@ -169,6 +169,19 @@ class TokenSize:
 RequestSize: TypeAlias = ModelSize | DrawnSize | TokenSize
 
 
+@dataclass(frozen=True, slots=True)
+class Work:
+    """How long a worker that does nothing else computes a request.
+
+    Attributes:
+        mean_s: Mean.
+        cv: Coefficient of variation; 0 where every computation takes the same.
+    """
+
+    mean_s: float
+    cv: float = 0.0
+
+
 @dataclass(frozen=True)
 class Requests:
     """What a tenant asks of the inference server at its site, one request for each arrival.
@@ -181,6 +194,7 @@ class Requests:
         timeout_s: How long after its intended time an answer is waited for.
         compute_share: Share of the server that the tenant is guaranteed.
         token_scale: Bytes of context, and of generated text, that one token of the trace stands for.
+        work: How long a request is computed where nothing computes it, in a simulation; None where a run tells.
     """
 
     model: str
@@ -190,6 +204,7 @@ class Requests:
     timeout_s: float
     compute_share: float
     token_scale: float = 1.0
+    work: Work | None = None
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from testbed.scenario.model import (
     Tenant,
     TokenSize,
     TraceArrivals,
+    Work,
 )
 from testbed.scenario.problems import Report
 from testbed.scenario.ranges import LARGEST_REQUEST_BYTES
@@ -69,6 +70,9 @@ def requests(tenant: Section, arrives: Arrivals | None, report: Report) -> Asked
     size = _size(section, arrives, report)
     _check_text(section, size, report)
     timeout_s = _timeout_s(tenant, section, report)
+    work: Section | None = section.get("work")
+    if work is not None and work.unusable:
+        return None
     if section.unusable or len(report.findings) > before or arrives is None or size is None or timeout_s is None:
         return None
     wanted = Requests(
@@ -79,6 +83,7 @@ def requests(tenant: Section, arrives: Arrivals | None, report: Report) -> Asked
         timeout_s=timeout_s,
         compute_share=float(section.get("compute-share", _UNDECIDED)),
         token_scale=float(section.get("token-scale", 1)),
+        work=None if work is None else Work(float(work.get("mean")), float(work.get("cv", 0))),
     )
     try:
         maker = maker_of(tenant.get("name", ""), wanted, arrives)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from fractions import Fraction
 from importlib import resources
 
@@ -13,13 +14,17 @@ from testbed.scenario.units import TIME
 from testbed.scenario.values import Choice, Name, Number, Quantity
 
 MOST_IMAGES = 1024
-MODELS = tuple(json.loads(resources.files("inference_server").joinpath("weights/record.json").read_text())["models"])
+_SHIPPED = json.loads(resources.files("inference_server").joinpath("weights/record.json").read_text())["models"]
+MODELS = tuple(_SHIPPED)
 """The digit classifiers that ship with the inference server."""
+ACCURACIES: Mapping[str, float] = {name: float(about["held_out_accuracy"]) for name, about in _SHIPPED.items()}
+"""Share of images that none of them has seen that each classifies rightly."""
 TEXT_MODELS = ("text-small",)
 """Models that generate as many bytes as a trace has tokens."""
 MOST_VISITS = 100
 
 _TIMEOUT = Quantity(TIME, Fraction(1, 1000), Fraction(60))
+_WORK = Quantity(TIME, Fraction(1, 10**7), Fraction(60))
 
 _RESERVATION = Record(
     "a reservation",
@@ -155,6 +160,24 @@ _REQUESTS = Record(
             Number("a fraction", 0.001, 1),
             "Share of the site's inference server that the tenant is guaranteed. Left out: an equal part of what the "
             "other tenants of the site leave.",
+        ),
+        Field(
+            "work",
+            Record(
+                "the time of a computation",
+                (
+                    Field("mean", _WORK, "Mean on one worker that does nothing else.", required=True),
+                    Field(
+                        "cv",
+                        Number("a coefficient of variation", 0, 5),
+                        "Coefficient of variation: 0 for the same time for every request, else a lognormal law, of "
+                        "which no time is longer than 99.99 % of them are.",
+                        default=0,
+                    ),
+                ),
+            ),
+            "How long a request is computed, for testbed simulate and sweep; testbed run measures it. Left out: as a "
+            "run measured it, which --measured names.",
         ),
     ),
 )

@@ -17,6 +17,9 @@ from testbed.simulation.streams import Packets, Rows, Stream, stream
 from testbed.simulation.wave import TimeArray
 from testbed.traffic.workloads import read_workload
 
+SEEDS_OF_CALLS = 4
+"""Children of a source's seed that decide its requests: times, sizes, images and computations."""
+
 
 class Calls(NamedTuple):
     """Some requests of one source, in the order they are due.
@@ -57,8 +60,8 @@ class CallStream:
         group: np.random.SeedSequence | None = None,
         strength: float | None = None,
     ) -> None:
-        # The third child decides which images are sent, which costs nobody anything.
-        times, sizes, _, work = seed.spawn(4)
+        # Which images are sent costs nobody anything.
+        times, sizes, _, work = seed.spawn(SEEDS_OF_CALLS)
         self._asking = asking
         self._sizes, self._work = np.random.default_rng(sizes), np.random.default_rng(work)
         self._bytes = np.array(asking.request_bytes, dtype=np.int64)

@@ -74,6 +74,18 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class AtMost:
+    """Values of another law, those above a limit replaced by it."""
+
+    law: Draw
+    most: float
+
+    def __call__(self, rng: np.random.Generator, n: int) -> npt.NDArray[np.float64]:
+        """Draw n values."""
+        return np.minimum(self.law(rng, n), self.most)
+
+
+@dataclass(frozen=True)
 class Excess:
     """Random excess latency.
 

@@ -16,7 +16,13 @@ from testbed.simulation.tally import METER, QUEUE, Tally
 
 
 def judge_tally(
-    tenant: Tenant, index: int, tally: Tally, bound: BoundRecord | None, recorded: TenantRecord
+    tenant: Tenant,
+    index: int,
+    tally: Tally,
+    bound: BoundRecord | None,
+    recorded: TenantRecord,
+    *,
+    way_out: int,
 ) -> TenantRecord:
     """Judge one tenant by its counts.
 
@@ -25,7 +31,9 @@ def judge_tally(
         index: Its place in the tally.
         tally: All windows together.
         bound: Its analytical bound, None where nothing is promised.
-        recorded: The row of the recorded packets alone, which keeps what only packets can say: delays per domain.
+        recorded: The row of the recorded packets or requests alone, which keeps what only they can say: delays per
+            domain.
+        way_out: Row of the tally that counts the network part: that of the tenant itself where it sends packets.
     """
     n, lost = int(tally.n[index]), int(tally.lost[index].sum())
     misses = lost + int(tally.late[index]) if tenant.promise else 0
@@ -51,7 +59,7 @@ def judge_tally(
             "promised_interval_s": (promised.lower_s, promised.upper_s),
             "promised_lower_s": lower_s,
             "ideal_promised_s": None,
-            "network_p999_s": p999.estimate_s,
+            "network_p999_s": quantile(tally, way_out, 0.999, None).estimate_s,
             "ideal_p999_s": None,
             "bound_broken": bool(verdict != "EXCUSED" and bound and lower_s is not None and bound.bound_s < lower_s),
             "verdict": verdict,
@@ -69,6 +77,10 @@ def judge_tally(
                 queue_dropped=int(tally.lost[index, QUEUE]),
                 delivered=n - lost,
             ),
+            "requests": recorded.requests
+            and recorded.requests.model_copy(
+                update={"answered": n - lost, "timeouts": lost, "nonconforming": dropped},
+            ),
         }
     )
 
@@ -76,20 +88,21 @@ def judge_tally(
 def _verdict(
     tenant: Tenant, n: int, misses: int, effect: float | None, dropped: int
 ) -> tuple[Verdict, str, float | None]:
+    what = "packets" if tenant.requests is None else "requests"
     if tenant.promise is None:
         return "NONE", "", None
     if dropped:
-        return "EXCUSED", f"the tenant broke its own contract: its meters dropped {dropped:,} of {n:,} packets", None
+        return "EXCUSED", f"the tenant broke its own contract: its meters dropped {dropped:,} of {n:,} {what}", None
     if effect is None:
-        return "UNDETERMINED", f"of {n:,} packets too few are slow to tell how misses cluster; simulate more", None
-    return _counted(tenant.promise, n, misses, effect)
+        return "UNDETERMINED", f"of {n:,} {what} too few are slow to tell how misses cluster; simulate more", None
+    return _counted(tenant.promise, n, misses, effect, what)
 
 
-def _counted(promise: Promise, n: int, misses: int, effect: float) -> tuple[Verdict, str, float]:
+def _counted(promise: Promise, n: int, misses: int, effect: float, what: str) -> tuple[Verdict, str, float]:
     upper = upper_limit(math.ceil(misses / effect), n / effect, promise.confidence)
     lower = lower_limit(math.floor(misses / effect), n / effect, promise.confidence)
     worth = (
-        f"{misses:,} of {n:,} packets missed {promise.deadline_s * 1e3:g} ms, worth {misses / effect:.3g} of "
+        f"{misses:,} of {n:,} {what} missed {promise.deadline_s * 1e3:g} ms, worth {misses / effect:.3g} of "
         f"{n / effect:,.0f} independent ones"
     )
     said = f"with {promise.confidence:.0%} confidence, {promise.epsilon:g} was promised"

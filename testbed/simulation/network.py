@@ -2,13 +2,14 @@
 
 Domains offer signed envelopes as they do for a run, but grant nothing to a host, because there is none; meters, bursts
 and queue limits are read from them. Schedulers that the data plane does not install are for comparison and promise
-nothing. Tenants that send requests need servers and TCP: they are left out, their reservations are not.
+nothing. Tenants of whose requests nothing is known are left out, their reservations are not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from testbed.envelope.descriptor import Envelope
 from testbed.errors import ScenarioError
@@ -18,11 +19,15 @@ from testbed.management.paper import on_paper
 from testbed.management.sealing import QUEUED_HOPS
 from testbed.management.sizing import DRAIN_BPS, ClassDemand, best_effort_class, design_classes, shared_class
 from testbed.report.record import BoundRecord
+from testbed.run.requests import WORKERS
 from testbed.scenario.model import FULL_FRAME_BITS, Domain, Scenario, Tenant
+from testbed.simulation.asking import Asking
 from testbed.simulation.clock import to_ps
 from testbed.simulation.impairment import Excess
+from testbed.simulation.known import Known
 from testbed.simulation.link import Reserved
 from testbed.simulation.meter import Policy
+from testbed.simulation.serving import asking_of, bound_asking, packets_per_s, sign
 from testbed.simulation.system import Hop, Scheduler, Source, System
 from testbed.traffic.arrivals import mean_bps
 
@@ -52,6 +57,7 @@ class Network:
 
     Attributes:
         scenario: It, with everything that it reserves.
+        known: What is taken as given of the requests of those that send any, by name.
         tenants: Those that are simulated, in the order of the system's sources.
         choices: How it is simulated.
         system: What is simulated.
@@ -60,6 +66,7 @@ class Network:
     """
 
     scenario: Scenario
+    known: Mapping[str, Known]
     tenants: tuple[Tenant, ...]
     choices: Choices
     system: System
@@ -71,11 +78,6 @@ class Network:
         """Promised latency of each domain of a tenant's path, by tenant; empty where nothing is promised."""
         return {tenant.name: tuple(e.latency_s for e in self.envelopes(tenant)) for tenant in self.tenants}
 
-    @property
-    def left_out(self) -> tuple[str, ...]:
-        """Names of the tenants that are not simulated."""
-        return tuple(tenant.name for tenant in self.scenario.tenants if tenant not in self.tenants)
-
     def envelopes(self, tenant: Tenant) -> list[Envelope]:
         """What the domains promise a tenant, in path order."""
         return self.federation.envelopes(tenant) if promises(self.choices.scheduler) else []
@@ -86,12 +88,17 @@ def promises(scheduler: Scheduler) -> bool:
     return scheduler in {Scheduler.RESERVED, Scheduler.ISOLATED}
 
 
-def network(scenario: Scenario, choices: Choices) -> Network:
+def network(scenario: Scenario, choices: Choices, known: Mapping[str, Known] = MappingProxyType({})) -> Network:
     """Make a scenario ready.
+
+    Args:
+        scenario: What is to be simulated.
+        choices: How.
+        known: What is known of requests, by tenant; tenants of whose requests nothing is are left out.
 
     Raises:
         ReservationError: A domain cannot carry what the scenario reserves.
-        ScenarioError: A trace that cannot be read, no tenant that sends packets, or faults.
+        ScenarioError: A trace that cannot be read, nobody that can be simulated, or faults.
     """
     if scenario.faults:
         names = ", ".join(fault.name for fault in scenario.faults)
@@ -99,51 +106,62 @@ def network(scenario: Scenario, choices: Choices) -> Network:
             f"scenario {scenario.name}: found the faults {names}, expected none: they are done to a network; "
             "use testbed run, or leave them out"
         )
-    tenants = _senders_of_packets(scenario)
+    tenants = _simulated(scenario, known)
     federation = on_paper(scenario, host_allowance_s=0.0)
     federation.collect_offers()
+    sign(scenario, federation, known)
     bounds = {}
     if promises(choices.scheduler) and choices.excess is None and choices.loss == 0:
-        found_bounds = {t.name: bound_tenant(t, federation.envelopes(t), host_s=0.0) for t in tenants}
+        found_bounds = {t.name: _bound(t, federation, known.get(t.name)) for t in tenants}
         bounds = {name: bound for name, bound in found_bounds.items() if bound is not None}
     system = System(
-        sources=tuple(_source(scenario, tenant, choices) for tenant in tenants),
+        sources=tuple(_source(scenario, tenant, choices, known.get(tenant.name)) for tenant in tenants),
         hops=tuple(_hop(scenario, domain, tenants, federation, choices) for domain in scenario.domains),
     )
-    return Network(scenario, tenants, choices, system, federation, bounds)
+    return Network(scenario, known, tenants, choices, system, federation, bounds)
 
 
-def _senders_of_packets(scenario: Scenario) -> tuple[Tenant, ...]:
-    found = tuple(tenant for tenant in scenario.tenants if tenant.requests is None)
+def _simulated(scenario: Scenario, known: Mapping[str, Known]) -> tuple[Tenant, ...]:
+    found = tuple(tenant for tenant in scenario.tenants if tenant.requests is None or tenant.name in known)
     if not found:
         raise ScenarioError(
-            f"tenants {', '.join(tenant.name for tenant in scenario.tenants)}: found requests only, which need a "
-            "server and TCP, expected a tenant that sends packets; use `testbed run`, or delete their requests"
+            f"tenants {', '.join(tenant.name for tenant in scenario.tenants)}: found requests only, of which nothing "
+            "is known, expected a tenant that sends packets; add one, or use `testbed simulate`"
         )
     return found
 
 
-def _packets_per_s(tenant: Tenant) -> float:
+def _bound(tenant: Tenant, federation: Federation, known: Known | None) -> BoundRecord | None:
+    if known is not None:
+        return bound_asking(tenant, federation, known)
+    return bound_tenant(tenant, federation.envelopes(tenant), host_s=0.0)
+
+
+def _packets_per_s(tenant: Tenant, asking: Asking | None) -> float:
+    if asking is not None and tenant.requests is not None:
+        return packets_per_s(tenant, tenant.requests, asking)
     breach = tenant.misbehaviour
     offered_bps = None if breach is None else breach.offered_bps
     return (offered_bps or mean_bps(tenant.arrivals)) / tenant.arrivals.size_bits
 
 
-def _source(scenario: Scenario, tenant: Tenant, choices: Choices) -> Source:
+def _source(scenario: Scenario, tenant: Tenant, choices: Choices, known: Known | None) -> Source:
     breach = tenant.misbehaviour
     correlated = breach is not None and breach.kind == "correlated"
     declared = None if breach is None else breach.strength
     present = tenant.present_s
+    asking = None if known is None or tenant.requests is None else asking_of(tenant, tenant.requests, known)
     return Source(
         name=tenant.name,
         number=scenario.tenants.index(tenant) + 1,
         arrivals=tenant.arrivals,
-        packets_per_s=_packets_per_s(tenant),
+        packets_per_s=_packets_per_s(tenant, asking),
         hops=len(scenario.path(tenant)),
         deadline_ps=None if tenant.promise is None else to_ps(tenant.promise.deadline_s),
         misbehaviour=breach,
         strength=choices.strength if correlated and choices.strength is not None else declared,
         present_ps=None if present is None else tuple((to_ps(begin_s), to_ps(end_s)) for begin_s, end_s in present),
+        asking=asking,
     )
 
 
@@ -153,7 +171,7 @@ def _hop(
     crossing = [tenant for tenant in scenario.tenants if domain in scenario.path(tenant)]
     promised = {tenant: signed.envelope for tenant, signed in federation.offers[domain.name].items()}
     demands = [
-        ClassDemand(tenant.name, tenant.reservation.rate_bps, tenant.arrivals.size_bits)
+        ClassDemand(tenant.name, tenant.reservation.rate_bps, tenant.packet_bits)
         for tenant in crossing
         if tenant.reservation is not None
     ]
@@ -161,7 +179,7 @@ def _hop(
 
     def reserved(tenant: Tenant) -> Reserved:
         if tenant.name not in promised:
-            queue = best_effort_class(1, domain.link_rate_bps, tenant.arrivals.size_bits)
+            queue = best_effort_class(1, domain.link_rate_bps, tenant.packet_bits)
             return Reserved(None, 8.0 * queue.burst_bytes, queue.limit_packets)
         guardrails = promised[tenant.name].guardrails
         queued_bits = guardrails.delay_cap_ns * guardrails.reserved_rate_bps // (QUEUED_HOPS * 10**9)
@@ -193,6 +211,7 @@ def _hop(
         weights=tuple(_weight(scenario, tenant) for tenant in tenants),
         excess=choices.excess,
         loss=choices.loss,
+        workers=WORKERS,
     )
 
 
@@ -203,7 +222,7 @@ def _has_one_queue(domain: Domain, choices: Choices) -> bool:
 
 def _shared(domain: Domain, crossing: Sequence[Tenant]) -> Reserved:
     """The class that everybody shares; of any size in a domain that has none, where it is for comparison."""
-    largest_bits = max((tenant.arrivals.size_bits for tenant in crossing), default=FULL_FRAME_BITS)
+    largest_bits = max((tenant.packet_bits for tenant in crossing), default=FULL_FRAME_BITS)
     queue = shared_class(domain.link_rate_bps, largest_bits, domain.shared_queue_bits or largest_bits)
     limit = None if domain.shared_queue_bits is None else queue.limit_packets
     return Reserved(float(queue.rate_bps), 8.0 * queue.burst_bytes, limit)

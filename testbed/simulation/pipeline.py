@@ -16,19 +16,24 @@ from testbed.report.junit import write_junit
 from testbed.report.record import RunRecord, TenantRecord, WindowRecord, write_record
 from testbed.run.assemble import envelope_records
 from testbed.run.judge import judge_tenant, run_verdict
+from testbed.run.judge_requests import judge_requests
 from testbed.run.offered import offered
 from testbed.run.progress import Progress
+from testbed.run.window import Shaper
 from testbed.scenario.dictionary import to_dict
 from testbed.scenario.model import Scenario, Tenant
 from testbed.simulation import crossing
-from testbed.simulation.crossing import Crossing
+from testbed.simulation.crossing import Asked, Crossing
 from testbed.simulation.judge import judge_tally
+from testbed.simulation.known import known, sources
 from testbed.simulation.network import Choices, Network, network, promises
 from testbed.simulation.tally import merge
 from testbed.simulation.window import Plan
 from testbed.simulation.windows import Finished, Task, perform, samples_path, tally_of
 from testbed.simulation.workers import carry_out
 from testbed.telemetry import host
+from testbed.telemetry.request_samples import RequestSamples
+from testbed.telemetry.samples import TenantSamples
 
 RECORDED_PACKETS = 1_000_000
 JUNIT_NAME = "junit.xml"
@@ -45,6 +50,7 @@ class Options:
         recorded_packets: Packets of all windows together to record one by one, about; all others are counted.
         workers: Processes.
         choices: What is done differently from a run.
+        measured: Folder of a run that counted and measured the requests of some tenants; None: all as declared.
         command: What to type to repeat it.
         page: Whether to draw the report; `testbed report` draws it later.
         resume: Folder of an interrupted simulation to go on with.
@@ -57,6 +63,7 @@ class Options:
     recorded_packets: int = RECORDED_PACKETS
     workers: int = 1
     choices: Choices = field(default_factory=Choices)
+    measured: Path | None = None
     command: tuple[str, ...] = ()
     page: bool = True
     resume: Path | None = None
@@ -70,12 +77,13 @@ def simulate_scenario(scenario: Scenario, options: Options, progress: Progress) 
         The folder; its record holds the verdict.
 
     Raises:
-        ScenarioError: A trace that cannot be read, or a window too long for the simulator's clock.
+        ScenarioError: A trace that cannot be read, a window too long for the simulator's clock, or requests of which
+            nothing says how long they are computed.
         ReservationError: A domain cannot carry what the scenario reserves.
         PreflightError: The folder cannot be made, or nothing was simulated before the interruption.
     """
     began = time.monotonic()
-    ready = network(scenario, options.choices)
+    ready = network(scenario, options.choices, known(scenario, options.measured))
     folder = _folder(options, scenario.name)
     tasks = _tasks(ready, options, folder)
     with progress.step("simulating") as step:
@@ -134,6 +142,7 @@ def _crossing(ready: Network, index: int) -> Crossing:
     path = ready.scenario.path(tenant)
     latencies_s = tuple(envelope.latency_s for envelope in ready.envelopes(tenant))
     narrowest = ready.system.hops[0].classes[index]
+    asking, asked = ready.system.sources[index].asking, tenant.requests
     return Crossing(
         tenant=tenant.name,
         number=ready.system.sources[index].number,
@@ -142,6 +151,7 @@ def _crossing(ready: Network, index: int) -> Crossing:
         rate_bps=narrowest.rate_bps if latencies_s else None,
         burst_bits=narrowest.burst_bits,
         links_s=sum(domain.link_delay_s for domain in path),
+        asked=Asked(asked.images, asking, ready.known[tenant.name].accuracy) if asked and asking else None,
     )
 
 
@@ -151,7 +161,7 @@ def _record(ready: Network, options: Options, folder: Path, done: Sequence[Finis
     partial = len(done) < options.replications or not all(one.complete for one in done)
     windows = tuple(_window(ready.tenants, one) for one in done)
     tenants = tuple(_judge(ready, options, folder, done, index) for index in range(len(ready.tenants)))
-    without = f", without {', '.join(ready.left_out)}: requests" if ready.left_out else ""
+    given = "".join(f"; {said}" for said in [sources(ready.known)] if said)
     return RunRecord(
         run_id=folder.name.rsplit("-", 1)[-1],
         name=scenario.name,
@@ -159,7 +169,7 @@ def _record(ready: Network, options: Options, folder: Path, done: Sequence[Finis
         created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         testbed_version=testbed.__version__,
         command=options.command,
-        datapath=f"simulated, scheduler {options.choices.scheduler}{without}",
+        datapath=f"simulated, scheduler {options.choices.scheduler}{given}",
         partial=partial,
         verdict=run_verdict(tenants),
         scenario=to_dict(scenario),
@@ -184,8 +194,13 @@ def _window(tenants: Sequence[Tenant], one: Finished) -> WindowRecord:
         seed=one.seed,
         duration_s=one.duration_s,
         valid=True,
-        samples={tenant.name: f"window-{one.window}/{tenant.name}.parquet" for tenant in tenants},
+        samples=_files(one.window, [tenant for tenant in tenants if tenant.requests is None]),
+        requests=_files(one.window, [tenant for tenant in tenants if tenant.requests is not None]),
     )
+
+
+def _files(window: int, tenants: Sequence[Tenant]) -> dict[str, str]:
+    return {tenant.name: f"window-{window}/{tenant.name}.parquet" for tenant in tenants}
 
 
 def _judge(ready: Network, options: Options, folder: Path, done: Sequence[Finished], index: int) -> TenantRecord:
@@ -193,16 +208,43 @@ def _judge(ready: Network, options: Options, folder: Path, done: Sequence[Finish
     bound = ready.bounds.get(tenant.name)
     folders = [folder / f"window-{one.window}" for one in done]
     tallies = [tally_of(path) for path in folders]
-    seen = [
-        crossing.observed(samples_path(path, tenant.name), tally, index, one.duration_s)
-        for path, tally, one in zip(folders, tallies, done, strict=True)
-    ]
-    recorded_s = _recorded_s(ready, options)
-    burstiness = offered(
-        [(s.match.samples, min(recorded_s, one.duration_s)) for s, one in zip(seen, done, strict=True)]
-    )
-    recorded = judge_tenant(tenant, seen, bound, valid=True).model_copy(update={"offered": burstiness})
+    recorded = _judge_recorded(ready, options, folders, done, index)
     whole = merge(tallies)
     if recorded.n == whole.n[index]:
         return recorded
-    return judge_tally(tenant, index, whole, bound, recorded)
+    row = index if tenant.requests is None else ready.system.way_out(index)
+    return judge_tally(tenant, index, whole, bound, recorded, way_out=row)
+
+
+def _judge_recorded(
+    ready: Network, options: Options, folders: Sequence[Path], done: Sequence[Finished], index: int
+) -> TenantRecord:
+    """Judge a tenant by what of it was recorded."""
+    tenant, own = ready.tenants[index], _crossing(ready, index)
+    bound = ready.bounds.get(tenant.name)
+    paths = [samples_path(path, tenant.name) for path in folders]
+    recorded_s = _recorded_s(ready, options)
+    sent: Sequence[TenantSamples | RequestSamples]
+    if tenant.requests is not None and own.asked is not None:
+        outcomes = [crossing.outcome(path, own.asked) for path in paths]
+        shaper = Shaper(round(own.rate_bps), round(own.burst_bits)) if own.rate_bps is not None else None
+        found = judge_requests(
+            tenant,
+            tenant.requests,
+            outcomes,
+            bound,
+            shaper,
+            latencies_s=own.latencies_s,
+            seconds=sum(min(recorded_s, one.duration_s) for one in done),
+            valid=True,
+        )
+        sent = [outcome.match.samples for outcome in outcomes]
+    else:
+        seen = [
+            crossing.observed(path, tally_of(at), index, one.duration_s)
+            for path, at, one in zip(paths, folders, done, strict=True)
+        ]
+        found = judge_tenant(tenant, seen, bound, valid=True)
+        sent = [one.match.samples for one in seen]
+    burstiness = offered([(s, min(recorded_s, one.duration_s)) for s, one in zip(sent, done, strict=True)])
+    return found.model_copy(update={"offered": burstiness})

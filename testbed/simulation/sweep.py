@@ -19,6 +19,7 @@ from testbed.run.progress import Progress, Step
 from testbed.scenario.loader import load
 from testbed.scenario.model import Scenario
 from testbed.simulation.grid import Axis, Settings, points, vary_choices, vary_file, vary_scenario
+from testbed.simulation.known import known
 from testbed.simulation.network import Choices
 from testbed.simulation.pipeline import Options, simulate_scenario
 from testbed.simulation.workers import carry_out, carry_out_on_ray
@@ -67,7 +68,8 @@ class Point:
     @property
     def digest(self) -> str:
         """Changes with everything that changes the result."""
-        shape = (self.options.packets, self.options.replications, self.options.recorded_packets, self.options.choices)
+        own = self.options
+        shape = (own.packets, own.replications, own.recorded_packets, own.choices, own.measured)
         return hashlib.sha256(repr((self.settings, self.text, shape)).encode()).hexdigest()
 
 
@@ -83,6 +85,7 @@ class SweepOptions:
         workers: Processes.
         on_ray: Whether Ray carries it out instead.
         choices: What every point does differently from a run.
+        measured: Folder of a run that measured requests; None: all as declared.
         command: What to type to repeat it.
         stop: Asked now and then whether to end early.
     """
@@ -94,6 +97,7 @@ class SweepOptions:
     workers: int = 1
     on_ray: bool = False
     choices: Choices = field(default_factory=Choices)
+    measured: Path | None = None
     command: tuple[str, ...] = ()
     stop: Callable[[], bool] = lambda: False
 
@@ -165,6 +169,7 @@ def _point(file: Path, number: int, settings: Settings, options: SweepOptions) -
         replications=options.replications,
         recorded_packets=options.recorded_packets,
         choices=vary_choices(options.choices, settings),
+        measured=options.measured,
         command=options.command,
         page=False,
         resume=folder,
@@ -186,7 +191,7 @@ def _prepare(point: Point) -> None:
             f"{point.folder}: cannot be made ({error.strerror}); choose another folder with --out"
         ) from error
     (point.folder / SCENARIO_NAME).write_text(point.text, encoding="utf-8")
-    _scenario(point)
+    known(_scenario(point), point.options.measured)
 
 
 def _scenario(point: Point) -> Scenario:

@@ -13,10 +13,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from testbed.simulation import crossing
+from testbed.simulation.calls import SEEDS_OF_CALLS
 from testbed.simulation.crossing import Crossing
 from testbed.simulation.system import System
 from testbed.simulation.tally import Tally
 from testbed.simulation.window import Outcome, Plan, simulate
+from testbed.traffic.arrivals import tenant_seed
 
 TALLY_NAME = "tally.npz"
 _DONE_NAME = "window.json"
@@ -93,10 +95,13 @@ def _write(task: Task, outcome: Outcome) -> Finished:
     task.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     done = task.folder / _DONE_NAME
     done.unlink(missing_ok=True)
-    companies = dict(zip(task.system.companies(), outcome.passages, strict=True))
-    for members, passage in companies.items():
+    plan = task.plan
+    for members, passage, answers in zip(task.system.companies(), outcome.passages, outcome.answers, strict=True):
         for k in members:
-            crossing.write(samples_path(task.folder, task.crossings[k].tenant), task.crossings[k], k, passage)
+            own = task.crossings[k]
+            # The children before the last one decide what is asked, and when.
+            *_, seed = tenant_seed(plan.seed, own.number, plan.window).spawn(SEEDS_OF_CALLS + 1)
+            crossing.write(samples_path(task.folder, own.tenant), own, k, passage, answers=answers, seed=seed)
     outcome.tally.save(task.folder / TALLY_NAME)
     result = Finished(
         digest=task.digest,

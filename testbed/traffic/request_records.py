@@ -33,7 +33,8 @@ NOT_ATTEMPTED = -3
 IMPAIRMENTS = tuple(Kind)
 """Kinds of impairment that an answer may name; bit k of a record's `impaired` stands for the k-th."""
 
-_TIMEOUT = grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
+GAVE_UP: int = grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
+"""Status of a request whose client waited no longer."""
 _REJECTED = grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
 _NAMES = {SKIPPED: "SKIPPED", OVERDUE: "OVERDUE", NOT_ATTEMPTED: "NOT_ATTEMPTED"} | {
     code.value[0]: code.name for code in grpc.StatusCode
@@ -81,7 +82,7 @@ class Endings:
             images: Images in each request.
             impaired: As in `RequestRecord`, [n]; None where no answer was touched.
         """
-        codes = (OK, _TIMEOUT, _REJECTED, SKIPPED, OVERDUE)
+        codes = (OK, GAVE_UP, _REJECTED, SKIPPED, OVERDUE)
         answered, timeouts, rejected, skipped, overdue = (int(np.count_nonzero(status == code)) for code in codes)
         judged = correct[(status == OK) & (correct >= 0)]
         return cls(
