@@ -227,9 +227,10 @@ class _Tandem:
         if self.answering is not None:
             asked = self.answering.asks[wave.tenant]
             asking, wave = wave.where(asked), wave.where(~asked)
-            self._recorder.see(border, asking)
-            self._recorder.leave(asking)
-            self.answering.arrive(border, asking)
+            if len(asking):
+                self._recorder.see(border, asking)
+                self._recorder.leave(asking)
+                self.answering.arrive(border, asking)
         wave = self._hops[border - 1].compute(wave, horizon_ps)
         self._recorder.see(border, wave)
         self._recorder.leave(wave)

@@ -26,6 +26,7 @@ from testbed.scenario.model import (
     RequestSize,
     Scenario,
     TokenSize,
+    Work,
 )
 from testbed.simulation.network import Choices, network
 from testbed.traffic.request_demand import demand
@@ -140,9 +141,26 @@ def test_a_derived_bucket_holds_conforming_requests(arrivals: Arrivals, size: Re
     assert asked.mean_bps == pytest.approx(float(bits.sum()) / 600.0, rel=0.1)
 
 
-def test_nothing_simulates_requests_or_bounds_them_before_a_warm_up(tmp_path: Path) -> None:
+def test_the_time_of_a_computation_is_read_and_kept(tmp_path: Path) -> None:
+    alpha, beta = scenario("{model: digits-large, work: {mean: 2 ms, cv: 0.5}}", tmp_path).tenants
+    assert alpha.requests is not None
+    assert alpha.requests.work == Work(2e-3, 0.5)
+    assert beta.requests is not None
+    assert beta.requests.work is None
+    found = scenario("{model: digits-large, work: {mean: 2 ms}}", tmp_path)
+    assert from_dict(to_dict(found)) == found
+    assert "work" not in to_dict(found)["tenants"][1]["requests"]
+
+
+@pytest.mark.parametrize("work", ["{cv: 0.5}", "{mean: 0 ms}", "{mean: 2 ms, cv: -1}", "2 ms"])
+def test_a_time_of_a_computation_that_is_none_is_refused(tmp_path: Path, work: str) -> None:
+    with pytest.raises(ScenarioError, match=r"tenant alpha: requests\.work"):
+        scenario(f"{{model: digits-large, work: {work}}}", tmp_path)
+
+
+def test_nothing_simulates_unknown_requests_or_bounds_them_before_a_warm_up(tmp_path: Path) -> None:
     found = scenario("{model: digits-small}", tmp_path)
-    with pytest.raises(ScenarioError, match=r"tenants alpha, beta: found requests only.*use `testbed run`"):
+    with pytest.raises(ScenarioError, match=r"tenants alpha, beta: found requests only, of which nothing is known"):
         network(found, Choices())
     with pytest.raises(ScenarioError, match=r"tenants alpha, beta: found requests only.*testbed run` shows"):
         bounds_on_paper(found)

@@ -23,7 +23,6 @@ from testbed.report.html import write_report
 from testbed.report.record import RunRecord, read_record
 from testbed.run.progress import Silent
 from testbed.scenario.loader import load
-from testbed.scenario.model import ModelSize, Requests
 from testbed.simulation.crossing import Crossing
 from testbed.simulation.network import Choices, network
 from testbed.simulation.pipeline import Options, simulate_scenario
@@ -70,23 +69,6 @@ def test_every_bound_lies_above_what_was_simulated_and_near_the_ideal_replay(fol
     bursty = tenants["bursty"]
     # The path of the ideal replay has one queue, and the propagation of all links.
     assert bursty.p999_s == pytest.approx(bursty.ideal_p999_s, abs=1.5e-3)
-
-
-def test_a_tenant_that_sends_requests_is_left_out_and_nobody_elses_packets_change(tmp_path: Path) -> None:
-    whole = mixed()
-    asking = replace(whole.tenants[0], name="vision", requests=Requests("digits-small", 1, ModelSize(), 100, 1.0, 1.0))
-    asked = replace(whole, tenants=(whole.tenants[0], asking, *whole.tenants[1:]))
-    folder = simulate_scenario(asked, Options(out=tmp_path, page=False), Silent())
-    record = read_record(folder)
-    assert [tenant.name for tenant in record.tenants] == ["bursty", "flood", "near", "bulk"]
-    assert record.datapath == "simulated, scheduler reserved, without vision: requests"
-    expected = schedules(asked, window=1, duration_s=5.0)
-    for name, number in {"bursty": 1, "flood": 3, "near": 4, "bulk": 5}.items():
-        seen, _ = samples.read(folder / record.windows[0].samples[name])
-        assert seen.number == number
-        assert np.abs(seen.intended_s - expected[number].time_s).max() < 1e-9
-    assert "flood" in {tenant.name for tenant in record.tenants if tenant.verdict == "EXCUSED"}
-    assert audit_run(folder).valid
 
 
 def test_a_flood_is_excused_and_best_effort_has_no_verdict(folder: Path) -> None:
