@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
+from scipy.optimize import brentq
 
 from inference_server.scheduler import Scheduler as ServerScheduler
 from testbed.errors import ScenarioError
@@ -27,6 +28,7 @@ from testbed.traffic.arrivals import tenant_seed
 from testbed.traffic.request_demand import wire_bits
 from testbed.traffic.request_schedules import request_schedule
 from tests.unit.simulation.systems import BURSTY
+from tests.unit.simulation.test_queueing import LOAD, SERVICE_S, md1_wait_exceeds
 
 SIZES = (500, 4000, 20_000)
 MS = PS_PER_S // 1000
@@ -184,18 +186,10 @@ def test_exponential_work_behind_a_fast_network_is_mm1() -> None:
 
 
 def test_constant_work_behind_a_fast_network_is_md1() -> None:
-    mean_s, _, (lower_s, upper_s) = mean_and_quantile(Constant(1e-3), 0.7)
-    assert mean_s == pytest.approx(1e-3 * (1 + 0.7 / (2 * 0.3)), rel=0.03)
-    assert lower_s < 1e-3 * md1_sojourn(0.7, 0.99) < upper_s
-
-
-def md1_sojourn(load: float, level: float) -> float:
-    """Quantile of the sojourn of M/D/1 in service times, by Lindley's recursion of the embedded chain (Crommelin)."""
-    rng = np.random.default_rng(1)
-    steps = 1.0 - rng.standard_exponential(4_000_000) / load
-    total = np.cumsum(steps)
-    waits = total - np.minimum.accumulate(np.minimum(total, 0.0))
-    return float(np.quantile(waits, level)) + 1.0
+    mean_s, _, (lower_s, upper_s) = mean_and_quantile(Constant(SERVICE_S), LOAD, mean_s=SERVICE_S)
+    assert mean_s == pytest.approx(SERVICE_S * (1 + LOAD / (2 * (1 - LOAD))), rel=0.03)
+    wait_s = brentq(lambda w: md1_wait_exceeds(w) - 0.01, 0.0, 20 * SERVICE_S)
+    assert lower_s < SERVICE_S + wait_s < upper_s
 
 
 @dataclass
