@@ -53,12 +53,15 @@ _Json = Annotated[bool, typer.Option("--json", help="Answer with JSON.")]
 
 @contextmanager
 def _refusals() -> Iterator[None]:
-    """Say why something was refused, the reason's name first, and end with exit code 1."""
+    """Say why something was refused, the reason's name first, and end with 1; with 2 where a file cannot be used."""
     try:
         yield
     except RefusedError as error:
         typer.echo(f"refused: {error.reason}: {error}", err=True)
         raise typer.Exit(Exit.FAIL) from error
+    except OSError as error:
+        typer.echo(f"{error.filename}: {error.strerror}; name a file that can be written", err=True)
+        raise typer.Exit(Exit.WRONG_COMMAND) from error
 
 
 @app.command()
@@ -242,7 +245,8 @@ def _write(data: bytes, out: Path | None) -> None:
     if out is None:
         typer.echo(data, nl=False)
     else:
-        out.write_bytes(data)
+        with _refusals():
+            out.write_bytes(data)
 
 
 def _warn_unverified() -> None:

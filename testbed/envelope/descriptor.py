@@ -108,12 +108,13 @@ class Validity(Record):
         """Check that a moment lies inside.
 
         Raises:
-            NotYetValidError: Too early.
+            NotYetValidError: Too early, or no moment at all (NaN).
             ExpiredError: Too late.
         """
-        if now_s < self.not_before_s:
+        # Every comparison with NaN is false, so each is asked for what must hold and not for what must not.
+        if not now_s >= self.not_before_s:
             raise NotYetValidError(f"{what}: valid from {self.not_before_s}, now is {now_s:.0f}; check the clock")
-        if now_s > self.not_after_s:
+        if not now_s <= self.not_after_s:
             raise ExpiredError(f"{what}: valid until {self.not_after_s}, now is {now_s:.0f}; ask for a new one")
 
 

@@ -116,6 +116,11 @@ class Sealed:
         """
         return strict_json.loads(self.payload, what, max_bytes=len(self.payload))
 
+    def by(self, key_ids: Iterable[str]) -> dict[str, bytes]:
+        """Those of the signatures, unchecked, that name one of these keys."""
+        wanted = set(key_ids)
+        return {key_id: signature for key_id, signature in self.signatures.items() if key_id in wanted}
+
     def verify(self, keys: Mapping[str, PublicKey]) -> frozenset[str]:
         """Check every signature.
 

@@ -23,6 +23,10 @@ from testbed.envelope.trust import PAYLOAD_TYPE as ROOT_PAYLOAD_TYPE
 
 ROOT_FILE = "root.json"
 
+MAX_MEMORY_BYTES = 16 * 1024 * 1024
+_MAX_MEMORY_CONTAINERS = 1 << 17
+"""Room for some forty thousand offers, each an object with an object and a list inside."""
+
 
 @dataclass(frozen=True, slots=True)
 class Federation:
@@ -175,24 +179,37 @@ def verify_file(path: Path, root: Root, now_s: float, memory: Path | None = None
         path: The signed envelope.
         root: The trusted root.
         now_s: Unix time.
-        memory: Where accepted version numbers are kept between calls; without it rollback and replay go unnoticed.
+        memory: Where the root followed and accepted version numbers are kept between calls; without it rollback and
+            replay go unnoticed.
 
     Raises:
-        RefusedError: The reason for which it is refused.
+        RefusedError: The reason for which it is refused; `MalformedError` too for a memory that is none.
+        OSError: The memory cannot be written.
     """
     data = _read(path)
     if memory is None:
         root.require_current(now_s)
         return verify(data, root.trust, now_s)
-    remembered = (
-        strict_json.loads(memory.read_bytes(), str(memory), max_bytes=MAX_ROOT_BYTES) if memory.exists() else ()
-    )
-    store = EnvelopeStore(root, remembered)
-    envelope = store.accept(data, now_s)
-    draft = memory.with_name(memory.name + ".new")
-    draft.write_bytes(strict_json.dumps(store.remember()))
-    draft.replace(memory)
-    return envelope
+    store = EnvelopeStore(root, _read_memory(memory) if memory.exists() else None)
+    try:
+        return store.accept(data, now_s)
+    finally:
+        # A root that was followed stays followed, whatever became of the envelope.
+        draft = memory.with_name(memory.name + ".new")
+        draft.write_bytes(strict_json.dumps(store.remember()))
+        draft.replace(memory)
+
+
+def _read_memory(path: Path) -> strict_json.Json:
+    try:
+        return strict_json.loads(
+            _read(path, MAX_MEMORY_BYTES),
+            str(path),
+            max_bytes=MAX_MEMORY_BYTES,
+            max_containers=_MAX_MEMORY_CONTAINERS,
+        )
+    except MalformedError as error:
+        raise MalformedError(f"{error}; name another file, or remove this one and trust nothing older") from error
 
 
 def read_unverified(path: Path) -> Envelope:

@@ -11,14 +11,21 @@ and Kuppusamy, Diaz and Cappos, "Mercury" (USENIX ATC 2017), for the attacks enu
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from testbed.envelope import strict_json
 from testbed.envelope.descriptor import PAYLOAD_TYPE, Envelope, Subject
 from testbed.envelope.dsse import Sealed, seal
-from testbed.envelope.errors import EqualVersionError, MixAndMatchError, ReplayError, RollbackError
-from testbed.envelope.fields import members
+from testbed.envelope.errors import (
+    EqualVersionError,
+    MalformedError,
+    MixAndMatchError,
+    ReplayError,
+    RollbackError,
+    RootVersionError,
+)
+from testbed.envelope.fields import DIGEST, NAME, Problems, members
 from testbed.envelope.keys import SigningKey
 from testbed.envelope.trust import Root, Trust
 
@@ -93,12 +100,22 @@ class _Offer:
     Attributes:
         version: Its number.
         digests: Subject to digest of the envelopes accepted from it.
+        key_ids: Keys that could sign for the domain then.
         envelopes: Those of them that may still be relied on.
     """
 
     version: int
     digests: dict[str, str]
+    key_ids: frozenset[str]
     envelopes: dict[Subject, Envelope] = field(default_factory=dict)
+
+    def stands(self, domain: str, root: Root) -> bool:
+        """Whether all the keys that may have signed it still speak for the domain.
+
+        "If the timestamp and / or snapshot keys have been rotated, then delete the trusted timestamp and snapshot
+        metadata files. This is done in order to recover from fast-forward attacks".
+        """
+        return domain in root.domains and self.key_ids <= root.domains[domain].key_ids
 
 
 class EnvelopeStore:
@@ -110,16 +127,39 @@ class EnvelopeStore:
         root: The trusted root.
         remembered: What `remember` returned when the process last ended; without it, rollback to an offer from
             before the restart goes unnoticed until that offer expires.
+
+    Raises:
+        MalformedError, RootVersionError: As `recall`.
     """
 
-    def __init__(self, root: Root, remembered: strict_json.Json = ()) -> None:
+    def __init__(self, root: Root, remembered: strict_json.Json = None) -> None:
         self._root = root
         self._trust = root.trust
         self._offers: dict[tuple[str, str], _Offer] = {}
         self._lock = threading.Lock()
-        for item in remembered:
-            found = members(item, "remembered offer", ("domain", "tenant", "version", "digests"))
-            self._offers[found["domain"], found["tenant"]] = _Offer(found["version"], dict(found["digests"]))
+        if remembered is not None:
+            self.recall(remembered)
+
+    def recall(self, remembered: strict_json.Json) -> None:
+        """Take over what an earlier store remembered; of two offers the later one counts.
+
+        What was accepted from a domain before one of its keys was withdrawn is forgotten, as by `follow`.
+
+        Raises:
+            MalformedError: Not what `remember` returns.
+            RootVersionError: It followed a later root than this store has, or one that differs from its root and has
+                the same number.
+        """
+        found = members(remembered, "memory", ("root", "offers"))
+        if not isinstance(found["offers"], list):
+            raise MalformedError(f"memory.offers: found {type(found['offers']).__name__}, expected a list")
+        with self._lock:
+            _require_followed(found["root"], self._root)
+            for item in found["offers"]:
+                domain, tenant, offer = _recalled(item)
+                known = self._offers.get((domain, tenant))
+                if offer.stands(domain, self._root) and (known is None or known.version < offer.version):
+                    self._offers[domain, tenant] = offer
 
     @property
     def root(self) -> Root:
@@ -134,14 +174,7 @@ class EnvelopeStore:
         """
         with self._lock:
             successor = self._root.successor(data)
-            # "If the timestamp and / or snapshot keys have been rotated, then delete the trusted timestamp and snapshot
-            # metadata files. This is done in order to recover from fast-forward attacks".
-            withdrawn = {
-                domain
-                for domain, role in self._root.domains.items()
-                if domain not in successor.domains or not role.key_ids <= successor.domains[domain].key_ids
-            }
-            self._offers = {key: offer for key, offer in self._offers.items() if key[0] not in withdrawn}
+            self._offers = {key: offer for key, offer in self._offers.items() if offer.stands(key[0], successor)}
             self._root, self._trust = successor, successor.trust
             return successor
 
@@ -183,13 +216,27 @@ class EnvelopeStore:
             return None
         return envelope
 
-    def remember(self) -> strict_json.Json:
-        """What must survive a restart, as a canonical JSON document."""
+    def remember(self, tenants: Collection[str] | None = None) -> strict_json.Json:
+        """What must survive a restart, as a canonical JSON document.
+
+        Args:
+            tenants: Whose offers; None for everybody's.
+        """
         with self._lock:
-            return [
-                {"domain": domain, "tenant": tenant, "version": offer.version, "digests": dict(offer.digests)}
+            root = self._root
+            offers = [
+                {
+                    "domain": domain,
+                    "tenant": tenant,
+                    "version": offer.version,
+                    "digests": dict(offer.digests),
+                    "key_ids": sorted(offer.key_ids),
+                }
                 for (domain, tenant), offer in sorted(self._offers.items())
+                if tenants is None or tenant in tenants
             ]
+        known = {"federation": root.federation, "version": root.version, "digest": root.digest}
+        return {"root": known, "offers": offers}
 
     def _refuse_old(self, envelope: Envelope) -> None:
         offer = self._offers.get((envelope.domain, envelope.subject.tenant))
@@ -211,6 +258,48 @@ class EnvelopeStore:
         key = (envelope.domain, envelope.subject.tenant)
         offer = self._offers.get(key)
         if offer is None or offer.version < envelope.version:
-            offer = self._offers[key] = _Offer(envelope.version, {})
+            role = self._root.domains.get(envelope.domain)
+            key_ids = frozenset() if role is None else role.key_ids
+            offer = self._offers[key] = _Offer(envelope.version, {}, key_ids)
         offer.digests[str(envelope.subject)] = envelope.digest
         offer.envelopes[envelope.subject] = envelope
+
+
+def _require_followed(document: strict_json.Json, root: Root) -> None:
+    """Check that a root is the remembered one or follows it; whoever read the chain has seen that it does."""
+    found = members(document, "memory.root", ("federation", "version", "digest"))
+    problems = Problems("memory.root")
+    problems.text("federation", found["federation"], NAME, "the name of a federation")
+    problems.integer("version", found["version"], 1)
+    problems.text("digest", found["digest"], DIGEST, "64 lower-case hexadecimal digits")
+    problems.check()
+    if found["federation"] != root.federation:
+        raise RootVersionError(
+            f"memory of {found['federation']}: found a root of {root.federation}; use each federation's own memory"
+        )
+    if found["version"] > root.version:
+        raise RootVersionError(
+            f"root {root.version} of {root.federation}: root {found['version']} was followed before; give its "
+            "successors too"
+        )
+    if found["version"] == root.version and found["digest"] != root.digest:
+        raise RootVersionError(
+            f"root {root.version} of {root.federation}: another root of this number was followed before; its keepers "
+            "signed two"
+        )
+
+
+def _recalled(item: strict_json.Json) -> tuple[str, str, _Offer]:
+    found = members(item, "remembered offer", ("domain", "tenant", "version", "digests", "key_ids"))
+    digests, key_ids = found["digests"], found["key_ids"]
+    problems = Problems("remembered offer")
+    problems.name("domain", found["domain"])
+    problems.name("tenant", found["tenant"])
+    problems.integer("version", found["version"], 1)
+    problems.kind("digests", digests, dict)
+    problems.kind("key_ids", key_ids, list)
+    problems.check()
+    for name, text in (*digests.items(), *(("key_ids", key_id) for key_id in key_ids)):
+        problems.text(name, text, DIGEST, "64 lower-case hexadecimal digits")
+    problems.check()
+    return found["domain"], found["tenant"], _Offer(found["version"], dict(digests), frozenset(key_ids))

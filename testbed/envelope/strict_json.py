@@ -48,13 +48,16 @@ def dumps(document: Json) -> bytes:
     return _encode(document)
 
 
-def loads(data: bytes, what: str, *, max_bytes: int = MAX_BYTES, canonical: bool = True) -> Json:
+def loads(
+    data: bytes, what: str, *, max_bytes: int = MAX_BYTES, max_containers: int = MAX_CONTAINERS, canonical: bool = True
+) -> Json:
     """Read one document.
 
     Args:
         data: The bytes, all of them.
         what: What they claim to be, for messages.
         max_bytes: Largest size accepted.
+        max_containers: Most objects and lists accepted.
         canonical: Whether the bytes must be the canonical ones; not for drafts that a person wrote.
 
     Raises:
@@ -65,7 +68,7 @@ def loads(data: bytes, what: str, *, max_bytes: int = MAX_BYTES, canonical: bool
         raise MalformedError(f"{what}: found {len(data)} bytes, expected at most {max_bytes}; it is refused unread")
     if (escape := data.find(b"\\")) >= 0:
         raise MalformedError(f"{what}: found an escape at byte {escape}; expected text that needs none")
-    _refuse_deep(data, what)
+    _refuse_deep(data, what, max_containers)
     try:
         document = _DECODER.decode(data.decode("ascii"))
     except UnicodeDecodeError as error:
@@ -79,12 +82,12 @@ def loads(data: bytes, what: str, *, max_bytes: int = MAX_BYTES, canonical: bool
     return document
 
 
-def _refuse_deep(data: bytes, what: str) -> None:
+def _refuse_deep(data: bytes, what: str, max_containers: int) -> None:
     if data.count(b"{") + data.count(b"[") <= MAX_DEPTH:
         return
     brackets = _TEXT.sub(b"", data).translate(None, delete=_NOT_BRACKETS)
-    if len(brackets) > 2 * MAX_CONTAINERS:
-        raise MalformedError(f"{what}: found {len(brackets)} brackets, expected at most {2 * MAX_CONTAINERS}")
+    if len(brackets) > 2 * max_containers:
+        raise MalformedError(f"{what}: found {len(brackets)} brackets, expected at most {2 * max_containers}")
     depth = 0
     for bracket in brackets:
         depth += 1 if bracket in _OPENING else -1

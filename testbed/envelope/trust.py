@@ -9,13 +9,14 @@ Source: The Update Framework specification 1.0, section 5.3, whose clauses are q
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Self
 
 from testbed.envelope import strict_json
-from testbed.envelope.dsse import Sealed, seal
+from testbed.envelope.dsse import MAX_SIGNATURES, Sealed, seal
 from testbed.envelope.errors import (
     ExpiredError,
     MalformedError,
@@ -29,6 +30,12 @@ from testbed.envelope.keys import PublicKey, SigningKey
 PAYLOAD_TYPE = "application/vnd.tail-risk-envelope.root+json"
 SCHEMA_VERSION = 1
 MAX_ROOT_BYTES = 262_144
+
+MAX_ROLE_KEYS = MAX_SIGNATURES
+"""Keys of one role; more could never all sign one document."""
+
+MAX_KEYS = 512
+"""Keys of a whole root. Reading one costs about a millisecond, which only a signed root may cost its readers."""
 
 _ROOT_MEMBERS = frozenset({"schema", "federation", "version", "not_after_s", "keys", "root", "domains"})
 
@@ -46,8 +53,10 @@ class Role:
     threshold: int
 
     def __post_init__(self) -> None:
-        """Raises `MalformedError` unless 1 <= threshold <= number of keys."""
+        """Raises `MalformedError` unless 1 <= threshold <= number of keys <= `MAX_ROLE_KEYS`."""
         problems = Problems("role")
+        if len(self.key_ids) > MAX_ROLE_KEYS:
+            raise MalformedError(f"role: found {len(self.key_ids)} keys, expected at most {MAX_ROLE_KEYS}")
         for key_id in self.key_ids:
             problems.text("key_ids", key_id, DIGEST, "64 lower-case hexadecimal digits")
         problems.integer("threshold", self.threshold, 1, max(1, len(self.key_ids)))
@@ -151,6 +160,8 @@ class Root:
         problems.name("federation", self.federation)
         problems.integer("version", self.version, 1)
         problems.integer("not_after_s", self.not_after_s, 0)
+        if len(self.keys) > MAX_KEYS:
+            problems.add(f"found {len(self.keys)} keys, expected at most {MAX_KEYS}; nobody would read it")
         for domain in self.domains:
             problems.text("domains", domain, NAME, "a domain name")
         roles = [self.root, *self.domains.values()]
@@ -160,6 +171,11 @@ class Root:
         if set(named) != set(self.keys):
             problems.add("keys and roles differ; list exactly the keys that roles name")
         problems.check()
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the canonical bytes: the name of exactly this root."""
+        return hashlib.sha256(strict_json.dumps(self.to_dict())).hexdigest()
 
     @property
     def trust(self) -> Trust:
@@ -173,9 +189,9 @@ class Root:
         """Refuse to trust a root beyond its end.
 
         Raises:
-            ExpiredError: It ended.
+            ExpiredError: It ended, or the moment is none (NaN).
         """
-        if now_s > self.not_after_s:
+        if not now_s <= self.not_after_s:
             raise ExpiredError(
                 f"root {self.version} of {self.federation}: valid until {self.not_after_s}, now is {now_s:.0f}; "
                 "fetch its successor"
@@ -227,12 +243,15 @@ class Root:
     def first(cls, data: bytes) -> Self:
         """Read a root obtained through a trusted channel: its own keys must have signed it.
 
+        The keys that sign roots are read first, and the others only once those have signed.
+
         Raises:
             MalformedError, UntrustedKeyError, BadSignatureError, ThresholdError: It is not consistent in itself.
         """
-        sealed, root = cls._unverified(data)
-        _signers(sealed, root, allowed=(root,))
-        return root
+        sealed, found = _unverified(data)
+        role, keepers = _keepers(found)
+        role.require(sealed.verify(keepers), f"root {found['version']!r:.20}")
+        return cls.from_dict(found)
 
     def successor(self, data: bytes) -> Root:
         """Follow a rotation to the next root; expiry is checked on use, so that a late reader can catch up.
@@ -245,24 +264,26 @@ class Root:
             ThresholdError: Not signed by enough keys of this root and of the candidate.
             RootVersionError: Not the direct successor, or of another federation.
         """
-        sealed, candidate = self._unverified(data)
+        sealed, found = _unverified(data)
+        claimed = f"root {found['version']!r:.20}"
         # "Version N+1 of the root metadata file MUST have been signed by: (1) a threshold of keys specified in the
         # trusted root metadata file (version N), and (2) a threshold of keys specified in the new root metadata file
         # being validated (version N+1)."
-        signers = _signers(sealed, candidate, allowed=(self, candidate))
-        self.root.require(signers, f"root {candidate.version}, by the keys of root {self.version}")
+        # Keys that are known come first: who holds none of them has no key of their own read, which is what costs.
+        known = {key_id: self.keys[key_id] for key_id in self.root.key_ids}
+        ours = replace(sealed, signatures=own) if (own := sealed.by(known)) else None
+        self.root.require(
+            frozenset() if ours is None else ours.verify(known), f"{claimed}, by the keys of root {self.version}"
+        )
+        role, keepers = _keepers(found)
+        role.require(sealed.verify({**known, **keepers}), claimed)
+        candidate = self.from_dict(found)
         if candidate.federation != self.federation:
             raise RootVersionError(f"root of {candidate.federation!r}: expected one of {self.federation!r}")
         # "Effectively, this means checking that the version number signed in the new root metadata file is indeed N+1."
         if candidate.version != self.version + 1:
             raise RootVersionError(f"root version: found {candidate.version}, expected {self.version + 1}")
         return candidate
-
-    @classmethod
-    def _unverified(cls, data: bytes) -> tuple[Sealed, Self]:
-        """A root must be read before it is verified, since it names some of the keys that verify it."""
-        sealed = Sealed.from_bytes(data, PAYLOAD_TYPE, max_bytes=MAX_ROOT_BYTES)
-        return sealed, cls.from_dict(sealed.read("root"))
 
     def to_dict(self) -> dict[str, Any]:
         """Wire form."""
@@ -284,15 +305,8 @@ class Root:
             MalformedError: Another schema or shape, or a key filed under another key's id.
             KeyRefusedError: A weak or ambiguous key.
         """
-        require_schema(document, "root", SCHEMA_VERSION)
-        found = members(document, "root", _ROOT_MEMBERS)
-        for name in ("keys", "domains"):
-            if not isinstance(found[name], dict):
-                raise MalformedError(f"root.{name}: found {type(found[name]).__name__}, expected an object")
-        keys = {key_id: PublicKey.from_dict(item) for key_id, item in found["keys"].items()}
-        for key_id, key in keys.items():
-            if key.key_id != key_id:
-                raise MalformedError(f"root.keys: key {key.key_id} is filed under {key_id}; ids follow from key bytes")
+        found = _members(document)
+        keys = {key_id: _key(key_id, item) for key_id, item in found["keys"].items()}
         return cls(
             federation=found["federation"],
             version=found["version"],
@@ -305,8 +319,33 @@ class Root:
         )
 
 
-def _signers(sealed: Sealed, root: Root, allowed: tuple[Root, ...]) -> frozenset[str]:
-    """Who signed a root: keys of the allowed roots only, and enough of its own."""
-    signers = sealed.verify({key_id: one.keys[key_id] for one in allowed for key_id in one.root.key_ids})
-    root.root.require(signers, f"root {root.version}")
-    return signers
+def _unverified(data: bytes) -> tuple[Sealed, dict[str, Any]]:
+    """A root's members, still without meaning: it names some of the keys that verify it."""
+    sealed = Sealed.from_bytes(data, PAYLOAD_TYPE, max_bytes=MAX_ROOT_BYTES)
+    return sealed, _members(sealed.read("root"))
+
+
+def _members(document: strict_json.Json) -> dict[str, Any]:
+    require_schema(document, "root", SCHEMA_VERSION)
+    found = members(document, "root", _ROOT_MEMBERS)
+    for name in ("keys", "domains"):
+        if not isinstance(found[name], dict):
+            raise MalformedError(f"root.{name}: found {type(found[name]).__name__}, expected an object")
+    if len(found["keys"]) > MAX_KEYS:
+        raise MalformedError(f"root.keys: found {len(found['keys'])}, expected at most {MAX_KEYS}")
+    return found
+
+
+def _keepers(found: dict[str, Any]) -> tuple[Role, dict[str, PublicKey]]:
+    """The role that signs a root and its keys, and nothing else of it."""
+    role = Role.from_dict(found["root"], "root.root")
+    if missing := sorted(role.key_ids - found["keys"].keys()):
+        raise MalformedError(f"root.keys: found no {missing[0]}, which signs roots; list exactly the keys of all roles")
+    return role, {key_id: _key(key_id, found["keys"][key_id]) for key_id in role.key_ids}
+
+
+def _key(key_id: str, document: strict_json.Json) -> PublicKey:
+    key = PublicKey.from_dict(document)
+    if key.key_id != key_id:
+        raise MalformedError(f"root.keys: key {key.key_id} is filed under {key_id}; ids follow from key bytes")
+    return key

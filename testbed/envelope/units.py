@@ -42,12 +42,16 @@ def unix_time(text: str) -> float:
     """Unix time from seconds or from an ISO 8601 time with its offset, such as 2027-01-31T12:00:00Z.
 
     Raises:
-        MalformedError: Neither, or a time of no known offset.
+        MalformedError: Neither, a time of no known offset, or no finite number.
     """
     try:
-        return float(text)
+        seconds = float(text)
     except ValueError:
         pass
+    else:
+        if not math.isfinite(seconds):
+            raise MalformedError(f"time {text!r}: expected finite Unix seconds or ISO 8601 with an offset")
+        return seconds
     try:
         moment = datetime.fromisoformat(text)
     except ValueError as error:

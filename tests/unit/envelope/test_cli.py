@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from testbed.cli.envelope import app
-from testbed.envelope import Envelope, Role, Root, SigningKey, Validity
+from testbed.envelope import Envelope, EnvelopeStore, Role, Root, SigningKey, Validity, strict_json
 from testbed.envelope.dsse import seal
 from testbed.envelope.trust import PAYLOAD_TYPE
 
@@ -140,6 +140,126 @@ def test_with_a_memory_older_equal_and_repeated_offers_are_refused(federation: P
     sign(federation, envelope(version=8), "east", "case.json")
     assert verify(federation, "case.json", *memory).exit_code == 0
     assert verify(federation, "east.json", *memory).stderr.startswith("refused: rollback: ")
+
+
+def replace_key(folder: Path, domain: str, number: int, name: str) -> Path:
+    """The next root, in which a domain has a new key and no other."""
+    SigningKey.generate().save(folder / f"{name}.key")
+    SigningKey.load(folder / f"{name}.key").public_key.save(folder / f"{name}.pub")
+    chain = [folder / "root.json", *(folder / f"root-{n}.json" for n in range(2, number))]
+    roots = [item for path in chain for item in ("--root", path)]
+    key = ("--key", folder / "root-1.key", "--domain", f"{domain}={folder / name}.pub", "--days", 10_000)
+    made = command("rotate", *roots, *key, "--out", folder / f"root-{number}.json")
+    assert made.exit_code == 0, made.stderr
+    return folder / f"root-{number}.json"
+
+
+def test_a_memory_forgets_what_a_withdrawn_key_had_accepted_and_nothing_else(federation: Path) -> None:
+    memory = ("--memory", federation / "memory.json")
+    for promise in (envelope(version=2**53 - 1), WEST):
+        sign(federation, promise, promise.domain, "case.json")
+        assert verify(federation, "case.json", *memory).exit_code == 0
+    later = ("--root", replace_key(federation, "east", 2, "east-2"), *memory)
+    sign(federation, EAST, "east-2", "case.json")
+    assert verify(federation, "case.json", *later).exit_code == 0
+    assert verify(federation, "case.json", *later).stderr.startswith("refused: replay: ")
+    assert verify(federation, "west.json", *later).stderr.startswith("refused: replay: ")
+
+
+def test_a_memory_that_followed_a_root_refuses_the_one_before_it(federation: Path) -> None:
+    memory = ("--memory", federation / "memory.json")
+    successor = replace_key(federation, "west", 2, "west-2")
+    # The envelope is refused, by a key withdrawn; the root was followed all the same.
+    refused = verify(federation, "west.json", "--root", successor, *memory)
+    assert refused.stderr.startswith("refused: untrusted-key: ")
+    alone = verify(federation, "east.json", *memory)
+    assert alone.exit_code == 1
+    assert alone.stderr.startswith("refused: root-version: root 1 of federation: root 2 was followed before")
+    assert verify(federation, "east.json", "--root", successor, *memory).exit_code == 0
+
+
+def test_a_memory_refuses_a_second_root_of_the_same_number(federation: Path) -> None:
+    memory = ("--memory", federation / "memory.json")
+    replace_key(federation, "west", 2, "west-2").rename(federation / "first.json")
+    replace_key(federation, "west", 2, "west-3")
+    assert verify(federation, "east.json", "--root", federation / "first.json", *memory).exit_code == 0
+    second = verify(federation, "east.json", "--root", federation / "root-2.json", *memory)
+    assert second.stderr.startswith("refused: root-version: root 2 of federation: another root of this number")
+
+
+def test_a_memory_of_another_federation_is_refused(federation: Path, tmp_path: Path) -> None:
+    store = EnvelopeStore(root())
+    (tmp_path / "memory.json").write_bytes(strict_json.dumps(store.remember()))
+    refused = verify(federation, "east.json", "--memory", tmp_path / "memory.json")
+    assert refused.stderr.startswith("refused: root-version: memory of example: found a root of federation")
+
+
+OFFER = {"domain": "east", "tenant": "alice", "version": 7, "digests": {"s": "ab" * 32}, "key_ids": ["ab" * 32]}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("5", "memory: found int"),
+        ("[]", "memory: found list"),
+        ("", "memory.json"),
+        ("{}", "missing members ['offers', 'root']"),
+        ({"offers": 5}, "memory.offers: found int"),
+        ({"offers": [5]}, "remembered offer: found int"),
+        ({"offers": [{**OFFER, "version": "7"}]}, "remembered offer.version: found '7'"),
+        ({"offers": [{**OFFER, "digests": [1]}]}, "remembered offer.digests: found list"),
+        ({"offers": [{**OFFER, "digests": {"s": 5}}]}, "remembered offer.s: found 5"),
+        ({"offers": [{**OFFER, "key_ids": [5]}]}, "remembered offer.key_ids: found 5"),
+        ({"root": 5}, "memory.root: found int"),
+        ({"root": {"federation": "federation", "version": -1, "digest": "ab" * 32}}, "memory.root.version: found -1"),
+    ],
+)
+def test_a_memory_that_is_none_is_one_clear_refusal(federation: Path, text: str | dict[str, Any], said: str) -> None:
+    known = EnvelopeStore(Root.first((federation / "root.json").read_bytes())).remember()
+    memory = federation / "memory.json"
+    memory.write_bytes(text.encode() if isinstance(text, str) else strict_json.dumps({**known, **text}))
+    refused = verify(federation, "east.json", "--memory", memory)
+    assert refused.exit_code == 1
+    assert refused.stderr.startswith("refused: malformed: ")
+    assert said in refused.stderr
+
+
+def test_a_memory_has_room_for_a_thousand_tenants_of_five_domains(federation: Path) -> None:
+    known = EnvelopeStore(Root.first((federation / "root.json").read_bytes())).remember()
+    subjects = [f"t{{}}/reserved/{service}/{stage}" for service, stage in (("forwarding", "network"), ("m", "compute"))]
+    offers = [
+        {**OFFER, "domain": f"d{d}", "tenant": f"t{t}", "digests": {s.format(t): "ab" * 32 for s in subjects}}
+        for d in range(5)
+        for t in range(1000)
+    ]
+    memory = federation / "memory.json"
+    memory.write_bytes(strict_json.dumps({**known, "offers": offers}))
+    result = verify(federation, "east.json", "--memory", memory)
+    assert result.exit_code == 0, result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("issue", "draft-east.json", "--key", "east.key", "--out", "no/such/x"),
+        ("verify", "east.json", "--root", "root.json", "--now", NOW_S, "--memory", "no/such/m"),
+        ("cosign", "east.json", "--key", "east.key", "--out", "no/such/x"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_one_clear_error(
+    federation: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[object, ...]
+) -> None:
+    monkeypatch.chdir(federation)
+    result = command(*arguments)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("no/such/")
+    assert result.stderr.endswith(": No such file or directory; name a file that can be written\n")
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("now", ["nan", "inf", "-inf", "NaN", "1e999"])
+def test_a_moment_that_is_no_number_is_a_wrong_command(federation: Path, now: str) -> None:
+    assert verify(federation, "east.json", now=now).exit_code == 2
 
 
 def test_a_chain_of_roots_is_followed_and_a_gap_is_refused(federation: Path) -> None:

@@ -134,7 +134,7 @@ def attack(seed: int, rounds: int) -> None:
             store.accept(data, NOW_S)
         spent = time.thread_time() - started
         assert spent < CPU_LIMIT_S, f"{name}: {spent:.3f} s of CPU for {data[:200]!r}"
-    assert store.remember()[0]["version"] == envelope().version
+    assert store.remember()["offers"][0]["version"] == envelope().version
 
 
 def test_thousands_of_damaged_envelopes_are_refused() -> None:

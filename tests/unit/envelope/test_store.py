@@ -7,11 +7,12 @@ from dataclasses import replace
 
 import pytest
 
-from testbed.envelope import Envelope, EnvelopeStore, Root, Stage, Subject, Validity, issue, strict_json
+from testbed.envelope import Envelope, EnvelopeStore, Root, Stage, Subject, Validity, issue, strict_json, verify
 from testbed.envelope.errors import (
     EqualVersionError,
     ExpiredError,
     MixAndMatchError,
+    NotYetValidError,
     RefusedError,
     ReplayError,
     RollbackError,
@@ -88,7 +89,7 @@ def test_an_offer_is_accepted_as_a_whole_or_not_at_all(
     else:
         with pytest.raises(error):
             store.accept_offer(data, NOW_S)
-        assert store.remember() == []
+        assert store.remember()["offers"] == []
 
 
 def test_a_later_offer_supersedes_everything_offered_before_to_the_tenant() -> None:
@@ -113,6 +114,24 @@ def test_memory_survives_a_restart_and_refuses_the_same_attacks() -> None:
     ):
         with pytest.raises(error):
             store.accept(signed(attack), NOW_S)
+
+
+def test_at_a_moment_that_is_no_number_nothing_is_accepted() -> None:
+    data, moment = signed(envelope()), float("nan")
+    with pytest.raises(NotYetValidError):
+        verify(data, root().trust, moment)
+    with pytest.raises(ExpiredError, match="root"):
+        root().require_current(moment)
+    with pytest.raises(RefusedError):
+        EnvelopeStore(root()).accept(data, moment)
+    assert store_with(envelope()).current("east", envelope().subject, moment) is None
+
+
+def test_of_two_offers_remembered_the_later_one_counts() -> None:
+    store = store_with(envelope(version=9))
+    store.recall(store_with(envelope()).remember())
+    with pytest.raises(RollbackError):
+        store.accept(signed(envelope(version=8)), NOW_S)
 
 
 def test_nothing_is_accepted_under_a_root_that_has_ended() -> None:

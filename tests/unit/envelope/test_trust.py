@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import random
+import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from testbed.envelope import Root, Trust, issue, strict_json, verify
+from testbed.envelope import PublicKey, Role, Root, Trust, issue, strict_json, verify
+from testbed.envelope.dsse import Sealed, seal
 from testbed.envelope.errors import (
     ExpiredError,
     KeyRefusedError,
@@ -17,11 +22,14 @@ from testbed.envelope.errors import (
     UntrustedKeyError,
     WrongDomainError,
 )
-from testbed.envelope.trust import PAYLOAD_TYPE
+from testbed.envelope.trust import MAX_KEYS, PAYLOAD_TYPE
 
 from .samples import DAY_S, NOW_S, envelope, key, root
+from .test_fuzz import CPU_LIMIT_S, DAMAGES
 
 Owners = tuple[str, ...]
+
+OLDER = "an older version"
 
 
 def signed(candidate: Root, *owners: str) -> bytes:
@@ -111,6 +119,67 @@ def test_an_ended_root_is_not_used() -> None:
     with pytest.raises(ExpiredError):
         root(not_after_s=NOW_S - 1).require_current(NOW_S)
     root(not_after_s=NOW_S).require_current(NOW_S)
+
+
+def crowded(keys: int) -> Any:
+    """A document that wants to be the next root, with keys nobody checked; only their ids are right."""
+    raw = [number.to_bytes(32, "little") for number in range(2, keys + 2)]
+    held = {hashlib.sha256(one).hexdigest(): {"keytype": "ed25519", "public": one.hex()} for one in raw}
+    first, *others = sorted(held)
+    roles = {f"d{n}": {"key_ids": [key_id], "threshold": 1} for n, key_id in enumerate(others)}
+    return document(version=2, keys=held, root={"key_ids": [first], "threshold": 1}, domains=roles)
+
+
+@pytest.mark.parametrize("claimed", ["0" * 64, key("r1").key_id])
+@pytest.mark.parametrize("read", [Root.first, root().successor])
+def test_a_root_that_nobody_trusted_signed_has_none_of_its_domains_keys_read(
+    read: Callable[[bytes], Root], claimed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[bytes] = []
+    genuine = PublicKey.__post_init__
+
+    def counted(made_key: PublicKey) -> None:
+        made.append(made_key.raw)
+        genuine(made_key)
+
+    monkeypatch.setattr(PublicKey, "__post_init__", counted)
+    data = Sealed(PAYLOAD_TYPE, strict_json.dumps(crowded(MAX_KEYS)), {claimed: bytes(64)}).to_bytes()
+    started = time.thread_time()
+    with pytest.raises(RefusedError):
+        read(data)
+    assert time.thread_time() - started < CPU_LIMIT_S
+    # Who bootstraps has nobody else's word for the keepers than the root's own.
+    assert len(made) <= (read.__name__ == "first")
+
+
+def test_more_keys_than_a_reader_would_bear_are_no_root() -> None:
+    with pytest.raises(MalformedError, match=f"root.keys: found {MAX_KEYS + 1}, expected at most {MAX_KEYS}"):
+        Root.from_dict(crowded(MAX_KEYS + 1))
+    with pytest.raises(MalformedError, match="role: found 17 keys, expected at most 16"):
+        Role(frozenset(f"{number:064x}" for number in range(17)), 1)
+
+
+def test_a_root_that_names_a_keeper_without_a_key_is_refused() -> None:
+    keys = {key_id: found for key_id, found in document()["keys"].items() if key_id != key("r1").key_id}
+    data = seal(PAYLOAD_TYPE, document(version=2, keys=keys), [key("r1"), key("r2")])
+    for read in (Root.first, root().successor):
+        with pytest.raises(MalformedError, match="which signs roots"):
+            read(data)
+
+
+@pytest.mark.parametrize("read", [Root.first, root().successor])
+@pytest.mark.parametrize("name", [name for name in DAMAGES if "sign" not in name and name not in {"replayed", OLDER}])
+def test_a_damaged_root_is_refused_at_little_cost(name: str, read: Callable[[bytes], Root]) -> None:
+    dice = random.Random(3)  # noqa: S311
+    genuine = signed(root(2), "r1", "r2")
+    for _ in range(40):
+        data = DAMAGES[name](dice, genuine)
+        if data == genuine:
+            continue
+        started = time.thread_time()
+        with pytest.raises(RefusedError):
+            read(data)
+        assert time.thread_time() - started < CPU_LIMIT_S
 
 
 def test_an_envelope_is_not_taken_for_a_root_nor_a_root_for_an_envelope() -> None:
