@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 import time
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
 
-from testbed.envelope import PublicKey, Role, Root, Trust, issue, strict_json, verify
+from testbed.envelope import PublicKey, Role, Root, SigningKey, Trust, issue, strict_json, verify
 from testbed.envelope.dsse import Sealed, seal
 from testbed.envelope.errors import (
     ExpiredError,
@@ -121,10 +121,11 @@ def test_an_ended_root_is_not_used() -> None:
     root(not_after_s=NOW_S).require_current(NOW_S)
 
 
+@cache
 def crowded(keys: int) -> Any:
-    """A document that wants to be the next root, with keys nobody checked; only their ids are right."""
-    raw = [number.to_bytes(32, "little") for number in range(2, keys + 2)]
-    held = {hashlib.sha256(one).hexdigest(): {"keytype": "ed25519", "public": one.hex()} for one in raw}
+    """A document that wants to be the next root, with as many keys."""
+    made = [SigningKey.generate().public_key for _ in range(keys)]
+    held = {one.key_id: one.to_dict() for one in made}
     first, *others = sorted(held)
     roles = {f"d{n}": {"key_ids": [key_id], "threshold": 1} for n, key_id in enumerate(others)}
     return document(version=2, keys=held, root={"key_ids": [first], "threshold": 1}, domains=roles)
@@ -135,6 +136,7 @@ def crowded(keys: int) -> Any:
 def test_a_root_that_nobody_trusted_signed_has_none_of_its_domains_keys_read(
     read: Callable[[bytes], Root], claimed: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    data = Sealed(PAYLOAD_TYPE, strict_json.dumps(crowded(MAX_KEYS)), {claimed: bytes(64)}).to_bytes()
     made: list[bytes] = []
     genuine = PublicKey.__post_init__
 
@@ -143,7 +145,6 @@ def test_a_root_that_nobody_trusted_signed_has_none_of_its_domains_keys_read(
         genuine(made_key)
 
     monkeypatch.setattr(PublicKey, "__post_init__", counted)
-    data = Sealed(PAYLOAD_TYPE, strict_json.dumps(crowded(MAX_KEYS)), {claimed: bytes(64)}).to_bytes()
     started = time.thread_time()
     with pytest.raises(RefusedError):
         read(data)
