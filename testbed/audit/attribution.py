@@ -80,6 +80,7 @@ class Attribution:
         cvar_s: Mean latency of the tail.
         excess_s: The same minus the mean of all requests: what is shared out.
         clusters: Independent events that the tail consists of.
+        left_out: Requests without a latency to share out: never answered, or with a part that is not known.
         blame: Each part's shares, by name.
         named: The part whose share is the largest by both methods at the stated confidence; None if that is unclear.
     """
@@ -89,6 +90,7 @@ class Attribution:
     cvar_s: float
     excess_s: float
     clusters: int
+    left_out: int
     blame: Mapping[str, Blame]
     named: str | None
 
@@ -141,6 +143,7 @@ def attribute(
         cvar_s=float(whole[0, 0] + total.mean()),
         excess_s=float(whole[0, 0]),
         clusters=tail.clusters,
+        left_out=np.size(next(iter(parts.values()))) - total.size,
         blame={
             name: Blame(**{method: _share(found[:, i], confidence, enough=enough) for method, found in shares.items()})
             for i, name in enumerate(names)

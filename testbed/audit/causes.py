@@ -87,12 +87,18 @@ def separate(
 def add_up(
     latency_s: FloatArray, parts: Mapping[str, FloatArray], *, negligible_s: float = 1e-6
 ) -> dict[str, FloatArray]:
-    """Complete parts by what they leave of the latency, unless that is nothing beyond rounding in any request."""
-    rest = latency_s - np.sum(list(parts.values()), axis=0)
+    """Complete parts by what they leave of the latency, unless that is nothing beyond rounding in any request.
+
+    Of a request that was never answered every part is unknown, whatever was seen of it: what it spent in the domains
+    that it did cross is no share of a latency that it does not have.
+    """
+    answered = np.isfinite(latency_s)
+    known = {name: np.where(answered, seconds, np.nan) for name, seconds in parts.items()}
+    rest = latency_s - np.sum(list(known.values()), axis=0)
     finished = np.isfinite(rest)
     if np.abs(rest[finished]).max(initial=0) <= negligible_s:
-        return dict(parts)
-    return {**parts, Cause.ELSEWHERE.value: rest}
+        return known
+    return {**known, Cause.ELSEWHERE.value: rest}
 
 
 @dataclass(frozen=True, slots=True)

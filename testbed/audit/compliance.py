@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import betaincinv
 
-from testbed.audit.clusters import MIN_EXCEEDANCES, TAIL_LEVELS, as_series, measure_dependence
+from testbed.audit.clusters import MIN_EXCEEDANCES, TAIL_LEVELS, FloatArray, as_series, measure_dependence
 
 _FURTHEST = 10**15
 """More samples than this are no answer."""
@@ -100,36 +100,13 @@ def judge(
     Raises:
         ValueError: An impossible promise, or latencies that are not one series of non-negative numbers.
     """
-    if not (deadline_s > 0 and 0 < epsilon < 1 and 0.5 <= confidence < 1):
-        raise ValueError(
-            f"promise: found deadline {deadline_s} s, epsilon {epsilon}, confidence {confidence}; "
-            "expected deadline > 0, 0 < epsilon < 1, 0.5 <= confidence < 1"
-        )
+    _require_possible(deadline_s, epsilon, confidence)
     series = as_series(latency_s)
     n, misses = series.size, int(np.count_nonzero(series > deadline_s))
     dependence = measure_dependence(series, deadline_s, runs)
     if dependence is None:
-        needed = max(math.ceil(MIN_EXCEEDANCES / (1 - TAIL_LEVELS[0])), samples_to_certify(0, epsilon, confidence))
-        more = max(needed - n, n)
-        reason = (
-            f"{n} samples have fewer than {MIN_EXCEEDANCES} exceedances of any tail level, so nothing is known of "
-            f"how misses cluster; at least {more} more samples are needed."
-        )
-        return Compliance(
-            deadline_s=deadline_s,
-            epsilon=epsilon,
-            confidence=confidence,
-            n=n,
-            misses=misses,
-            design_effect=None,
-            n_effective=None,
-            extremal_index=None,
-            miss_rate_upper=1.0,
-            miss_rate_lower=0.0,
-            verdict=Verdict.UNDETERMINED,
-            samples_needed=more,
-            reason=reason,
-        )
+        needed, reason = _until_known(series, epsilon, confidence)
+        return _unknown((deadline_s, epsilon, confidence), n, misses, needed, reason)
     effect = dependence.design_effect
     upper = upper_limit(math.ceil(misses / effect), n / effect, confidence)
     lower = lower_limit(math.floor(misses / effect), n / effect, confidence)
@@ -166,6 +143,70 @@ def judge(
         samples_needed=needed_more,
         reason=reason,
     )
+
+
+def judge_nothing(deadline_s: float, epsilon: float, confidence: float = 0.95) -> Compliance:
+    """What is known of a promise without a single sample.
+
+    Raises:
+        ValueError: An impossible promise.
+    """
+    _require_possible(deadline_s, epsilon, confidence)
+    needed = _least(epsilon, confidence)
+    reason = f"There is not one sample of it, so nothing is known of this promise; at least {needed} are needed."
+    return _unknown((deadline_s, epsilon, confidence), 0, 0, needed, reason)
+
+
+def _require_possible(deadline_s: float, epsilon: float, confidence: float) -> None:
+    if not (deadline_s > 0 and 0 < epsilon < 1 and 0.5 <= confidence < 1):
+        raise ValueError(
+            f"promise: found deadline {deadline_s} s, epsilon {epsilon}, confidence {confidence}; "
+            "expected deadline > 0, 0 < epsilon < 1, 0.5 <= confidence < 1"
+        )
+
+
+def _unknown(asked: tuple[float, float, float], n: int, misses: int, needed: int | None, reason: str) -> Compliance:
+    """The answer to a deadline, epsilon and confidence where nothing is known of how misses cluster."""
+    deadline_s, epsilon, confidence = asked
+    return Compliance(
+        deadline_s=deadline_s,
+        epsilon=epsilon,
+        confidence=confidence,
+        n=n,
+        misses=misses,
+        design_effect=None,
+        n_effective=None,
+        extremal_index=None,
+        miss_rate_upper=1.0,
+        miss_rate_lower=0.0,
+        verdict=Verdict.UNDETERMINED,
+        samples_needed=needed,
+        reason=reason,
+    )
+
+
+def _least(epsilon: float, confidence: float) -> int:
+    """Fewest samples that can say anything: enough to see the tail, and to certify if they are independent."""
+    return max(math.ceil(MIN_EXCEEDANCES / (1 - TAIL_LEVELS[0])), samples_to_certify(0, epsilon, confidence))
+
+
+def _until_known(series: FloatArray, epsilon: float, confidence: float) -> tuple[int | None, str]:
+    """How many more samples of this kind would show how misses cluster, None if no number would, and why."""
+    n = series.size
+    unknown = (
+        f"{n} samples have fewer than {MIN_EXCEEDANCES} exceedances of any tail level, so nothing is known of how "
+        "misses cluster"
+    )
+    above = int(np.count_nonzero(series > series.min()))
+    if not above and n >= MIN_EXCEEDANCES:
+        return None, (
+            f"{unknown}; all of them are {series[0] * 1e3:g} ms, and no number of more samples that are all the same "
+            "would decide."
+        )
+    # Below the smallest value that occurs there is no level, so ties leave only what lies above it to be seen.
+    seen = math.ceil(MIN_EXCEEDANCES * n / above) if above else 0
+    more = max(_least(epsilon, confidence), seen) - n
+    return more, f"{unknown}; at least {more} more samples are needed."
 
 
 def _samples_needed(n: int, misses: int, effect: float, epsilon: float, confidence: float) -> int | None:

@@ -105,7 +105,7 @@ def run_statements(evidence: RunEvidence) -> Iterator[strict_json.Json]:
         broke = evidence.nonconforming.get(tenant.name, 0) > 0
         if tenant.name not in evidence.crossings or tenant.deadline_s is None or tenant.epsilon is None or broke:
             continue
-        promise = Promise(tenant.deadline_s, tenant.epsilon)
+        promise = Promise.rounded(tenant.deadline_s, tenant.epsilon)
         confidence = promised_confidence(evidence.record, tenant.name)
         subject = _subject(tenant.name)
         for series in found.series[subject]:
@@ -158,8 +158,8 @@ def _compliance(subject: str, series: _Series, promise: Promise, confidence: flo
     return compliance_statement(
         subject,
         series.latency_s,
-        deadline_ns=round(promise.deadline_s * 1e9),
-        epsilon_ppb=round(promise.epsilon * 1e9),
+        deadline_ns=promise.deadline_ns,
+        epsilon_ppb=promise.epsilon_ppb,
         confidence_ppm=round(confidence * 1e6),
         runs=series.runs,
         left_out=series.left_out,

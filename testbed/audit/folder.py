@@ -19,16 +19,15 @@ from testbed.audit.causes import Counterfactual, counterfactual
 from testbed.audit.contracts import ContractFinding, ContractVerdict, DomainEvidence, judge_contracts
 from testbed.audit.crossing import Crossing
 from testbed.audit.evidence import CONFIDENCE, RunEvidence, promised_confidence, read_evidence
-from testbed.audit.record import Audit, Promise, audit_series, blame_dict, say_blame
+from testbed.audit.record import Audit, Promise, audit_nothing, audit_series, blame_dict, say_blame
 from testbed.audit.spared import Stretch
-from testbed.report.record import RunRecord, TenantRecord
+from testbed.report.record import RunRecord, TenantRecord, worst_verdict
 from testbed.traffic.request_records import Endings
 
 _EXCUSED = "The tenant broke its own contract, so nobody owes it the promise that follows."
 _INVALID = "The host could not keep up, so nothing that follows says anything about the promise."
 _RECORDED = "The first {:,} of {:,} packets were recorded and are judged here; the run's own row is about all of them."
 _UNTOLD = "The run's own row leaves out {:,} {} that its faults were to touch, and {}: everything is judged here."
-_WORST_FIRST = ("INVALID", "FAIL", "UNDETERMINED", "PASS")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +79,7 @@ class TenantAudit:
             *((str(self.endings),) if self.endings else ()),
             *self.impairments,
             *rest,
-            *((f"By cause: {say_blame(self.causes)}",) if self.causes else ()),
+            *((f"By cause: {say_blame(self.causes, self.audit.unanswered)}",) if self.causes else ()),
             *(finding.reason for finding in self.contracts),
             *map(str, self.counterfactuals),
         )
@@ -107,7 +106,7 @@ class RunAudit:
     Attributes:
         run_id: Of the run.
         valid: Whether every fidelity gate held.
-        tenants: One entry for each that sent anything.
+        tenants: One entry for each that sent anything, or was promised something.
     """
 
     run_id: str
@@ -116,9 +115,8 @@ class RunAudit:
 
     @property
     def verdict(self) -> str:
-        """The worst verdict over tenants with a promise; PASS if there is none."""
-        found = {tenant.verdict for tenant in self.tenants}
-        return next((verdict for verdict in _WORST_FIRST if verdict in found), "PASS")
+        """The worst verdict over tenants with a promise; EXCUSED or NONE where nothing was judged."""
+        return worst_verdict(tenant.verdict for tenant in self.tenants)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
@@ -169,6 +167,9 @@ def audit_evidence(evidence: RunEvidence, confidence: float = CONFIDENCE) -> Run
     tenants = []
     for tenant in record.tenants:
         if tenant.name not in evidence.crossings:
+            if (promise := _promised(tenant)) is not None:
+                stated = promised_confidence(record, tenant.name, confidence)
+                tenants.append(_unsent(tenant, promise, stated, valid=valid))
             continue
         found = audit(tenant, evidence.judged(tenant.name), judged)
         if (left_out := evidence.spared.get(tenant.name)) is not None:
@@ -195,11 +196,8 @@ def _audit_tenant(
     impairments: tuple[str, ...],
     valid: bool,
 ) -> TenantAudit:
-    promise = None
-    if tenant.deadline_s is not None and tenant.epsilon is not None:
-        promise = Promise(tenant.deadline_s, tenant.epsilon)
     audit = audit_series(
-        crossing.latency_s, promise, parts=crossing.places(), runs=crossing.runs, confidence=confidence
+        crossing.latency_s, _promised(tenant), parts=crossing.places(), runs=crossing.runs, confidence=confidence
     )
     causes = crossing.causes() if audit.attribution else None
     broken = [(e, f) for e, f in judged if f.verdict is ContractVerdict.BROKEN]
@@ -215,6 +213,18 @@ def _audit_tenant(
         impairments=impairments,
         what=crossing.what,
     )
+
+
+def _promised(tenant: TenantRecord) -> Promise | None:
+    if tenant.deadline_s is None or tenant.epsilon is None:
+        return None
+    return Promise.rounded(tenant.deadline_s, tenant.epsilon)
+
+
+def _unsent(tenant: TenantRecord, promise: Promise, confidence: float, *, valid: bool) -> TenantAudit:
+    """A promise of which the run holds not one sample: it is still owed an answer."""
+    audit = audit_nothing(promise, confidence=confidence)
+    return TenantAudit(tenant.name, _verdict(0, audit, valid=valid), audit, None, (), (), 0, None)
 
 
 def _impairments(record: RunRecord, tenant: str, crossing: Crossing) -> Iterator[str]:

@@ -80,6 +80,20 @@ def head_path(log: Path) -> Path:
     return log.with_name(log.name + ".head")
 
 
+def require_appendable(log: Path) -> None:
+    """See whether a finding could be added, before one is worked for. Nothing is written.
+
+    Raises:
+        LedgerError: The file or its folder cannot be written to, or the log cannot be continued.
+    """
+    if not log.parent.is_dir():
+        raise LedgerError(f"{log}: there is no folder {log.parent}; make it, or name another log")
+    if not os.access(log.parent, os.W_OK) or (log.exists() and not os.access(log, os.W_OK)):
+        raise LedgerError(f"{log}: it cannot be written to; name a log in a folder that can")
+    if log.exists():
+        _continuable(log, _read(log))
+
+
 def append(log: Path, finding: strict_json.Json, key: SigningKey) -> Head:
     """Add a finding to a log, which is created if there is none.
 
@@ -92,13 +106,11 @@ def append(log: Path, finding: strict_json.Json, key: SigningKey) -> Head:
         key: Signs the entry and the head; the same key as before, or one that the readers trust as well.
 
     Raises:
-        LedgerError: The log on disk is not intact as far as its chain and head say.
+        LedgerError: The log on disk is not intact as far as its chain and head say, or cannot be written to.
         MalformedError: A finding that has no canonical form.
     """
     with _locked(log) as file:
-        lines, torn = _lines(file.read())
-        head = Head(len(lines), _digest(lines[-1]) if lines else GENESIS)
-        _require_continuable(log, lines, head, torn=torn)
+        head = _continuable(log, file.read())
         document = {"schema": SCHEMA_VERSION, "sequence": head.entries, "previous": head.last, "finding": finding}
         line = seal(ENTRY_TYPE, document, [key])
         file.write(line + b"\n")
@@ -120,10 +132,7 @@ def verify(log: Path, keys: Mapping[str, PublicKey], remembered: Head | None = N
     Raises:
         LedgerError: There is no such file.
     """
-    try:
-        lines, torn = _lines(log.read_bytes())
-    except OSError as error:
-        raise LedgerError(f"{log}: {error.strerror}; expected a log of findings") from error
+    lines, torn = _lines(_read(log))
     findings, intact, problems = [], Head(0, GENESIS), []
     for number, line in enumerate(lines, start=1):
         try:
@@ -196,7 +205,10 @@ def _read_head(log: Path, keys: Mapping[str, PublicKey] | None) -> tuple[Head | 
     return Head(found["entries"], found["last"]), []
 
 
-def _require_continuable(log: Path, lines: list[bytes], head: Head, *, torn: bool) -> None:
+def _continuable(log: Path, data: bytes) -> Head:
+    """The head of a log that may go on."""
+    lines, torn = _lines(data)
+    head = Head(len(lines), _digest(lines[-1]) if lines else GENESIS)
     if torn:
         raise LedgerError(f"{log}: its last line has no end; verify the log, then remove that line to go on")
     named, trouble = (Head(0, GENESIS), []) if not lines and not head_path(log).exists() else _read_head(log, None)
@@ -207,6 +219,14 @@ def _require_continuable(log: Path, lines: list[bytes], head: Head, *, torn: boo
             f"{log}: its head names {named.entries} entries, found {head.entries} that end otherwise; it was cut off "
             "or edited, so nothing is added; verify it and restore a copy"
         )
+    return head
+
+
+def _read(log: Path) -> bytes:
+    try:
+        return log.read_bytes()
+    except OSError as error:
+        raise LedgerError(f"{log}: {error.strerror}; expected a log of findings") from error
 
 
 def _lines(data: bytes) -> tuple[list[bytes], bool]:
@@ -231,7 +251,11 @@ def _contains(digests: list[str], head: Head) -> bool:
 @contextmanager
 def _locked(log: Path) -> Iterator[BinaryIO]:
     """The log, open for appending by this process alone."""
-    with log.open("a+b") as file:
+    try:
+        opened = log.open("a+b")
+    except OSError as error:
+        raise LedgerError(f"{log}: {error.strerror}; name a log in a folder that can be written to") from error
+    with opened as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)
         yield file

@@ -18,10 +18,11 @@ import numpy.typing as npt
 from testbed.audit.attribution import Attribution, Share, attribute
 from testbed.audit.causes import add_up
 from testbed.audit.clusters import Dependence, as_series, measure_dependence
-from testbed.audit.compliance import Compliance, judge
+from testbed.audit.compliance import Compliance, judge, judge_nothing
 from testbed.audit.quantile import Quantile, quantiles
 from testbed.audit.replications import MIN_RUNS, Replications, judge_replications
 from testbed.audit.tail import CLINGS, TailModel, tail_quantiles
+from testbed.envelope.strict_json import MAX_INTEGER
 
 LEVELS = (0.99, 0.999, 0.9999)
 """Quantiles that are reported."""
@@ -41,6 +42,7 @@ ANSWERED = (
 )
 """What programs may rely on in the JSON form; it never changes its meaning without a new schema version."""
 
+_NS, _PPB = 10**9, 10**9
 _INTERVAL = ("estimate_s", "lower_s", "upper_s")
 
 
@@ -50,6 +52,33 @@ class Promise:
 
     deadline_s: float
     epsilon: float
+
+    @classmethod
+    def rounded(cls, deadline_s: float, epsilon: float) -> Promise:
+        """A promise in whole nanoseconds and parts per billion, which is what a signed finding can hold.
+
+        So what is judged is what is signed.
+
+        Raises:
+            ValueError: A promise that such numbers cannot hold.
+        """
+        if not 1 <= round(deadline_s * _NS) <= MAX_INTEGER:
+            raise ValueError(
+                f"deadline: found {deadline_s:g} s, expected 1 ns to {MAX_INTEGER // _NS:,} s, in whole nanoseconds"
+            )
+        if not 1 <= round(epsilon * _PPB) < _PPB:
+            raise ValueError(f"epsilon: found {epsilon!r}, expected 1e-09 to 0.999999999, in whole parts per billion")
+        return cls(round(deadline_s * _NS) / _NS, round(epsilon * _PPB) / _PPB)
+
+    @property
+    def deadline_ns(self) -> int:
+        """The deadline in nanoseconds."""
+        return round(self.deadline_s * _NS)
+
+    @property
+    def epsilon_ppb(self) -> int:
+        """Epsilon in parts per billion."""
+        return round(self.epsilon * _PPB)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +142,7 @@ class Audit:
             "blame": blame_dict(self.attribution),
             "blame_level": self.attribution.level if self.attribution else None,
             "blame_clusters": self.attribution.clusters if self.attribution else None,
+            "blame_left_out": self.attribution.left_out if self.attribution else None,
             "named": self.attribution.named if self.attribution else None,
             "findings": list(self.sentences()),
         }
@@ -127,7 +157,7 @@ class Audit:
         refusals = dict.fromkeys(model.refused for model in self.tail if model.refused)
         said += [f"No tail model: {why}" for why in refusals]
         if self.attribution:
-            said.append(say_blame(self.attribution))
+            said.append(say_blame(self.attribution, self.unanswered))
         elif self.no_attribution:
             said.append(f"No blame: {self.no_attribution}")
         return tuple(said)
@@ -178,6 +208,26 @@ def audit_series(
         tail=tail_quantiles(series, levels, confidence, runs),
         attribution=attribution,
         no_attribution=why_not,
+    )
+
+
+def audit_nothing(promise: Promise, *, confidence: float = 0.95, levels: tuple[float, ...] = LEVELS) -> Audit:
+    """What can be said of a promise without a single sample: that it is UNDETERMINED.
+
+    Raises:
+        ValueError: An impossible promise.
+    """
+    refused = "there are no samples."
+    return Audit(
+        n=0,
+        unanswered=0,
+        dependence=None,
+        compliance=judge_nothing(promise.deadline_s, promise.epsilon, confidence),
+        replications=None,
+        quantiles=tuple(Quantile(level, confidence, None, None, None, None, None) for level in levels),
+        tail=tuple(TailModel(level, confidence, None, None, None, False, None, refused) for level in levels),
+        attribution=None,
+        no_attribution=None,
     )
 
 
@@ -251,15 +301,22 @@ def _say_tail(model: TailModel) -> str:
     return f"p{100 * model.level:g} is {estimate} ({low} to {high}), {tail}."
 
 
-def say_blame(found: Attribution) -> str:
-    """Who holds the largest share, in one sentence."""
+def say_blame(found: Attribution, unanswered: int) -> str:
+    """Who holds the largest share, in one sentence.
+
+    Args:
+        found: Everyone's shares.
+        unanswered: How many of the requests were never answered; they have no latency to share out.
+    """
     largest = max(found.blame, key=lambda name: found.blame[name].euler.share)
     blame = found.blame[largest]
     sure = "" if found.named else ", which may not be the largest share"
     sure = sure if blame.euler.lower is not None else ", from too few independent events for an interval"
+    without = {"never answered": unanswered, "not known in every part": found.left_out - unanswered}
+    counted = " and ".join(f"{count:,} {why}" for why, count in without.items() if count > 0)
     return (
         f"Of the excess of the slowest {1 - found.level:.2%}, {largest} holds {blame.euler.share:.0%} by Euler and "
-        f"{blame.shapley.share:.0%} by Shapley{sure}."
+        f"{blame.shapley.share:.0%} by Shapley{sure}{counted and f'; {counted} are left out of this'}."
     )
 
 

@@ -28,6 +28,8 @@ from testbed.report.audit_terminal import print_run_audit, print_table_audit
 from testbed.scenario.units import TIME, UnitError, parse
 
 LOG_NAME = "findings.log"
+_LONGEST_S = 9_000_000
+"""What whole nanoseconds in a signed finding can hold."""
 
 
 class _JudgeByDefault(TyperGroup):
@@ -53,8 +55,8 @@ def _seconds(text: str) -> float:
         value = Fraction(text) if _is_number(text) else parse(text, TIME)
     except UnitError as error:
         raise typer.BadParameter(f"{text!r}: {error.remedy}") from error
-    if value <= 0:
-        raise typer.BadParameter(f"{text!r}: expected more than 0 s")
+    if not 0 < value < _LONGEST_S:
+        raise typer.BadParameter(f"{text!r}: expected more than 0 s and less than {_LONGEST_S:,} s")
     return float(value)
 
 
@@ -120,6 +122,7 @@ def judge(
     INVALID, 4 UNDETERMINED; without a promise 0.
     """
     key = _signing_key(sign)
+    log = _log(source, log, key)
     if source.is_dir():
         if deadline is not None or epsilon is not None:
             raise typer.BadParameter("a run has promises of its own; --deadline and --epsilon are for a FILE")
@@ -131,7 +134,7 @@ def judge(
             print_run_audit(run)
         if html is not None:
             write_page(html, f"run {run.run_id}", run.verdict, run_sections(evidence, run))
-        _append(log or source / LOG_NAME, run_statements(evidence), key)
+        _append(log, run_statements(evidence), key)
         raise typer.Exit(exit_of_verdict(run.verdict))
     promise = _promise(deadline, epsilon)
     if key is not None and promise is None:
@@ -145,7 +148,7 @@ def judge(
     if html is not None:
         write_page(html, source.name, str(table.verdict or "NONE"), table_sections(source.name, series, table))
     if promise is not None:
-        _append(log or source.with_name(LOG_NAME), table_statements(source, promise), key)
+        _append(log, table_statements(source, promise), key)
     raise typer.Exit(exit_of_verdict(table.verdict or "NONE"))
 
 
@@ -260,7 +263,22 @@ def recompute_(
 def _promise(deadline_s: float | None, epsilon: float | None) -> Promise | None:
     if deadline_s is None and epsilon is not None:
         raise typer.BadParameter("--epsilon is a share of requests that miss a --deadline; name that too")
-    return None if deadline_s is None else Promise(deadline_s, 0.001 if epsilon is None else epsilon)
+    if deadline_s is None:
+        return None
+    try:
+        return Promise.rounded(deadline_s, 0.001 if epsilon is None else epsilon)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def _log(source: Path, named: Path | None, key: SigningKey | None) -> Path:
+    """Where findings are signed to; that it can be is known before anything is judged."""
+    if key is None and named is not None:
+        raise typer.BadParameter("a log holds signed findings; name the --sign KEY too", param_hint="--log")
+    log = named or (source / LOG_NAME if source.is_dir() else source.with_name(LOG_NAME))
+    if key is not None:
+        ledger.require_appendable(log)
+    return log
 
 
 def _append(log: Path, statements: Iterable[Any], key: SigningKey | None) -> None:

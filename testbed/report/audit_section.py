@@ -49,6 +49,9 @@ def run_sections(evidence: RunEvidence, audit: RunAudit) -> tuple[TenantSection,
     """
     sections = []
     for found in audit.tenants:
+        if found.tenant not in evidence.crossings:
+            sections.append(TenantSection(found, found.what, {}))
+            continue
         seen, stalled = evidence.judged(found.tenant), _stalled(evidence, found.tenant)
         pictures = _pictures(found, seen.latency_s, seen.runs, stalled)
         said = "" if stalled is None else stalled.sentence(seen.what)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +21,15 @@ SCHEMA_VERSION = 1
 RECORD_NAME = "run.json"
 
 Verdict = Literal["PASS", "FAIL", "INVALID", "UNDETERMINED", "EXCUSED", "NONE"]
+
+SEVERITY: tuple[Verdict, ...] = ("INVALID", "FAIL", "UNDETERMINED", "PASS", "EXCUSED", "NONE")
+"""From worst to best, then those that judge nothing: a run has them only where no promise was judged."""
+
+
+def worst_verdict(found: Iterable[str]) -> Verdict:
+    """The verdict of a run, by those of its promises and faults; NONE where there are none."""
+    seen = set(found)
+    return next((verdict for verdict in SEVERITY if verdict in seen), "NONE")
 
 
 class _Part(BaseModel):

@@ -15,13 +15,18 @@ import numpy as np
 from testbed.audit.compliance import judge
 from testbed.audit.conformance import nonconforming
 from testbed.audit.quantile import quantiles
-from testbed.report.record import BoundRecord, ConformanceRecord, DomainDelay, FaultRecord, TenantRecord, Verdict
+from testbed.report.record import (
+    BoundRecord,
+    ConformanceRecord,
+    DomainDelay,
+    FaultRecord,
+    TenantRecord,
+    Verdict,
+    worst_verdict,
+)
 from testbed.scenario.model import Tenant
 from testbed.telemetry.match import Match
 from testbed.telemetry.samples import BoolArray, FloatArray, Replay, TenantSamples
-
-SEVERITY: tuple[Verdict, ...] = ("INVALID", "FAIL", "UNDETERMINED", "PASS")
-"""From worst to best; EXCUSED and NONE say nothing about a run."""
 
 LEVELS = (0.5, 0.99, 0.999)
 
@@ -59,10 +64,13 @@ class Observed:
 
 
 def run_verdict(tenants: Sequence[TenantRecord], faults: Sequence[FaultRecord] = ()) -> Verdict:
-    """The worst verdict over tenants with a promise and over faults of which something was expected."""
+    """The worst verdict over tenants with a promise and over faults of which something was expected.
+
+    A run in which every promise was EXCUSED is EXCUSED, and one without promise or fault NONE: nothing was judged.
+    """
     found = {tenant.verdict for tenant in tenants if tenant.epsilon is not None}
     found |= {"PASS" if fault.met else "FAIL" for fault in faults}
-    return next((verdict for verdict in SEVERITY if verdict in found), "PASS")
+    return worst_verdict(found)
 
 
 def judge_tenant(

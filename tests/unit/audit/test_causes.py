@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from testbed.audit.causes import Cause, DomainPassage, counterfactual, separate
+from testbed.audit.causes import Cause, DomainPassage, add_up, counterfactual, separate
 from testbed.envelope.tail import ExcessTail
 
 TAIL = ExcessTail(
@@ -43,6 +43,17 @@ def test_what_an_ideal_server_would_have_made_wait_is_the_tenants_own_burst() ->
 def test_nothing_is_left_elsewhere_when_the_domains_account_for_everything() -> None:
     found = separate([0.05, math.nan], {"north": DomainPassage([0.05, math.nan], [0.0, math.nan])})
     assert Cause.ELSEWHERE not in found
+
+
+@pytest.mark.parametrize("digits", [9, 5], ids=["the parts add up", "rounded, so something is left elsewhere"])
+def test_nothing_is_known_of_the_parts_of_what_was_never_answered(digits: int) -> None:
+    rng = np.random.default_rng(3)
+    parts = {"north": rng.random(1000), "south": rng.random(1000)}
+    latency = np.round(parts["north"] + parts["south"], digits)
+    latency[::10], parts["north"][::10] = math.nan, 5.0
+    found = add_up(latency, parts)
+    assert (Cause.ELSEWHERE in found) == (digits == 5)
+    assert all(np.array_equal(np.isnan(part), np.isnan(latency)) for part in found.values())
 
 
 def test_arrays_of_another_length_are_refused() -> None:

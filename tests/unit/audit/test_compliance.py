@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from testbed.audit import known
-from testbed.audit.compliance import Verdict, judge, lower_limit, samples_to_certify, upper_limit
+from testbed.audit.compliance import Verdict, judge, judge_nothing, lower_limit, samples_to_certify, upper_limit
 
 EPSILON = 0.001
 
@@ -114,6 +114,37 @@ def test_fewer_than_ten_exceedances_say_nothing_even_without_a_miss() -> None:
     assert found.verdict is Verdict.UNDETERMINED
     assert found.design_effect is None
     assert (found.miss_rate_lower, found.miss_rate_upper) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("n", [10, 999, 100_000])
+def test_no_number_of_samples_that_are_all_the_same_would_decide(n: int) -> None:
+    found = judge(np.full(n, 0.01), 0.08, EPSILON)
+    assert (found.verdict, found.misses, found.samples_needed) == (Verdict.UNDETERMINED, 0, None)
+    assert "all of them are 10 ms, and no number of more samples that are all the same would decide" in found.reason
+
+
+def test_samples_that_are_nearly_all_the_same_are_enough_once_ten_of_them_differ() -> None:
+    series = np.full(100_000, 0.01)
+    series[10_000::20_000] = 0.02
+    found = judge(series, 0.08, EPSILON)
+    assert (found.verdict, found.samples_needed) == (Verdict.UNDETERMINED, 100_000)
+    assert "at least 100000 more samples" in found.reason
+    assert judge(np.tile(series, 2), 0.08, EPSILON).verdict is Verdict.PASS
+
+
+@pytest.mark.parametrize(("n", "more"), [(1, 2994), (999, 1996)])
+def test_too_few_samples_are_told_how_many_there_must_be_at_least(n: int, more: int) -> None:
+    found = judge(np.random.default_rng(8).random(n), 2.0, EPSILON)
+    assert found.samples_needed == more
+    assert f"at least {more} more samples" in found.reason
+
+
+def test_without_a_sample_nothing_is_known() -> None:
+    found = judge_nothing(0.08, EPSILON)
+    assert (found.verdict, found.n, found.miss_rate_upper) == (Verdict.UNDETERMINED, 0, 1.0)
+    assert found.samples_needed == 2995
+    with pytest.raises(ValueError, match="promise"):
+        judge_nothing(0, EPSILON)
 
 
 def test_pooled_runs_count_together_and_their_order_does_not_matter() -> None:

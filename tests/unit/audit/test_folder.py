@@ -205,7 +205,7 @@ def test_of_an_invalid_run_nothing_is_said_about_domains(tmp_path: Path) -> None
 def test_a_tenant_that_broke_its_contract_excuses_every_domain(tmp_path: Path) -> None:
     found = audit_run(folder(tmp_path / "run", [window(1, pause_share=0.005)], nonconforming=9))
     (tenant,) = found.tenants
-    assert (found.verdict, tenant.verdict) == ("PASS", "EXCUSED")
+    assert (found.verdict, tenant.verdict) == ("EXCUSED", "EXCUSED")
     assert tenant.sentences()[0].startswith("The tenant broke its own contract")
     assert all(finding.verdict is ContractVerdict.EXCUSED for finding in tenant.contracts)
 
@@ -247,12 +247,48 @@ def test_a_promise_is_judged_at_the_confidence_that_it_states(tmp_path: Path) ->
     assert upper(0.99) > upper(0.9)
 
 
-def test_a_tenant_that_sent_nothing_is_left_out(tmp_path: Path) -> None:
-    path = folder(tmp_path / "run", [window(8)])
+def with_idle(path: Path, *, promised: bool, alone: bool = False) -> Path:
+    """The same folder of a run, with a tenant of which there is not one sample."""
     record = read_record(path)
-    idle = record.tenants[0].model_copy(update={"name": "idle"})
-    write_record(path, record.model_copy(update={"tenants": (*record.tenants, idle)}))
-    assert [tenant.tenant for tenant in audit_run(path).tenants] == ["alice"]
+    idle = record.tenants[0].model_copy(update={"name": "idle", "n": 0})
+    if not promised:
+        idle = idle.model_copy(update={"deadline_s": None, "epsilon": None, "verdict": "NONE"})
+    write_record(path, record.model_copy(update={"tenants": (idle,) if alone else (*record.tenants, idle)}))
+    return path
+
+
+def test_a_promise_without_a_sample_is_undetermined_and_so_is_its_run(tmp_path: Path) -> None:
+    found = audit_run(with_idle(folder(tmp_path / "run", [window(8)]), promised=True))
+    idle = found.to_dict()["tenants"]["idle"]
+    assert {tenant.tenant: tenant.verdict for tenant in found.tenants} == {"alice": "PASS", "idle": "UNDETERMINED"}
+    assert found.verdict == "UNDETERMINED"
+    assert (idle["n"], idle["miss_rate_upper"], idle["samples_needed"]) == (0, 1.0, 2995)
+    assert idle["quantiles"]["0.999"]["estimate_s"] is None
+    assert idle["findings"][0].startswith("There is not one sample of it")
+    invalid = audit_run(with_idle(folder(tmp_path / "invalid", [window(8)], valid=False), promised=True, alone=True))
+    assert (invalid.verdict, invalid.tenants[0].verdict) == ("INVALID", "INVALID")
+
+
+def test_a_run_that_promised_nothing_has_no_verdict(tmp_path: Path) -> None:
+    found = audit_run(with_idle(folder(tmp_path / "run", [window(8)]), promised=False, alone=True))
+    assert (found.verdict, found.tenants) == ("NONE", ())
+
+
+def test_what_was_seen_of_packets_that_never_arrived_blames_nobody(tmp_path: Path) -> None:
+    # Half a second in access before metro lost them: no latency, so no share of anybody's.
+    samples = window(4)
+    border = samples.border_s.copy()
+    lost = np.random.default_rng(5).choice(len(samples), 300, replace=False)
+    border[lost, 1] += 0.5
+    border[lost, 2:] = np.nan
+    (tenant,) = audit_run(folder(tmp_path / "run", [replace(samples, border_s=border)])).tenants
+    assert tenant.audit.attribution is not None
+    assert tenant.causes is not None
+    assert (tenant.audit.attribution.left_out, tenant.causes.left_out) == (300, 300)
+    assert tenant.audit.attribution.cvar_s < 0.1
+    blames = [said for said in tenant.sentences() if "by Euler" in said]
+    assert len(blames) == 2
+    assert all(said.endswith("300 never answered are left out of this.") for said in blames)
 
 
 def test_what_the_host_does_in_every_domain_accuses_none(tmp_path: Path) -> None:

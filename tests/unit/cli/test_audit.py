@@ -14,7 +14,7 @@ from testbed.cli.app import app
 from testbed.envelope.keys import SigningKey
 from testbed.errors import TestbedError
 from testbed.report.html import render
-from tests.unit.audit.test_folder import folder, window
+from tests.unit.audit.test_folder import folder, window, with_idle
 
 
 def command(*arguments: object) -> Result:
@@ -92,6 +92,11 @@ def test_without_a_promise_nothing_is_judged(table: Path) -> None:
         (("--deadline", "0"), "more than 0 s"),
         (("--deadline", "1", "--epsilon", "1"), "between 0 and 1"),
         (("--epsilon", "0.1"), "--deadline"),
+        (("--deadline", "1e-10"), "in whole nanoseconds"),
+        (("--deadline", "1e400"), "less than 9,000,000 s"),
+        (("--deadline", "1", "--epsilon", "1e-10"), "in whole parts per billion"),
+        (("--deadline", "1", "--epsilon", "0.9999999999"), "in whole parts per billion"),
+        (("--deadline", "1", "--log", "z.log"), "--sign KEY"),
     ],
 )
 def test_an_impossible_promise_is_a_wrong_command(table: Path, arguments: tuple[str, ...], said: str) -> None:
@@ -120,6 +125,24 @@ def test_a_run_brings_its_promises_along(tmp_path: Path) -> None:
     assert "run made-up: FAIL" in shown
     assert command(run, "--deadline", "1").exit_code == 2
     assert command(folder(tmp_path / "invalid", [window(1)], valid=False)).exit_code == 3
+
+
+@pytest.mark.parametrize(
+    ("flood", "promised", "verdict", "code"),
+    [(9, None, "EXCUSED", 0), (0, True, "UNDETERMINED", 4), (0, False, "NONE", 0)],
+    ids=["everybody flooded", "a promise without a sample", "no promise"],
+)
+def test_a_run_that_judged_nothing_did_not_pass(
+    tmp_path: Path, flood: int, promised: bool | None, verdict: str, code: int
+) -> None:
+    run = folder(tmp_path / "run", [window(1)], nonconforming=flood)
+    if promised is not None:
+        with_idle(run, promised=promised, alone=True)
+    page = tmp_path / "page.html"
+    ended = command(run, "--html", page)
+    assert (ended.exit_code, f"run made-up: {verdict}" in ended.stdout) == (code, True)
+    assert f'<span class="badge {verdict}">' in page.read_text()
+    assert json.loads(command(run, "--json").stdout)["verdict"] == verdict
 
 
 PLOTS = ("quantiles against the promise", "mean excess", "threshold stability", "whose the tail is")
@@ -241,6 +264,32 @@ def test_a_key_that_is_none_is_a_wrong_command(table: Path, tmp_path: Path) -> N
     other.chmod(0o600)
     assert command(table, "--deadline", "1", "--sign", other).exit_code == 2
     assert command("verify", table, "--key", other).exit_code == 2
+
+
+def test_the_promise_that_is_judged_is_the_one_that_is_signed(table: Path, key: Path, tmp_path: Path) -> None:
+    lines = ["latency_s", *["0.001"] * 1000, *["0.0800000004"] * 20]
+    table.write_text("\n".join(lines) + "\n")
+    # A signed deadline has whole nanoseconds, and at 80.0000000 ms twenty are late that 80.0000004 ms would let pass.
+    found = json.loads(command(table, "--deadline", "0.0800000004", "--json", "--full", "--sign", key).stdout)
+    log = tmp_path / "findings.log"
+    (signed,) = ledger.verify(log, {k.key_id: k for k in [SigningKey.load(key).public_key]}).findings
+    assert (found["misses"], signed["misses"], signed["deadline_ns"]) == (20, 20, 80_000_000)
+    assert found["deadline_s"] == 0.08
+
+
+def test_a_log_that_cannot_be_written_is_one_error_before_anything_is_judged(
+    table: Path, key: Path, tmp_path: Path
+) -> None:
+    asked = (table, "--deadline", "1", "--sign", key, "--log")
+    ended = command(*asked, tmp_path / "nowhere" / "z.log")
+    assert isinstance(ended.exception, TestbedError)
+    assert f"there is no folder {tmp_path / 'nowhere'}" in str(ended.exception)
+    assert not ended.stdout
+    torn = tmp_path / "torn.log"
+    torn.write_text("half a line")
+    ended = command(*asked, torn)
+    assert "its last line has no end" in str(ended.exception)
+    assert not ended.stdout
 
 
 def test_without_a_promise_there_is_nothing_to_sign(table: Path, key: Path, tmp_path: Path) -> None:
