@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -55,6 +56,24 @@ exit 41
     assert "Linux version" in (tmp_path / "kernel.log").read_text()
     assert [place for place in places if place.exists()] == []
     assert [file.read_text() for file in own] == ["of this machine\n"] * len(own)
+
+
+def test_processes_that_take_turns_keep_their_own_vector_registers() -> None:
+    """The kernel gives a process its registers back whole, or what it computed with is another's."""
+    compute = """
+import sys, time
+import numpy as np
+numbers = np.random.default_rng(int(sys.argv[1])).random(4096)
+first = float(np.dot(numbers, numbers))
+until = time.monotonic() + 2.0
+while time.monotonic() < until:
+    assert float(np.dot(numbers, numbers)) == first
+"""
+    script = (
+        'for seed in 1 2 3; do "$0" -c "$1" $seed & pids+=" $!"; done; for pid in $pids; do wait $pid || exit 1; done'
+    )
+    ended = uml("--", "bash", "-c", script, sys.executable, compute)
+    assert ended.returncode == 0, ended
 
 
 def test_a_call_without_a_command_says_how_to_call_it() -> None:
