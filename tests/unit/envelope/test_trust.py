@@ -131,7 +131,7 @@ def crowded(keys: int) -> Any:
     return document(version=2, keys=held, root={"key_ids": [first], "threshold": 1}, domains=roles)
 
 
-@pytest.mark.parametrize("claimed", ["0" * 64, key("r1").key_id])
+@pytest.mark.parametrize("claimed", ["0" * 64, key("r1").key_id], ids=["of nobody", "of a keeper"])
 @pytest.mark.parametrize("read", [Root.first, root().successor])
 def test_a_root_that_nobody_trusted_signed_has_none_of_its_domains_keys_read(
     read: Callable[[bytes], Root], claimed: str, monkeypatch: pytest.MonkeyPatch
