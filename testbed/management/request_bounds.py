@@ -70,6 +70,8 @@ class RequestTerms:
         server: What its domain signed of the server.
         workers: Of that server.
         services: What the domains of its path promise, in path order, nothing granted to a host.
+        works: Parts of the longest computation that others take, and how often; independent of each other and of the
+            messages. All of them the longest where nothing is known.
     """
 
     demand: Demand
@@ -79,6 +81,7 @@ class RequestTerms:
     server: Envelope
     workers: int
     services: tuple[EnvelopeService, ...]
+    works: tuple[tuple[float, float], ...] = ((1.0, 1.0),)
 
     @property
     def path(self) -> RequestPath:
@@ -90,7 +93,9 @@ class RequestTerms:
         kinds, share = self._kinds()
         signed, promised = self.server.guardrails, to_service(self.server)
         largest_bits = float(signed.largest_packet_bits)
-        requests = request_class(kinds, self.answer_bits, self.out, self.back, work=largest_bits, weights=share)
+        requests = _of_works(
+            request_class(kinds, self.answer_bits, self.out, self.back, work=largest_bits, weights=share), self.works
+        )
         latency_s = promised.latency_s - signed.host_allowance_s
         stage = SignedStage(promised.rate_bps, latency_s, self.workers, largest_bits)
         returning = [replace(service, name=f"{service.name} back") for service in self.services[::-1]]
@@ -130,6 +135,18 @@ class RequestTerms:
     def _kinds(self) -> tuple[tuple[int, ...], tuple[float, ...]]:
         kinds, index = np.unique(self.demand.message_bits, return_inverse=True)
         return tuple(kinds.tolist()), tuple(np.bincount(index, weights=self.demand.share).tolist())
+
+
+def _of_works(requests: RequestClass, works: Sequence[tuple[float, float]]) -> RequestClass:
+    """The same requests, each kind with computations of several lengths."""
+    parts, often = np.array(works).T
+    each = len(requests.up_bits)
+    return RequestClass(
+        up_bits=requests.up_bits * parts.size,
+        work=tuple(np.outer(parts, requests.work).ravel().tolist()),
+        down_bits=requests.down_bits * parts.size,
+        weights=tuple(np.outer(often / often.sum(), requests.weights or np.ones(each) / each).ravel().tolist()),
+    )
 
 
 def services_of(envelopes: Sequence[Envelope]) -> tuple[EnvelopeService, ...]:

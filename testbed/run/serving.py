@@ -100,7 +100,7 @@ def computation(
     behind = computed(samples, rate_bps, largest_bits, stage.latency_s)
     late_s = quantile(behind.lag_s - stage.latency_s, 1.0 - request_risk(tenant)) * HEADROOM
     host_s = min(slow_down * PATH_CAP_S, max(DOMAIN_FLOOR_S, math.ceil(late_s / _GRAIN_S) * _GRAIN_S))
-    promised = declared_computation(tenant, asked, share, largest_bits, host_s=host_s)
+    promised = declared_computation(tenant, asked, rate_bps, largest_bits, latency_s=stage.latency_s, host_s=host_s)
     declared = compute_envelope(tenant.site, promised, version=1, validity=_ANY_TIME)
     seen = computed_under(samples, declared)
     if not seen.none and not refuted([(declared, seen)], host_share=request_risk(tenant)):
@@ -113,25 +113,25 @@ def computation(
 
 
 def declared_computation(
-    tenant: Tenant, asked: Requests, share: ComputeReservation, largest_bits: int, *, host_s: float
+    tenant: Tenant, asked: Requests, rate_bps: int, largest_bits: int, *, latency_s: float, host_s: float
 ) -> Computation:
     """What a share of a server does for a tenant's requests, without impairment.
 
     Args:
         tenant: With a reservation.
         asked: What it asks.
-        share: Of the server, with the time of a computation.
+        rate_bps: Of the share, in bits of requests that all count as the largest.
         largest_bits: Largest request on the wire.
+        latency_s: Of the share.
         host_s: What the emulating host may add.
     """
     if tenant.reservation is None:
         raise ValueError(f"tenant {tenant.name}: best effort is promised nothing")
-    rate_bps = max(2, computing_rate_bps(share.share, share.workers, largest_bits, share.most_work_s))
     return Computation(
         tenant=tenant.name,
         model=asked.model,
         rate_bps=rate_bps,
-        latency_s=share.stage.latency_s + host_s,
+        latency_s=latency_s + host_s,
         host_allowance_s=host_s,
         delay_cap_s=asked.timeout_s,
         largest_request_bits=largest_bits,

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
+from scipy import stats
 
 from inference_server.digits import CLASSES
 from inference_server.generated.open_inference_pb2 import ModelInferResponse
@@ -39,6 +41,12 @@ _NO_FRAME_BYTES = 14
 """The header of a DATA frame and gRPC's own five bytes: what a message never goes without."""
 
 
+_STEPS = np.geomspace(0.02, 1.0, 80)
+"""Parts of the longest computation that bounds tell apart: 5 % from one to the next."""
+
+FloatArray = npt.NDArray[np.float64]
+
+
 @dataclass(frozen=True)
 class Known:
     """What is known of one tenant's requests.
@@ -52,6 +60,7 @@ class Known:
         longest_s: None takes longer.
         accuracy: Share of the images that are classified rightly; None where that is not known.
         source: Who says so.
+        works_s: Times that are no shorter than computations, and how often each is, for bounds.
     """
 
     out: Wire
@@ -61,6 +70,7 @@ class Known:
     expected_s: float
     longest_s: float
     accuracy: float | None
+    works_s: tuple[tuple[float, float], ...]
     source: str = "as declared"
 
 
@@ -106,13 +116,30 @@ def declared(tenant: Tenant, asked: Requests) -> Known:
         )
     law: Draw = Constant(work.mean_s)
     longest_s = work.mean_s
+    works_s: tuple[tuple[float, float], ...] = ((work.mean_s, 1.0),)
     if work.cv > 0:
         sigma = math.sqrt(math.log1p(work.cv**2))
         longest_s = work.mean_s * math.exp(LONGEST_SIGMAS * sigma - sigma**2 / 2)
         law = AtMost(Lognormal(work.mean_s, work.cv), longest_s)
+        edges_s = longest_s * _STEPS
+        below = stats.norm.cdf((np.log(edges_s / work.mean_s) + sigma**2 / 2) / sigma)
+        works_s = _rounded_up(edges_s, np.append(below[:-1], 1.0))
     return Known(
-        Wire(), Wire(), _answer_bytes(asked), law, work.mean_s, longest_s, ACCURACIES.get(asked.model)
-    )  # fmt: skip
+        out=Wire(),
+        back=Wire(),
+        answer_bytes=_answer_bytes(asked),
+        work=law,
+        expected_s=work.mean_s,
+        longest_s=longest_s,
+        accuracy=ACCURACIES.get(asked.model),
+        works_s=works_s,
+    )
+
+
+def _rounded_up(edges_s: FloatArray, below: FloatArray) -> tuple[tuple[float, float], ...]:
+    """A law on a grid, each value as the next edge: edges, and the probability of staying below each, the last 1."""
+    often = np.diff(below, prepend=0.0)
+    return tuple((float(edge), float(share)) for edge, share in zip(edges_s, often, strict=True) if share > 0)
 
 
 def _answer_bytes(asked: Requests) -> int:
@@ -144,6 +171,7 @@ def _measured(tenant: Tenant, asked: Requests, folder: Path, record: RunRecord, 
             "measured; name another run"
         )
     answers = np.concatenate([window.response_bytes for window in told])
+    edges_s = float(work_s.max()) * _STEPS
     return Known(
         out=_wire(told, back=False, factor=found.framing_out),
         back=_wire(told, back=True, factor=found.framing_back),
@@ -152,6 +180,7 @@ def _measured(tenant: Tenant, asked: Requests, folder: Path, record: RunRecord, 
         expected_s=float(work_s.mean()),
         longest_s=float(work_s.max()),
         accuracy=found.accuracy,
+        works_s=_rounded_up(edges_s, np.searchsorted(np.sort(work_s), edges_s, side="right") / work_s.size),
         source=f"as run {record.run_id} measured it",
     )
 

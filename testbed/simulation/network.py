@@ -112,7 +112,7 @@ def network(scenario: Scenario, choices: Choices, known: Mapping[str, Known] = M
     sign(scenario, federation, known)
     bounds = {}
     if promises(choices.scheduler) and choices.excess is None and choices.loss == 0:
-        found_bounds = {t.name: _bound(t, federation, known.get(t.name)) for t in tenants}
+        found_bounds = {t.name: _bound(scenario, t, federation, known) for t in tenants}
         bounds = {name: bound for name, bound in found_bounds.items() if bound is not None}
     system = System(
         sources=tuple(_source(scenario, tenant, choices, known.get(tenant.name)) for tenant in tenants),
@@ -131,9 +131,11 @@ def _simulated(scenario: Scenario, known: Mapping[str, Known]) -> tuple[Tenant, 
     return found
 
 
-def _bound(tenant: Tenant, federation: Federation, known: Known | None) -> BoundRecord | None:
-    if known is not None:
-        return bound_asking(tenant, federation, known)
+def _bound(
+    scenario: Scenario, tenant: Tenant, federation: Federation, known: Mapping[str, Known]
+) -> BoundRecord | None:
+    if tenant.name in known:
+        return bound_asking(scenario, tenant, federation, known)
     return bound_tenant(tenant, federation.envelopes(tenant), host_s=0.0)
 
 

@@ -167,18 +167,27 @@ def test_one_tenant_that_asks_behind_isolated_ports_is_simulated_and_two_are_ref
         simulated(tmp_path, choices=Choices(Scheduler.ISOLATED))
 
 
-@pytest.mark.parametrize(("work", "share"), [(Work(1e-3), 0.5), (Work(6e-3, 0.05), 0.6), (Work(9e-3), 0.7)])
-def test_what_is_simulated_lies_below_the_bound(tmp_path: Path, work: Work, share: float) -> None:
+@pytest.mark.parametrize(
+    ("work", "share", "beside"),
+    [
+        (Work(1e-3), 0.5, Work(4e-3)),
+        (Work(6e-3, 0.3), 0.7, Work(4e-3)),
+        (Work(9e-3), 0.7, Work(4e-3)),
+        pytest.param(Work(3e-3), 0.7, Work(4e-3, 0.6), id="others take longer than is expected now and then"),
+        pytest.param(Work(3e-3, 1.0), 0.7, Work(4e-3), id="long computations that do not fit into the share"),
+    ],
+)
+def test_what_is_simulated_lies_below_the_bound(tmp_path: Path, work: Work, share: float, beside: Work) -> None:
     """Loads of .57 on the network; of the server from little to all but .1 of the share, beside one that floods it."""
     whole = asked(200.0)
     one = vision(asked=replace(ASKED, work=work, compute_share=share))
-    other = replace(LITTLE, compute_share=0.3, work=Work(4e-3), timeout_s=2.0)
+    other = replace(LITTLE, compute_share=0.3, work=beside, timeout_s=2.0)
     flood = replace(vision("other", other), arrivals=PoissonArrivals(100.0, 32_000))
     record = read_record(simulated(tmp_path, replace(whole, tenants=(one, flood)), recorded_packets=10_000))
     found = row(record, "vision")
     assert found.bound_s is not None
     assert found.promised_s is not None
-    assert 0.25 * found.bound_s < found.promised_s < found.bound_s
+    assert 0.1 * found.bound_s < found.promised_s < found.bound_s
     assert found.network_p999_s is not None
     assert found.network_bound_s is not None
     assert 0.5 * found.network_bound_s < found.network_p999_s < found.network_bound_s
