@@ -206,6 +206,11 @@ def write(
     samples.write(path, seen, replay)
 
 
+def recorded(path: Path, crossing: Crossing) -> TenantSamples | RequestSamples:
+    """One window of a tenant, from its file of samples."""
+    return samples.read(path)[0] if crossing.asked is None else request_samples.read(path)
+
+
 def observed(path: Path, tally: Tally, index: int, duration_s: float) -> Observed:
     """What judging source `index` needs of one window, from its file of samples and the window's tally."""
     seen, replay = samples.read(path)

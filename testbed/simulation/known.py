@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from scipy import stats
 
 from inference_server.digits import CLASSES
@@ -25,6 +24,7 @@ from testbed.scenario.model import Requests, Scenario, Tenant
 from testbed.scenario.tenant_fields import ACCURACIES
 from testbed.simulation.asking import EMPTY_BITS, Wire
 from testbed.simulation.impairment import AtMost, Constant, Draw, Lognormal, Measured
+from testbed.simulation.law import Law
 from testbed.telemetry import request_samples
 from testbed.telemetry.request_samples import RequestSamples
 from testbed.traffic.request_demand import HEADERS_BYTES, SEGMENT_BYTES
@@ -41,12 +41,6 @@ _NO_FRAME_BYTES = 14
 """The header of a DATA frame and gRPC's own five bytes: what a message never goes without."""
 
 
-_STEPS = np.geomspace(0.02, 1.0, 80)
-"""Parts of the longest computation that bounds tell apart: 5 % from one to the next."""
-
-FloatArray = npt.NDArray[np.float64]
-
-
 @dataclass(frozen=True)
 class Known:
     """What is known of one tenant's requests.
@@ -60,7 +54,7 @@ class Known:
         longest_s: None takes longer.
         accuracy: Share of the images that are classified rightly; None where that is not known.
         source: Who says so.
-        works_s: Times that are no shorter than computations, and how often each is, for bounds.
+        works_s: The law of computations, rounded up, for bounds.
     """
 
     out: Wire
@@ -70,7 +64,7 @@ class Known:
     expected_s: float
     longest_s: float
     accuracy: float | None
-    works_s: tuple[tuple[float, float], ...]
+    works_s: Law
     source: str = "as declared"
 
 
@@ -116,14 +110,12 @@ def declared(tenant: Tenant, asked: Requests) -> Known:
         )
     law: Draw = Constant(work.mean_s)
     longest_s = work.mean_s
-    works_s: tuple[tuple[float, float], ...] = ((work.mean_s, 1.0),)
+    works_s = Law(((work.mean_s, 1.0),))
     if work.cv > 0:
         sigma = math.sqrt(math.log1p(work.cv**2))
         longest_s = work.mean_s * math.exp(LONGEST_SIGMAS * sigma - sigma**2 / 2)
         law = AtMost(Lognormal(work.mean_s, work.cv), longest_s)
-        edges_s = longest_s * _STEPS
-        below = stats.norm.cdf((np.log(edges_s / work.mean_s) + sigma**2 / 2) / sigma)
-        works_s = _rounded_up(edges_s, np.append(below[:-1], 1.0))
+        works_s = Law.of(longest_s, lambda edges: stats.norm.cdf((np.log(edges / work.mean_s) + sigma**2 / 2) / sigma))
     return Known(
         out=Wire(),
         back=Wire(),
@@ -134,12 +126,6 @@ def declared(tenant: Tenant, asked: Requests) -> Known:
         accuracy=ACCURACIES.get(asked.model),
         works_s=works_s,
     )
-
-
-def _rounded_up(edges_s: FloatArray, below: FloatArray) -> tuple[tuple[float, float], ...]:
-    """A law on a grid, each value as the next edge: edges, and the probability of staying below each, the last 1."""
-    often = np.diff(below, prepend=0.0)
-    return tuple((float(edge), float(share)) for edge, share in zip(edges_s, often, strict=True) if share > 0)
 
 
 def _answer_bytes(asked: Requests) -> int:
@@ -171,7 +157,6 @@ def _measured(tenant: Tenant, asked: Requests, folder: Path, record: RunRecord, 
             "measured; name another run"
         )
     answers = np.concatenate([window.response_bytes for window in told])
-    edges_s = float(work_s.max()) * _STEPS
     return Known(
         out=_wire(told, back=False, factor=found.framing_out),
         back=_wire(told, back=True, factor=found.framing_back),
@@ -180,7 +165,7 @@ def _measured(tenant: Tenant, asked: Requests, folder: Path, record: RunRecord, 
         expected_s=float(work_s.mean()),
         longest_s=float(work_s.max()),
         accuracy=found.accuracy,
-        works_s=_rounded_up(edges_s, np.searchsorted(np.sort(work_s), edges_s, side="right") / work_s.size),
+        works_s=Law.of_sample(work_s),
         source=f"as run {record.run_id} measured it",
     )
 

@@ -15,7 +15,7 @@ from testbed.report.html import write_report
 from testbed.report.junit import write_junit
 from testbed.report.record import RunRecord, TenantRecord, WindowRecord, write_record
 from testbed.run.assemble import envelope_records
-from testbed.run.judge import judge_tenant, run_verdict
+from testbed.run.judge import judge_tenant, run_verdict, unmeasured
 from testbed.run.judge_requests import judge_requests
 from testbed.run.offered import offered
 from testbed.run.progress import Progress
@@ -210,7 +210,7 @@ def _judge(ready: Network, options: Options, folder: Path, done: Sequence[Finish
     tallies = [tally_of(path) for path in folders]
     recorded = _judge_recorded(ready, options, folders, done, index)
     whole = merge(tallies)
-    if recorded.n == whole.n[index]:
+    if recorded.n == whole.n[index] > 0:
         return recorded
     row = index if tenant.requests is None else ready.system.way_out(index)
     return judge_tally(tenant, index, whole, bound, recorded, way_out=row)
@@ -225,6 +225,8 @@ def _judge_recorded(
     paths = [samples_path(path, tenant.name) for path in folders]
     recorded_s = _recorded_s(ready, options)
     sent: Sequence[TenantSamples | RequestSamples]
+    if not any(len(crossing.recorded(path, own)) for path in paths):
+        return unmeasured(tenant, bound)
     if tenant.requests is not None and own.asked is not None:
         outcomes = [crossing.outcome(path, own.asked) for path in paths]
         shaper = Shaper(round(own.rate_bps), round(own.burst_bits)) if own.rate_bps is not None else None

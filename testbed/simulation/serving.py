@@ -4,10 +4,12 @@ Promises and bounds are those of a run (`testbed.run.serving`, `testbed.manageme
 server signs the longest computation that there is, so nothing is left to an allowance.
 
 Turns go by what computations are expected to take, e, and not by what they take. While n requests of a tenant with
-share phi are served, each other tenant j has one more than n (e/phi) (phi_j/e_j) turns, of up to r_j e_j each. So a
-request of x seconds takes x + (e/phi) sum_j phi_j r_j of the server's time, which at the rate phi is as much as
-phi x + e sum_j phi_j r_j seconds of work: x, where everybody's requests take what is expected and the shares are the
-whole server.
+share phi are served, each other tenant j has one more than n m_j turns, m_j = (e/phi) (phi_j/e_j). So a request of x
+seconds takes x and others' turns of the server's time, which at the rate phi is as much as phi times that of work. That
+is x where everybody's requests take what is expected and the shares are the whole server. The envelope signs it for the
+longest turns there are. In the bound others' turns have their law. Every moment generating function of n m_j turns is
+below that of n times m_j x_j, where m_j is at least 1 (Jensen), and where it is not, below that of n turns that each
+happen with probability m_j (z^m <= 1 + m (z - 1)). Turns that all take the same are n m_j x_j as they are.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from testbed.scenario.model import Requests, Scenario, Tenant, TokenSize, TraceA
 from testbed.simulation.asking import Asking
 from testbed.simulation.clock import to_ps
 from testbed.simulation.known import Known
+from testbed.simulation.law import Law
 from testbed.traffic.request_demand import Demand, demand
 from testbed.traffic.request_makers import maker_of
 
@@ -84,7 +87,7 @@ def sign(scenario: Scenario, federation: Federation, known: Mapping[str, Known])
         share = ComputeReservation(WORKERS, asked.compute_share, own.longest_s, foreign)
         framing = asking_of(tenant, asked, own).framing_out()
         largest_bits = bits_up(float(framing.wire_bits(demand_of(tenant, asked).message_bits.max())))
-        longest_s = _turn_s(scenario, tenant, asked, known, own.longest_s)
+        longest_s = _longest_s(scenario, tenant, asked, known)
         rate_bps = max(2, computing_rate_bps(share.share, WORKERS, largest_bits, longest_s))
         promised = declared_computation(
             tenant, asked, rate_bps, largest_bits, latency_s=share.stage.latency_s, host_s=0.0
@@ -101,13 +104,28 @@ def _beside(scenario: Scenario, tenant: Tenant, known: Mapping[str, Known]) -> l
     return [(other, other.requests) for other in others if other.requests is not None and other.name in known]
 
 
-def _turn_s(scenario: Scenario, tenant: Tenant, asked: Requests, known: Mapping[str, Known], work_s: float) -> float:
-    """Work at the rate of the tenant's share that a computation of `work_s` amounts to, others' turns included."""
+def _longest_s(scenario: Scenario, tenant: Tenant, asked: Requests, known: Mapping[str, Known]) -> float:
+    """Work at the rate of the share that the longest computation amounts to, others' longest turns included."""
+    own = known[tenant.name]
     spread = sum(
-        other.compute_share * known[name].longest_s / known[name].expected_s
-        for name, other in ((each.name, requests) for each, requests in _beside(scenario, tenant, known))
+        other.compute_share * known[each.name].longest_s / known[each.name].expected_s
+        for each, other in _beside(scenario, tenant, known)
     )
-    return asked.compute_share * work_s + known[tenant.name].expected_s * spread
+    return asked.compute_share * own.longest_s + own.expected_s * spread
+
+
+def _law_s(scenario: Scenario, tenant: Tenant, asked: Requests, known: Mapping[str, Known]) -> Law:
+    """The law of that for any computation and any turns."""
+    own, share = known[tenant.name], asked.compute_share
+    found = own.works_s.times(share)
+    for each, other in _beside(scenario, tenant, known):
+        foreign = known[each.name]
+        turns = own.expected_s / share * other.compute_share / foreign.expected_s
+        if len(foreign.works_s.atoms) > 1 and turns < 1.0:
+            found = found.plus(foreign.works_s.times(share).sometimes(turns))
+        else:
+            found = found.plus(foreign.works_s.times(share * turns))
+    return found
 
 
 def bound_asking(
@@ -122,8 +140,7 @@ def bound_asking(
     if asked is None or server is None or not envelopes:
         return None
     asking = asking_of(tenant, asked, own)
-    longest_s = _turn_s(scenario, tenant, asked, known, own.longest_s)
-    works = [(_turn_s(scenario, tenant, asked, known, work_s) / longest_s, often) for work_s, often in own.works_s]
+    works = _law_s(scenario, tenant, asked, known).times(1.0 / _longest_s(scenario, tenant, asked, known))
     terms = RequestTerms(
         demand=demand_of(tenant, asked),
         out=asking.framing_out(),
@@ -133,7 +150,7 @@ def bound_asking(
         workers=WORKERS,
         services=services_of(envelopes),
         # A flow that is fitted to a trace has one time for every request.
-        works=((1.0, 1.0),) if isinstance(tenant.arrivals, TraceArrivals) else tuple(works),
+        works=((1.0, 1.0),) if isinstance(tenant.arrivals, TraceArrivals) else works.atoms,
     )
     try:
         return bound_requests(tenant, terms, host_s=0.0)

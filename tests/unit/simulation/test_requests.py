@@ -173,7 +173,7 @@ def test_one_tenant_that_asks_behind_isolated_ports_is_simulated_and_two_are_ref
         (Work(1e-3), 0.5, Work(4e-3)),
         (Work(6e-3, 0.3), 0.7, Work(4e-3)),
         (Work(9e-3), 0.7, Work(4e-3)),
-        pytest.param(Work(3e-3), 0.7, Work(4e-3, 0.6), id="others take longer than is expected now and then"),
+        pytest.param(Work(8e-3), 0.7, Work(4e-3, 0.6), id="others take longer than is expected now and then"),
         pytest.param(Work(3e-3, 1.0), 0.7, Work(4e-3), id="long computations that do not fit into the share"),
     ],
 )
@@ -200,6 +200,15 @@ def test_a_share_that_is_too_small_is_promised_nothing(tmp_path: Path) -> None:
     assert record.verdict == "FAIL"
     assert record.requests is not None
     assert record.requests.timeouts == record.lost > 100
+
+
+def test_a_tenant_of_which_nothing_was_recorded_or_sent_is_counted_all_the_same(tmp_path: Path) -> None:
+    counted = row(read_record(simulated(tmp_path, recorded_packets=5)), "vision")
+    assert counted.n == pytest.approx(600, rel=0.2)
+    assert counted.verdict == "UNDETERMINED"
+    assert counted.p99_s is not None
+    nothing = row(read_record(simulated(tmp_path, packets=5)), "vision")
+    assert (nothing.n, nothing.verdict, nothing.p99_s) == (0, "UNDETERMINED", None)
 
 
 def test_requests_that_nobody_knows_how_long_to_compute_are_refused(tmp_path: Path) -> None:
