@@ -24,6 +24,21 @@ from testbed.scenario.model import Datapath
 from tests.integration.conftest import ROOT
 
 SMOKE = ROOT / "topologies" / "smoke.yaml"
+SMALL = """
+name: small
+seed: 3
+warm-up: 1 s
+duration: {duration_s} s
+allow-zero-delay: true
+domains:
+  - {{name: only, link-rate: 20 Mbit/s, compute: true}}
+tenants:
+  - name: steady
+    arrivals: {{model: poisson, rate: 1 Mbit/s, size: 200 B}}
+    reservation: {{rate: 4 Mbit/s, burst: 20 kB}}
+    promise: {{deadline: 50 ms, epsilon: 0.02}}
+"""
+"""A run of few seconds, for tests of what becomes of it and not of what it measures."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +53,13 @@ class Reserved:
     def programs(self) -> dict[str, DomainProgram]:
         """What each domain's controller installed."""
         return {name: agent.program for name, agent in self.federation.agents.items()}
+
+
+def small(folder: Path, *, duration_s: int = 2) -> Path:
+    """The small scenario's file, in this folder."""
+    file = folder / "small.yaml"
+    file.write_text(SMALL.format(duration_s=duration_s), encoding="utf-8")
+    return file
 
 
 @contextmanager

@@ -15,23 +15,10 @@ from testbed.report.record import read_record
 from testbed.telemetry import samples
 from tests.integration.conftest import ROOT
 from tests.integration.controller_lab import wait_for
+from tests.integration.spine import small
 
 pytestmark = pytest.mark.network
 
-SMALL = """
-name: small
-seed: 3
-warm-up: 1 s
-duration: 2 s
-allow-zero-delay: true
-domains:
-  - {name: only, link-rate: 20 Mbit/s, compute: true}
-tenants:
-  - name: steady
-    arrivals: {model: poisson, rate: 1 Mbit/s, size: 200 B}
-    reservation: {rate: 4 Mbit/s, burst: 20 kB}
-    promise: {deadline: 50 ms, epsilon: 0.02}
-"""
 DISK_BYTES = 32 * 2**20
 """As much as the captures of five seconds may need, and what is held."""
 
@@ -59,8 +46,7 @@ def fill(disk: Path) -> None:
 def test_what_was_measured_before_a_disk_was_full_is_kept_and_one_sentence_says_why_there_is_no_more(
     disk: Path, tmp_path: Path
 ) -> None:
-    scenario, runs = tmp_path / "small.yaml", frozenset(RUNS.glob("*"))
-    scenario.write_text(SMALL, encoding="utf-8")
+    scenario, runs = small(tmp_path), frozenset(RUNS.glob("*"))
     command = [sys.executable, "-c", "from testbed.cli import main; main()", "run", str(scenario), "--seeds", "2"]
     with (tmp_path / "errors").open("w+") as errors:
         command += ["--keep-captures", "--out", str(disk / "runs")]
@@ -94,8 +80,7 @@ def test_what_was_measured_before_a_disk_was_full_is_kept_and_one_sentence_says_
 
 
 def test_a_run_does_not_begin_where_its_results_would_not_fit(disk: Path, tmp_path: Path) -> None:
-    scenario = tmp_path / "small.yaml"
-    scenario.write_text(SMALL, encoding="utf-8")
+    scenario = small(tmp_path)
     fill(disk)
     command = [sys.executable, "-c", "from testbed.cli import main; main()", "run", str(scenario)]
     ended = subprocess.run(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,16 +20,19 @@ from testbed.errors import ReservationError
 from testbed.report.record import read_record
 from testbed.telemetry import fidelity, samples
 from tests.integration.conftest import AWAKE, QUIETED, ROOT, Command, is_noise
-from tests.integration.spine import SMOKE, reserved
+from tests.integration.controller_lab import wait_for
+from tests.integration.spine import SMOKE, reserved, small
 
 pytestmark = pytest.mark.network
 
 
-# Bursts of 10 Mbit/s with a mean of 3.3. A tenth of the packets may be late, so that seconds can decide.
+# Bursts of 10 Mbit/s with a mean of 3.3. A tenth of the packets may be late, so that seconds can decide; with this seed
+# the lower reservation's queue is long most of the time, and its verdict does not hang on a burst more or less.
 LOWERED = """
 name: {name}
+seed: 4
 warm-up: 3 s
-duration: 20 s
+duration: 10 s
 allow-zero-delay: true
 domains: [{{name: only, link-rate: 20 Mbit/s, compute: true}}]
 tenants:
@@ -122,38 +126,46 @@ def test_a_reservation_lowered_behind_the_controller_is_named_as_drift_and_fails
             probe(made.network, made.programs)
 
 
-def test_a_released_network_holds_no_reservation() -> None:
-    with reserved() as made:
+def test_a_released_network_holds_no_reservation(tmp_path: Path) -> None:
+    with reserved(small(tmp_path)) as made:
+        assert all("steady" in client.read_back()["tenants"] for client in made.controllers.values())
         made.federation.release()
         assert all(client.read_back()["tenants"] == {} for client in made.controllers.values())
 
 
+@contextlib.contextmanager
+def measuring(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """A small run that has just come to its measured window; its results go to `out` in this folder."""
+    command = [sys.executable, "-c", "from testbed.cli import main; main()", "run", str(small(folder))]
+    command += ["--out", str(folder / "out")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=ROOT) as run:
+        try:
+            _wait_for_file(run, folder, "window-1/*.pcap")
+            yield run
+        finally:
+            run.kill()
+
+
+def _wait_for_file(run: subprocess.Popen[str], folder: Path, pattern: str) -> None:
+    wait_for(lambda: bool(list(folder.glob(f"out/*/{pattern}"))) or run.poll() is not None, pattern, deadline_s=100.0)
+    assert run.poll() is None, f"the run ended before it had {pattern}"
+
+
 def test_a_host_whose_cores_somebody_else_uses_ends_the_run_as_invalid(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", "from testbed.cli import main; main()", "run", str(SMOKE), "--out", str(tmp_path)]
-    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=ROOT)
     hogs: list[subprocess.Popen[bytes]] = []
-    try:
-        deadline = time.monotonic() + 100
-        # Only the measured window is disturbed: calibration and probes have seen a quiet host.
-        while not list(tmp_path.glob("*/window-1/*.pcap")):
-            assert run.poll() is None, "the run ended before it measured"
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        hogs += [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2 * (os.cpu_count() or 1))]
-        deadline = time.monotonic() + 100
-        while not list(tmp_path.glob("*/window-1/stalls.npz")):
-            assert run.poll() is None, "the run ended within the window"
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        for hog in hogs:
-            hog.kill()
+    # Only the measured window is disturbed: calibration and probes have seen a quiet host.
+    with measuring(tmp_path) as run:
+        try:
+            hogging = [sys.executable, "-c", "while True: pass"]
+            hogs += [subprocess.Popen(hogging) for _ in range(2 * (os.cpu_count() or 1))]
+            _wait_for_file(run, tmp_path, "window-1/stalls.npz")
+        finally:
+            for hog in hogs:
+                hog.kill()
+                hog.wait()
         said, _ = run.communicate(timeout=100)
-    finally:
-        for process in (*hogs, run):
-            process.kill()
-            process.wait()
     assert run.returncode == 3, said
-    (folder,) = tmp_path.iterdir()
+    (folder,) = (tmp_path / "out").iterdir()
     record = read_record(folder)
     assert (record.verdict, record.partial) == ("INVALID", False)
     assert "CPU idle" in {gate.name for gate in record.gates if not gate.ok}
@@ -161,28 +173,18 @@ def test_a_host_whose_cores_somebody_else_uses_ends_the_run_as_invalid(tmp_path:
 
 
 def test_a_run_that_cannot_go_on_leaves_a_record_that_says_why(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", "from testbed.cli import main; main()", "run", str(SMOKE), "--out", str(tmp_path)]
-    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=ROOT)
-    try:
-        deadline = time.monotonic() + 100
-        while not list(tmp_path.glob("*/window-1/*.pcap")):
-            assert run.poll() is None, "the run ended before it measured"
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+    with measuring(tmp_path) as run:
         (sender,) = _running(str(tmp_path), "window-1/steady.spec.json")
         os.kill(sender, signal.SIGKILL)
         said, _ = run.communicate(timeout=100)
-    finally:
-        run.kill()
-        run.wait()
     assert run.returncode == 3, said
-    (folder,) = tmp_path.iterdir()
+    (folder,) = (tmp_path / "out").iterdir()
     record = read_record(folder)
     assert (record.verdict, record.partial, record.windows) == ("INVALID", False, ())
     (gate,) = [gate for gate in record.gates if not gate.ok]
     assert gate.name == "measured to the end"
     assert "steady" in gate.detail
-    steady = next(tenant for tenant in record.tenants if tenant.name == "steady")
+    (steady,) = record.tenants
     assert (steady.verdict, steady.n) == ("INVALID", 0)
     assert steady.bound_s is not None
     assert "measured to the end" in (folder / "report.html").read_text(encoding="utf-8")
