@@ -62,16 +62,21 @@ class LedgerReport:
         findings: The findings up to there, in order.
         unsealed: Entries after those that the head names, as after a crash while appending; signed and chained.
         problems: Everything that is wrong, in one sentence each; empty for an intact log.
+        signers: Ids of the keys that signed the lines up to there and the head, or that these say they are signed by if
+            signatures were not checked.
+        signatures_checked: Whether signatures were checked. If not, anybody may have written the log.
     """
 
     head: Head
     findings: tuple[strict_json.Json, ...]
     unsealed: int
     problems: tuple[str, ...]
+    signers: frozenset[str]
+    signatures_checked: bool
 
     @property
     def intact(self) -> bool:
-        """Whether nothing is wrong."""
+        """Whether nothing that was checked is wrong."""
         return not self.problems
 
 
@@ -121,12 +126,13 @@ def append(log: Path, finding: strict_json.Json, key: SigningKey) -> Head:
     return head
 
 
-def verify(log: Path, keys: Mapping[str, PublicKey], remembered: Head | None = None) -> LedgerReport:
+def verify(log: Path, keys: Mapping[str, PublicKey] | None, remembered: Head | None = None) -> LedgerReport:
     """Check every line, the chain and the head.
 
     Args:
         log: The file.
-        keys: Trusted keys by key id.
+        keys: Trusted keys by key id. None to check no signature: that finds a log which was edited, shortened or
+            reordered by whoever could not write chain and head anew, and does not tell who wrote it.
         remembered: A head seen earlier; the log must still contain it.
 
     Raises:
@@ -134,9 +140,10 @@ def verify(log: Path, keys: Mapping[str, PublicKey], remembered: Head | None = N
     """
     lines, torn = _lines(_read(log))
     findings, intact, problems = [], Head(0, GENESIS), []
+    signers: set[str] = set()
     for number, line in enumerate(lines, start=1):
         try:
-            sequence, previous, finding = _entry(line, keys)
+            sequence, previous, finding, signed_by = _entry(line, keys)
         except RefusedError as error:
             problems.append(f"line {number}: {error}")
             break
@@ -147,10 +154,12 @@ def verify(log: Path, keys: Mapping[str, PublicKey], remembered: Head | None = N
             )
             break
         findings.append(finding)
+        signers |= signed_by
         intact = Head(number, _digest(line))
     if torn:
         problems.append(f"line {len(lines) + 1}: it has no line break; it was cut off, or is still being written")
-    named, trouble = _read_head(log, keys)
+    named, sealed_by, trouble = _read_head(log, keys)
+    signers |= sealed_by
     problems += trouble
     digests = _digests(lines)
     for head, whose in ((named, "the signed head"), (remembered, "the remembered head")):
@@ -160,16 +169,18 @@ def verify(log: Path, keys: Mapping[str, PublicKey], remembered: Head | None = N
                 "cut off or replaced"
             )
     unsealed = max(0, intact.entries - named.entries) if named is not None else 0
-    return LedgerReport(intact, tuple(findings), unsealed, tuple(problems))
+    return LedgerReport(intact, tuple(findings), unsealed, tuple(problems), frozenset(signers), keys is not None)
 
 
-def _entry(line: bytes, keys: Mapping[str, PublicKey]) -> tuple[int, str, strict_json.Json]:
+def _entry(line: bytes, keys: Mapping[str, PublicKey] | None) -> tuple[int, str, strict_json.Json, frozenset[str]]:
+    """Place, what it follows, finding and signers of a line; without keys signatures are not checked."""
     sealed = Sealed.from_bytes(line, ENTRY_TYPE, max_bytes=_MAX_LINE_BYTES)
-    sealed.verify(keys)
+    if keys is not None:
+        sealed.verify(keys)
     document = sealed.read("entry")
     require_schema(document, "entry", SCHEMA_VERSION)
     found = members(document, "entry", ("schema", "sequence", "previous", "finding"))
-    return found["sequence"], found["previous"], found["finding"]
+    return found["sequence"], found["previous"], found["finding"], frozenset(sealed.signatures)
 
 
 def _write_head(log: Path, head: Head, key: SigningKey) -> None:
@@ -184,8 +195,8 @@ def _write_head(log: Path, head: Head, key: SigningKey) -> None:
     partial.replace(target)
 
 
-def _read_head(log: Path, keys: Mapping[str, PublicKey] | None) -> tuple[Head | None, list[str]]:
-    """The head beside a log and what is wrong with it; without keys its signature is not checked."""
+def _read_head(log: Path, keys: Mapping[str, PublicKey] | None) -> tuple[Head | None, frozenset[str], list[str]]:
+    """The head beside a log, its signers and what is wrong with it; without keys its signature is not checked."""
     path = head_path(log)
     try:
         sealed = Sealed.from_bytes(path.read_bytes(), HEAD_TYPE)
@@ -199,10 +210,11 @@ def _read_head(log: Path, keys: Mapping[str, PublicKey] | None) -> tuple[Head | 
         problems.text("last", found["last"], DIGEST, "64 lower-case hexadecimal digits")
         problems.check()
     except OSError as error:
-        return None, [f"{path}: {error.strerror}; without its signed head a log may have been cut off unnoticed"]
+        why = f"{path}: {error.strerror}; without its signed head a log may have been cut off unnoticed"
+        return None, frozenset(), [why]
     except RefusedError as error:
-        return None, [f"{path}: {error}"]
-    return Head(found["entries"], found["last"]), []
+        return None, frozenset(), [f"{path}: {error}"]
+    return Head(found["entries"], found["last"]), frozenset(sealed.signatures), []
 
 
 def _continuable(log: Path, data: bytes) -> Head:
@@ -211,9 +223,11 @@ def _continuable(log: Path, data: bytes) -> Head:
     head = Head(len(lines), _digest(lines[-1]) if lines else GENESIS)
     if torn:
         raise LedgerError(f"{log}: its last line has no end; verify the log, then remove that line to go on")
-    named, trouble = (Head(0, GENESIS), []) if not lines and not head_path(log).exists() else _read_head(log, None)
-    if named is None:
-        raise LedgerError(trouble)
+    named: Head | None = Head(0, GENESIS)
+    if lines or head_path(log).exists():
+        named, _, trouble = _read_head(log, None)
+        if named is None:
+            raise LedgerError(trouble)
     if not _contains(_digests(lines), named):
         raise LedgerError(
             f"{log}: its head names {named.entries} entries, found {head.entries} that end otherwise; it was cut off "

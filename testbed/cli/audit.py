@@ -190,8 +190,16 @@ def watch(
 @app.command()
 def verify(
     log: _Log,
-    key: _Keys,
     *,
+    key: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--key",
+            exists=True,
+            dir_okay=False,
+            help="Public key of the auditor; repeat for more. Without: no signature is checked, and that is said.",
+        ),
+    ] = None,
     head: Annotated[
         ledger.Head | None,
         typer.Option(
@@ -203,14 +211,17 @@ def verify(
     """Detect edits, deletions, reordering and truncation of a log of findings.
 
     Remember the head that is printed: whoever cuts the log and restores an old head can only be found out by it.
-    Exit codes: 0 the log is intact, 1 it is not.
+    Without --key places, hashes and counts are checked and no signature: whoever can write both the log and its head
+    could have written all of it anew. Exit codes: 0 what was checked is intact, 1 it is not.
     """
-    found = ledger.verify(log, _public_keys(key), head)
+    found = ledger.verify(log, _public_keys(key) if key else None, head)
     if as_json:
         typer.echo(
             json.dumps(
                 {
                     "intact": found.intact,
+                    "signatures_checked": found.signatures_checked,
+                    "signers": sorted(found.signers),
                     "entries": found.head.entries,
                     "last": found.head.last,
                     "unsealed": found.unsealed,
@@ -221,10 +232,14 @@ def verify(
             )
         )
     else:
-        typer.echo(f"{'intact' if found.intact else 'NOT INTACT'}: {found.head.entries} findings")
+        unproven = "" if found.signatures_checked else "; signatures NOT checked"
+        typer.echo(f"{'intact' if found.intact else 'NOT INTACT'}: {found.head.entries} findings{unproven}")
         typer.echo(f"head: {found.head.entries}:{found.head.last}")
         if found.unsealed:
             typer.echo(f"the last {found.unsealed} are signed and chained, and not yet named by the head")
+        if not found.signatures_checked:
+            typer.echo(f"it says that it is signed by: {', '.join(sorted(found.signers)) or 'nobody'}")
+            typer.echo("not proven: who wrote it; name the auditor's public key with --key")
     for problem in found.problems:
         typer.echo(f"testbed: {log}: {problem}", err=True)
     raise typer.Exit(Exit.PASS if found.intact else Exit.FAIL)

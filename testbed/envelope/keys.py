@@ -92,8 +92,19 @@ class PublicKey:
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read a file written by `save`."""
-        return cls.from_dict(strict_json.loads(_read_key_file(path), str(path)))
+        """Read a file written by `save`.
+
+        Raises:
+            KeyRefusedError: Missing, the private key, or a key that is refused.
+            MalformedError: Not one canonical document.
+        """
+        content = _read_key_file(path)
+        if content.startswith(b"-----BEGIN") and b"PRIVATE KEY-----" in content:
+            raise KeyRefusedError(
+                f"{path}: this is the private key, expected the public one that keygen wrote beside it; keep this one "
+                "to whoever signs"
+            )
+        return cls.from_dict(strict_json.loads(content, str(path)))
 
 
 class SigningKey:

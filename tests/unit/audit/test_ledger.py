@@ -69,6 +69,33 @@ def test_tampering_is_detected(log: Path, tamper: Callable[[list[bytes]], list[b
     assert any(message in problem for problem in report.problems)
 
 
+UNSIGNED = {name: case for name, case in TAMPERING.items() if "nobody trusts" not in name}
+
+
+@pytest.mark.parametrize(("tamper", "message"), UNSIGNED.values(), ids=UNSIGNED.keys())
+def test_tampering_with_the_chain_is_detected_without_a_key(
+    log: Path, tamper: Callable[[list[bytes]], list[bytes]], message: str
+) -> None:
+    rewrite(log, tamper(lines(log)))
+    assert any(message in problem for problem in verify(log, None).problems)
+
+
+def test_a_line_by_another_key_breaks_the_chain_without_a_key_too(log: Path) -> None:
+    rewrite(log, forge(lines(log)))
+    assert any("line 4: it is entry 3 and follows" in problem for problem in verify(log, None).problems)
+
+
+def test_without_a_key_it_is_said_who_claims_to_have_signed_and_that_nobody_checked(log: Path, tmp_path: Path) -> None:
+    report, checked = verify(log, None), verify(log, KEYS)
+    assert (report.intact, report.signatures_checked, report.signers) == (True, False, {KEY.key_id})
+    assert (checked.intact, checked.signatures_checked, checked.signers) == (True, True, {KEY.key_id})
+    # A log written anew from beginning to end is what only signatures give away.
+    other, forged = SigningKey.generate(), tmp_path / "forged.log"
+    append(forged, {"number": 0}, other)
+    assert verify(forged, None).intact
+    assert not verify(forged, KEYS).intact
+
+
 def test_a_log_from_elsewhere_in_its_place_is_detected(log: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.log"
     for number in range(5):

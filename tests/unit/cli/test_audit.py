@@ -223,6 +223,29 @@ def test_findings_are_signed_verified_and_computed_again(table: Path, key: Path,
     assert "no finding of" in other.stderr
 
 
+def test_a_log_is_verified_without_a_key_and_what_that_leaves_open_is_said(
+    table: Path, key: Path, tmp_path: Path
+) -> None:
+    command(table, "--deadline", "200ms", "--sign", key)
+    log = tmp_path / "findings.log"
+    checked = command("verify", log)
+    assert (checked.exit_code, checked.stdout.splitlines()[0]) == (0, "intact: 1 findings; signatures NOT checked")
+    assert f"it says that it is signed by: {SigningKey.load(key).key_id}" in checked.stdout
+    assert "not proven: who wrote it" in checked.stdout
+    found = json.loads(command("verify", log, "--json").stdout)
+    assert (found["intact"], found["signatures_checked"]) == (True, False)
+    assert json.loads(command("verify", log, "--key", key.with_suffix(".pub"), "--json").stdout)["signatures_checked"]
+    log.write_bytes(log.read_bytes().replace(b'"payload":"', b'"payload":"A', 1))
+    assert command("verify", log).exit_code == 1
+
+
+def test_the_private_key_in_place_of_the_public_one_is_told_plainly(table: Path, key: Path, tmp_path: Path) -> None:
+    command(table, "--deadline", "200ms", "--sign", key)
+    ended = command("verify", tmp_path / "findings.log", "--key", key)
+    assert ended.exit_code == 2
+    assert "this is the private key" in " ".join(ended.stderr.replace("│", " ").split())
+
+
 TAMPERING = {
     "an edit": lambda lines: [lines[0].replace(b"payload", b"payloae", 1), *lines[1:]],
     "a deletion": lambda lines: lines[1:],
