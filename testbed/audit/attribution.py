@@ -37,6 +37,9 @@ EXACT_PARTS = 9
 MAX_PARTS = 20
 """More parts would leave too few orders for each."""
 
+BOOTSTRAP_SEED = 0
+"""Fixed, so that the same evidence gives the same shares to whoever computes them."""
+
 _RESAMPLES = 400
 _MOST_BLOCKS = 1000
 _SPARE = 4
@@ -100,7 +103,7 @@ def attribute(
     level: float | None = None,
     confidence: float = 0.95,
     runs: npt.ArrayLike | None = None,
-    seed: int = 0,
+    seed: int = BOOTSTRAP_SEED,
 ) -> Attribution:
     """Share out the tail's excess among parts whose sum is the latency.
 

@@ -12,23 +12,31 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 import numpy.typing as npt
 
-from testbed.audit.contracts import DomainEvidence
+from testbed.audit.attribution import BOOTSTRAP_SEED
+from testbed.audit.contracts import ContractVerdict, DomainEvidence, judge_contracts
+from testbed.audit.crossing import Crossing
 from testbed.audit.evidence import CONFIDENCE, RunEvidence, promised_confidence
+from testbed.audit.folder import had_kept
 from testbed.audit.record import Promise
 from testbed.audit.spared import Stretch
-from testbed.audit.statements import agrees, compliance_statement, contract_statement, evidence_digest
+from testbed.audit.statements import (
+    Breach,
+    agrees,
+    attribution_statement,
+    compliance_statement,
+    contract_statement,
+    evidence_digest,
+    plain,
+)
 from testbed.audit.table import read_series
 from testbed.envelope import strict_json
 
 WHOLE_TABLE = "everyone"
 """Subject of a finding about a table that names no tenants."""
-
-_PLAIN = "".join(map(chr, range(32, 127))).translate(str.maketrans("", "", '"\\%'))
 
 
 class Outcome(StrEnum):
@@ -59,10 +67,13 @@ class Recomputed:
 
 @dataclass(frozen=True, slots=True)
 class _Series:
-    """What a finding about a promise rests on, and what faults took out of it."""
+    """What findings about a promise and about its tail rest on, and what faults took out of it."""
 
     latency_s: npt.NDArray[np.float64]
     runs: npt.NDArray[np.int64] | None
+    places: Mapping[str, npt.NDArray[np.float64]]
+    causes: Mapping[str, npt.NDArray[np.float64]] | None = None
+    breaches: tuple[Breach, ...] = ()
     left_out: tuple[Stretch, ...] = ()
 
 
@@ -83,17 +94,18 @@ class _Evidence:
 
 
 def table_statements(path: Path, promise: Promise) -> Iterator[strict_json.Json]:
-    """One finding for each tenant of a table.
+    """A finding about the promise to each tenant of a table, and one about its tail where that can be shared out.
 
     Raises:
         TableError: A file that cannot be audited.
     """
     for subject, (series,) in _of_table(path).series.items():
         yield _compliance(subject, series, promise, CONFIDENCE)
+        yield from _attribution(subject, series, round(CONFIDENCE * 1e6))
 
 
 def run_statements(evidence: RunEvidence) -> Iterator[strict_json.Json]:
-    """One finding for each promise that a valid run could judge, and one for all envelopes together.
+    """Findings about each promise that a valid run could judge and about its tail, and one for all envelopes together.
 
     Where faults took something out of a promise, each of these is followed by the finding with nothing left out.
     Nothing comes from an invalid run, and none about the promise to a tenant that broke its own contract.
@@ -110,6 +122,8 @@ def run_statements(evidence: RunEvidence) -> Iterator[strict_json.Json]:
         subject = _subject(tenant.name)
         for series in found.series[subject]:
             yield _compliance(subject, series, promise, confidence)
+        for series in found.series[subject]:
+            yield from _attribution(subject, series, round(confidence * 1e6))
     for family in found.families:
         yield contract_statement(family.contracts, round(CONFIDENCE * 1e6), family.left_out)
 
@@ -131,27 +145,52 @@ def recompute(findings: Sequence[strict_json.Json], source: RunEvidence | Path) 
 
 
 def _of_table(path: Path) -> _Evidence:
-    found = {_subject(rows.tenant): (_Series(rows.latency_s, rows.runs),) for rows in read_series(path)}
+    found = {_subject(rows.tenant): (_Series(rows.latency_s, rows.runs, rows.parts),) for rows in read_series(path)}
     return _Evidence(found, ())
 
 
 def _of_run(run: RunEvidence) -> _Evidence:
-    series = {_subject(name): tuple(_series(run, name)) for name in run.crossings}
+    broken = _broken(run.contracts), _broken(run.unspared)
+    series = {_subject(name): tuple(_series(run, name, *broken)) for name in run.crossings}
     left_out = {_subject(name): spared.stretches for name, spared in run.spared.items()}
     families = [_Family(run.contracts, left_out), _Family(run.unspared, {})]
     return _Evidence(series, tuple(family for family in families if family.contracts))
 
 
-def _series(run: RunEvidence, tenant: str) -> Iterator[_Series]:
-    judged, whole, spared = run.judged(tenant), run.crossings[tenant], run.spared.get(tenant)
-    yield _Series(judged.latency_s, judged.runs, spared.stretches if spared else ())
+def _series(
+    run: RunEvidence, tenant: str, broken: Sequence[DomainEvidence], unspared: Sequence[DomainEvidence]
+) -> Iterator[_Series]:
+    """What is judged of a tenant with the envelopes broken in it, then, if it is less, everything."""
+
+    def of(crossing: Crossing, broken: Sequence[DomainEvidence], left_out: tuple[Stretch, ...] = ()) -> _Series:
+        return _Series(
+            latency_s=crossing.latency_s,
+            runs=crossing.runs,
+            places=crossing.places(),
+            causes=crossing.causes(),
+            breaches=tuple(
+                Breach(item.envelope, crossing.excess_s(item.envelope), had_kept(crossing, item))
+                for item in broken
+                if item.envelope.subject.tenant == tenant
+            ),
+            left_out=left_out,
+        )
+
+    spared = run.spared.get(tenant)
+    yield of(run.judged(tenant), broken, spared.stretches if spared else ())
     if spared:
-        yield _Series(whole.latency_s, whole.runs)
+        yield of(run.crossings[tenant], unspared)
+
+
+def _broken(family: Sequence[DomainEvidence]) -> list[DomainEvidence]:
+    """The envelopes that are broken among all that are judged together."""
+    found = judge_contracts(family, CONFIDENCE) if family else ()
+    judged = zip(family, found, strict=True)
+    return [item for item, finding in judged if finding.verdict is ContractVerdict.BROKEN]
 
 
 def _subject(tenant: str | None) -> str:
-    """A tenant's name in the letters that a signed document may hold."""
-    return WHOLE_TABLE if tenant is None else quote(tenant, safe=_PLAIN)
+    return WHOLE_TABLE if tenant is None else plain(tenant)
 
 
 def _compliance(subject: str, series: _Series, promise: Promise, confidence: float) -> strict_json.Json:
@@ -166,17 +205,39 @@ def _compliance(subject: str, series: _Series, promise: Promise, confidence: flo
     )
 
 
+def _attribution(
+    subject: str, series: _Series, confidence_ppm: int, seed: int = BOOTSTRAP_SEED
+) -> Iterator[strict_json.Json]:
+    """The finding about a tail, if there is one and it was cut into parts."""
+    if not series.places:
+        return
+    found = attribution_statement(
+        subject,
+        series.latency_s,
+        series.places,
+        causes=series.causes,
+        breaches=series.breaches,
+        confidence_ppm=confidence_ppm,
+        seed=seed,
+        runs=series.runs,
+        left_out=series.left_out,
+    )
+    if found is not None:
+        yield found
+
+
 def _about(finding: dict[str, Any]) -> str:
     if finding["kind"] == "compliance":
         return f"promise to {finding['subject']}: {finding['verdict']}"
+    if finding["kind"] == "attribution":
+        return f"tail of {finding['subject']}: {finding['by_place']['named'] or 'nobody'} is named"
     verdicts = ", ".join(f"{item['domain']} for {item['tenant']} {item['verdict']}" for item in finding["findings"])
     return f"envelopes: {verdicts}"
 
 
 def _outcome(finding: dict[str, Any], evidence: _Evidence) -> Outcome:
-    again = list(
-        _promise_again(finding, evidence) if finding["kind"] == "compliance" else _family_again(finding, evidence)
-    )
+    compute = {"compliance": _promise_again, "attribution": _tail_again, "contracts": _family_again}
+    again = list(compute[finding["kind"]](finding, evidence))
     if not again:
         return Outcome.ELSEWHERE
     return Outcome.SAME if any(agrees(finding, each) for each in again) else Outcome.DIFFERS
@@ -195,6 +256,21 @@ def _promise_again(finding: dict[str, Any], evidence: _Evidence) -> Iterator[str
                 runs=series.runs,
                 left_out=series.left_out,
             )
+
+
+def _tail_again(finding: dict[str, Any], evidence: _Evidence) -> Iterator[strict_json.Json]:
+    """The finding about a tail, from each series with the digests that it names."""
+    for series in evidence.series.get(finding["subject"], ()):
+        if finding["evidence"] == evidence_digest(_answered(series.latency_s), series.runs):
+            for again in _attribution(finding["subject"], series, finding["confidence_ppm"], finding["seed"]):
+                if _cut(again) == _cut(finding):
+                    yield again
+
+
+def _cut(tail: dict[str, Any]) -> list[str]:
+    """Digests of the parts that latencies were cut into."""
+    cuts = (tail["by_place"], tail["by_cause"])
+    return [part["evidence"] for cut in cuts if cut is not None for part in cut["parts"]]
 
 
 def _family_again(finding: dict[str, Any], evidence: _Evidence) -> Iterator[strict_json.Json]:

@@ -207,7 +207,7 @@ def _audit_tenant(
         audit=audit,
         causes=attribute(causes, confidence=confidence, runs=crossing.runs) if causes else None,
         contracts=tuple(finding for _, finding in judged),
-        counterfactuals=tuple(_had_kept(crossing, e) for e, _ in broken),
+        counterfactuals=tuple(had_kept(crossing, e) for e, _ in broken),
         counted=tenant.n,
         endings=crossing.endings,
         impairments=impairments,
@@ -254,7 +254,8 @@ def _verdict(nonconforming: int, audit: Audit, *, valid: bool) -> str:
     return str(audit.compliance.verdict)
 
 
-def _had_kept(crossing: Crossing, evidence: DomainEvidence) -> Counterfactual:
+def had_kept(crossing: Crossing, evidence: DomainEvidence) -> Counterfactual:
+    """What a tenant's p99.9 would have been had the domain that this evidence speaks of kept its envelope."""
     excess_s = crossing.excess_s(evidence.envelope)
     return counterfactual(evidence.who, crossing.latency_s, excess_s, evidence.envelope.tail, roughly=evidence.least)
 

@@ -223,11 +223,11 @@ def _continuable(log: Path, data: bytes) -> Head:
     head = Head(len(lines), _digest(lines[-1]) if lines else GENESIS)
     if torn:
         raise LedgerError(f"{log}: its last line has no end; verify the log, then remove that line to go on")
-    named: Head | None = Head(0, GENESIS)
-    if lines or head_path(log).exists():
-        named, _, trouble = _read_head(log, None)
-        if named is None:
-            raise LedgerError(trouble)
+    if not lines and not head_path(log).exists():
+        return head
+    named, _, trouble = _read_head(log, None)
+    if named is None:
+        raise LedgerError(trouble)
     if not _contains(_digests(lines), named):
         raise LedgerError(
             f"{log}: its head names {named.entries} entries, found {head.entries} that end otherwise; it was cut off "

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from testbed.audit.attribution import Attribution, Share, attribute
 from testbed.audit.causes import add_up
-from testbed.audit.clusters import Dependence, as_series, measure_dependence
+from testbed.audit.clusters import Dependence, FloatArray, as_series, measure_dependence
 from testbed.audit.compliance import Compliance, judge, judge_nothing
 from testbed.audit.quantile import Quantile, quantiles
 from testbed.audit.replications import MIN_RUNS, Replications, judge_replications
@@ -193,9 +193,8 @@ def audit_series(
         replications = judge_replications(series, runs, promise.deadline_s, promise.epsilon, confidence)
     attribution, why_not = None, None
     if parts:
-        whole = add_up(np.where(np.isinf(series), np.nan, series), {k: np.asarray(v, float) for k, v in parts.items()})
         try:
-            attribution = attribute(whole, confidence=confidence, runs=runs)
+            attribution = attribute(completed(series, parts), confidence=confidence, runs=runs)
         except ValueError as error:
             why_not = f"{error}."
     return Audit(
@@ -209,6 +208,16 @@ def audit_series(
         attribution=attribution,
         no_attribution=why_not,
     )
+
+
+def completed(series: FloatArray, parts: Mapping[str, npt.ArrayLike]) -> dict[str, FloatArray]:
+    """The parts of each latency, and what they leave of it as a part of its own: what blame is shared out among.
+
+    Args:
+        series: Latencies in seconds, +inf for never answered (`testbed.audit.clusters.as_series`), [n].
+        parts: Name to seconds spent there, [n] each.
+    """
+    return add_up(np.where(np.isinf(series), np.nan, series), {k: np.asarray(v, float) for k, v in parts.items()})
 
 
 def audit_nothing(promise: Promise, *, confidence: float = 0.95, levels: tuple[float, ...] = LEVELS) -> Audit:

@@ -9,21 +9,28 @@ from __future__ import annotations
 
 import hashlib
 import math
+import urllib.parse
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
 
+from testbed.audit.attribution import BOOTSTRAP_SEED, Attribution, Share, attribute
+from testbed.audit.causes import Counterfactual
 from testbed.audit.clusters import as_series, run_boundaries
 from testbed.audit.compliance import judge
 from testbed.audit.contracts import ContractFinding, DomainEvidence, Statement, judge_contracts
+from testbed.audit.record import completed
 from testbed.audit.spared import Stretch
 from testbed.envelope import strict_json
+from testbed.envelope.descriptor import Envelope
 from testbed.envelope.units import ns_up
 
 SCHEMA_VERSION = 1
 
+_PLAIN = "".join(map(chr, range(32, 127))).translate(str.maketrans("", "", '"\\%'))
 _EVIDENCE = b"tail-latency-testbed evidence 1\n"
 
 
@@ -45,6 +52,26 @@ def evidence_digest(series: npt.ArrayLike, runs: npt.ArrayLike | None = None) ->
     starts = run_boundaries(runs, values.size)
     header = b"%d %d\n" % (values.size, starts.size)
     return hashlib.sha256(_EVIDENCE + header + values.tobytes() + starts.astype("<i8").tobytes()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Breach:
+    """An envelope that was broken, and what its domain's excess did to the tenant.
+
+    Attributes:
+        envelope: As it was signed.
+        excess_s: How far each sample lagged behind it, NaN where it did not cross that stage; seconds, [n].
+        had_kept: What would have been.
+    """
+
+    envelope: Envelope
+    excess_s: npt.ArrayLike
+    had_kept: Counterfactual
+
+
+def plain(name: str) -> str:
+    """A name in the letters that a signed document may hold, others percent-encoded."""
+    return urllib.parse.quote(name, safe=_PLAIN)
 
 
 def compliance_statement(
@@ -108,6 +135,105 @@ def contract_statement(
         "confidence_ppm": confidence_ppm,
         "findings": [_contract(item, finding) for item, finding in zip(evidence, found, strict=True)],
         **_left_out(left_out),
+    }
+
+
+def attribution_statement(
+    subject: str,
+    latency_s: npt.ArrayLike,
+    places: Mapping[str, npt.ArrayLike],
+    *,
+    causes: Mapping[str, npt.ArrayLike] | None = None,
+    breaches: Sequence[Breach] = (),
+    confidence_ppm: int = 950_000,
+    seed: int = BOOTSTRAP_SEED,
+    runs: npt.ArrayLike | None = None,
+    left_out: Sequence[Stretch] = (),
+) -> strict_json.Json | None:
+    """The finding about whose a tenant's tail is, by place and by cause, as `testbed.audit.attribution` shares it out.
+
+    Shares and levels are rounded to the nearest part per million and times to the nearest nanosecond: a limit that is
+    exactly nothing would else depend on the last digit of a sum.
+
+    Args:
+        subject: Name of the tenant.
+        latency_s: Latencies in seconds in order of intended sending; NaN or inf: never answered; [n].
+        places: Name to seconds spent there, [n] each; what they leave of the latency becomes a place of its own.
+        causes: Cause to seconds, which add up to the latency, [n] each; None where they cannot be told apart.
+        breaches: Envelopes of the tenant that were broken.
+        confidence_ppm: Of every interval and of what is named.
+        seed: Of the bootstrap.
+        runs: Run id of each sample if several independent runs are pooled.
+        left_out: What faults took out of the evidence; a statement without any does not speak of it.
+
+    Returns:
+        None where there is no tail to share out.
+    """
+    series = as_series(latency_s)
+
+    def shared(parts: Mapping[str, npt.ArrayLike]) -> strict_json.Json:
+        found = attribute(parts, confidence=confidence_ppm / 1e6, runs=runs, seed=seed)
+        return _shares(found, {name: evidence_digest(part, runs) for name, part in parts.items()})
+
+    try:
+        by_place = shared(completed(series, places))
+        by_cause = None if causes is None else shared(causes)
+    except ValueError:
+        return None
+    return {
+        "schema": SCHEMA_VERSION,
+        "kind": "attribution",
+        "subject": subject,
+        "confidence_ppm": confidence_ppm,
+        "seed": seed,
+        "evidence": evidence_digest(series, runs),
+        "n": series.size,
+        "by_place": by_place,
+        "by_cause": by_cause,
+        "counterfactuals": [_counterfactual(breach, runs) for breach in breaches],
+        **_left_out({subject: left_out}),
+    }
+
+
+def _shares(found: Attribution, digests: Mapping[str, str]) -> strict_json.Json:
+    """Everyone's shares of one way to cut the latency; `unshared` have none to share out."""
+
+    def ppm(share: Share) -> strict_json.Json:
+        limits = {"share_ppm": share.share, "lower_ppm": share.lower, "upper_ppm": share.upper}
+        return {name: None if value is None else round(value * 1e6) for name, value in limits.items()}
+
+    return {
+        "level_ppm": round(found.level * 1e6),
+        "excess_ns": round(found.excess_s * 1e9),
+        "clusters": found.clusters,
+        "unshared": found.left_out,
+        "named": None if found.named is None else plain(found.named),
+        "parts": [
+            {
+                "name": plain(name),
+                "evidence": digests[name],
+                "euler": ppm(blame.euler),
+                "shapley": ppm(blame.shapley),
+            }
+            for name, blame in found.blame.items()
+        ],
+    }
+
+
+def _counterfactual(breach: Breach, runs: npt.ArrayLike | None) -> strict_json.Json:
+    found = breach.had_kept
+    measured, kept = (
+        round(seconds * 1e9) if math.isfinite(seconds) else None for seconds in (found.measured_s, found.kept_s)
+    )
+    return {
+        "domain": breach.envelope.domain,
+        "stage": str(breach.envelope.subject.stage),
+        "envelope": breach.envelope.digest,
+        "evidence": evidence_digest(breach.excess_s, runs),
+        "level_ppm": round(found.level * 1e6),
+        "measured_ns": measured,
+        "kept_ns": kept,
+        "roughly": found.roughly,
     }
 
 

@@ -49,4 +49,4 @@ def test_the_one_slow_domain_of_a_network_is_named_accused_and_taken_out(
     assert testbed("audit", "verify", log, "--key", public).returncode == 0
     again = testbed("audit", "recompute", log, str(folder), "--key", public)
     assert again.returncode == 0, again.stdout
-    assert again.stdout.count("SAME") == 2
+    assert again.stdout.count("SAME") == 3

@@ -211,14 +211,17 @@ def test_findings_name_what_they_leave_out_and_are_followed_by_those_about_every
     assert [(finding["kind"], "left_out" in finding) for finding in found] == [
         ("compliance", True),
         ("compliance", False),
+        ("attribution", True),
+        ("attribution", False),
         ("contracts", True),
         ("contracts", False),
     ]
     assert [found[0]["verdict"], found[1]["verdict"]] == ["PASS", "FAIL"]
-    assert found[0]["left_out"] == found[2]["left_out"]
+    assert found[0]["left_out"] == found[2]["left_out"] == found[4]["left_out"]
+    assert found[2]["n"] < found[3]["n"]
     assert (len(found[0]["left_out"]), found[0]["left_out"][0]["first_ns"]) == (24, 1_975_000_000)
     again = recompute(found, read_evidence(path))
-    assert [item.outcome for item in again] == [Outcome.SAME] * 4
+    assert [item.outcome for item in again] == [Outcome.SAME] * 6
     silent = {name: value for name, value in found[0].items() if name != "left_out"}
     assert recompute([silent], read_evidence(path))[0].outcome is Outcome.DIFFERS
 

@@ -213,13 +213,14 @@ def test_findings_are_signed_verified_and_computed_again(table: Path, key: Path,
         command(table, "--deadline", deadline, "--sign", key)
     log, public = tmp_path / "findings.log", key.with_suffix(".pub")
     checked = command("verify", log, "--key", public)
-    assert (checked.exit_code, checked.stdout.startswith("intact: 2 findings")) == (0, True)
+    assert (checked.exit_code, checked.stdout.startswith("intact: 4 findings")) == (0, True)
     again = command("recompute", log, table, "--key", public)
-    assert (again.exit_code, again.stdout.count("SAME")) == (0, 2)
+    assert (again.exit_code, again.stdout.count("SAME")) == (0, 4)
     assert "promise to everyone: FAIL" in again.stdout
+    assert "tail of everyone: north is named" in again.stdout
     table.write_text(table.read_text().replace("\n,", "\n0.1,", 1))
     other = command("recompute", log, table, "--key", public)
-    assert (other.exit_code, other.stdout.count("ELSEWHERE")) == (1, 2)
+    assert (other.exit_code, other.stdout.count("ELSEWHERE")) == (1, 4)
     assert "no finding of" in other.stderr
 
 
@@ -229,7 +230,7 @@ def test_a_log_is_verified_without_a_key_and_what_that_leaves_open_is_said(
     command(table, "--deadline", "200ms", "--sign", key)
     log = tmp_path / "findings.log"
     checked = command("verify", log)
-    assert (checked.exit_code, checked.stdout.splitlines()[0]) == (0, "intact: 1 findings; signatures NOT checked")
+    assert (checked.exit_code, checked.stdout.splitlines()[0]) == (0, "intact: 2 findings; signatures NOT checked")
     assert f"it says that it is signed by: {SigningKey.load(key).key_id}" in checked.stdout
     assert "not proven: who wrote it" in checked.stdout
     found = json.loads(command("verify", log, "--json").stdout)

@@ -89,7 +89,7 @@ def test_audit_and_report_work_on_the_folder(folder: Path) -> None:
 
 def test_findings_about_a_simulation_are_computed_again_from_its_folder(folder: Path) -> None:
     findings = list(run_statements(read_evidence(folder)))
-    assert {finding["kind"] for finding in findings} == {"compliance", "contracts"}
+    assert {finding["kind"] for finding in findings} == {"compliance", "attribution", "contracts"}
     again = recompute(findings, read_evidence(folder))
     assert {item.outcome for item in again} == {Outcome.SAME}
 
