@@ -26,6 +26,9 @@ FOLDERS = tuple(Path(name) for name in ("/tmp", "/var/tmp", "/run"))  # noqa: S1
 NAMED = re.compile(r"tlt|bench-|kernel-tests-|uml\.")
 """How the temporary files of this project, its tests and its scripts begin."""
 
+_PID = re.compile(r"(?:^tlt-[a-z]+|-)(\d+)$")
+"""What is named after a process; the random end of a temporary folder's name may have digits of its own."""
+
 _OUR_OWN = (b"multiprocessing.resource_tracker", b"multiprocessing.forkserver")
 """Helpers that Python keeps until the process that needed them ends."""
 
@@ -59,10 +62,12 @@ class Foreign:
 
     def uses(self, name: str) -> bool:
         """Whether a thing of this name is somebody else's: by a run's id, a process's id, or on a command line."""
-        if any(run in name for run in self.runs) or (NAMED.match(Path(name).name) and Path(name).name in self.commands):
+        if any(run in name for run in self.runs):
             return True
-        number = re.search(r"\d+$", name)
-        return number is not None and NAMED.match(name) is not None and int(number[0]) in self.pids
+        last = Path(name).name
+        number = _PID.search(last)
+        named = NAMED.match(last) is not None
+        return named and (last in self.commands or (number is not None and int(number[1]) in self.pids))
 
 
 @dataclass(frozen=True)

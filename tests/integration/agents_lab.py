@@ -15,7 +15,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -25,7 +24,7 @@ from typing import IO
 
 from controller.program import DomainProgram
 from testbed.scenario.federation import Operator
-from tests.integration.controller_lab import DEADLINE_S, SERVER, Lab, hop, wait_for
+from tests.integration.controller_lab import DEADLINE_S, SERVER, Lab, folder, hop, wait_for_end
 from tests.unit.management import federation_lab
 from tests.unit.management.federation_lab import CORE_SITE, Seat, operator
 
@@ -100,7 +99,7 @@ class Place:
             self.controller.wait(DEADLINE_S)
             assert self.controller.stdout is not None
             self.controller.stdout.close()
-        wait_for(lambda: not Path(f"/proc/{pid}").exists(), f"the end of the {what} of {self.domain}")
+        wait_for_end(pid, f"the {what} of {self.domain}")
 
     def start(self, what: str) -> None:
         self.start_switch() if what == "switch" else self.start_controller()
@@ -192,7 +191,7 @@ def places() -> Iterator[dict[str, Place]]:
     with contextlib.ExitStack() as stack:
         made = {}
         for name in WAY:
-            net = Lab(f"tlt-{name}{os.getpid()}", Path(tempfile.mkdtemp(prefix="tlt-agents-", dir="/run")))
+            net = Lab(f"tlt-{name}{os.getpid()}", folder("agents"))
             place = made[name] = Place(name, net)
             stack.callback(place.stop)
             net.start()

@@ -24,6 +24,7 @@ from pathlib import Path
 
 from controller.client import ControllerClient
 from controller.program import DomainProgram, Hop, Meter, Queue, Rule
+from testbed.emulation import processes
 
 BRIDGES = {"d0i": 0x11, "d0e": 0x12}
 SERVER = "10.2.0.1"
@@ -42,6 +43,12 @@ def wait_for(condition: Callable[[], bool], what: str, *, deadline_s: float = DE
         if time.monotonic() > deadline:
             raise AssertionError(f"waited {deadline_s:g} s in vain for: {what}")
         time.sleep(0.02)
+
+
+def wait_for_end(pid: int, who: str) -> None:
+    """Wait until a process has ended; when whoever has to reap it gets to that is nobody's business here."""
+    started = processes.start_ticks(pid)
+    wait_for(lambda: started is None or not processes.is_alive(pid, started), f"the end of {who}")
 
 
 @dataclass
@@ -105,7 +112,7 @@ class Lab:
         for pid_file in reversed(self._daemons):
             pid = int(pid_file.read_text())
             os.kill(pid, 15)
-            wait_for(lambda pid=pid: not Path(f"/proc/{pid}").exists(), f"the end of process {pid}")
+            wait_for_end(pid, f"process {pid}")
         subprocess.run(["ip", "netns", "del", self.namespace], check=True)
 
     def restart_switch(self) -> None:
@@ -194,10 +201,15 @@ class Controlled:
         return dict(self.client.counters()["unclassified"][port])
 
 
+def folder(what: str) -> Path:
+    """A new folder for a switch's files, named after this process as well, by which other tests know whose it is."""
+    return Path(tempfile.mkdtemp(prefix=f"tlt-{what}-", suffix=f"-{os.getpid()}", dir="/run"))
+
+
 @contextlib.contextmanager
 def laboratory() -> Iterator[Lab]:
     """The namespace and its switches for as long as the context lasts."""
-    lab = Lab(f"tlt-ctl{os.getpid()}", Path(tempfile.mkdtemp(prefix="tlt-ctl-", dir="/run")))
+    lab = Lab(f"tlt-ctl{os.getpid()}", folder("ctl"))
     try:
         lab.start()
         yield lab

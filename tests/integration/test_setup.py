@@ -17,7 +17,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 DEBIAN = 'ID=debian\nVERSION_ID="12"\nVERSION_CODENAME=bookworm\nPRETTY_NAME="Debian 12"\n'
 
-pytestmark = pytest.mark.network
+pytestmark = [pytest.mark.network, pytest.mark.untimed]
 
 
 @dataclass(frozen=True)

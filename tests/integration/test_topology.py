@@ -15,7 +15,7 @@ import pytest
 from tests.integration import isolated_mn
 from tests.integration.controller_lab import laboratory
 
-pytestmark = pytest.mark.network
+pytestmark = [pytest.mark.network, pytest.mark.untimed, pytest.mark.xdist_group("host")]
 
 BYSTANDER_LINK = "tlttest-eth0"
 

@@ -15,7 +15,10 @@ import pytest
 from tests import leftovers
 from tests.leftovers import Foreign, Host, left_behind
 
-TOKEN = f"{leftovers.MARK}=of-this-test"
+# Beside tests that change the host for a while, it would see that.
+pytestmark = pytest.mark.xdist_group("host")
+
+TOKEN = f"{leftovers.MARK}=of-this-test-{os.getpid()}"
 
 
 @contextmanager
@@ -74,10 +77,15 @@ def test_what_changes_while_another_run_is_there_may_be_that_runs_doing() -> Non
     assert left_behind(before, after) == ["namespaces: tlt-fedcba left behind"]
 
 
-def test_a_namespace_is_nobodys_leftover_while_its_own_process_lives() -> None:
+def test_what_is_named_after_a_process_is_nobodys_leftover_while_that_lives() -> None:
     before = Host.now(TOKEN)
     with sleeping(mark=None) as pid:
-        after = replace(Host.now(TOKEN), namespaces={**before.namespaces, f"tlt-ctl{pid}": "", "tlt-abcdef": ""})
+        after = replace(
+            Host.now(TOKEN),
+            namespaces={**before.namespaces, f"tlt-ctl{pid}": "", "tlt-abcdef": ""},
+            files={**before.files, f"/run/tlt-ctl-x-{pid}": ""},
+        )
         assert left_behind(before, after) == ["namespaces: tlt-abcdef left behind"]
-    after = replace(Host.now(TOKEN), namespaces=after.namespaces)
-    assert f"namespaces: tlt-ctl{pid} left behind" in left_behind(before, after)
+    after = replace(Host.now(TOKEN), namespaces=after.namespaces, files=after.files)
+    found = left_behind(before, after)
+    assert {f"namespaces: tlt-ctl{pid} left behind", f"files: /run/tlt-ctl-x-{pid} left behind"} <= set(found)
