@@ -5,6 +5,8 @@ for a packet that waits for nobody, which the simulator knows nothing of. It is 
 median may be made of it, and a quantile of a sum is no sum of quantiles. So its whole law is taken from just the
 packets that wait for nobody, and every simulated packet is given a time from it. The run's folder is all that is
 needed.
+
+Of tenants that send requests it is the very same requests, with the run's framing, on their way to the server.
 """
 
 from __future__ import annotations
@@ -17,12 +19,16 @@ import numpy.typing as npt
 
 from testbed.report.record import read_record
 from testbed.scenario.dictionary import from_dict
+from testbed.simulation.answering import Answers
 from testbed.simulation.clock import PS_PER_S
+from testbed.simulation.known import known
 from testbed.simulation.network import Choices, network
+from testbed.simulation.recorder import Passage
 from testbed.simulation.streams import Packets
-from testbed.simulation.system import Scheduler
+from testbed.simulation.system import Scheduler, Source
 from testbed.simulation.window import Plan, simulate
-from testbed.telemetry import samples
+from testbed.telemetry import request_samples, samples
+from testbed.telemetry.request_samples import RequestSamples
 from testbed.telemetry.samples import TenantSamples
 
 FloatArray = npt.NDArray[np.float64]
@@ -41,8 +47,9 @@ class Replayed:
     Attributes:
         tenant: Name.
         window: Number of the window.
-        measured_s: From the first border to the last, NaN where a packet was lost, float64[n].
-        simulated_s: The same packets in the simulator, float64[n].
+        measured_s: From the first border to the last, NaN where a packet was lost; of requests from the intended time
+            until the whole request was at the server. float64[n].
+        simulated_s: The same packets or requests in the simulator, float64[n].
     """
 
     tenant: str
@@ -78,7 +85,7 @@ class Replayed:
 
 
 def replay_run(folder: Path, scheduler: Scheduler = Scheduler.RESERVED) -> list[Replayed]:
-    """Replay every window of a run, without its tenants that send requests.
+    """Replay every window of a run.
 
     Args:
         folder: What `testbed run` left.
@@ -89,16 +96,21 @@ def replay_run(folder: Path, scheduler: Scheduler = Scheduler.RESERVED) -> list[
     """
     record = read_record(folder)
     scenario = from_dict(record.scenario)
-    ready = network(scenario, Choices(scheduler))
-    system, tenants = ready.system, ready.tenants
+    ready = network(scenario, Choices(scheduler), known(scenario, folder))
+    system = ready.system
     found = []
     for window in record.windows:
-        seen = {t.name: samples.read(folder / window.samples[t.name])[0] for t in tenants}
-        captured = {s.number: _Captured(seen[s.name]) for s in system.sources}
-        length_s = max(stream.end_s for stream in captured.values())
+        seen = {name: samples.read(folder / path)[0] for name, path in window.samples.items()}
+        asked = {name: request_samples.read(folder / path) for name, path in window.requests.items()}
+        captured = {s.number: _Captured(seen[s.name]) for s in system.sources if s.asking is None}
+        length_s = max([window.duration_s, *(stream.end_s for stream in captured.values())])
         outcome = simulate(system, Plan(window.seed, window.index, length_s, length_s), streams=captured)
-        for members, passage in zip(system.companies(), outcome.passages, strict=True):
+        for members, passage, answers in zip(system.companies(), outcome.passages, outcome.answers, strict=True):
             for k in members:
+                source = system.sources[k]
+                if source.asking is not None and answers is not None:
+                    found.append(_asked(source, k, window.index, asked[source.name], passage=passage, answers=answers))
+                    continue
                 own = passage.tenant == k
                 border = passage.border_ps[own]
                 last = border[:, system.sources[k].hops]
@@ -107,6 +119,16 @@ def replay_run(folder: Path, scheduler: Scheduler = Scheduler.RESERVED) -> list[
                 measured_s = captured[system.sources[k].number].in_order(seen[name].network_s)
                 found.append(Replayed(name, window.index, measured_s, simulated_s))
     return found
+
+
+def _asked(
+    source: Source, k: int, window: int, measured: RequestSamples, *, passage: Passage, answers: Answers
+) -> Replayed:
+    """The requests of one tenant that both have; a run that was ended early has fewer."""
+    last = answers.last[answers.tenant == k][: len(measured)]
+    at_server = passage.border_ps[last, source.hops]
+    simulated_s = np.where(at_server >= 0, (at_server - passage.born_ps[last]) / PS_PER_S, np.nan)
+    return Replayed(source.name, window, measured.network_out_s[: last.size], simulated_s)
 
 
 class _Captured:

@@ -14,6 +14,7 @@ from testbed.simulation.pipeline import Options, simulate_scenario
 from testbed.simulation.replay import Replayed, replay_run
 from testbed.telemetry import samples
 from tests.unit.simulation.systems import mixed
+from tests.unit.simulation.test_requests import vision
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +32,16 @@ def test_a_simulated_run_replayed_is_itself(folder: Path) -> None:
     for one in replayed:
         assert np.array_equal(np.isfinite(one.measured_s), np.isfinite(one.simulated_s))
         assert np.nanmax(np.abs(one.measured_s - one.simulated_s)) < 1e-9
+
+
+def test_simulated_requests_replayed_are_themselves(tmp_path: Path) -> None:
+    asking = vision()
+    folder = simulate_scenario(
+        replace(mixed(), tenants=(*mixed().tenants, asking)), Options(tmp_path, page=False), Silent()
+    )
+    one = next(found for found in replay_run(folder) if found.tenant == "vision")
+    assert one.measured_s.size > 200
+    assert np.abs(one.measured_s - one.simulated_s).max() < 1e-9
 
 
 def test_the_hosts_time_is_that_of_packets_that_wait_for_nobody(folder: Path) -> None:
