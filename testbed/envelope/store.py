@@ -11,7 +11,7 @@ and Kuppusamy, Diaz and Cappos, "Mercury" (USENIX ATC 2017), for the attacks enu
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from testbed.envelope import strict_json
@@ -187,8 +187,19 @@ class EnvelopeStore:
         """
         return self.accept_offer((data,), now_s)[0]
 
-    def accept_offer(self, offered: Iterable[bytes], now_s: float) -> tuple[Envelope, ...]:
+    def accept_offer(
+        self,
+        offered: Iterable[bytes],
+        now_s: float,
+        check: Callable[[Sequence[Envelope]], None] = lambda _envelopes: None,
+    ) -> tuple[Envelope, ...]:
         """Verify envelopes that are to be used together, and accept all of them or none.
+
+        Args:
+            offered: The envelopes as they arrived.
+            now_s: Unix time.
+            check: Told the verified envelopes before they are accepted; what it raises leaves nothing remembered, so
+                that nobody can use up the offers of another domain by presenting them first.
 
         Raises:
             RefusedError: As `accept`; also MixAndMatchError if they were not issued together.
@@ -197,6 +208,7 @@ class EnvelopeStore:
             root, trust = self._root, self._trust
         root.require_current(now_s)
         envelopes = require_one_offer([verify(data, trust, now_s) for data in offered])
+        check(envelopes)
         with self._lock:
             for envelope in envelopes:
                 self._refuse_old(envelope)

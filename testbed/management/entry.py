@@ -38,6 +38,7 @@ class State(StrEnum):
 
 HOLDING = (State.PREPARED, State.COMMITTED, State.YIELDED)
 LIVE = (State.OFFERED, *HOLDING)
+OVER = (State.RELEASED, State.ABORTED, State.EXPIRED)
 
 
 class UnknownReservationError(ReservationError):

@@ -6,6 +6,8 @@
 
 A transfer is written down before the first domain is asked to hold anything, and each phase before it is acted upon. So
 whoever opens the journal after a crash knows what to finish: what was decided is committed, everything else is undone.
+
+Beside them it keeps which offers were seen, so that an old one is refused after a restart as before it.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
+
+from testbed.envelope.strict_json import Json
 
 
 class Phase(StrEnum):
@@ -75,6 +79,11 @@ class Journal:
             "CREATE TABLE IF NOT EXISTS transfer "
             "(id TEXT PRIMARY KEY, tenant TEXT NOT NULL, phase TEXT NOT NULL, body TEXT NOT NULL) STRICT"
         )
+        self._database.execute(
+            "CREATE TABLE IF NOT EXISTS seen "
+            "(domain TEXT, tenant TEXT, body TEXT NOT NULL, PRIMARY KEY (domain, tenant)) STRICT, WITHOUT ROWID"
+        )
+        self._database.execute("CREATE TABLE IF NOT EXISTS root (one INTEGER PRIMARY KEY, body TEXT NOT NULL) STRICT")
 
     def close(self) -> None:
         """Close the file; nothing is left to be written."""
@@ -104,3 +113,18 @@ class Journal:
                 [str(phase) for phase in phases],
             ).fetchall()
         return [Transfer(**{**json.loads(body), "phase": Phase(phase)}) for phase, body in rows]
+
+    def note(self, memory: Json) -> None:
+        """Keep what an `EnvelopeStore` remembers of some tenants beside what is kept of the others."""
+        offers = [(one["domain"], one["tenant"], json.dumps(one)) for one in memory["offers"]]
+        with self._lock, self._database:
+            self._database.execute("BEGIN IMMEDIATE")
+            self._database.execute("INSERT OR REPLACE INTO root VALUES (1, ?)", (json.dumps(memory["root"]),))
+            self._database.executemany("INSERT OR REPLACE INTO seen VALUES (?, ?, ?)", offers)
+
+    def noted(self) -> Json | None:
+        """All that was kept, for `EnvelopeStore.recall`; None where nothing was."""
+        with self._lock:
+            root = self._database.execute("SELECT body FROM root").fetchone()
+            offers = self._database.execute("SELECT body FROM seen ORDER BY domain, tenant").fetchall()
+        return None if root is None else {"root": json.loads(root[0]), "offers": [json.loads(one) for (one,) in offers]}

@@ -28,6 +28,10 @@ SEATS = "seats"
 
 WHOLE_PPM = 1_000_000
 
+MAX_PROSPECTUS_BYTES = 65_536
+MAX_MODELS = 64
+"""Models of one site; every one of them is a route of its own by each way there."""
+
 
 def house_of(operator: Operator) -> House:
     """The fullest its ports become."""
@@ -102,21 +106,32 @@ class Prospectus:
         """Inverse of `to_json`.
 
         Raises:
-            ReservationError: Not a prospectus; every field that is wrong is named.
+            ReservationError: Not a prospectus, or none that can be planned with; every field that is wrong is named.
         """
+        if len(data) > MAX_PROSPECTUS_BYTES:
+            raise ReservationError(f"prospectus: found {len(data)} bytes, expected at most {MAX_PROSPECTUS_BYTES}")
         try:
             found = _Prospectus.model_validate_json(data)
         except ValidationError as error:
             raise ReservationError(
                 [f"prospectus: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
             ) from error
-        return cls(found.operator.operator(), found.free)
+        operator = found.operator.operator()
+        # A house that promises nothing finite is found out here, before a plan for everybody rests on it.
+        network_latency_s(operator)
+        sold = capacities(operator)
+        if found.free.keys() != sold.keys():
+            raise ReservationError(f"prospectus: free: found {sorted(found.free)}, expected {sorted(sold)}")
+        if over := [name for name, left in found.free.items() if left > sold[name]]:
+            raise ReservationError(f"prospectus: free: found more of {', '.join(over)} left than there is altogether")
+        return cls(operator, found.free)
 
 
 _STRICT = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-_Positive = Annotated[float, Field(gt=0)]
-_NotNegative = Annotated[float, Field(ge=0)]
-_Count = Annotated[int, Field(gt=0)]
+# Wide enough for any domain, and narrow enough that no arithmetic with them overflows.
+_Positive = Annotated[float, Field(ge=1e-12, le=1e15)]
+_NotNegative = Annotated[float, Field(ge=0, le=1e15)]
+_Count = Annotated[int, Field(gt=0, le=2**53 - 1)]
 
 
 class _Model(BaseModel):
@@ -133,7 +148,7 @@ class _Site(BaseModel):
     workers: _Count
     seats: _Count
     price: _NotNegative
-    models: Annotated[tuple[_Model, ...], Field(min_length=1, strict=False)]
+    models: Annotated[tuple[_Model, ...], Field(min_length=1, max_length=MAX_MODELS, strict=False)]
 
 
 class _Operator(BaseModel):

@@ -8,18 +8,24 @@ in between, `recover` finishes what was decided and undoes the rest; should it n
 
 from __future__ import annotations
 
+import functools
+import logging
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from testbed.envelope.descriptor import Envelope, Stage
+from testbed.envelope.errors import RefusedError
 from testbed.envelope.service import to_service
 from testbed.envelope.store import EnvelopeStore
-from testbed.errors import EnvelopeError, ReservationError
+from testbed.errors import EnvelopeError, ReservationError, TestbedError
 from testbed.management import market
 from testbed.management.admission import Rule, confirm
+from testbed.management.answers import not_held, require_as_asked, sort_offers
 from testbed.management.calls import AgentClient, UnreachableError
+from testbed.management.detours import Setback, refusal_after
+from testbed.management.entry import HOLDING, OVER, State
 from testbed.management.generated import management_pb2 as wire
 from testbed.management.journal import UNFINISHED, Journal, Phase, Transfer
 from testbed.management.market import Prospectus
@@ -33,9 +39,12 @@ from testbed.management.planner import (
 )
 from testbed.management.refusal import Refusal
 from testbed.management.requests import SignedStage, require_forwarded_rate, require_served_rate
+from testbed.management.routes import Barred
 from testbed.management.search import Wish
 from testbed.scenario.federation import Intent
 from testbed.scenario.model import FULL_FRAME_BITS
+
+LOG = logging.getLogger("testbed.orchestrator")
 
 PREPARED_MS = 30_000
 COMMITTED_MS = 3_600_000
@@ -100,49 +109,90 @@ class Orchestrator:
     reached: Callable[[str], None] = _nothing
     _workers: dict[str, int] = field(default_factory=dict, repr=False)
 
+    def __post_init__(self) -> None:
+        """Take up what the journal kept of earlier offers; raises as `EnvelopeStore.recall`."""
+        if (noted := self.journal.noted()) is not None:
+            self.store.recall(noted)
+
     def survey(self) -> dict[str, Prospectus]:
-        """What every domain sells and has left now; domains that do not answer sell nothing."""
+        """What every domain sells and has left now; one that does not answer, or not for itself, sells nothing."""
         found = {}
         for name, client in self.clients.items():
             try:
-                found[name] = Prospectus.from_json(client.report().prospectus)
-            except UnreachableError:
-                continue
+                prospectus = Prospectus.from_json(client.report().prospectus)
+                if prospectus.operator.name != name:
+                    raise ReservationError(
+                        f"prospectus: found that of {prospectus.operator.name[:64]}, expected that of {name}"
+                    )
+            except TestbedError as error:
+                LOG.warning("domain %s: sells nothing now: %s", name, error)
+            else:
+                found[name] = prospectus
         self._workers = {name: p.operator.site.workers for name, p in found.items() if p.operator.site is not None}
         return found
 
     def admit(self, intents: Sequence[Intent]) -> list[Outcome]:
         """Plan and reserve; each intent is held by every domain of its route, or by none.
 
+        What a domain refuses, or offers otherwise than asked, is planned again past it. A domain that is lost once it
+        was asked to hold something may hold it still, so that tenant is undone and not planned again.
+
+        Args:
+            intents: Each of another tenant.
+
         Raises:
             ReservationError: A segment that no reachable domain sells.
         """
-        planner = Planner(self.rule, self.segments, self.survey().values())
-        decisions = planner.decide(intents)
-        wishes = {intent.tenant: planner.wish(intent) for intent in intents}
-        self.reached("planned")
-        return self._reserve([(wishes[decision.tenant], decision) for decision in decisions], {})
+        planner: Planner | None = self._planner()
+        outcomes: dict[str, Outcome] = {}
+        setbacks: dict[str, Setback] = {}
+        barred: dict[str, Barred] = {}
+        asked = list(intents)
+        while asked and planner is not None:
+            decisions = planner.decide(asked, barred)
+            self.reached("planned")
+            planned = [(planner.wish(intent), decision) for intent, decision in zip(asked, decisions, strict=True)]
+            found, failed = self._reserve(planned, {})
+            outcomes |= found
+            for _, decision in planned:
+                if (setback := failed.get(decision.tenant)) is not None:
+                    barred[decision.tenant] = barred.get(decision.tenant, Barred()) | setback.bars(decision.route)
+            setbacks |= failed
+            asked = [intent for intent in asked if intent.tenant in failed and failed[intent.tenant].answered]
+            if failed:
+                planner = self._planner_again()
+        for intent in intents:
+            setback = setbacks.get(intent.tenant)
+            if setback is not None and not outcomes[intent.tenant].admitted:
+                why = self._refusal(planner, intent, barred[intent.tenant], setback)
+                outcomes[intent.tenant] = Outcome(Decision(intent.tenant, refusal=why))
+        return [outcomes[intent.tenant] for intent in intents]
 
     def renegotiate(self, intent: Intent) -> Outcome:
         """Replace what a tenant holds by what a new intent needs, in place; refused, it keeps what it has.
 
-        Only a domain lost for good after another one has committed costs the tenant both.
+        Only a domain lost for good after another one has committed costs the tenant both. What a domain refuses is not
+        planned again past it: the tenant holds something, and the refusal says what else would do.
 
         Raises:
             ReservationError: The tenant holds nothing.
         """
         present = self._held(intent.tenant)
-        planner = Planner(self.rule, self.segments, self.survey().values())
+        planner = self._planner()
         for domain, rate_bps in present.rates_bps.items():
-            left, share_ppm = planner.free[domain], present.shares_ppm.get(domain, 0)
-            left[market.NETWORK] += rate_bps
-            left[market.CLASSES] += 1
-            if share_ppm:
-                left[market.COMPUTE] += share_ppm
-                left[market.SEATS] += 1
+            # A domain that sells nothing now is on no route, whatever the tenant holds there.
+            left, share_ppm = planner.free.get(domain, {}), present.shares_ppm.get(domain, 0)
+            given = {market.NETWORK: rate_bps, market.CLASSES: 1}
+            given |= {market.COMPUTE: share_ppm, market.SEATS: 1} if share_ppm else {}
+            for resource in given.keys() & left.keys():
+                left[resource] += given[resource]
         (decision,) = planner.decide([intent])
-        (outcome,) = self._reserve([(planner.wish(intent), decision)], {intent.tenant: present})
-        return outcome
+        found, failed = self._reserve([(planner.wish(intent), decision)], {intent.tenant: present})
+        if (setback := failed.get(intent.tenant)) is None:
+            return found[intent.tenant]
+        planner.give_back(decision)
+        why = self._refusal(planner, intent, setback.bars(decision.route), setback)
+        return Outcome(Decision(intent.tenant, refusal=why))
 
     def release(self, tenants: Sequence[str]) -> None:
         """Give back everything these tenants hold.
@@ -154,14 +204,21 @@ class Orchestrator:
         self._undo([one for one in self.journal.transfers(Phase.COMMITTED) if one.tenant in wanted], strict=True)
 
     def renew(self, lease_ms: int = COMMITTED_MS) -> None:
-        """Move the end of every lease that is held.
+        """Move the end of every lease that is held; every domain is asked, whatever another one says.
 
         Raises:
-            ReservationError: A domain no longer holds one of them.
+            EnvelopeError, ReservationError: What the first domain said that no longer holds one of them.
         """
-        by_domain = _by_domain(self.journal.transfers(Phase.COMMITTED))
-        for domain, reservations in by_domain.items():
-            self.clients[domain].renew(reservations, lease_ms)
+        failures: list[TestbedError] = []
+        for domain, reservations in _by_domain(self.journal.transfers(Phase.COMMITTED)).items():
+            try:
+                answers = self.clients[domain].renew(reservations, lease_ms)
+            except TestbedError as error:
+                failures.append(error)
+            else:
+                failures += map(ReservationError, not_held(domain, reservations, answers, HOLDING).values())
+        if failures:
+            raise failures[0]
 
     def recover(self) -> None:
         """Finish what a crash interrupted: what was decided is committed, everything else is undone."""
@@ -180,8 +237,30 @@ class Orchestrator:
             raise ReservationError(f"tenant {tenant}: holds nothing here; admit it first")
         return found[-1]
 
-    def _reserve(self, planned: Sequence[tuple[Wish, Decision]], present: Mapping[str, Transfer]) -> list[Outcome]:
+    def _planner(self) -> Planner:
+        """What is left now; raises `ReservationError` for a segment that nobody sells."""
+        return Planner(self.rule, self.segments, self.survey().values())
+
+    def _planner_again(self) -> Planner | None:
+        """The same after a setback, which may have left a segment without any domain."""
+        try:
+            return self._planner()
+        except ReservationError as error:
+            LOG.warning("nothing is planned any more: %s", error)
+            return None
+
+    @staticmethod
+    def _refusal(planner: Planner | None, intent: Intent, barred: Barred, setback: Setback) -> Refusal:
+        if planner is None:
+            return Refusal(setback.because, ("domain",))
+        return refusal_after(planner, intent, barred, setback.because)
+
+    def _reserve(
+        self, planned: Sequence[tuple[Wish, Decision]], present: Mapping[str, Transfer]
+    ) -> tuple[dict[str, Outcome], dict[str, Setback]]:
+        """Offers, two phases, and the outcome of each tenant; what did not come about is among the setbacks too."""
         pending, refused = self._offers([(w, d) for w, d in planned if d.purchases], present)
+        self.journal.note(self.store.remember({decision.tenant for _, decision in planned}))
         self.reached("offered")
         self.journal.begin([one.transfer for one in pending])
         self.reached("journalled")
@@ -193,57 +272,74 @@ class Orchestrator:
         refused |= lost
         held = {one.transfer for one in committed}
         firm = {one.decision.tenant: one for one in prepared if one.transfer.transfer in held}
-        return [self._outcome(decision, firm.get(decision.tenant), refused) for _, decision in planned]
+        for tenant, setback in refused.items():
+            LOG.warning("tenant %s: not reserved as planned: %s", tenant, setback.because)
+        outcomes = {d.tenant: self._outcome(d, firm.get(d.tenant), refused) for _, d in planned}
+        return outcomes, refused
 
-    def _outcome(self, decision: Decision, firm: _Pending | None, refused: Mapping[str, str]) -> Outcome:
+    def _outcome(self, decision: Decision, firm: _Pending | None, refused: Mapping[str, Setback]) -> Outcome:
         if firm is not None:
             signed = replace(decision, bound_s=firm.transfer.bound_s, price=firm.transfer.price)
             return Outcome(signed, firm.transfer, firm.envelopes)
         if decision.tenant in refused:
-            why = Refusal(refused[decision.tenant], ("domain",))
+            why = Refusal(refused[decision.tenant].because, ("domain",))
             return Outcome(Decision(decision.tenant, refusal=why))
         return Outcome(decision)
 
     def _offers(
         self, planned: Sequence[tuple[Wish, Decision]], present: Mapping[str, Transfer]
-    ) -> tuple[list[_Pending], dict[str, str]]:
+    ) -> tuple[list[_Pending], dict[str, Setback]]:
         """Ask every domain at once for all that is planned in it; drop what it refuses or does not support."""
-        demands: dict[str, list[wire.Demand]] = {}
+        demands: dict[str, dict[str, wire.Demand]] = {}
         for wish, decision in planned:
             for bought in decision.purchases:
-                demands.setdefault(bought.domain, []).append(self._demand(wish, decision, bought, present))
+                demand = self._demand(wish, decision, bought, present)
+                demands.setdefault(bought.domain, {})[decision.tenant] = demand
         offers: dict[tuple[str, str], wire.Offered] = {}
-        refused: dict[str, str] = {}
-        for domain, asked in demands.items():
+        refused: dict[str, Setback] = {}
+        for domain, wanted in demands.items():
             try:
-                answers = self.clients[domain].offer(asked)
-            except ReservationError as error:
-                refused |= {demand.tenant: str(error) for demand in asked}
-                continue
-            offers |= {(domain, offered.tenant): offered for offered in answers}
-            refused |= {offered.tenant: offered.refused for offered in answers if offered.refused}
+                found, without = sort_offers(domain, [*wanted.values()], self.clients[domain].offer([*wanted.values()]))
+            except TestbedError as error:
+                found, without = {}, dict.fromkeys(wanted, _named(error))
+            offers |= {(domain, tenant): offered for tenant, offered in found.items()}
+            refused |= {tenant: Setback(why, domain) for tenant, why in without.items()}
         pending = []
         for wish, decision in planned:
             if decision.tenant in refused:
                 continue
-            mine = {bought.domain: offers[bought.domain, decision.tenant] for bought in decision.purchases}
-            try:
-                pending.append(self._supported(wish, decision, mine, present.get(decision.tenant)))
-            except (EnvelopeError, ReservationError) as error:
-                refused[decision.tenant] = str(error)
+            domains = [bought.domain for bought in decision.purchases]
+            mine = {domain: offers[domain, decision.tenant] for domain in domains}
+            accepted: list[Envelope] = []
+            for domain in domains:
+                try:
+                    asked = functools.partial(require_as_asked, domain, demands[domain][decision.tenant])
+                    accepted += self.store.accept_offer(mine[domain].envelopes, self.clock(), asked)
+                except EnvelopeError as error:
+                    refused[decision.tenant] = Setback(_named(error), domain)
+                    break
+            else:
+                try:
+                    pending.append(self._supported(wish, decision, mine, accepted, present.get(decision.tenant)))
+                except (EnvelopeError, ReservationError) as error:
+                    refused[decision.tenant] = Setback(_named(error))
         return pending, refused
 
     def _supported(
-        self, wish: Wish, decision: Decision, offers: Mapping[str, wire.Offered], present: Transfer | None
+        self,
+        wish: Wish,
+        decision: Decision,
+        offers: Mapping[str, wire.Offered],
+        accepted: Sequence[Envelope],
+        present: Transfer | None,
     ) -> _Pending:
         """Check that what was signed keeps the promise, whatever prospectuses said.
 
         Raises:
-            EnvelopeError: An envelope does not verify, or is an old one.
+            EnvelopeError: A tail was measured at another rate than it is to be used at.
             ReservationError: The envelopes promise less than was planned, or cost more than the tenant pays.
         """
         sealed = {domain: tuple(offered.envelopes) for domain, offered in offers.items()}
-        accepted = self.store.accept_offer([data for datas in sealed.values() for data in datas], self.clock())
         bound_s = self._signed_bound_s(wish, decision, accepted)
         price = sum(offered.price_micro for offered in offers.values()) / 1e6
         if price > wish.intent.price * (1 + 1e-6) + 1e-6 * len(offers):
@@ -264,18 +360,14 @@ class Orchestrator:
         route = decision.route
         if route is None:
             raise ReservationError(f"tenant {decision.tenant}: reservations without a route")
+        # Each domain has signed what it was asked for: its network, and the last one its server.
         network = {e.domain: e for e in accepted if e.subject.stage is Stage.NETWORK}
         compute = [e for e in accepted if e.subject.stage is Stage.COMPUTE]
-        if set(network) != set(route.domains) or [e.domain for e in compute] != [route.where]:
-            raise ReservationError(
-                f"tenant {decision.tenant}: found envelopes of {sorted(network)} and a server of "
-                f"{[e.domain for e in compute]}, expected {sorted(route.domains)} and {route.where}"
-            )
+        if len(compute) != 1:
+            raise ReservationError(f"tenant {decision.tenant}: found {len(compute)} servers signed for, expected one")
         rate_bps = min(e.guardrails.reserved_rate_bps for e in network.values())
         services = [to_service(network[name], rate_bps) for name in route.domains]
         rails = compute[0].guardrails
-        if rails.largest_packet_bits < wish.request_bits:
-            raise ReservationError(f"tenant {decision.tenant}: {route.where} signed for smaller requests than it sends")
         server = to_service(compute[0])
         work_per_s = server.rate_bps * wish.request_bits / rails.largest_packet_bits
         stage = SignedStage(work_per_s, server.latency_s, self._workers[route.where], wish.request_bits)
@@ -318,9 +410,9 @@ class Orchestrator:
             )
         return asked
 
-    def _prepare(self, pending: Sequence[_Pending]) -> tuple[list[_Pending], dict[str, str]]:
+    def _prepare(self, pending: Sequence[_Pending]) -> tuple[list[_Pending], dict[str, Setback]]:
         """Have every domain hold its part; a tenant that one of them refuses is given up in all of them."""
-        refused: dict[str, str] = {}
+        refused: dict[str, Setback] = {}
         for domain in dict.fromkeys(name for one in pending for name in one.transfer.reservations):
             here = [
                 one for one in pending if domain in one.transfer.reservations and one.transfer.tenant not in refused
@@ -331,22 +423,26 @@ class Orchestrator:
                 for one in here
             ]
             try:
-                answers = self.clients[domain].prepare(presented, PREPARED_MS)
-            except ReservationError as error:
-                refused |= dict.fromkeys(owners.values(), str(error))
+                answers = self.clients[domain].prepare(presented, PREPARED_MS) if presented else []
+            except TestbedError as error:
+                # Without an answer nobody knows what the domain holds.
+                setback = Setback(_named(error), domain, answered=not isinstance(error, UnreachableError))
+                refused |= dict.fromkeys(owners.values(), setback)
             else:
-                refused |= {owners[held.reservation]: held.refused for held in answers if held.refused}
+                missing = not_held(domain, owners, answers, (State.PREPARED,))
+                refused |= {owners[reservation]: Setback(why, domain) for reservation, why in missing.items()}
             self.reached(f"prepared:{domain}")
         self._undo([one.transfer for one in pending if one.transfer.tenant in refused])
         return [one for one in pending if one.transfer.tenant not in refused], refused
 
-    def _finish(self, decided: Sequence[Transfer]) -> tuple[list[Transfer], dict[str, str]]:
+    def _finish(self, decided: Sequence[Transfer]) -> tuple[list[Transfer], dict[str, Setback]]:
         """Have every domain install its part; a tenant that one of them cannot install is undone in all of them."""
-        lost: dict[str, str] = {}
+        lost: dict[str, Setback] = {}
         for domain, reservations in _by_domain(decided).items():
             owners = {one.reservations[domain]: one.tenant for one in decided if domain in one.reservations}
             wanted = [reservation for reservation in reservations if owners[reservation] not in lost]
-            lost |= {owners[reservation]: why for reservation, why in self._commit(domain, wanted).items()}
+            failed = self._commit(domain, wanted)
+            lost |= {owners[one]: Setback(why, domain, answered=False) for one, why in failed.items()}
             self.reached(f"committed:{domain}")
         self._undo([one for one in decided if one.tenant in lost])
         firm = [one for one in decided if one.tenant not in lost]
@@ -364,14 +460,14 @@ class Orchestrator:
         if not reservations:
             return {}
         try:
-            self.clients[domain].commit(reservations, COMMITTED_MS)
+            answers = self.clients[domain].commit(reservations, COMMITTED_MS)
         except UnreachableError as error:
             return dict.fromkeys(reservations, str(error))
-        except ReservationError as error:
+        except TestbedError as error:
             if len(reservations) == 1:
-                return {reservations[0]: str(error)}
+                return {reservations[0]: _named(error)}
         else:
-            return {}
+            return not_held(domain, reservations, answers, (State.COMMITTED,))
         return {one: why for single in reservations for one, why in self._commit(domain, [single]).items()}
 
     def _undo(self, transfers: Sequence[Transfer], *, strict: bool = False) -> None:
@@ -380,17 +476,26 @@ class Orchestrator:
             return
         self.journal.move([one.transfer for one in transfers], Phase.UNDOING)
         self.reached("undoing")
-        failures: dict[str, ReservationError] = {}
+        failures: dict[str, TestbedError] = {}
         for domain, reservations in _by_domain(transfers).items():
             try:
-                self.clients[domain].release(reservations)
-            except ReservationError as error:
+                answers = self.clients[domain].release(reservations)
+            except TestbedError as error:
                 failures[domain] = error
+            else:
+                kept = not_held(domain, reservations, answers, OVER)
+                if kept:
+                    failures[domain] = ReservationError(kept.values())
             self.reached(f"released:{domain}")
         done = [one for one in transfers if failures.keys().isdisjoint(one.reservations)]
         self.journal.move([one.transfer for one in done], Phase.UNDONE)
         if failures and strict:
             raise next(iter(failures.values()))
+
+
+def _named(error: TestbedError) -> str:
+    """What went wrong; an envelope's refusal begins with its name."""
+    return f"{error.reason}: {error}" if isinstance(error, RefusedError) else str(error)
 
 
 def _by_domain(transfers: Sequence[Transfer]) -> dict[str, list[str]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from testbed.management.bounds import HOST_RISK
 from testbed.management.market import Prospectus
 from testbed.management.refusal import Refusal, explain
 from testbed.management.requests import SignedStage, metered_arrival, request_arrival, request_path
-from testbed.management.routes import Route, routes
+from testbed.management.routes import Barred, Route, routes
 from testbed.management.search import Proposals, Wish, answer_wire_bits, peak_per_s, propose
 from testbed.scenario import guardrails
 from testbed.scenario.federation import Intent, Market
@@ -123,31 +124,42 @@ class Planner:
         """An intent as it is planned: where domains grant an emulating host time, it gets its share of the risk too."""
         return Wish.of(intent, host_risk=self._host_risk)
 
-    def decide(self, intents: Sequence[Intent]) -> list[Decision]:
-        """Decide intents in their order; what is admitted is gone for those behind."""
+    def decide(self, intents: Sequence[Intent], barred: Mapping[str, Barred] = MappingProxyType({})) -> list[Decision]:
+        """Decide intents in their order; what is admitted is gone for those behind.
+
+        Args:
+            intents: Each of another tenant.
+            barred: Tenant to routes that it is not to take.
+        """
         decisions = []
         for start in range(0, len(intents), _CHUNK):
             wishes = [self.wish(intent) for intent in intents[start : start + _CHUNK]]
             proposals = propose(self.rule, wishes, self.routes)
             allowed = np.array([[permits(wish.intent, route) for route in self.routes] for wish in wishes])
+            for row, wish in enumerate(wishes):
+                if wish.intent.tenant in barred:
+                    allowed[row] &= ~np.array([barred[wish.intent.tenant].bars(route) for route in self.routes])
             prices = np.where(allowed, proposals.price, np.inf)
             order = np.argsort(prices, axis=1, kind="stable")
             for row, wish in enumerate(wishes):
                 affordable = [int(i) for i in order[row] if prices[row, i] <= wish.intent.price]
-                decisions.append(self._decide(wish, row, affordable, proposals))
+                decisions.append(self._decide(wish, row, affordable, proposals, barred.get(wish.intent.tenant)))
         return decisions
 
     def give_back(self, decision: Decision) -> None:
         """Undo what an admission took."""
         self._take(decision, -1)
 
-    def _decide(self, wish: Wish, row: int, affordable: Sequence[int], proposals: Proposals) -> Decision:
+    def _decide(
+        self, wish: Wish, row: int, affordable: Sequence[int], proposals: Proposals, barred: Barred | None
+    ) -> Decision:
         for index in affordable:
             found = self._try(wish, self.routes[index], proposals.rate_bps[row, index], proposals.share_ppm[row, index])
             if found is not None:
                 self._take(found, 1)
                 return found
-        return Decision(wish.intent.tenant, refusal=explain(self.rule, wish, self.routes, self.free))
+        left = self.routes if barred is None else [route for route in self.routes if not barred.bars(route)]
+        return Decision(wish.intent.tenant, refusal=explain(self.rule, wish, left, self.free))
 
     def _try(self, wish: Wish, route: Route, rate_bps: float, share_ppm: float) -> Decision | None:
         """The decision for one route by the admission rule; None where the rule refuses."""

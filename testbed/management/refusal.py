@@ -65,6 +65,8 @@ def explain(rule: Rule, wish: Wish, routes: Sequence[Route], free: Mapping[str, 
         free: What each domain has left of each resource.
     """
     intent = wish.intent
+    if not routes:
+        return Refusal("there is none", ("domains",))
     able = [route for route in routes if route.model.task == intent.task]
     if not able:
         known = ", ".join(sorted({route.model.task for route in routes}))

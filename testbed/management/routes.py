@@ -64,6 +64,27 @@ class Route:
         return f"{self.model.name} at {self.where} by way of {' > '.join(self.domains)}"
 
 
+@dataclass(frozen=True)
+class Barred:
+    """Routes that are not to be taken.
+
+    Attributes:
+        domains: No route that crosses one of these.
+        ways: None of these routes, as text.
+    """
+
+    domains: frozenset[str] = frozenset()
+    ways: frozenset[str] = frozenset()
+
+    def bars(self, route: Route) -> bool:
+        """Whether a route is one of them."""
+        return not self.domains.isdisjoint(route.domains) or (bool(self.ways) and str(route) in self.ways)
+
+    def __or__(self, other: Barred) -> Barred:
+        """What either bars."""
+        return Barred(self.domains | other.domains, self.ways | other.ways)
+
+
 def routes(segments: Sequence[str], prospectuses: Mapping[str, Prospectus]) -> tuple[Route, ...]:
     """Every combination of one operator a segment, with every model of the last one's site.
 
