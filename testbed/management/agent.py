@@ -306,8 +306,10 @@ class Agent:
         self, caller: str, presented: wire.Presented, expires_s: float, books: Books, crowds: _Crowds
     ) -> Entry:
         """Check what is presented against what was signed, and everybody's promise, then hold it."""
+        now_s = self.clock()
+        self.root.require_current(now_s)
         for data in presented.envelopes:
-            promise = verify(data, self.root.trust, self.clock())
+            promise = verify(data, self.root.trust, now_s)
             if promise.domain != self.operator.name:
                 raise EnvelopeError(f"envelope of {promise.domain}: presented to {self.operator.name}; present its own")
         before = books.state_of(presented.reservation, caller)
@@ -352,6 +354,8 @@ class Agent:
         )
 
     def _require_sellable(self, demand: wire.Demand) -> None:
+        if demand.network.rate_bps < 1:
+            raise ReservationError(f"demand of {demand.tenant}: found no rate, expected some bit/s to reserve")
         if demand.network.rate_bps > self.operator.reservable_bps:
             raise ReservationError(
                 f"domain {self.operator.name}: {demand.network.rate_bps} bit/s asked for, "
@@ -380,9 +384,9 @@ class _Crowds:
         """Count again from the beginning; one that replaces another counts as the heavier and tenderer of the two.
 
         Raises:
-            ReservationError: Somebody's promise breaks.
+            ReservationError: Somebody's promise breaks; those counted before are still counted.
         """
-        self._by_resource = {market.NETWORK: Crowd(), market.COMPUTE: Crowd()}
+        counted = {market.NETWORK: Crowd(), market.COMPUTE: Crowd()}
         together: dict[tuple[str, str], Guest] = {}
         for entry in entries:
             for resource, guest in _guests(entry):
@@ -390,7 +394,8 @@ class _Crowds:
                 known = together.get(key, guest)
                 together[key] = Guest(entry.tenant, max(known.weight, guest.weight), min(known.bears, guest.bears))
         for (_, resource), guest in together.items():
-            self._by_resource[resource].admit(guest)
+            counted[resource].admit(guest)
+        self._by_resource = counted
 
     def admit(self, entry: Entry) -> None:
         """Let one more in; raises `ReservationError` naming whose promise would break."""

@@ -16,15 +16,15 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import grpc
 from google.protobuf.message import DecodeError
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from controller.program import DomainProgram, ProgramError
+from testbed.envelope.files import read_root
 from testbed.envelope.keys import SigningKey
-from testbed.envelope.trust import Root
 from testbed.errors import ReservationError, TestbedError
 from testbed.management.agent import Agent
 from testbed.management.calibrations import Calibrations
@@ -42,12 +42,17 @@ _FLUSH_S = 5.0
 """How long answers may take to leave when the agent ends."""
 
 
+def _chain(given: object) -> object:
+    return (given,) if isinstance(given, str | Path) else given
+
+
 class Settings(BaseModel):
     """What an agent is told, as a JSON file.
 
     Attributes:
         operator: What the domain is and sells (`testbed.management.market`).
-        root: Signed trust root of the federation.
+        root: Signed trust root of the federation, as it was obtained through a trusted channel; or a list of it and its
+            successors, in order.
         key: The domain's private key.
         authorities: Certificate authorities of all domains.
         ledger: Database file; made when missing.
@@ -61,7 +66,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     operator: dict[str, Any]
-    root: Path
+    root: Annotated[tuple[Path, ...], BeforeValidator(_chain), Field(min_length=1)]
     key: Path
     authorities: tuple[Path, ...]
     ledger: Path
@@ -105,7 +110,7 @@ class Server:
         # Handshakes fail below Python; only the library can say who was refused there, and it does so from INFO on.
         os.environ.setdefault("GRPC_VERBOSITY", "INFO")
         operator = operator_from_json(json.dumps(settings.operator))
-        self._root = Root.first(settings.root.read_bytes())
+        self._root = read_root(settings.root)
         key = SigningKey.load(settings.key)
         try:
             skeleton = DomainProgram.from_dict(settings.skeleton)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from cryptography.hazmat.primitives import serialization
 from testbed.envelope.keys import SigningKey
 from testbed.envelope.store import issue, verify
 from testbed.errors import ReservationError
-from testbed.management import identity
+from testbed.management import identity, service
 from testbed.management.calls import AgentClient, UnreachableError, method
 from testbed.management.entry import ForeignReservationError, ReusedRequestError, WrongStateError
 from testbed.management.generated import management_pb2 as wire
@@ -229,6 +230,47 @@ def test_a_replacement_changes_the_rule_in_its_seat_and_nobody_elses(core: Lab) 
         client.commit([more.reservation])
         assert core.seats["core"].installed() == {"t1": (1, 20_000_000), "t2": (2, 10_000_000)}
         assert core.seats["core"].held() == 30_000_000
+
+
+def settings_of(core: Lab, **changed: object) -> None:
+    path = core.seats["core"].folder / "settings.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
+
+
+def test_an_agent_follows_a_chain_of_roots_and_holds_nothing_under_one_that_has_ended(lab: Lab) -> None:
+    seat, files = lab.seats["core"], [lab.folder / f"root-{number}.json" for number in (1, 2)]
+    files[0].write_bytes((lab.folder / "root.json").read_bytes())
+    files[1].write_bytes(lab.root.rotated(not_after_s=int(time.time()) - 1).sign([lab.root_key]))
+    seat.start_controller()
+    settings_of(lab, root=[str(files[0])])
+    seat.start_agent()
+    with lab.client("core") as client:
+        offered = hold(client)
+        client.release([offered.reservation])
+    seat.end_agent()
+    settings_of(lab, root=[str(path) for path in files])
+    seat.start_agent()
+    with lab.client("core") as client:
+        (offered,) = client.offer([demand("t2")])
+        (held,) = client.prepare([presented(offered)])
+        assert held.refused.startswith("expired: root 2 of lab: valid until ")
+    assert seat.held() == 0
+
+
+def test_an_agent_with_a_broken_chain_of_roots_says_so_and_does_not_start(
+    lab: Lab, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = lab.seats["core"].folder / "settings.json"
+    for root, said in (([str(lab.folder / "root.json")] * 2, "root version: found 1, expected 2"), ([], "root: ")):
+        settings_of(lab, root=root)
+        assert service.main([str(settings)]) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_a_demand_for_no_rate_is_refused(core: Lab) -> None:
+    with core.client("core") as client:
+        (offered,) = client.offer([demand(rate_bps=0)])
+    assert "found no rate" in offered.refused
 
 
 def test_a_plaintext_client_is_refused_and_logged(core: Lab) -> None:

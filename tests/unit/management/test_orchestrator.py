@@ -6,18 +6,26 @@ Afterwards the ledgers say what the switches hold, and a tenant is in all domain
 
 from __future__ import annotations
 
+import base64
+import json
 import threading
+import time
 from collections.abc import Callable
 
 import pytest
 
+from testbed.envelope.descriptor import Envelope, Stage
+from testbed.envelope.store import verify
 from testbed.errors import ReservationError
 from testbed.management.entry import State
+from testbed.management.house import latencies_s
 from testbed.management.journal import UNFINISHED
+from testbed.management.market import house_of
 from testbed.management.orchestrator import Outcome
 
 from .federation_lab import SEGMENTS, Lab, intent, run_orchestrator
 from .test_agent import wait_for
+from .test_crowds import server_latencies_s
 
 WAY = ("access", "metro-cheap", "core")
 """The route of the lab's intent."""
@@ -315,13 +323,10 @@ def test_what_a_domain_loses_is_made_good(lost: str, step: str, watchful: Lab) -
 
 
 def test_every_promise_made_before_still_holds_after_every_admission(lab: Lab) -> None:
-    """Computed from what is installed, for everybody, each time one more has come."""
-    from testbed.management.house import latencies_s  # noqa: PLC0415
-    from testbed.management.market import house_of  # noqa: PLC0415
-
+    """Computed from what is installed and signed, for everybody, each time one more has come."""
     lab.start()
     for number in range(1, 9):
-        admit(lab, f"t{number}", deadline_s=0.15)
+        admit(lab, f"t{number}", deadline_s=0.15, accuracy=0.99 if number % 2 else 0.97)
         for seat in lab.seats.values():
             house, entries = house_of(seat.operator), _all(lab, seat.name, State.COMMITTED)
             classes = [
@@ -329,6 +334,14 @@ def test_every_promise_made_before_still_holds_after_every_admission(lab: Lab) -
                 for e in entries
             ]
             assert all(latencies_s(classes, house.drain_bps) <= house.latency_s)
+            served = served_by(lab, seat.name)
+            assert len(served) == (number if seat.name == "core" else 0)
+            if seat.operator.site is None:
+                continue
+            models = {model.name: model for model in seat.operator.site.models}
+            now_s = server_latencies_s(seat.operator.site, [models[e.subject.service] for e in served])
+            assert all(now <= e.latency_s for now, e in zip(now_s, served, strict=True))
+    assert {e.subject.service for e in served_by(lab, "core")} == {"medium", "large"}
 
 
 def test_segments_without_a_domain_that_answers_are_named(lab: Lab) -> None:
@@ -341,3 +354,12 @@ def _all(lab: Lab, domain: str, *states: State) -> list:  # type: ignore[type-ar
     found = ledger.entries(*states)
     ledger.close()
     return found
+
+
+def served_by(lab: Lab, domain: str) -> list[Envelope]:
+    """What a domain has signed of its server for those who are committed there."""
+    signed = [
+        base64.b64decode(data) for e in _all(lab, domain, State.COMMITTED) for data in json.loads(e.body)["envelopes"]
+    ]
+    promises = [verify(data, lab.root.trust, time.time()) for data in signed]
+    return [one for one in promises if one.subject.stage is Stage.COMPUTE]
