@@ -1,10 +1,12 @@
 """Whose request is computed next: a bounded queue for each tenant and a guaranteed share of the workers.
 
-The order is that of self-clocked fair queueing (Golestani, INFOCOM 1994): the head of each queue carries the virtual
-time at which a server of the tenant's share alone would finish it, and the smallest is taken. A tenant with a share of
-c workers is then never further behind such a server than one largest request of every other tenant, over c, which is
-what a bound on a shared compute stage allows for. A tenant that floods fills its own queue and nobody else's. What
-computing means, and who waits for the answer, this module does not know.
+The order is that of start-time fair queueing (Goyal, Vin and Cheng, SIGCOMM 1996): the head of each queue carries the
+virtual time at which a server of the tenant's share alone would begin it, and the smallest is taken. A request is then
+done no later than one largest request of every other tenant, over the workers, and its own computation at full speed
+after such a server would have begun it, which is what a bound on a shared compute stage allows for. By the times at
+which it would end (self-clocked fair queueing) a small share waits for its own computation at the speed of its share
+as well. A tenant that floods fills its own queue and nobody else's. What computing means, and who waits for the
+answer, this module does not know.
 
 A batch is a stretch of that order: it ends before the first request that cannot join, so batching changes nobody's
 turn. A request is finished with its batch instead of alone, which is at most the work of one batch later; a batch that
@@ -75,18 +77,15 @@ class Batching:
 
 @dataclass(slots=True)
 class _Share(Generic[W]):
-    """One tenant's queue. `finish_s` is the virtual time at which its own server is done with all that was taken."""
+    """One tenant's queue. `begin_s` is the virtual time at which its own server, done with what was taken, goes on."""
 
     fraction: float
     limit: int
-    finish_s: float = 0.0
+    begin_s: float = 0.0
     queue: OrderedDict[int, W] = field(default_factory=OrderedDict)
 
     def head(self) -> W:
         return next(iter(self.queue.values()))
-
-    def tag_s(self) -> float:
-        return self.finish_s + self.head().work_s / self.fraction
 
 
 class Scheduler(Generic[W]):
@@ -166,7 +165,7 @@ class Scheduler(Generic[W]):
                     "of its queue; send less or ask for a larger share"
                 )
             if not share.queue:
-                share.finish_s = max(share.finish_s, self._virtual_s)
+                share.begin_s = max(share.begin_s, self._virtual_s)
             share.queue[id(work)] = work
             self._ready.notify()
 
@@ -179,6 +178,7 @@ class Scheduler(Generic[W]):
         """Wait for the next requests to compute; none when closed and empty. Expired ones cost their tenant nothing."""
         with self._ready:
             while (share := self._next()) is None:
+                self._rest()
                 if self._closed:
                     return []
                 self._ready.wait()
@@ -214,8 +214,14 @@ class Scheduler(Generic[W]):
             room -= following.rows
 
     def _pop(self, share: _Share[W]) -> W:
-        share.finish_s = self._virtual_s = share.tag_s()
-        return share.queue.popitem(last=False)[1]
+        work = share.queue.popitem(last=False)[1]
+        self._virtual_s = share.begin_s
+        share.begin_s += work.work_s / share.fraction
+        return work
+
+    def _rest(self) -> None:
+        """Nothing waits: who comes next owes nothing to who came before, or a lone request would let a flood pass it."""
+        self._virtual_s = max(self._virtual_s, *(share.begin_s for share in self._shares.values()))
 
     def _next(self) -> _Share[W] | None:
         """Whose turn it is, once heads of queues that nobody wants any more are gone."""
@@ -224,4 +230,4 @@ class Scheduler(Generic[W]):
             while share.queue and (until_ns := share.head().deadline_ns) is not None and until_ns <= now_ns:
                 self._expired(share.queue.popitem(last=False)[1])
         waiting = [share for share in self._shares.values() if share.queue]
-        return min(waiting, key=_Share.tag_s) if waiting else None
+        return min(waiting, key=lambda share: share.begin_s) if waiting else None

@@ -1,9 +1,9 @@
 """An inference server of c workers whose requests take turns by their tenants' shares, as `inference_server` has it.
 
-The order is self-clocked fair queueing over expected work (`inference_server.scheduler`): the head of each queue
-carries the virtual time at which a server of the tenant's share alone would be done with it, and the smallest is taken.
-What a computation really takes is nobody's to know beforehand. A request whose deadline has passed is dropped before it
-is computed and costs its tenant nothing. Nothing is batched, as in the servers of a run.
+The order is start-time fair queueing over expected work (`inference_server.scheduler`): the head of each queue carries
+the virtual time at which a server of the tenant's share alone would begin it, and the smallest is taken. What a
+computation really takes is nobody's to know beforehand. A request whose deadline has passed is dropped before it is
+computed and costs its tenant nothing. Nothing is batched, as in the servers of a run.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class SharedServer:
 
     def __init__(self, workers: int, shares: Sequence[float], expected_s: Sequence[float]) -> None:
         self._turn_s = np.array(expected_s, dtype=np.float64) / np.array(shares, dtype=np.float64)
-        self._finish_s = np.zeros(len(shares))
+        self._begin_s = np.zeros(len(shares))
         self._virtual_s = np.zeros(1)
         self._free_ps = np.full(workers, -NEVER, dtype=np.int64)
         self._scalars = np.array([0, -NEVER], dtype=np.int64)
@@ -111,7 +111,7 @@ class SharedServer:
             jobs.work_ps,
             jobs.deadline_ps,
             self._turn_s,
-            self._finish_s,
+            self._begin_s,
             self._virtual_s,
             self._free_ps,
             self._scalars,
@@ -163,6 +163,9 @@ def _take_turns(  # noqa: C901, PLR0912, PLR0915, PLR0917 - one loop; compiled f
         start = max(free[worker], since)
         if admitted < n and (waiting == 0 or time[admitted] <= start):
             if waiting == 0:
+                if time[admitted] > free[worker]:
+                    # A worker found nothing to do: those who come next owe nothing to those before.
+                    virtual[0] = max(virtual[0], tag.max())
                 since = max(since, time[admitted])
             k = place[admitted]
             if head[k] < 0:
@@ -184,13 +187,13 @@ def _take_turns(  # noqa: C901, PLR0912, PLR0915, PLR0917 - one loop; compiled f
                 lost += 1
                 waiting -= 1
                 head[k] = follows[head[k]]
-            if head[k] >= 0 and (best < 0 or tag[k] + turn[k] < tag[best] + turn[best]):
+            if head[k] >= 0 and (best < 0 or tag[k] < tag[best]):
                 best = k
         if best < 0:
             continue
         i = head[best]
-        tag[best] += turn[best]
         virtual[0] = tag[best]
+        tag[best] += turn[best]
         head[best] = follows[i]
         waiting -= 1
         pending[i] = False

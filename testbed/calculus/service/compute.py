@@ -137,8 +137,10 @@ class SharedStage:
 
     @property
     def latency_s(self) -> float:
-        """One largest foreign batch of each other tenant more."""
-        return self.stage.latency_s + math.fsum(self.foreign_batch_s) / self.workers
+        """One largest foreign batch of each other tenant more, and what other workers do while one is busy with it."""
+        spread = math.fsum(self.foreign_batch_s) / self.workers
+        busy = (self.workers - 1) / self.workers * max(self.foreign_batch_s, default=0.0)
+        return self.stage.latency_s + spread + busy
 
     @property
     def overtaking_work(self) -> float:
