@@ -12,12 +12,12 @@ from testbed.cli.exits import Exit, exit_of_verdict
 from testbed.cli.watching import Interrupt, shown
 from testbed.errors import ScenarioError
 from testbed.report.html import REPORT_NAME
-from testbed.report.record import RECORD_NAME, read_record
+from testbed.report.record import RECORD_NAME, RunRecord, read_record
 from testbed.report.terminal import print_summary
 from testbed.scenario import market
 from testbed.scenario.loader import load
 from testbed.simulation.impairment import Excess, Exponential
-from testbed.simulation.network import Choices
+from testbed.simulation.network import Choices, promises
 from testbed.simulation.pipeline import RECORDED_PACKETS, Options, simulate_scenario
 from testbed.simulation.system import Scheduler
 
@@ -86,6 +86,7 @@ def simulate(  # noqa: PLR0917 - options of a command line
         typer.echo((folder / RECORD_NAME).read_text(encoding="utf-8"))
     else:
         print_summary(record)
+        _say_unbound(record, options.choices)
         typer.echo(f"{record.packets:,} packets, {(record.packet_hops_per_s or 0) / 1e6:.0f} million packet-hops/s")
         typer.echo(f"report: {folder / REPORT_NAME}" if page else f"folder: {folder}")
     if record.partial:
@@ -93,6 +94,16 @@ def simulate(  # noqa: PLR0917 - options of a command line
     if any(tenant.bound_broken for tenant in record.tenants):
         raise typer.Exit(Exit.FAIL)
     raise typer.Exit(exit_of_verdict(record.verdict))
+
+
+def _say_unbound(record: RunRecord, choices: Choices) -> None:
+    """Name tenants with requests whose server can promise nothing, where anything is promised."""
+    names = [found.name for found in record.tenants if found.requests and found.epsilon and found.bound_s is None]
+    if names and promises(choices.scheduler) and choices.excess is None and choices.loss == 0:
+        typer.echo(
+            f"no bound: {', '.join(names)}: the meter lets more computations pass than the share of the server is sure "
+            "to do in time; reserve a larger compute-share, or let requests take less work"
+        )
 
 
 def require_reservations(file: Path) -> None:

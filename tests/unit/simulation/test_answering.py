@@ -192,6 +192,14 @@ def test_constant_work_behind_a_fast_network_is_md1() -> None:
     assert lower_s < SERVICE_S + wait_s < upper_s
 
 
+def test_a_request_is_lost_with_its_own_packets_and_not_with_what_follows_them() -> None:
+    wire = Wire(96, 30)
+    one = Asking((500,), 500, Constant(1e-4), 1e-4, 1.0, NEVER // 2, out=wire, back=wire)
+    source = Source("only", 1, PoissonArrivals(200.0, 0), 6000.0, 1, asking=one)
+    tally = simulate(System((source,), (Hop("only", Scheduler.FIFO, 1e9, loss=0.01),)), Plan(1, 1, 60.0)).tally
+    assert tally.lost[0, RANDOM] / tally.n[0] == pytest.approx(1 - 0.99**2, rel=0.2)
+
+
 @dataclass
 class _Job:
     number: int

@@ -15,11 +15,12 @@ from testbed.audit.evidence import read_evidence
 from testbed.audit.findings import Outcome, recompute, run_statements
 from testbed.audit.folder import audit_run
 from testbed.errors import ScenarioError
+from testbed.management.sizing import ClassDemand, design_classes
 from testbed.report.html import write_report
 from testbed.report.record import RunRecord, TenantRecord, read_record, write_record
 from testbed.run.progress import Silent
 from testbed.scenario.loader import load
-from testbed.scenario.model import DrawnSize, PoissonArrivals, Requests, Scenario, Tenant, Work
+from testbed.scenario.model import FULL_FRAME_BITS, DrawnSize, PoissonArrivals, Requests, Scenario, Tenant, Work
 from testbed.simulation.asking import Wire
 from testbed.simulation.known import declared, known
 from testbed.simulation.network import Choices, network
@@ -274,10 +275,22 @@ def test_tenants_that_a_run_does_not_have_are_taken_as_declared(folder: Path, tm
 
 
 def test_classes_are_those_that_the_data_plane_installs_for_packets_on_the_wire() -> None:
-    (west, _) = network(asked(), Choices(), known(asked())).system.hops
-    (alone, _) = network(replace(asked(), tenants=(vision(),)), Choices(), known(asked())).system.hops
-    assert alone.classes[0].burst_bits > 8 * 1514
-    assert west.classes[1].burst_bits > alone.classes[0].burst_bits, "the others' turns are in its own"
+    alone = replace(asked(), tenants=(vision(),))
+    (west, _) = network(alone, Choices(), known(alone)).system.hops
+    installed = design_classes([ClassDemand("vision", 4_000_000, FULL_FRAME_BITS)])["vision"]
+    assert west.classes[0].burst_bits == 8 * installed.burst_bytes
+    assert west.meters[0] is not None
+
+
+def test_a_server_signs_its_longest_computation_and_one_of_everybody_else() -> None:
+    scenario = replace(asked(), tenants=(vision(), vision("guest", replace(LITTLE, work=Work(3e-3)), None)))
+    ready = network(scenario, Choices(), known(scenario))
+    signed = ready.federation.server(scenario.tenants[0])
+    assert signed is not None
+    assert signed.latency_s == pytest.approx(ready.known["vision"].longest_s + 3e-3, abs=1e-9)
+    # Beside turns that take what is expected its longest computation takes its share of the longest, and theirs theirs.
+    rate = signed.guardrails.reserved_rate_bps / signed.guardrails.largest_packet_bits
+    assert 0.75 / rate == pytest.approx(0.75 * ready.known["vision"].longest_s + 0.25 * 6e-3, rel=1e-6)
 
 
 def test_the_demo_is_simulated_with_its_tenant_that_asks(tmp_path: Path) -> None:
@@ -297,6 +310,15 @@ def test_the_command_refuses_intents_and_says_what_is_missing(tmp_path: Path) ->
         assert done.returncode == 2
         assert done.stderr.count("\n") == 1
         assert "found a federation" in done.stderr
+
+
+def test_the_command_says_who_has_no_bound(tmp_path: Path) -> None:
+    text = (ROOT / "topologies" / "demo.yaml").read_text(encoding="utf-8")
+    slow = tmp_path / "slow.yaml"
+    slow.write_text(text.replace("mean: 1.2 ms", "mean: 60 ms"), encoding="utf-8")
+    command = [*COMMAND, "simulate", str(slow), "--packets", "20000", "--no-page", "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "no bound: vision: " in done.stdout
 
 
 def test_the_command_takes_a_run_that_measured_requests(folder: Path, tmp_path: Path) -> None:
