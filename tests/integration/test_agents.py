@@ -31,7 +31,7 @@ from tests.integration.agents_lab import (
 from tests.integration.controller_lab import FRAME_BYTES, wait_for
 from tests.unit.management.federation_lab import NEVER_S, intent, run_orchestrator
 
-pytestmark = [pytest.mark.network, pytest.mark.untimed, pytest.mark.xdist_group("agents")]
+pytestmark = [pytest.mark.network, pytest.mark.untimed]
 
 LOOK_EVERY_S = 0.2
 

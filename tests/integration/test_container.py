@@ -22,7 +22,7 @@ RUN cat kept.txt >made.txt && \\
 CMD ["cat", "made.txt"]
 """
 
-pytestmark = [pytest.mark.network, pytest.mark.untimed, pytest.mark.xdist_group("container")]
+pytestmark = [pytest.mark.network, pytest.mark.untimed]
 
 
 class Checkout:

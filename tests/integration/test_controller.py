@@ -29,7 +29,7 @@ from tests.integration.controller_lab import (
     with_rate,
 )
 
-pytestmark = [pytest.mark.network, pytest.mark.untimed, pytest.mark.xdist_group("controller")]
+pytestmark = [pytest.mark.network, pytest.mark.untimed]
 
 
 @pytest.fixture(scope="module")

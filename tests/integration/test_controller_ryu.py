@@ -25,7 +25,7 @@ from tests.integration.controller_lab import (
     with_rate,
 )
 
-pytestmark = [pytest.mark.network, pytest.mark.untimed, pytest.mark.xdist_group("controller_ryu")]
+pytestmark = [pytest.mark.network, pytest.mark.untimed]
 
 IMPLEMENTATIONS = ("os_ken 4.", "ryu 4.34")
 

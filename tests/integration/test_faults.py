@@ -35,9 +35,10 @@ def fault(kind: FaultKind, at_s: float, *, fails: bool = True, domain: str | Non
     return Fault(kind.value, kind, at_s, 0.5, 1.0, domain=domain, fails=told, **more)  # type: ignore[arg-type]
 
 
-def run_with(out: Path, *broken: Fault) -> RunRecord:
+def run_with(out: Path, *broken: Fault, duration_s: float = 8.0) -> RunRecord:
     """One run with these faults. A host that could not keep up may take its verdict away, and nothing else may."""
-    record = read_record(run(replace(load(FAULTS), faults=broken), Options(out=out, isolate=True), Silent()))
+    scenario = replace(load(FAULTS), faults=broken, duration_s=duration_s)
+    record = read_record(run(scenario, Options(out=out, isolate=True), Silent()))
     breached = [gate for gate in record.gates if not gate.holds]
     print(record.verdict, breached, record.faults)
     assert all(is_noise(gate.name) for gate in breached)
@@ -92,7 +93,7 @@ def test_whoever_crosses_what_breaks_fails_and_recovers_and_nobody_else_notices(
 
 @pytest.mark.slow
 def test_a_killed_controller_is_no_business_of_the_data_plane(tmp_path: Path) -> None:
-    record = run_with(tmp_path, fault(FaultKind.CONTROLLER_KILLED, 1.0, fails=False))
+    record = run_with(tmp_path, fault(FaultKind.CONTROLLER_KILLED, 1.0, fails=False), duration_s=4.0)
     assert all(each.met for each in record.faults)
     assert not any(gate.excused_by for gate in record.gates)
     assert [tenant.in_faults for tenant in record.tenants] == [0, 0]
@@ -100,7 +101,7 @@ def test_a_killed_controller_is_no_business_of_the_data_plane(tmp_path: Path) ->
 
 def test_a_killed_switch_takes_everyone_with_it_and_comes_back_with_all_it_held(tmp_path: Path) -> None:
     killed = replace(fault(FaultKind.SWITCH_KILLED, 1.0, domain=None), fails=("near", "far"), recovery_s=2.0)
-    record = run_with(tmp_path, killed)
+    record = run_with(tmp_path, killed, duration_s=5.0)
     assert all(each.met for each in record.faults)
     assert {gate.name for gate in record.gates if gate.excused_by} <= {
         "upcalls",

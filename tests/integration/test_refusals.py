@@ -12,8 +12,6 @@ import pytest
 from testbed.emulation.journal import RUNS
 from tests.integration.conftest import ROOT
 
-pytestmark = pytest.mark.network
-
 SCENARIO = """
 name: refused
 warm-up: 3 s
@@ -97,6 +95,7 @@ def test_a_trace_that_cannot_be_asked_for_is_refused_with_its_lines_and_how_many
     assert all(part in ended.stderr for part in found), ended.stderr
 
 
+@pytest.mark.network
 @pytest.mark.parametrize(
     ("change", "found"),
     [

@@ -15,7 +15,7 @@ import pytest
 from tests.integration import isolated_mn
 from tests.integration.controller_lab import laboratory
 
-pytestmark = [pytest.mark.network, pytest.mark.untimed, pytest.mark.xdist_group("host")]
+pytestmark = pytest.mark.network
 
 BYSTANDER_LINK = "tlttest-eth0"
 
@@ -31,6 +31,7 @@ def mn(topology: str, *prompt: str) -> dict[str, Any]:
     return dict(json.loads(ended.stdout))
 
 
+@pytest.mark.untimed
 @pytest.mark.parametrize(
     "domains", [3, *(pytest.param(count, marks=pytest.mark.slow) for count in (1, 2, 4, 5, 6, 7, 8))]
 )
@@ -52,6 +53,7 @@ def test_ping_and_tcp_cross_a_tandem_of_any_length(domains: int) -> None:
     assert (ended["status"], ended["bridges"]) == (0, [])
 
 
+@pytest.mark.untimed
 @pytest.mark.parametrize(
     ("topology", "sentence"),
     [
@@ -66,6 +68,7 @@ def test_a_length_that_cannot_be_is_refused_in_one_sentence(topology: str, sente
     assert "Traceback" not in ended["said"]
 
 
+# Not beside others: what a bystander stands for is the host's own, where those that look at it would find it.
 @pytest.fixture
 def bystanders(tmp_path: Path) -> Iterator[list[tuple[str, Any]]]:
     """What mn's cleanup would take from a host: each with a way to ask whether it is still there."""

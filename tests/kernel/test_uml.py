@@ -14,7 +14,7 @@ import pytest
 
 from tests.integration.conftest import ROOT
 
-pytestmark = [pytest.mark.network, pytest.mark.untimed, pytest.mark.xdist_group("host")]
+pytestmark = [pytest.mark.network, pytest.mark.untimed]
 
 UML = str(ROOT / "scripts" / "uml")
 

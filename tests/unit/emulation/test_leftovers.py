@@ -15,9 +15,6 @@ import pytest
 from tests import leftovers
 from tests.leftovers import Foreign, Host, left_behind
 
-# Beside tests that change the host for a while, it would see that.
-pytestmark = pytest.mark.xdist_group("host")
-
 TOKEN = f"{leftovers.MARK}=of-this-test-{os.getpid()}"
 
 
