@@ -224,7 +224,7 @@ def _promised(tenant: TenantRecord) -> Promise | None:
 def _unsent(tenant: TenantRecord, promise: Promise, confidence: float, *, valid: bool) -> TenantAudit:
     """A promise of which the run holds not one sample: it is still owed an answer."""
     audit = audit_nothing(promise, confidence=confidence)
-    return TenantAudit(tenant.name, _verdict(0, audit, valid=valid), audit, None, (), (), 0, None)
+    return TenantAudit(tenant.name, _verdict(0, audit, valid=valid), audit, None, (), (), tenant.n, None)
 
 
 def _impairments(record: RunRecord, tenant: str, crossing: Crossing) -> Iterator[str]:

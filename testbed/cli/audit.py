@@ -17,14 +17,15 @@ from testbed.audit.evidence import read_evidence
 from testbed.audit.findings import Outcome, recompute, run_statements, table_statements
 from testbed.audit.folder import audit_evidence
 from testbed.audit.record import Promise
-from testbed.audit.sequential import Monitor
-from testbed.audit.stream import watch as follow
+from testbed.audit.sequential import Alarm, Monitor
+from testbed.audit.stream import Watch
 from testbed.audit.table import audit_rows, read_series
 from testbed.cli.exits import Exit, exit_of_verdict
 from testbed.envelope.errors import RefusedError
 from testbed.envelope.keys import PublicKey, SigningKey
 from testbed.report.audit_section import run_sections, table_sections, write_page
 from testbed.report.audit_terminal import print_run_audit, print_table_audit
+from testbed.report.record import read_record
 from testbed.scenario.units import TIME, UnitError, parse
 
 LOG_NAME = "findings.log"
@@ -72,6 +73,18 @@ def _share(text: str) -> float:
     if _is_number(text) and 0 < Fraction(text) < 1:
         return float(Fraction(text))
     raise typer.BadParameter(f"{text!r}: expected a share between 0 and 1, such as 0.001")
+
+
+def _named(text: str) -> tuple[str, Promise]:
+    """A tenant and what it is promised."""
+    tenant, named, terms = text.rpartition("=")
+    deadline, _, share = terms.partition("@")
+    if not (tenant and named and deadline and share):
+        raise typer.BadParameter(f"{text!r}: expected TENANT=TIME@SHARE, such as alice=80ms@0.001")
+    try:
+        return tenant, Promise.rounded(_seconds(deadline), _share(share))
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r}: {error}") from error
 
 
 def _head(text: str) -> ledger.Head:
@@ -155,36 +168,80 @@ def judge(
 @app.command()
 def watch(
     source: Annotated[
-        typer.FileText, typer.Argument(metavar="FILE", help="One latency a line, in seconds; - is standard input.")
+        typer.FileText,
+        typer.Argument(
+            metavar="FILE", help="One latency a line, or a table with latency_s and tenant; - is standard input."
+        ),
     ],
     *,
-    deadline: Annotated[float, typer.Option(parser=_seconds, metavar="TIME", help="Promised latency.")],
+    deadline: Annotated[
+        float | None,
+        typer.Option(parser=_seconds, metavar="TIME", help="Latency promised to every tenant not named otherwise."),
+    ] = None,
     epsilon: Annotated[
-        float, typer.Option(parser=_share, metavar="SHARE", help="Promised largest share of misses, at most 0.1.")
-    ] = 0.001,
+        float | None,
+        typer.Option(
+            parser=_share,
+            metavar="SHARE",
+            help="With --deadline: promised largest share of misses, at most 0.1; default: 0.001.",
+        ),
+    ] = None,
+    promise: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TENANT=TIME@SHARE", help="Promise to one tenant; repeat for more."),
+    ] = None,
+    run: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", exists=True, file_okay=False, help="Take the promises of this run's tenants."),
+    ] = None,
     false_alarms: Annotated[
-        float, typer.Option(parser=_share, metavar="SHARE", help="Largest probability of ever alarming falsely.")
+        float,
+        typer.Option(parser=_share, metavar="SHARE", help="Largest probability of ever alarming falsely of a tenant."),
     ] = 0.05,
     as_json: _Json = False,
 ) -> None:
-    """Watch a stream and alarm as soon as it refutes the promise, with a stated probability of a false alarm.
+    """Watch a stream and alarm as soon as it refutes a promise, with a stated probability of a false alarm.
 
-    An empty line was never answered. No certificate is given: that nothing was found is no proof. Exit codes: 0 the
-    stream ended without an alarm, 1 alarm, 2 the command or a line is wrong.
+    An empty latency was never answered. A stream without tenants ends with its alarm; of several tenants each is
+    watched until its own. No certificate is given: that nothing was found is no proof. Exit codes: 0 the stream ended
+    without an alarm, 1 alarm, 2 the command or a line is wrong.
     """
+    promises = (_promises_of(run) if run is not None else {}) | dict(map(_named, promise or ()))
+    otherwise = _promise(deadline, epsilon)
+    if not promises and otherwise is None:
+        raise typer.BadParameter("nothing to watch for; name a --deadline, a --promise, or a --run that promised")
     try:
-        monitor = Monitor(deadline, epsilon, false_alarms)
+        watched = Watch(promises, otherwise, false_alarms)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    alarm = follow(source, monitor)
+    for tenant, alarm in watched.follow(source):
+        # At once, and not in the middle of a document: the stream may have no end.
+        typer.echo(_alarmed(tenant, alarm), err=as_json)
+    several = None not in watched.monitors
     if as_json:
-        seen = {"samples": monitor.samples, "evidence": monitor.evidence, "memory": monitor.memory}
-        typer.echo(json.dumps(seen | {"alarm": asdict(alarm) if alarm else None}, indent=1))
-    elif alarm is None:
-        typer.echo(f"no alarm in {monitor.samples} samples; evidence {monitor.evidence:.3g} of {1 / false_alarms:.3g}")
+        found = {str(tenant): _watched(monitor) for tenant, monitor in watched.monitors.items()}
+        rates = {
+            "false_alarm_rate": false_alarms,
+            "family_false_alarm_rate": watched.family_false_alarm_rate,
+            "unwatched": watched.unwatched,
+        }
+        typer.echo(json.dumps({"tenants": found} | rates if several else found["None"], indent=1))
     else:
-        typer.echo(f"ALARM at sample {alarm.sample}, {alarm.misses} misses so far. Refuted: {alarm.null}.")
-    raise typer.Exit(Exit.PASS if alarm is None else Exit.FAIL)
+        for tenant, monitor in watched.monitors.items():
+            if monitor.alarm is None:
+                evidence = f"evidence {monitor.evidence:.3g} of {1 / false_alarms:.3g}"
+                who = "" if tenant is None else f"{tenant}: "
+                typer.echo(f"{who}no alarm in {monitor.samples} samples; {evidence}")
+        if several:
+            count = len(watched.monitors)
+            typer.echo(
+                f"false alarms: with probability at most {false_alarms:g} about each tenant, "
+                f"{watched.family_false_alarm_rate:g} about any of {count}"
+            )
+        if watched.unwatched:
+            typer.echo(f"{watched.unwatched} samples are of tenants to whom nothing is promised")
+    alarms = [monitor.alarm for monitor in watched.monitors.values() if monitor.alarm is not None]
+    raise typer.Exit(Exit.FAIL if alarms else Exit.PASS)
 
 
 @app.command()
@@ -284,6 +341,31 @@ def _promise(deadline_s: float | None, epsilon: float | None) -> Promise | None:
         return Promise.rounded(deadline_s, 0.001 if epsilon is None else epsilon)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
+
+
+def _promises_of(run: Path) -> dict[str, Promise]:
+    return {
+        tenant.name: Promise.rounded(tenant.deadline_s, tenant.epsilon)
+        for tenant in read_record(run).tenants
+        if tenant.deadline_s is not None and tenant.epsilon is not None
+    }
+
+
+def _alarmed(tenant: str | None, alarm: Alarm) -> str:
+    who = "" if tenant is None else f" about {tenant}"
+    return (
+        f"ALARM{who} at sample {alarm.sample}, {alarm.misses} misses so far. Refuted: {alarm.null}. "
+        f"This is false with probability at most {alarm.false_alarm_rate:g}."
+    )
+
+
+def _watched(monitor: Monitor) -> dict[str, Any]:
+    return {
+        "samples": monitor.samples,
+        "evidence": monitor.evidence,
+        "memory": monitor.memory,
+        "alarm": asdict(monitor.alarm) if monitor.alarm else None,
+    }
 
 
 def _log(source: Path, named: Path | None, key: SigningKey | None) -> Path:

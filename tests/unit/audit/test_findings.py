@@ -11,6 +11,8 @@ from testbed.audit.evidence import read_evidence
 from testbed.audit.findings import Outcome, recompute, run_statements, table_statements
 from testbed.audit.folder import audit_run
 from testbed.audit.record import Promise
+from testbed.audit.statements import attribution_statement
+from testbed.audit.table import read_series
 from testbed.envelope import strict_json
 from tests.unit.audit import asking
 from tests.unit.audit.test_folder import folder, window
@@ -113,6 +115,11 @@ def test_a_changed_blame_differs_and_other_parts_of_the_same_latencies_are_other
     _, tail = table_statements(path, PROMISE)
     for change in ({"confidence_ppm": 900_000}, {"seed": 1}, {"by_place": tail["by_place"] | {"named": "n%C3%B6rd"}}):
         assert recompute([tail | change], path)[0].outcome is Outcome.DIFFERS
+    (series,) = read_series(path)
+    reseeded = attribution_statement("everyone", series.latency_s, series.parts, seed=1)
+    assert reseeded is not None
+    assert reseeded["by_place"] != tail["by_place"]
+    assert recompute([reseeded], path)[0].outcome is Outcome.SAME
     # The same latencies with one domain's column gone: what it took is left elsewhere.
     other = tmp_path / "other.csv"
     other.write_text("\n".join(line.rsplit(",", 1)[0] for line in path.read_text().splitlines()) + "\n")

@@ -203,6 +203,68 @@ def test_a_line_that_is_no_latency_is_named(line: str) -> None:
     assert f"line 2 is '{line}'" in str(ended.exception)
 
 
+def tenants_in_turn(path: Path) -> Path:
+    """Alice and carol keep 80 ms, bob misses it in 2 %."""
+    rng = np.random.default_rng(3)
+    rows = [
+        f"{tenant},{0.2 if tenant == 'bob' and rng.random() < 0.02 else float(rng.exponential(0.005))!r}"
+        for _ in range(5000)
+        for tenant in ("alice", "bob", "carol")
+    ]
+    path.write_text("\n".join(["tenant,latency_s", *rows]) + "\n")
+    return path
+
+
+def test_several_tenants_of_a_stream_are_watched_and_the_alarm_names_whose_it_is(tmp_path: Path) -> None:
+    path = tenants_in_turn(tmp_path / "stream.csv")
+    asked = ("watch", path, "--promise", "alice=80ms@0.001", "--promise", "bob=0.08@0.001")
+    ended = command(*asked)
+    assert ended.exit_code == 1
+    first, *rest = ended.stdout.splitlines()
+    assert first.startswith("ALARM about bob at sample")
+    assert first.endswith("This is false with probability at most 0.05.")
+    assert rest[0].startswith("alice: no alarm in 5000 samples")
+    assert rest[1:] == [
+        "false alarms: with probability at most 0.05 about each tenant, 0.1 about any of 2",
+        "5000 samples are of tenants to whom nothing is promised",
+    ]
+    answered = command(*asked, "--json")
+    found = json.loads(answered.stdout)
+    assert "ALARM about bob" in answered.stderr
+    assert found["tenants"]["alice"]["alarm"] is None
+    assert found["tenants"]["bob"]["alarm"]["sample"] == found["tenants"]["bob"]["samples"]
+    assert (found["false_alarm_rate"], found["family_false_alarm_rate"], found["unwatched"]) == (0.05, 0.1, 5000)
+
+
+def test_a_stream_is_watched_for_the_promises_of_a_run_unless_told_otherwise(tmp_path: Path) -> None:
+    run = folder(tmp_path / "run", [window(1)], deadline_s=0.08)
+    path = tenants_in_turn(tmp_path / "stream.csv")
+    ended = command("watch", path, "--run", run)
+    assert (ended.exit_code, ended.stdout.splitlines()[0][:31]) == (0, "alice: no alarm in 5000 samples")
+    assert command("watch", path, "--run", run, "--promise", "alice=1ms@0.001").exit_code == 1
+    everybody = command("watch", path, "--run", run, "--deadline", "80ms")
+    assert "ALARM about bob" in everybody.stdout
+    assert "0.15 about any of 3" in everybody.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "nothing to watch for"),
+        (("--promise", "alice"), "expected TENANT=TIME@SHARE"),
+        (("--promise", "alice=80ms@2"), "between 0 and 1"),
+        (("--promise", "alice=80ms@0.5"), "tenant alice: watch"),
+        (("--epsilon", "0.01"), "name that too"),
+    ],
+)
+def test_a_watch_for_nothing_or_the_impossible_is_a_wrong_command(
+    tmp_path: Path, arguments: tuple[str, ...], said: str
+) -> None:
+    ended = command("watch", tenants_in_turn(tmp_path / "stream.csv"), *arguments)
+    assert ended.exit_code == 2
+    assert said in " ".join(ended.stderr.replace("│", " ").split())
+
+
 def test_a_promise_too_loose_to_watch_is_a_wrong_command() -> None:
     ended = CliRunner().invoke(app, ["audit", "watch", "-", "--deadline", "1", "--epsilon", "0.5"], input="0.1\n")
     assert ended.exit_code == 2
