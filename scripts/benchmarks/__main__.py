@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> int:
     Console().print(_table(options.name, figures))
     if options.json is not None:
         options.json.write_text(json.dumps(_document(options.name, figures), indent=1) + "\n")
-    missed = [figure.name for figure in figures if not figure.reached]
+    missed = [f"{figure.name}{' (not shown)' * figure.undecided}" for figure in figures if not figure.reached]
     if missed:
         print(f"bench: {len(missed)} of {len(figures)} not reached: {'; '.join(missed)}", file=sys.stderr)
     return 1 if missed else 0
@@ -72,7 +72,7 @@ def _table(name: str, figures: list[Figure]) -> Table:
     for figure in figures:
         target = "" if figure.goal is Goal.SHOWN else f"{figure.goal.value} {figure.target:.4g}"
         peer = "" if figure.peer_value is None else f"{figure.peer} {figure.peer_value:.4g}"
-        reached = "" if figure.goal is Goal.SHOWN else "yes" if figure.reached else "[red]NO[/red]"
+        reached = f"[red]{figure.said}[/red]" if figure.said == "NO" else figure.said
         table.add_row(figure.name, f"{figure.value:.4g} {figure.unit}".rstrip(), target, peer, reached, figure.note)
     return table
 

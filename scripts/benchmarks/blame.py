@@ -20,6 +20,7 @@ from benchmarks.repeats import percent, precision
 from testbed.audit import known
 from testbed.audit.attribution import attribute
 from testbed.audit.clusters import decluster
+from testbed.audit.compliance import lower_limit, upper_limit
 from testbed.audit.contracts import ContractVerdict, DomainEvidence, judge_contracts
 from testbed.audit.evidence import read_evidence
 from testbed.audit.folder import audit_evidence
@@ -179,8 +180,14 @@ def _runs(home: Path, run: Callable[..., Path], number: int) -> list[_Said]:
 
 
 def _told(name: str, truths: Sequence[bool], goal: Callable[..., Figure], target: float, note: str) -> Figure:
-    """A percentage of VALID runs; not a number, which reaches no target, where there are none."""
+    """A percentage of VALID runs, judged by its one-sided 95 % limits: a target that so few cannot show is not reached.
+
+    Not a number, which reaches no target, where there are none.
+    """
     found = np.array(truths, dtype=float)
     if not found.size:
         return goal(name, math.nan, target, "%", note=f"no VALID run; {note}")
-    return goal(name, percent(found), target, "%", note=f"{precision(found)}; VALID ones; {note}")
+    counts = float(found.sum()), found.size
+    limits = 100 * lower_limit(*counts, 0.95), 100 * upper_limit(*counts, 0.95)
+    shown = f"the true share is {limits[0]:.0f} to {limits[1]:.0f} % (one-sided 95 % each way)"
+    return goal(name, percent(found), target, "%", note=f"{found.size} VALID runs, {shown}; {note}", limits=limits)

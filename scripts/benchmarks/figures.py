@@ -29,6 +29,8 @@ class Figure:
         peer: Who or what was measured beside it.
         peer_value: The peer's value, in `unit`.
         note: What a reader must know to trust the row (repetitions, size, seed).
+        limits: Lower and upper confidence limit of `value`, where too few repetitions are behind it to stand for
+            itself: the target is then reached only if both limits are on its side.
     """
 
     name: str
@@ -39,17 +41,35 @@ class Figure:
     peer: str = ""
     peer_value: float | None = None
     note: str = ""
+    limits: tuple[float, float] | None = None
 
     @property
     def reached(self) -> bool:
-        """Whether the target holds; a value that is not a number reaches nothing."""
+        """Whether the target is shown to hold; a value that is not a number reaches nothing."""
+        lower, upper = self.limits or (self.value, self.value)
+        return self._on_the_side(lower, upper)
+
+    @property
+    def undecided(self) -> bool:
+        """Whether the target is neither reached nor missed, for both are within the limits."""
+        lower, upper = self.limits or (self.value, self.value)
+        return not self.reached and self._on_the_side(upper, lower)
+
+    @property
+    def said(self) -> str:
+        """The answer in a word; none for a figure that is only shown."""
+        if self.goal is Goal.SHOWN:
+            return ""
+        return "yes" if self.reached else "not shown" if self.undecided else "NO"
+
+    def _on_the_side(self, least: float, most: float) -> bool:
         match self.goal:
             case Goal.SHOWN:
                 return True
             case Goal.AT_MOST:
-                return self.target is not None and self.value <= self.target
+                return self.target is not None and most <= self.target
             case Goal.AT_LEAST:
-                return self.target is not None and self.value >= self.target
+                return self.target is not None and least >= self.target
 
     def to_dict(self) -> dict[str, object]:
         """The row as `--json` writes it."""
@@ -61,7 +81,9 @@ class Figure:
             "target": self.target,
             "peer": self.peer or None,
             "peer_value": self.peer_value,
+            "limits": self.limits,
             "reached": self.reached,
+            "undecided": self.undecided,
             "note": self.note,
         }
 
