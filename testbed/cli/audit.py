@@ -132,7 +132,8 @@ def judge(
 
     A FILE has a column latency_s (seconds; empty: never answered) and may have time_s, run, tenant and domain_NAME_s.
     A RUN brings its promises along. Exit codes: 0 PASS, 1 FAIL, 2 the command or the file is wrong, 3 the run is
-    INVALID, 4 UNDETERMINED; without a promise 0.
+    INVALID, 4 UNDETERMINED; 0 also where nothing was judged: NONE without a promise, EXCUSED where every tenant that
+    has one broke its own contract.
     """
     key = _signing_key(sign)
     log = _log(source, log, key)
