@@ -220,7 +220,7 @@ class Scheduler(Generic[W]):
         return work
 
     def _rest(self) -> None:
-        """Nothing waits: who comes next owes nothing to who came before, or a lone request would let a flood pass it."""
+        """Nothing waits: who comes next owes nothing to who came before, or a lone request would let a flood pass."""
         self._virtual_s = max(self._virtual_s, *(share.begin_s for share in self._shares.values()))
 
     def _next(self) -> _Share[W] | None:
