@@ -253,7 +253,7 @@ def demand_of(rule: Rule, wish: Wish, path: RequestPath | None, rate_bps: int) -
     if path is None:
         contract = TokenBucket(float(wish.meter_rate_bps), float(wish.burst_bits))
         return Demand(intent.tenant, None, contract, intent.deadline_s, wish.epsilon)
-    contract = metered_arrival(wish.meter_rate_bps, meter_burst_bits(rule, wish, rate_bps), path)
+    contract = metered_arrival(wish.meter_rate_bps, meter_burst_bits(rule, wish, rate_bps), path, [wish.least_bits])
     peak = peak_per_s(intent.arrivals)
     if rule is Rule.PEAK and math.isfinite(peak):
         contract = replace(contract, peak_bps=max(peak * contract.packet_bits, contract.rate_bps))

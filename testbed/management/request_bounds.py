@@ -32,6 +32,7 @@ from testbed.management.bounds import CURVE_EPSILONS, HOST, HOST_RISK
 from testbed.management.requests import (
     SignedStage,
     metered_arrival,
+    replayed_arrival,
     request_arrival,
     request_class,
     request_path,
@@ -219,21 +220,24 @@ def _note(part: Part) -> str:
 
 
 def _arrival(tenant: Tenant, terms: RequestTerms, path: RequestPath) -> tuple[Arrival, str]:
-    """Requests in the virtual time of a path: their model behind the meter, or the meter alone.
+    """Requests in the virtual time of a path: their model behind the meter, or the meter or the whole trace alone.
 
     With it, why no flow could be fitted to a trace; empty if one was, and of other arrivals.
     """
     if tenant.reservation is None:
         raise ValueError(f"tenant {tenant.name}: best effort has no contract, so nothing bounds its delay")
-    metered = metered_arrival(tenant.reservation.meter_rate_bps, tenant.reservation.burst_bits, path)
-    arrivals = tenant.arrivals
+    arrivals, contract = tenant.arrivals, tenant.reservation
     if isinstance(arrivals, TraceArrivals):
         trace = read_workload(arrivals)
         sizes = np.broadcast_to(terms.demand.message_bits.astype(np.float64), trace.time_s.shape)
+        time_s, period_s = trace.time_s / arrivals.speed_up, trace.period_s / arrivals.speed_up
+        replayed = replayed_arrival(time_s, period_s, sizes, path, terms.out)
         try:
-            return Metered(traced_arrival(trace.time_s / arrivals.speed_up, sizes, path, terms.out), metered), ""
+            return Metered(traced_arrival(time_s, sizes, path, terms.out), replayed), ""
         except CalculusError as error:
-            return metered, str(error)
+            return replayed, str(error)
+    least_bits = np.resize(terms.least_bits, len(path.requests.up_bits))
+    metered = metered_arrival(contract.meter_rate_bps, contract.burst_bits, path, least_bits)
     try:
         return Metered(request_arrival(arrivals, path), metered), ""
     except NotApplicableError:

@@ -35,10 +35,13 @@ from testbed.calculus import (
 )
 from testbed.envelope.descriptor import Envelope
 from testbed.envelope.errors import WrongRateError
+from testbed.scenario.guardrails import largest_backlog_bits
 from testbed.scenario.model import Arrivals, MmppArrivals, OnOffArrivals, PoissonArrivals, RenewalArrivals
 from testbed.telemetry.requests import Framing
 
 _ROUNDING = 1e-9
+_BELOW_ONE = 1.0 - 1e-9
+"""A rate at which a queue of rate 1 still empties."""
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -245,18 +248,50 @@ def traced_arrival(time_s: FloatArray, message_bits: FloatArray, path: RequestPa
     Raises:
         CalculusError: The trace is too short, or has no light tail.
     """
+    return fit_trace(time_s, _traced_sizes_s(message_bits, path, out))
+
+
+def replayed_arrival(
+    time_s: FloatArray, period_s: float, message_bits: FloatArray, path: RequestPath, out: Framing
+) -> TokenBucket:
+    """What a trace that is replayed over and over brings at most, wherever a window begins in it.
+
+    The bucket is the largest backlog of its own replay in virtual time, so no request that keeps to the trace waits
+    longer. What its meter lets pass says less: as if every one of its bits could come in the smallest messages.
+
+    Args:
+        time_s: When requests arrive, as they are replayed, float64[n].
+        period_s: After which they come again.
+        message_bits: Size of each message, float64[n].
+        path: The path, whose work and answers are the same for every request.
+        out: Framing towards the server.
+    """
+    sizes_s = _traced_sizes_s(message_bits, path, out)
+    rate = max(_BELOW_ONE, float(sizes_s.sum()) / period_s)
+    return TokenBucket(rate, largest_backlog_bits(time_s, sizes_s, period_s, rate), packet_bits=float(sizes_s.max()))
+
+
+def _traced_sizes_s(message_bits: FloatArray, path: RequestPath, out: Framing) -> FloatArray:
     rate_bps = min(service.rate_bps for service in path.up)
-    sizes_s = np.maximum(out.wire_bits(message_bits) / rate_bps, path.virtual_sizes_s.min())
-    return fit_trace(time_s, sizes_s)
+    return np.asarray(np.maximum(out.wire_bits(message_bits) / rate_bps, path.virtual_sizes_s.min()))
 
 
-def metered_arrival(meter_rate_bps: float, burst_bits: float, path: RequestPath) -> TokenBucket:
+def metered_arrival(
+    meter_rate_bps: float, burst_bits: float, path: RequestPath, least_bits: npt.ArrayLike
+) -> TokenBucket:
     """What the tenant's meter enforces, in the virtual time of its path: holds whatever the tenant does.
 
-    A request that puts S bits on the wire counts for at most S times the largest ratio of virtual size to bits.
+    A request that puts S bits on the wire counts for at most S times the largest ratio of virtual size to the bits that
+    it costs there at the least: what it is counted as is more than the meter sees of it.
+
+    Args:
+        meter_rate_bps: Rate of the meter.
+        burst_bits: Its bucket.
+        path: The path.
+        least_bits: What each kind of request is on the wire at least, (kinds,).
     """
     sizes_s = path.virtual_sizes_s
-    seconds_per_bit = float((sizes_s / np.array(path.requests.up_bits)).max())
+    seconds_per_bit = float((sizes_s / np.asarray(least_bits)).max())
     return TokenBucket(
         rate_bps=meter_rate_bps * seconds_per_bit,
         burst_bits=burst_bits * seconds_per_bit,

@@ -139,7 +139,7 @@ def propose(
     deadlines = np.array([w.intent.deadline_s for w in wishes]) if deadlines_s is None else deadlines_s
     spare_s = (deadlines[:, None] - ways.latency_s) * (1 - _ROUNDING)
     meters = np.array([float(wish.meter_rate_bps) for wish in wishes])[:, None]
-    contract_v = BELOW_LIMIT * bits / meters
+    contract_v = BELOW_LIMIT * least / meters
 
     def sizes(stretch: float) -> FloatArray:
         coefficient = own / stretch
@@ -276,11 +276,11 @@ class _OnOff(_Family):
 
 
 class _Contracts(_Family):
-    """Everything the contract allows: a burst of B requests waits B v."""
+    """Everything the contract allows: a burst of B requests, as small on the wire as can be, waits B v."""
 
     def __init__(self, wishes: Sequence[Wish]) -> None:
         super().__init__(wishes)
-        self._requests = np.array([wish.burst_bits / wish.request_bits for wish in wishes])[:, None]
+        self._requests = np.array([wish.burst_bits / wish.least_bits for wish in wishes])[:, None]
 
     def __call__(self, a: FloatArray, spare_s: FloatArray) -> FloatArray:
         return np.asarray(spare_s / (self._requests + a))

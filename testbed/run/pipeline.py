@@ -311,8 +311,8 @@ def _bounds(scenario: Scenario, reservations: Reservations, granted: _Granted) -
                 bound = None if own is None else bound_requests(tenant, own.terms, host_s=own.host_s)
         except CalculusError as error:
             raise FidelityError(
-                f"tenant {tenant.name}: no bound with what the warm-up measured ({error}); its computations took too "
-                "long for its reservation, so reserve more or end what else runs on this host"
+                f"tenant {tenant.name}: no bound with what the warm-up measured ({error}); reserve more of the "
+                "network or of the server, or end what else runs on this host"
             ) from error
         if bound is not None:
             found[tenant.name] = bound

@@ -65,7 +65,7 @@ def burst_bits(arrivals: Arrivals, meter_bps: int) -> int:
     """
     if isinstance(arrivals, TraceArrivals):
         requests = read_requests(arrivals)
-        backlog_bits = _largest_backlog_bits(requests.time_s, requests.size_bits, requests.period_s, meter_bps)
+        backlog_bits = largest_backlog_bits(requests.time_s, requests.size_bits, requests.period_s, meter_bps)
     elif isinstance(arrivals, MmppArrivals):
         backlog_bits = _modulated_backlog_bits(arrivals, _Sizes.one(arrivals.size_bits), meter_bps)
     else:
@@ -92,7 +92,7 @@ def request_burst_bits(arrivals: Arrivals, demand: Demand, meter_bps: int, rate_
         trace = read_workload(arrivals)
         sizes = np.broadcast_to(demand.wire_bits, trace.time_s.shape)
         speed_up = arrivals.speed_up
-        backlog_bits = _largest_backlog_bits(trace.time_s / speed_up, sizes, trace.period_s / speed_up, meter_bps)
+        backlog_bits = largest_backlog_bits(trace.time_s / speed_up, sizes, trace.period_s / speed_up, meter_bps)
     elif isinstance(arrivals, OnOffArrivals):
         fluid = meter_bps * arrivals.size_bits / float(demand.wire_bits @ demand.share)
         backlog_bits = -math.log(OVERFLOW) / decay_per_bit(arrivals, fluid) * meter_bps / fluid
@@ -219,8 +219,15 @@ def _modulated_backlog_bits(arrivals: MmppArrivals, sizes: _Sizes, rate_bps: flo
     return (math.log(prefactor) - math.log(OVERFLOW)) / theta
 
 
-def _largest_backlog_bits(time_s: np.ndarray, size_bits: np.ndarray, period_s: float, rate_bps: int) -> float:
-    """Largest backlog at `rate_bps` just before the last packet of any request, over endless repetition."""
+def largest_backlog_bits(time_s: np.ndarray, size_bits: np.ndarray, period_s: float, rate_bps: float) -> float:
+    """Largest backlog at `rate_bps`, above the mean rate, when any request has just come, over endless repetition.
+
+    Args:
+        time_s: When requests come, float64[n], not decreasing.
+        size_bits: Their sizes, [n].
+        period_s: After which they come again.
+        rate_bps: Rate of the queue.
+    """
     time_s = np.concatenate((time_s, time_s + period_s))
     size_bits = np.tile(size_bits, 2)
     spare = np.cumsum(size_bits) - rate_bps * time_s

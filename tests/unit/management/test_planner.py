@@ -74,7 +74,7 @@ def test_the_closed_forms_find_the_smallest_purchase_that_the_rule_accepts(
         assert _accepts(wish, route, rate, share)
         less = rate * 985 // 1000 // 1000 * 1000, share * 985 // 1000
         busiest_s = float(path_of(wish, route, *less).virtual_sizes_s.max())
-        at_contract = busiest_s * 1.002 * wish.meter_rate_bps >= wish.request_bits
+        at_contract = busiest_s * 1.002 * wish.meter_rate_bps >= wish.least_bits
         assert at_contract or not _accepts(wish, route, *less) or not _stable_binding(wish, rate)
 
 

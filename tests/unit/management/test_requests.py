@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import cast
 
@@ -13,7 +14,9 @@ from testbed.envelope.descriptor import Envelope
 from testbed.envelope.errors import WrongRateError
 from testbed.management.requests import (
     ComputeReservation,
+    SignedStage,
     metered_arrival,
+    replayed_arrival,
     request_arrival,
     request_class,
     request_path,
@@ -21,12 +24,14 @@ from testbed.management.requests import (
     traced_arrival,
 )
 from testbed.scenario.model import Arrivals, MmppArrivals, OnOffArrivals, PoissonArrivals, RenewalArrivals
+from testbed.telemetry.lag import fifo
 from testbed.telemetry.requests import Framing
 
 OUT = Framing(64_000_000, 67_000_000.0, 500_000.0, 1514 / 1448, 1000.0)
 BACK = Framing(2_400_000, 3_400_000.0, 600_000.0, 1.2, 500.0)
 RATE = 10e6
 DOMAINS = [EnvelopeService(RATE, 1e-3, name=name) for name in ("a", "b", "c")]
+LEAST = np.array([64_000, 32_000]) * 1.05
 COMPUTE = ComputeReservation(workers=1, share=0.5, most_work_s=2e-3, foreign_work_s=(1e-3,))
 
 
@@ -94,10 +99,40 @@ def test_bursts_of_varying_requests_have_no_model_but_their_meter_bounds_them() 
     whole = path((64_000, 32_000))
     with pytest.raises(NotApplicableError, match="bound them by what their meter lets pass"):
         request_arrival(OnOffArrivals(12e6, 0.1, 0.1, 64_000), whole)
-    bucket = metered_arrival(0.8 * RATE, 400_000, whole)
-    worst = max(whole.virtual_sizes_s / np.array(whole.requests.up_bits))
+    bucket = metered_arrival(0.8 * RATE, 400_000, whole, LEAST)
+    worst = max(whole.virtual_sizes_s / LEAST)
     assert (bucket.rate_bps, bucket.burst_bits) == pytest.approx((0.8 * RATE * worst, 400_000 * worst))
     assert np.isfinite(delay_bound(bucket, whole.services, 1e-3).delay_s)
+
+
+def test_what_a_meter_lets_pass_of_requests_that_are_smaller_than_they_are_counted_stays_below_its_bound() -> None:
+    """One request dearer than all others sets what each is counted as; the meter sees what each of them is."""
+    work_s, true_bits, burst = 10e-3, 64_000 * 1514 / 1448, 50
+    dear = replace(OUT, bits_per_request=4000.0)
+    kinds = request_class((64_000,), 2_400, dear, BACK, work=64_000.0)
+    whole = request_path(kinds, DOMAINS[:1], SignedStage(64_000 / work_s, work_s, 1, 64_000.0), DOMAINS[:1])
+    bucket = metered_arrival(0.6 * RATE, burst * true_bits, whole, [true_bits])
+    bound_s = delay_bound(bucket, whole.services, 1e-3).delay_s
+    # As fast as the meter lets them.
+    arrival_s = np.concatenate((np.zeros(burst), np.arange(1, 4000) * true_bits / (0.6 * RATE)))
+    at_s = arrival_s
+    for size, rate, link_s in ((true_bits, RATE, 1e-3), (work_s, 1.0, 0.0), (BACK.wire_bits(2_400), RATE, 1e-3)):
+        at_s = fifo(at_s, np.full(at_s.size, size), rate).start_s + size / rate + link_s
+    assert 0.9 * bound_s < float((at_s - arrival_s).max()) <= bound_s
+
+
+def test_no_request_of_a_replayed_trace_waits_longer_than_its_bucket_says() -> None:
+    rng = np.random.default_rng(3)
+    bits, gaps_s = rng.choice([16_000.0, 64_000.0], 20_000), rng.pareto(1.5, 20_000) * 0.01
+    time_s = np.cumsum(gaps_s)
+    whole = path((16_000, 64_000))
+    period_s = float(time_s[-1]) + 0.01
+    bucket = replayed_arrival(time_s, period_s, bits, whole, OUT)
+    sizes_s = np.maximum(OUT.wire_bits(bits) / RATE, whole.virtual_sizes_s.min())
+    again_s, twice_s = np.concatenate((time_s, time_s + period_s)), np.tile(sizes_s, 2)
+    wait_s = fifo(again_s, twice_s, 1.0).start_s - again_s
+    assert float((wait_s + twice_s).max()) == pytest.approx(bucket.burst_bits, rel=1e-6)
+    assert bucket.rate_bps < 1.0
 
 
 def test_a_trace_of_requests_is_bounded_by_a_fit_that_its_other_half_does_not_contradict() -> None:
