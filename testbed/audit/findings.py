@@ -47,7 +47,7 @@ class Outcome(StrEnum):
     DIFFERS = "DIFFERS"
     """The evidence is the one named and gives another finding."""
     ELSEWHERE = "ELSEWHERE"
-    """The finding rests on other evidence than what was presented."""
+    """The finding rests on other evidence than what was presented, or is of a kind that is not known here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,17 +227,21 @@ def _attribution(
 
 
 def _about(finding: dict[str, Any]) -> str:
-    if finding["kind"] == "compliance":
+    kind = finding.get("kind")
+    if kind == "compliance":
         return f"promise to {finding['subject']}: {finding['verdict']}"
-    if finding["kind"] == "attribution":
+    if kind == "attribution":
         return f"tail of {finding['subject']}: {finding['by_place']['named'] or 'nobody'} is named"
+    if kind != "contracts":
+        return f"a finding of kind {kind}, which is not known here"
     verdicts = ", ".join(f"{item['domain']} for {item['tenant']} {item['verdict']}" for item in finding["findings"])
     return f"envelopes: {verdicts}"
 
 
 def _outcome(finding: dict[str, Any], evidence: _Evidence) -> Outcome:
     compute = {"compliance": _promise_again, "attribution": _tail_again, "contracts": _family_again}
-    again = list(compute[finding["kind"]](finding, evidence))
+    known = compute.get(finding.get("kind", ""))
+    again = [] if known is None else list(known(finding, evidence))
     if not again:
         return Outcome.ELSEWHERE
     return Outcome.SAME if any(agrees(finding, each) for each in again) else Outcome.DIFFERS

@@ -101,6 +101,11 @@ def cut_table(path: Path, *, unanswered: int = 0, seed: int = 1) -> Path:
     return path
 
 
+def test_a_finding_of_an_unknown_kind_is_said_to_be_one(tmp_path: Path) -> None:
+    (again,) = recompute([{"kind": "weather", "subject": "everyone"}], table(tmp_path / "t.csv"))
+    assert (again.outcome, again.about) == (Outcome.ELSEWHERE, "a finding of kind weather, which is not known here")
+
+
 def test_the_tail_of_a_table_is_a_finding_that_counts_what_has_no_latency(tmp_path: Path) -> None:
     path = cut_table(tmp_path / "t.csv", unanswered=7)
     promise, tail = table_statements(path, PROMISE)
