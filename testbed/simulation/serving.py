@@ -15,6 +15,7 @@ happen with probability m_j (z^m <= 1 + m (z - 1)). Turns that all take the same
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from testbed.calculus import CalculusError
 from testbed.envelope.units import bits_up
@@ -140,7 +141,6 @@ def bound_asking(
     if asked is None or server is None or not envelopes:
         return None
     asking = asking_of(tenant, asked, own)
-    works = _law_s(scenario, tenant, asked, known).times(1.0 / _longest_s(scenario, tenant, asked, known))
     terms = RequestTerms(
         demand=demand_of(tenant, asked),
         out=asking.framing_out(),
@@ -149,9 +149,17 @@ def bound_asking(
         server=server,
         workers=WORKERS,
         services=services_of(envelopes),
-        # A flow that is fitted to a trace has one time for every request.
-        works=((1.0, 1.0),) if isinstance(tenant.arrivals, TraceArrivals) else works.atoms,
     )
+    found = [_bound(tenant, terms)]
+    if not isinstance(tenant.arrivals, TraceArrivals):
+        # A flow that is fitted to a trace has one time for every request. An on-off model has so too, all the longest,
+        # or the meter alone is relied on: either may be smaller.
+        law = _law_s(scenario, tenant, asked, known).times(1.0 / _longest_s(scenario, tenant, asked, known))
+        found.append(_bound(tenant, replace(terms, works=law.atoms)))
+    return min((one for one in found if one is not None), key=lambda one: one.bound_s, default=None)
+
+
+def _bound(tenant: Tenant, terms: RequestTerms) -> BoundRecord | None:
     try:
         return bound_requests(tenant, terms, host_s=0.0)
     except CalculusError:

@@ -20,7 +20,16 @@ from testbed.report.html import write_report
 from testbed.report.record import RunRecord, TenantRecord, read_record, write_record
 from testbed.run.progress import Silent
 from testbed.scenario.loader import load
-from testbed.scenario.model import FULL_FRAME_BITS, DrawnSize, PoissonArrivals, Requests, Scenario, Tenant, Work
+from testbed.scenario.model import (
+    FULL_FRAME_BITS,
+    DrawnSize,
+    OnOffArrivals,
+    PoissonArrivals,
+    Requests,
+    Scenario,
+    Tenant,
+    Work,
+)
 from testbed.simulation.asking import Wire
 from testbed.simulation.known import declared, known
 from testbed.simulation.network import Choices, network
@@ -192,6 +201,16 @@ def test_what_is_simulated_lies_below_the_bound(tmp_path: Path, work: Work, shar
     assert found.network_p999_s is not None
     assert found.network_bound_s is not None
     assert 0.5 * found.network_bound_s < found.network_p999_s < found.network_bound_s
+
+
+def test_bursts_of_requests_that_vary_are_bounded_by_their_own_model(tmp_path: Path) -> None:
+    bursts = OnOffArrivals(peak_bps=6e6, mean_on_s=0.05, mean_off_s=0.1, size_bits=32_000)
+    one = replace(vision(asked=replace(ASKED, work=Work(1e-3, 0.3))), arrivals=bursts)
+    record = row(read_record(simulated(tmp_path, replace(asked(100.0), tenants=(one,)))), "vision")
+    assert record.bound_method == "martingale"
+    assert record.bound_s is not None
+    assert record.promised_s is not None
+    assert 0.5 * record.bound_s < record.promised_s < record.bound_s
 
 
 def test_a_share_that_is_too_small_is_promised_nothing(tmp_path: Path) -> None:
