@@ -55,12 +55,19 @@ class ComputeReservation:
         share: Fraction of them that the tenant is guaranteed.
         most_work_s: Time in which one of the tenant's requests is computed, as promised.
         foreign_work_s: The same of a request of each other tenant: one of each may be in the way.
+        turn_s: What a turn amounts to, see `turn_s`; 0 where all computations take what turns go by.
     """
 
     workers: int
     share: float
     most_work_s: float
     foreign_work_s: tuple[float, ...] = ()
+    turn_s: float = 0.0
+
+    @property
+    def charged_s(self) -> float:
+        """Work at the rate of the share that a request stands for."""
+        return max(self.most_work_s, self.turn_s)
 
     @property
     def stage(self) -> SharedStage:
@@ -88,6 +95,21 @@ class SignedStage:
     def overtaking_work(self) -> float:
         """What the other workers can do while one is busy with the longest request."""
         return (self.workers - 1) * self.request_bits
+
+
+def turn_s(share: float, work_s: float, expected_s: float, others: Iterable[tuple[float, float, float]]) -> float:
+    """Work at the rate of a share that a computation amounts to, others' turns meanwhile included.
+
+    Turns go by what computations are expected to take, e, and not by what they take: for each of a tenant with share
+    phi another tenant has (e/phi) (phi_j/e_j), whatever they take.
+
+    Args:
+        share: Phi.
+        work_s: Longest computation of the tenant.
+        expected_s: e.
+        others: Of each other tenant of the server, its share, longest and expected computation.
+    """
+    return share * work_s + expected_s * sum(other * longest_s / usual_s for other, longest_s, usual_s in others)
 
 
 def request_class(

@@ -20,7 +20,7 @@ from testbed.envelope.calibration import CONFIDENCE, Calibration, digest
 from testbed.envelope.descriptor import Envelope, Evidence, Validity
 from testbed.envelope.units import bits_up, ppm_down
 from testbed.errors import FidelityError
-from testbed.management.requests import ComputeReservation, served_rate_bps
+from testbed.management.requests import ComputeReservation, served_rate_bps, turn_s
 from testbed.management.sealing import Computation, compute_envelope, computing_rate_bps
 from testbed.run.calibrate import DOMAIN_FLOOR_S, HEADROOM, PATH_CAP_S
 from testbed.run.excess import Excess, computed, computed_under, refuted, supported
@@ -54,14 +54,25 @@ def computations(
         FidelityError: The warm-up answered nothing.
     """
     computed_s = {name: computation_s(name, outcome) for name, outcome in outcomes.items()}
-    sites = {tenant.name: tenant.site for tenant, _ in asking(scenario)}
+    # What turns go by is the server's own estimate of just this.
+    usual_s = {name: float(np.nanmedian(outcome.match.samples.compute_s)) for name, outcome in outcomes.items()}
     found = {}
     for tenant, asked in asking(scenario):
-        envelopes = reservations.envelopes(tenant)
+        name, envelopes = tenant.name, reservations.envelopes(tenant)
         if tenant.reservation is None or not envelopes:
             continue
-        foreign = [s for name, s in computed_s.items() if name != tenant.name and sites[name] == tenant.site]
-        share = ComputeReservation(WORKERS, asked.compute_share, computed_s[tenant.name], tuple(foreign))
+        beside = [
+            (other.compute_share, computed_s[each.name], usual_s[each.name])
+            for each, other in asking(scenario)
+            if each.name != name and each.site == tenant.site
+        ]
+        share = ComputeReservation(
+            WORKERS,
+            asked.compute_share,
+            computed_s[name],
+            foreign_work_s=tuple(longest_s for _, longest_s, _ in beside),
+            turn_s=turn_s(asked.compute_share, computed_s[name], usual_s[name], beside),
+        )
         network_bps = min(envelope.guardrails.reserved_rate_bps for envelope in envelopes)
         found[tenant.name] = computation(
             tenant, asked, share, outcomes[tenant.name], network_bps=network_bps, slow_down=scenario.slow_down
@@ -96,7 +107,7 @@ def computation(
     samples, stage = outcome.match.samples, share.stage
     sizes = demand(tenant.arrivals, asked.size, maker_of(tenant.name, asked, tenant.arrivals)).message_bits
     largest_bits = bits_up(float(outcome.match.out.wire_bits(sizes.max())))
-    rate_bps = max(2, computing_rate_bps(share.share, share.workers, largest_bits, share.most_work_s))
+    rate_bps = max(2, computing_rate_bps(share.share, share.workers, largest_bits, share.charged_s))
     behind = computed(samples, rate_bps, largest_bits, stage.latency_s)
     late_s = quantile(behind.lag_s - stage.latency_s, 1.0 - request_risk(tenant)) * HEADROOM
     host_s = min(slow_down * PATH_CAP_S, max(DOMAIN_FLOOR_S, math.ceil(late_s / _GRAIN_S) * _GRAIN_S))

@@ -22,7 +22,7 @@ from testbed.envelope.units import bits_up
 from testbed.errors import EnvelopeError
 from testbed.management.federation import Federation
 from testbed.management.request_bounds import RequestTerms, bound_requests, services_of
-from testbed.management.requests import ComputeReservation
+from testbed.management.requests import ComputeReservation, turn_s
 from testbed.management.sealing import computing_rate_bps
 from testbed.report.record import BoundRecord
 from testbed.run.requests import WORKERS
@@ -108,11 +108,11 @@ def _beside(scenario: Scenario, tenant: Tenant, known: Mapping[str, Known]) -> l
 def _longest_s(scenario: Scenario, tenant: Tenant, asked: Requests, known: Mapping[str, Known]) -> float:
     """Work at the rate of the share that the longest computation amounts to, others' longest turns included."""
     own = known[tenant.name]
-    spread = sum(
-        other.compute_share * known[each.name].longest_s / known[each.name].expected_s
+    others = [
+        (other.compute_share, known[each.name].longest_s, known[each.name].expected_s)
         for each, other in _beside(scenario, tenant, known)
-    )
-    return asked.compute_share * own.longest_s + own.expected_s * spread
+    ]
+    return turn_s(asked.compute_share, own.longest_s, own.expected_s, others)
 
 
 def _law_s(scenario: Scenario, tenant: Tenant, asked: Requests, known: Mapping[str, Known]) -> Law:

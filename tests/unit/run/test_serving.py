@@ -13,7 +13,7 @@ from testbed.envelope.descriptor import Envelope, Stage, Validity
 from testbed.envelope.errors import WrongRateError
 from testbed.management.bounds import HOST_RISK
 from testbed.management.request_bounds import bound_requests
-from testbed.management.requests import ComputeReservation, served_rate_bps
+from testbed.management.requests import ComputeReservation, served_rate_bps, turn_s
 from testbed.management.sealing import Computation, compute_envelope
 from testbed.run.calibrate import DOMAIN_FLOOR_S, HEADROOM, PATH_CAP_S
 from testbed.run.excess import computed_under, refuted
@@ -61,6 +61,15 @@ def test_a_share_is_promised_at_the_speed_measured_with_one_request_of_each_othe
     assert rails.host_allowance_s == pytest.approx(DOMAIN_FLOOR_S)
     assert rails.latency_s == pytest.approx(COMPUTE_S + 5e-3 + DOMAIN_FLOOR_S)
     assert (rails.loss_cap_ppb, rails.error_cap_ppb, rails.delay_cap_s) == (0, 0, ASKED.timeout_s)
+
+
+def test_a_share_beside_computations_that_take_longer_than_turns_go_by_is_promised_less() -> None:
+    """Everybody is expected to take 1 s; others take three, and have a turn for each of ours."""
+    assert turn_s(0.5, 1.0, 1.0, [(0.5, 1.0, 1.0)]) == 1.0
+    assert turn_s(0.5, 1.0, 1.0, [(0.5, 3.0, 1.0)]) == 2.0
+    fair, slow = (ComputeReservation(1, 0.5, COMPUTE_S, (COMPUTE_S,), turn) for turn in (COMPUTE_S, 2 * COMPUTE_S))
+    usual_bps = promised(warm_up(), fair).rate_bps
+    assert promised(warm_up(), slow).rate_bps == pytest.approx(usual_bps / 2, rel=1e-3)
 
 
 def test_a_server_that_was_in_time_is_declared_without_impairment_and_the_samples_are_named() -> None:
