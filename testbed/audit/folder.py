@@ -115,8 +115,8 @@ class RunAudit:
 
     @property
     def verdict(self) -> str:
-        """The worst verdict over tenants with a promise; EXCUSED or NONE where nothing was judged."""
-        return worst_verdict(tenant.verdict for tenant in self.tenants)
+        """The worst over tenants with a promise: INVALID where a gate did not hold, EXCUSED or NONE for nothing."""
+        return worst_verdict([*(tenant.verdict for tenant in self.tenants), *([] if self.valid else ["INVALID"])])
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""

@@ -157,7 +157,7 @@ def assemble(
         command=(),
         datapath="",
         partial=not all(item.window.complete for item in measured),
-        verdict=run_verdict(tenants, faults),
+        verdict=run_verdict(tenants, faults, valid=valid),
         scenario=to_dict(scenario),
         slow_down=scenario.slow_down,
         slow_down_notes=corrections(scenario),

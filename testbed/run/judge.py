@@ -63,12 +63,14 @@ class Observed:
         return self.replay if self.replay is None or self.outside is None else self.replay.take(self.outside)
 
 
-def run_verdict(tenants: Sequence[TenantRecord], faults: Sequence[FaultRecord] = ()) -> Verdict:
+def run_verdict(tenants: Sequence[TenantRecord], faults: Sequence[FaultRecord] = (), *, valid: bool = True) -> Verdict:
     """The worst verdict over tenants with a promise and over faults of which something was expected.
 
-    A run in which every promise was EXCUSED is EXCUSED, and one without promise or fault NONE: nothing was judged.
+    A run whose host fell behind is INVALID whatever was promised. One in which every promise was EXCUSED is EXCUSED,
+    and one without promise or fault NONE: nothing was judged.
     """
     found = {tenant.verdict for tenant in tenants if tenant.epsilon is not None}
+    found |= set() if valid else {"INVALID"}
     found |= {"PASS" if fault.met else "FAIL" for fault in faults}
     return worst_verdict(found)
 

@@ -147,3 +147,4 @@ def test_a_run_is_as_bad_as_its_worst_promise(verdicts: list[Any], worst: str) -
     base = judge_tenant(TENANT, [observed(fast)], None, valid=True)
     rows: list[TenantRecord] = [base.model_copy(update={"verdict": verdict}) for verdict in verdicts]
     assert run_verdict(rows) == worst
+    assert run_verdict(rows, valid=False) == "INVALID"
