@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,8 @@ AWAKE = ("--keep-awake",)
 """What a user does about a virtual machine."""
 QUIETED = ("--isolate", *AWAKE)
 """What a user does about one that is busy, too."""
+INVALID = 3
+"""Exit code of a run whose host could not keep up."""
 
 _NOISE = (
     "longest stall",
@@ -35,6 +37,27 @@ _NOISE = (
 def is_noise(gate: str) -> bool:
     """Whether a gate judges what a busy host did to a run, and not what was installed, counted and captured there."""
     return gate.startswith(_NOISE)
+
+
+def run_until_valid(
+    testbed: Command, scenario: Path, folder: Path, *, first: Sequence[str] = QUIETED
+) -> tuple[subprocess.CompletedProcess[str], Path]:
+    """Run a scenario until the host keeps up, at most three times, each shown: one that cannot is no fault of the code.
+
+    Any other end counts at once.
+
+    Returns:
+        How the last run ended, and its folder.
+    """
+    for attempt, quieted in enumerate((first, QUIETED, QUIETED)):
+        out = folder / str(attempt)
+        ended = testbed("run", str(scenario), "--out", str(out), *quieted)
+        print(ended.stdout, ended.stderr)
+        if ended.returncode != INVALID:
+            break
+    assert out.is_dir(), ended.stderr
+    (made,) = out.iterdir()
+    return ended, made
 
 
 @pytest.fixture(scope="session", autouse=True)

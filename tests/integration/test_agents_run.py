@@ -10,7 +10,7 @@ import pytest
 
 from testbed.envelope.descriptor import Stage
 from testbed.report.record import read_record
-from tests.integration.conftest import Command
+from tests.integration.conftest import QUIETED, Command
 
 pytestmark = pytest.mark.network
 
@@ -60,7 +60,7 @@ def measured(testbed: Command, federation: Path, folder: Path) -> tuple[subproce
     no promise, and a busy host may make them INVALID.
     """
     for attempt in range(ATTEMPTS):
-        ended = testbed("run", str(federation), "--out", str(folder / f"runs-{attempt}"))
+        ended = testbed("run", str(federation), "--out", str(folder / f"runs-{attempt}"), *QUIETED)
         assert ended.returncode in {0, 3, 4}, ended.stderr
         (found,) = (folder / f"runs-{attempt}").iterdir()
         if read_record(found).windows:
