@@ -22,6 +22,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from inference_server import repository
+from inference_server.errors import ModelError
 from inference_server.generated.open_inference_pb2 import ImpairRequest
 from inference_server.impairments import Impairments, impairment_handler, parse
 from inference_server.metrics import MetricsPage
@@ -205,6 +206,10 @@ class InferenceServer:
 
     def _load(self) -> list[Any]:
         settings = self._settings
+        if settings.device == "cuda" and not torch.cuda.is_available():
+            raise ModelError(
+                "device cuda: found no CUDA device that PyTorch can use, expected one; leave --device out, or say cpu"
+            )
         torch.set_num_threads(settings.threads)
         return repository.load(settings.models, settings.folder, device=self.device, max_rows=settings.max_rows)
 

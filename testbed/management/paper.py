@@ -47,14 +47,14 @@ def bounds_on_paper(scenario: Scenario) -> dict[str, BoundRecord]:
 
     Raises:
         ReservationError: A domain cannot carry what the scenario reserves.
-        ScenarioError: All tenants send requests.
+        ScenarioError: No tenant that sends packets reserves anything.
     """
     tenants = [tenant for tenant in scenario.tenants if tenant.requests is None]
-    if not tenants:
+    if not any(tenant.reservation for tenant in tenants):
         raise ScenarioError(
-            f"tenants {', '.join(tenant.name for tenant in scenario.tenants)}: found requests only, whose bounds need "
-            "what a warm-up counts, expected a tenant that sends packets; `testbed run` shows their bounds, or delete "
-            "their requests"
+            f"tenants {', '.join(tenant.name for tenant in scenario.tenants)}: found requests, whose bounds need what "
+            "a warm-up counts, or best effort, which has none, expected a tenant that sends packets and reserves; "
+            "`testbed run` and `testbed simulate` show the bounds of requests"
         )
     federation = on_paper(scenario)
     federation.collect_offers()

@@ -238,6 +238,8 @@ def _arrival(tenant: Tenant, terms: RequestTerms, path: RequestPath) -> tuple[Ar
             return replayed, str(error)
     least_bits = np.resize(terms.least_bits, len(path.requests.up_bits))
     metered = metered_arrival(contract.meter_rate_bps, contract.burst_bits, path, least_bits)
+    if not tenant.keeps_its_law:
+        return metered, ""
     try:
         return Metered(request_arrival(arrivals, path), metered), ""
     except NotApplicableError:

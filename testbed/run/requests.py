@@ -85,7 +85,7 @@ def start_servers(network: TandemNetwork) -> None:
         address = network.hosts[name].endpoint.address
         command = [
             sys.executable, "-m", "inference_server", "--listen", f"{address}:{SERVER_PORT}",
-            "--models", ",".join(sorted({asked.model for _, asked in tenants})), "--device", "cpu",
+            "--models", ",".join(sorted({asked.model for _, asked in tenants})),
             "--workers", str(WORKERS), "--max-message-bytes", str(LARGEST_REQUEST_BYTES),
             "--max-rows", str(MOST_IMAGES), "--queue-limit", str(max(asked.in_flight for _, asked in tenants)),
             "--impairment-record", str(file_of(network, name)),

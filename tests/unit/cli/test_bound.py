@@ -10,6 +10,7 @@ from xml.etree import ElementTree as ET
 import pytest
 from typer.testing import CliRunner
 
+from testbed.cli import main
 from testbed.cli.app import app
 from testbed.scenario.loader import load
 
@@ -53,11 +54,21 @@ def test_the_table_explains_every_bound(run) -> None:
 
 
 def test_tenants_that_send_requests_are_left_out_and_named() -> None:
-    result = CliRunner().invoke(app, ["bound", str(DEMO.with_name("requests.yaml")), "--json"])
-    assert json.loads(result.stdout) == {"tenants": [], "left_out": ["vision"]}
-    result = CliRunner().invoke(app, ["bound", str(DEMO.with_name("requests.yaml"))])
-    assert result.exit_code == 0
+    result = CliRunner().invoke(app, ["bound", str(DEMO), "--json"])
+    assert json.loads(result.stdout)["left_out"] == ["vision"]
     assert "left out: vision: requests, whose bounds need what a warm-up counts" in result.stderr
+
+
+def test_where_only_requests_and_best_effort_are_left_nothing_is_shown_and_it_is_said_who_has_bounds_of_requests(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["testbed", "bound", str(DEMO.with_name("requests.yaml"))])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr()
+    assert ended.value.code == 2
+    assert said.out == ""
+    assert "tenants vision, bulk: found requests" in said.err
 
 
 @pytest.mark.parametrize("suffix", [".svg", ".png", ".pdf"])

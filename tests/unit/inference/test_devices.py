@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from inference_server import repository
+from inference_server.__main__ import main
 from inference_server.digits import held_out
 from inference_server.generated.open_inference_pb2 import ModelInferRequest
 from inference_server.models import Model
@@ -104,3 +105,9 @@ def test_the_device_is_cuda_where_there_is_one_and_none_was_chosen() -> None:
         model = server.server.service.models["text-small"]
         assert isinstance(model, TextModel)
         assert model.device.type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--device", "cuda", "--listen", "127.0.0.1:0"]) == 2
+    assert capsys.readouterr().err.startswith("inference_server: device cuda: found no CUDA device")
