@@ -26,6 +26,10 @@ from testbed.calculus.tandem import PromisedService
 from testbed.errors import ReservationError
 
 
+_ROUNDING = 1 + 1e-12
+"""A sum of thousands is off by less; a house that is full to the last place would be called overfull without it."""
+
+
 class Rule(StrEnum):
     """What is reserved for a tenant.
 
@@ -224,9 +228,9 @@ class Crowd:
     def broken_by(self, newcomer: Guest) -> str | None:
         """Whose promise breaks if this one comes, the newcomer's own included; None if all hold."""
         after = self._total + newcomer.weight
-        if after > self._limit:
+        if after > self._limit * _ROUNDING:
             return self._tightest
-        return newcomer.tenant if self._total > newcomer.bears else None
+        return newcomer.tenant if self._total > newcomer.bears * _ROUNDING else None
 
     def admit(self, newcomer: Guest) -> None:
         """Let one in.

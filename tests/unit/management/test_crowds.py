@@ -112,6 +112,17 @@ def test_the_crowd_of_a_server_breaks_exactly_when_a_signed_latency_does(seed: i
     assert site.seats <= len(inside) < 100
 
 
+@pytest.mark.parametrize("seats", [7, 600, 3000])
+def test_every_seat_of_a_server_can_be_taken_by_its_largest_model_and_no_other_one(seats: int) -> None:
+    model = ServedModel("large", "digits", 0.99, 2e-4)
+    site = Site(64, seats, 1.0, (model,))
+    crowd = Crowd(market.compute_guest(f"t{number}", site, model) for number in range(seats))
+    assert crowd.broken_by(market.compute_guest("more", site, model)) is not None
+    one_by_one = Crowd()
+    for number in range(seats):
+        one_by_one.admit(market.compute_guest(f"t{number}", site, model))
+
+
 def entry(name: str, weight: float, bears: float, place: str = "", replaces: str | None = None) -> Entry:
     body = json.dumps({"crowd": {market.NETWORK: [weight, bears]}})
     return Entry(name, name, "broker", place or name, {market.NETWORK: 1}, body, 9e9, replaces)
