@@ -25,7 +25,6 @@ from testbed.calculus import (
 from testbed.calculus.tandem import PromisedService
 from testbed.errors import ReservationError
 
-
 _ROUNDING = 1 + 1e-12
 """A sum of thousands is off by less; a house that is full to the last place would be called overfull without it."""
 
