@@ -212,7 +212,7 @@ class Orchestrator:
         failures: list[TestbedError] = []
         for domain, reservations in _by_domain(self.journal.transfers(Phase.COMMITTED)).items():
             try:
-                answers = self.clients[domain].renew(reservations, lease_ms)
+                answers = self._client(domain).renew(reservations, lease_ms)
             except TestbedError as error:
                 failures.append(error)
             else:
@@ -236,6 +236,12 @@ class Orchestrator:
         if not found:
             raise ReservationError(f"tenant {tenant}: holds nothing here; admit it first")
         return found[-1]
+
+    def _client(self, domain: str) -> AgentClient:
+        """The connection to a domain that something is held in, perhaps since before a restart."""
+        if domain not in self.clients:
+            raise UnreachableError(f"domain {domain}: found no connection to it; give the orchestrator one")
+        return self.clients[domain]
 
     def _planner(self) -> Planner:
         """What is left now; raises `ReservationError` for a segment that nobody sells."""
@@ -299,7 +305,7 @@ class Orchestrator:
         refused: dict[str, Setback] = {}
         for domain, wanted in demands.items():
             try:
-                found, without = sort_offers(domain, [*wanted.values()], self.clients[domain].offer([*wanted.values()]))
+                found, without = sort_offers(domain, [*wanted.values()], self._client(domain).offer([*wanted.values()]))
             except TestbedError as error:
                 found, without = {}, dict.fromkeys(wanted, _named(error))
             offers |= {(domain, tenant): offered for tenant, offered in found.items()}
@@ -423,7 +429,7 @@ class Orchestrator:
                 for one in here
             ]
             try:
-                answers = self.clients[domain].prepare(presented, PREPARED_MS) if presented else []
+                answers = self._client(domain).prepare(presented, PREPARED_MS) if presented else []
             except TestbedError as error:
                 # Without an answer nobody knows what the domain holds.
                 setback = Setback(_named(error), domain, answered=not isinstance(error, UnreachableError))
@@ -460,7 +466,7 @@ class Orchestrator:
         if not reservations:
             return {}
         try:
-            answers = self.clients[domain].commit(reservations, COMMITTED_MS)
+            answers = self._client(domain).commit(reservations, COMMITTED_MS)
         except UnreachableError as error:
             return dict.fromkeys(reservations, str(error))
         except TestbedError as error:
@@ -479,7 +485,7 @@ class Orchestrator:
         failures: dict[str, TestbedError] = {}
         for domain, reservations in _by_domain(transfers).items():
             try:
-                answers = self.clients[domain].release(reservations)
+                answers = self._client(domain).release(reservations)
             except TestbedError as error:
                 failures[domain] = error
             else:

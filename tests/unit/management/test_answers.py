@@ -265,6 +265,22 @@ def test_what_a_domain_does_not_say_it_has_given_back_is_asked_for_again(domains
     assert domains.holders() == {}
 
 
+def test_a_domain_that_the_orchestrator_lost_its_connection_to_is_as_one_that_does_not_answer(
+    domains: Domains,
+) -> None:
+    admit(domains)
+    with domains.orchestrator() as orchestrator:
+        orchestrator.clients = {name: client for name, client in orchestrator.clients.items() if name != "core"}
+        for asked in (orchestrator.renew, lambda: orchestrator.release(["t1"])):
+            with pytest.raises(UnreachableError, match="core: found no connection"):
+                asked()
+        orchestrator.recover()
+    assert domains.holders() == {"core": {"t1"}}
+    with domains.orchestrator() as orchestrator:
+        orchestrator.recover()
+    assert domains.holders() == {}
+
+
 def test_one_domain_that_does_not_renew_stops_no_other_one(domains: Domains) -> None:
     admit(domains)
     for name in WAY:
