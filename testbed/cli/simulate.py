@@ -87,7 +87,7 @@ def simulate(  # noqa: PLR0917 - options of a command line
     else:
         print_summary(record)
         _say_unbound(record, options.choices)
-        typer.echo(f"{record.packets:,} packets, {(record.packet_hops_per_s or 0) / 1e6:.0f} million packet-hops/s")
+        typer.echo(f"{record.packets:,} packets, {(record.packet_hops_per_s or 0) / 1e6:.3g} million packet-hops/s")
         typer.echo(f"report: {folder / REPORT_NAME}" if page else f"folder: {folder}")
     if record.partial:
         raise typer.Exit(Exit.INTERRUPTED)

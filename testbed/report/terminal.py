@@ -41,7 +41,8 @@ def summary(record: RunRecord) -> RenderableType:
     if failed:
         parts.append(_gate_table(record))
     verdict = Text("run: ").append(record.verdict, style=STYLES[record.verdict])
-    verdict.append(f"  ({len(record.gates) - len(failed)} of {len(record.gates)} fidelity gates hold")
+    gates = f"{len(record.gates) - len(failed)} of {len(record.gates)} fidelity gates hold"
+    verdict.append(f"  ({gates if record.kind == 'network' else 'no host to doubt'}")
     verdict.append(", partial: interrupted before the end)" if record.partial else ")")
     parts.append(verdict)
     return Group(*parts)

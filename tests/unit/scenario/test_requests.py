@@ -162,5 +162,5 @@ def test_nothing_simulates_unknown_requests_or_bounds_them_before_a_warm_up(tmp_
     found = scenario("{model: digits-small}", tmp_path)
     with pytest.raises(ScenarioError, match=r"tenants alpha, beta: found requests only, of which nothing is known"):
         network(found, Choices())
-    with pytest.raises(ScenarioError, match=r"tenants alpha, beta: found requests only.*testbed run` shows"):
+    with pytest.raises(ScenarioError, match=r"tenants alpha, beta: found requests, whose bounds .*testbed run` and"):
         bounds_on_paper(found)
