@@ -11,6 +11,9 @@ from pyroute2 import GenericNetlinkSocket, NetlinkError
 from testbed.errors import PreflightError
 from testbed.scenario.model import Datapath, Scenario
 
+MOST_TENANTS = 500
+"""Of an emulated network: each has a namespace, a meter a domain and a class a port."""
+
 _CAPTURE_BYTES_PER_PACKET = 96 + 16
 _PACKETS_PER_S_AND_BORDER = 25_000
 """What the captures are provided for: more than a software switch on two cores carries."""
@@ -48,6 +51,19 @@ def require_root() -> None:
     """
     if os.geteuid() != 0:
         raise PreflightError("running needs root, for namespaces and switches; use sudo or a privileged container")
+
+
+def require_few(scenario: Scenario) -> None:
+    """Check that a network can carry so many tenants.
+
+    Raises:
+        PreflightError: It cannot.
+    """
+    if len(scenario.tenants) > MOST_TENANTS:
+        raise PreflightError(
+            f"tenants: found {len(scenario.tenants)}, expected at most {MOST_TENANTS} on a network; `testbed simulate` "
+            "carries more, or leave some out"
+        )
 
 
 def require_room(out: Path, scenario: Scenario, windows: int) -> None:

@@ -8,7 +8,8 @@ from testbed.scenario.model import FULL_FRAME_BITS
 from testbed.scenario.units import RATE, SIZE, TIME
 from testbed.scenario.values import Quantity
 
-MOST_TENANTS = 500
+MOST_TENANTS = 2000
+"""In a file. Emulated networks carry fewer (`testbed.run.preflight`); simulated ones do not mind."""
 SMALLEST_FRAME_BYTES = 66
 """Ethernet, IPv4 and UDP headers and the 24 bytes by which the testbed recognises a packet."""
 LARGEST_FRAME_BYTES = FULL_FRAME_BITS // 8

@@ -94,6 +94,7 @@ class SharedServer:
         self._begin_s = np.zeros(len(shares))
         self._virtual_s = np.zeros(1)
         self._free_ps = np.full(workers, -NEVER, dtype=np.int64)
+        self._rested = np.zeros(workers, np.bool_)
         self._scalars = np.array([0, -NEVER], dtype=np.int64)
         self._held = Jobs.empty()
 
@@ -114,6 +115,7 @@ class SharedServer:
             self._begin_s,
             self._virtual_s,
             self._free_ps,
+            self._rested,
             self._scalars,
             order,
             start,
@@ -138,6 +140,7 @@ def _take_turns(  # noqa: C901, PLR0912, PLR0915, PLR0917 - one loop; compiled f
     tag: FloatArray,
     virtual: FloatArray,
     free: TimeArray,
+    rested: npt.NDArray[np.bool_],
     scalars: TimeArray,
     order: IndexArray,
     begun: TimeArray,
@@ -163,9 +166,11 @@ def _take_turns(  # noqa: C901, PLR0912, PLR0915, PLR0917 - one loop; compiled f
         start = max(free[worker], since)
         if admitted < n and (waiting == 0 or time[admitted] <= start):
             if waiting == 0:
-                if time[admitted] > free[worker]:
-                    # A worker found nothing to do: those who come next owe nothing to those before.
-                    virtual[0] = max(virtual[0], tag.max())
+                for w in range(free.size):
+                    if time[admitted] > free[w] and not rested[w]:
+                        # This one found nothing to do, once: who comes next owes nothing to those before.
+                        rested[w] = True
+                        virtual[0] = max(virtual[0], tag.max())
                 since = max(since, time[admitted])
             k = place[admitted]
             if head[k] < 0:
@@ -197,7 +202,7 @@ def _take_turns(  # noqa: C901, PLR0912, PLR0915, PLR0917 - one loop; compiled f
         head[best] = follows[i]
         waiting -= 1
         pending[i] = False
-        free[worker] = start + work[i]
+        free[worker], rested[worker] = start + work[i], False
         order[served], begun[served], done[served] = i, start, free[worker]
         served += 1
     scalars[_ADMITTED], scalars[_SINCE] = admitted, since

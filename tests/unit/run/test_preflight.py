@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from testbed.errors import PreflightError
-from testbed.run.preflight import require_memory, require_room
+from testbed.run.preflight import MOST_TENANTS, require_few, require_memory, require_room
 from testbed.run.requests import require_warm_up
 from testbed.scenario.loader import load
 from testbed.scenario.model import Scenario
@@ -62,3 +62,12 @@ def test_a_tenant_whose_requests_all_come_after_the_warm_up_is_named() -> None:
     require_warm_up(demo)
     with pytest.raises(PreflightError, match=r"tenant vision: none of its requests is due in the warm-up of 0\.0001 s"):
         require_warm_up(replace(demo, warmup_s=1e-4))
+
+
+def test_more_tenants_than_a_network_carries_are_referred_to_the_simulator(smoke: Scenario) -> None:
+    crowd = tuple(replace(smoke.tenants[0], name=f"t{n}") for n in range(MOST_TENANTS + 1))
+    require_few(replace(smoke, tenants=crowd[1:]))
+    with pytest.raises(
+        PreflightError, match="tenants: found 501, expected at most 500 on a network; `testbed simulate`"
+    ):
+        require_few(replace(smoke, tenants=crowd))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from heapq import heappop, heappush
 
 import numpy as np
 import pytest
@@ -211,9 +212,9 @@ class _Job:
 
 
 def as_the_server_does(
-    jobs: Jobs, shares: tuple[float, ...], expected_s: tuple[float, ...]
+    jobs: Jobs, shares: tuple[float, ...], expected_s: tuple[float, ...], workers: int
 ) -> tuple[list[int], set[int]]:
-    """Order of computation and what is dropped, by the inference server's own scheduler, one worker, event by event."""
+    """Order of computation and what is dropped, by the inference server's own scheduler, event by event."""
     now, dropped = [0], set[int]()
     scheduler: ServerScheduler[_Job] = ServerScheduler(
         {str(k): share for k, share in enumerate(shares)},
@@ -225,36 +226,41 @@ def as_the_server_does(
     scheduler.close()
     order, coming = [], 0
     n = jobs.time_ps.size
-    while coming < n or len(scheduler):
+    idle = [(0, False)] * workers
+    while idle:
+        now[0], rested = heappop(idle)
         while coming < n and jobs.time_ps[coming] <= now[0]:
             k = int(jobs.place[coming])
             scheduler.submit(_Job(coming, str(k), expected_s[k], int(jobs.deadline_ps[coming])))
             coming += 1
-        if not (taken := scheduler.take()):
-            if coming < n:
-                now[0] = max(now[0], int(jobs.time_ps[coming]))
-            continue
-        (job,) = taken
-        order.append(job.number)
-        now[0] += int(jobs.work_ps[job.number])
+        # A worker that waits is woken for a request, and not to find nothing once more.
+        if (len(scheduler) or not rested) and (taken := scheduler.take()):
+            order.append(taken[0].number)
+            heappush(idle, (now[0] + int(jobs.work_ps[taken[0].number]), False))
+        elif coming < n:
+            heappush(idle, (max(now[0], int(jobs.time_ps[coming])), True))
     return order, dropped
 
 
 @pytest.mark.parametrize("pieces", [1, 30])
-def test_turns_are_those_of_the_inference_servers_own_scheduler(pieces: int) -> None:
+@pytest.mark.parametrize(("workers", "load", "patience_ms"), [(1, 1.22, 60), (1, 0.8, 12), (3, 0.8, 5)])
+def test_turns_are_those_of_the_inference_servers_own_scheduler(
+    pieces: int, workers: int, load: float, patience_ms: int
+) -> None:
     rng = np.random.default_rng(4)
     n, shares, expected_s = 3000, (0.5, 0.3, 0.2), (4e-3, 2e-3, 5e-3)
-    time = np.cumsum(rng.standard_exponential(n) * 3.0 * MS).astype(np.int64)
+    gap_s = float(np.mean(expected_s)) / load / workers
+    time = np.cumsum(rng.standard_exponential(n) * gap_s * PS_PER_S).astype(np.int64)
     place = rng.integers(3, size=n).astype(np.int32)
     work = (rng.uniform(0.5, 1.5, n) * np.array(expected_s)[place] * PS_PER_S).astype(np.int64)
-    jobs = Jobs(time, np.arange(n), place, work, time + 60 * MS)
-    server, order, dropped = SharedServer(1, shares, expected_s), [], set[int]()
+    jobs = Jobs(time, np.arange(n), place, work, time + patience_ms * MS)
+    server, order, dropped = SharedServer(workers, shares, expected_s), [], set[int]()
     for part in np.array_split(np.arange(n), pieces):
         horizon = NEVER if part[-1] == n - 1 else int(time[part[-1] + 1])
         found = server.push(jobs.take(part), horizon)
         order += found.number.tolist()
         dropped |= set(found.dropped.tolist())
-    expected, lost = as_the_server_does(jobs, shares, expected_s)
+    expected, lost = as_the_server_does(jobs, shares, expected_s, workers)
     assert order == expected
     assert dropped == lost
     assert 10 < len(lost) < n / 2
