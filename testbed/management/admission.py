@@ -100,16 +100,11 @@ def reserve(rule: Rule, demand: Demand, path: Sequence[RateLatency]) -> tuple[fl
             return 0.0, None
         case Rule.PEAK:
             rate_bps = demand.contract.peak_rate_bps
-            bound = _bound(demand.contract, demand, path, rate_bps)
-            if bound.delay_s > demand.deadline_s:
-                raise CalculusError(f"bound <= {demand.deadline_s:g} s fails at the peak rate: it is {bound.delay_s:g}")
-        case Rule.DETERMINISTIC:
-            rate_bps = required_rate(demand.contract, path, demand.deadline_s, demand.epsilon)
-            bound = _bound(demand.contract, demand, path, rate_bps)
-        case Rule.STOCHASTIC:
-            flow = _flow(rule, demand)
-            rate_bps = required_rate(flow, path, demand.deadline_s, demand.epsilon - demand.meter_loss)
-            bound = _bound(flow, demand, path, rate_bps)
+        case Rule.DETERMINISTIC | Rule.STOCHASTIC:
+            rate_bps = required_rate(_flow(rule, demand), path, demand.deadline_s, _late(demand))
+    decision, bound = confirm(rule, demand, [replace(one, rate_bps=rate_bps) for one in path])
+    if bound is None or not decision.admitted:
+        raise CalculusError(f"no promise at {rate_bps:g} bit/s: {decision.reason}")
     return rate_bps, bound.delay_s
 
 
@@ -128,17 +123,11 @@ def decide(rule: Rule, demand: Demand, path: Sequence[RateLatency], free_bps: fl
         free_bps: What is not reserved yet on the narrowest link of the path.
     """
     try:
-        rate_bps, bound_s = reserve(rule, demand, path)
+        rate_bps, _ = reserve(rule, demand, path)
     except CalculusError as error:
         return Decision(False, 0.0, None, f"tenant {demand.tenant}: no rate keeps its promise: {error}")
-    if not fits(rate_bps, free_bps):
-        return Decision(
-            False,
-            0.0,
-            None,
-            f"tenant {demand.tenant}: needs {rate_bps:,.0f} bit/s by the rule {rule}; {free_bps:,.0f} bit/s are free",
-        )
-    return Decision(True, rate_bps, bound_s, f"tenant {demand.tenant}: {rate_bps:,.0f} bit/s by the rule {rule}")
+    proposed = [replace(one, rate_bps=rate_bps) for one in path] if rate_bps else []
+    return confirm(rule, demand, proposed, [Claim("bit/s of its path", rate_bps, free_bps)])[0]
 
 
 @dataclass(frozen=True)
@@ -159,7 +148,7 @@ class Claim:
 def confirm(
     rule: Rule, demand: Demand, path: Sequence[PromisedService], claims: Iterable[Claim] = (), *, method: str = "best"
 ) -> tuple[Decision, DelayBound | None]:
-    """Judge a reservation that somebody proposes, as `decide` judges the one it finds itself.
+    """Judge a reservation that somebody proposes: the only place where anybody is admitted.
 
     Args:
         rule: The rule.
@@ -179,12 +168,16 @@ def confirm(
         return Decision(False, 0.0, None, f"tenant {demand.tenant}: needs {needs}"), None
     if rule is Rule.NONE:
         return Decision(True, 0.0, None, f"tenant {demand.tenant}: nothing is reserved by the rule {rule}"), None
-    epsilon = demand.epsilon - (demand.meter_loss if rule is Rule.STOCHASTIC else 0.0)
+    if rule is Rule.PEAK and demand.contract.peak_rate_bps > rate_bps * _ROUNDING:
+        reason = (
+            f"tenant {demand.tenant}: its peak rate is {demand.contract.peak_rate_bps:g}, reserved are {rate_bps:g}"
+        )
+        return Decision(False, 0.0, None, reason), None
     try:
-        bound = delay_bound(_flow(rule, demand), path, epsilon, method=method)
+        bound = delay_bound(_flow(rule, demand), path, _late(demand), method=method)
     except CalculusError as error:
         return Decision(False, 0.0, None, f"tenant {demand.tenant}: no bound: {error}"), None
-    if bound.delay_s > demand.deadline_s:
+    if bound.delay_s > demand.deadline_s * _ROUNDING:
         reason = f"tenant {demand.tenant}: its bound is {bound.delay_s:g} s, promised are {demand.deadline_s:g} s"
         return Decision(False, 0.0, bound.delay_s, reason), bound
     return Decision(True, rate_bps, bound.delay_s, f"tenant {demand.tenant}: by the rule {rule}"), bound
@@ -195,6 +188,11 @@ def _flow(rule: Rule, demand: Demand) -> Arrival:
     if rule is Rule.STOCHASTIC and demand.flow is not None:
         return Metered(demand.flow, demand.contract)
     return demand.contract
+
+
+def _late(demand: Demand) -> float:
+    """Share of packets that may be late, where those which the meter drops are misses too."""
+    return demand.epsilon - demand.meter_loss
 
 
 @dataclass(frozen=True)
@@ -249,7 +247,3 @@ class Crowd:
         limit = guest.bears + guest.weight
         if limit < self._limit:
             self._limit, self._tightest = limit, guest.tenant
-
-
-def _bound(flow: Arrival, demand: Demand, path: Sequence[RateLatency], rate_bps: float) -> DelayBound:
-    return delay_bound(flow, [replace(one, rate_bps=rate_bps) for one in path], demand.epsilon - demand.meter_loss)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from testbed.calculus import MarkovOnOff, Metered, RateLatency, TokenBucket, delay_bound
-from testbed.management.admission import Demand, Rule, decide, reserve
+from testbed.management.admission import Demand, Rule, confirm, decide, reserve
 
 PATH = [RateLatency(1e6, 1e-3, "access"), RateLatency(1e6, 2e-3, "core")]
 CONTRACT = TokenBucket(2.5e6, 3.2e6, peak_bps=20e6, packet_bits=11_200)
@@ -32,6 +32,16 @@ def test_the_reserved_rate_is_the_smallest_that_meets_the_deadline(rule: Rule) -
     )
     less = [replace(one, rate_bps=0.99 * rate_bps) for one in PATH]
     assert delay_bound(flow, less, 9e-4).delay_s > DEMAND.deadline_s
+
+
+@pytest.mark.parametrize("rule", [Rule.PEAK, Rule.DETERMINISTIC, Rule.STOCHASTIC])
+def test_what_a_rule_reserves_is_what_is_confirmed_where_it_is_proposed_and_a_hundredth_less_is_not(rule: Rule) -> None:
+    rate_bps, bound_s = reserve(rule, DEMAND, PATH)
+    whole, less = ([replace(one, rate_bps=share * rate_bps) for one in PATH] for share in (1.0, 0.99))
+    confirmed, _ = confirm(rule, DEMAND, whole)
+    assert confirmed.admitted
+    assert confirmed.bound_s == bound_s
+    assert not confirm(rule, DEMAND, less)[0].admitted
 
 
 def test_a_tenant_known_by_its_contract_alone_gets_what_the_contract_needs() -> None:
