@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import resource
 import subprocess
 import sys
@@ -25,10 +26,13 @@ from scipy.optimize import brentq
 
 from benchmarks.figures import Figure, at_least, at_most
 from testbed.audit.quantile import quantiles
+from testbed.management.admission import Rule
 from testbed.report.record import read_record
 from testbed.scenario.model import OnOffArrivals, PoissonArrivals
 from testbed.simulation.clock import PS_PER_S
 from testbed.simulation.domain import Server
+from testbed.simulation.experiments.isolation import IsolationOptions, isolation
+from testbed.simulation.experiments.overload import OverloadOptions, overload
 from testbed.simulation.fifo import Bucket, FifoLink, Passed
 from testbed.simulation.link import Reserved, priority_link, reserved_link, weighted_link
 from testbed.simulation.meter import Meter, Policy
@@ -65,6 +69,8 @@ def measure(options: argparse.Namespace) -> Iterator[Figure]:
         "speed": _speed,
         "arrivals": _arrivals,
         "memory": _memory,
+        "overload": _overload,
+        "isolation": _isolation,
         "network": _network,
     }
     for name, group in groups.items():
@@ -213,8 +219,42 @@ def _memory(options: argparse.Namespace) -> Iterator[Figure]:
     yield Figure("the same, whole window", found["packet_hops"] / found["seconds"], "packet-hops/s", note=note)
 
 
+def _overload(options: argparse.Namespace) -> Iterator[Figure]:
+    del options
+    asked = OverloadOptions(workers=os.cpu_count() or 1)
+    found = {(point.value, point.name): point for point in overload(asked)}
+    ratio, load = min(
+        (found[load, Rule.STOCHASTIC].admitted / found[load, Rule.DETERMINISTIC].admitted, load) for load in asked.loads
+    )
+    windows = f"{asked.replications} windows of {asked.duration_s:g} s, the same tenants under every rule"
+    shares = ", ".join(f"{100 * found[load, rule].admitted:.1f} %" for rule in (Rule.STOCHASTIC, Rule.DETERMINISTIC))
+    note = f"least of the loads, at {load:g}: {shares}; {windows}"
+    yield at_least("tenants admitted, stochastic over deterministic", ratio, 1.75, note=note)
+    for rule in (Rule.STOCHASTIC, Rule.DETERMINISTIC):
+        least = min((found[load, rule] for load in asked.loads), key=lambda point: point.compliance_interval[0])
+        note = f"their packets together, lower 95 % limit, worst of the loads, at {least.value:g}"
+        target = 100 * (1 - asked.workload.epsilon)
+        yield at_least(f"in time of those admitted, {rule}", 100 * least.compliance_interval[0], target, "%", note=note)
+    late = max((found[load, Rule.NONE] for load in asked.loads if load > 1), key=lambda point: point.compliance)
+    note = f"best of the loads above 1, at {late.value:g}"
+    yield at_most("in time without control", 100 * late.compliance, 100 * (1 - asked.workload.epsilon), "%", note=note)
+
+
+def _isolation(options: argparse.Namespace) -> Iterator[Figure]:
+    del options
+    asked = IsolationOptions(workers=os.cpu_count() or 1)
+    found = {(point.value, point.name): point for point in isolation(asked)}
+    for scheduler, goal in ((Scheduler.RESERVED, at_most), (Scheduler.FIFO, at_least)):
+        alone_s = found[0.0, scheduler].p999_s
+        moved = {c: found[c, scheduler].p999_s for c in asked.correlations}
+        off = [math.nan if s is None or alone_s is None else 100 * abs(s / alone_s - 1) for s in moved.values()]
+        note = f"the same packets at {len(moved)} correlations; {asked.replications} windows of {asked.duration_s:g} s"
+        yield goal(f"victim's p99.9 moved most from its own at correlation 0, {scheduler}", max(off), 5, "%", note=note)
+
+
 def _network(options: argparse.Namespace) -> Iterator[Figure]:
     if options.run is None:
+        yield Figure("the same packets as on a network", math.nan, note="not measured: --run FOLDER of a VALID run")
         return
     record = read_record(options.run)
     valid = {window.index: window.valid for window in record.windows}

@@ -193,7 +193,7 @@ def _points(
                 continue
             whole = merge([result.tally for result in windows])
             p999_s, interval_s, compliance, compliance_limits = quality(whole)
-            shares = [result.admitted for result in windows]
+            shares, used = ([getattr(result, what) for result in windows] for what in ("admitted", "utilisation"))
             yield ExperimentPoint(
                 varied="load",
                 value=load,
@@ -205,7 +205,8 @@ def _points(
                 compliance_interval=compliance_limits,
                 admitted=float(np.mean(shares)),
                 admitted_interval=mean_limits(shares),
-                utilisation=float(np.mean([result.utilisation for result in windows])),
+                utilisation=float(np.mean(used)),
+                utilisation_interval=mean_limits(used),
                 bound_s=one.bound_s,
                 packets=int(whole.n[0]),
             )

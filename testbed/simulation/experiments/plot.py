@@ -73,8 +73,16 @@ def _draw_delays(axes: Axes, own: Sequence[ExperimentPoint], colour: str, *, lab
 def _draw_shares(axes: Axes, own: Sequence[ExperimentPoint], colour: str, what: str) -> None:
     x = [point.value for point in own]
     y = [getattr(point, what) for point in own]
+    # One run says nothing of how a share scatters.
+    limits = [(y_k, y_k) if both == (0.0, 1.0) else both for y_k, both in zip(y, _limits(own, what), strict=True)]
+    beyond = np.abs(np.array(limits).T - y)
     simulated = own[0].on == "simulation"
-    axes.plot(x, y, color=colour, marker="o" if simulated else "D", ms=3.5 if simulated else 6, ls="-" * simulated)
+    marker, size, line = ("o", 3.5, "-") if simulated else ("D", 6.0, "")
+    axes.errorbar(x, y, beyond, color=colour, marker=marker, ms=size, ls=line, capsize=2, elinewidth=0.8)
+
+
+def _limits(own: Sequence[ExperimentPoint], what: str) -> list[tuple[float, float]]:
+    return [getattr(point, f"{what}_interval") for point in own]
 
 
 def _places(points: Sequence[ExperimentPoint]) -> list[Line2D]:

@@ -35,6 +35,7 @@ class ExperimentPoint:
         admitted: Share of tenants that were admitted.
         admitted_interval: Its limits, from the scatter of replications.
         utilisation: Share of the first link's capacity that carried their packets.
+        utilisation_interval: Its limits, from the scatter of replications; 0 and 1 where there is one.
         bound_s: What holds for all but epsilon of the packets: promised by reservations, or in a shared queue whatever
             its tenants' dependence; None where nothing does.
         packets: How many packets this rests on.
@@ -56,6 +57,7 @@ class ExperimentPoint:
     utilisation: float
     bound_s: float | None
     packets: int
+    utilisation_interval: tuple[float, float] = (0.0, 1.0)
     on: str = "simulation"
     invalid: tuple[str, ...] = ()
     run: str | None = None
@@ -72,6 +74,7 @@ class ExperimentPoint:
             "admitted": self.admitted,
             "admitted_interval": self.admitted_interval,
             "utilisation": self.utilisation,
+            "utilisation_interval": self.utilisation_interval,
             "bound_s": self.bound_s,
             "packets": self.packets,
             "on": self.on,
