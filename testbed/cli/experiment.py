@@ -43,10 +43,15 @@ class On(StrEnum):
 def experiment(  # noqa: PLR0917 - options of a command line
     name: Annotated[Name, typer.Argument(help="overload: admission rules; isolation: schedulers.")],
     on: Annotated[On, typer.Option("--on", help="In the simulator or, as root, on a network.")] = On.SIMULATION,
-    replications: Annotated[int, typer.Option(min=2, help="Independent windows of each simulated point.")] = 5,
+    replications: Annotated[
+        int | None, typer.Option(min=2, help="Simulated: independent windows of each point.", show_default="5")
+    ] = None,
     duration: Annotated[float | None, typer.Option(min=1.0, help="Seconds of each window.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Root of every random stream.")] = 1,
-    workers: Annotated[int, typer.Option(min=1, help="Processes; they change nothing but the time it takes.")] = 1,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Simulated: processes; they change nothing but the time it takes.", show_default="1"),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="On the network: folder of the runs, where finished ones are found again.")
     ] = None,
@@ -70,6 +75,11 @@ def experiment(  # noqa: PLR0917 - options of a command line
     Exit codes: 0 every point is there, 2 the command was wrong, 130 interrupted, or runs are left to be made.
     """
     stop = Interrupt()
+    if on is On.NETWORK and (replications or workers):
+        raise typer.BadParameter(
+            "found --on network, where a point is one run after the other, expected --on simulation; leave it out",
+            param_hint="--replications" if replications else "--workers",
+        )
     if on is On.NETWORK:
         options = NetworkOptions(seed=seed) if duration is None else NetworkOptions(seed=seed, duration_s=duration)
         plans = isolation_plans(options) if name is Name.ISOLATION else overload_plans(options)
@@ -88,7 +98,7 @@ def experiment(  # noqa: PLR0917 - options of a command line
         points = [*measured, *(simulated(plan) for plan in plans if (plan.value, plan.name) in done)]
         wanted, deadline_s = 2 * len(plans), options.workload.deadline_s
     else:
-        points, wanted, deadline_s = _simulate(name, duration, replications, seed, workers, stop)
+        points, wanted, deadline_s = _simulate(name, duration, replications or 5, seed, workers or 1, stop)
     if plot is not None and points:
         draw(points, deadline_s, plot)
     if as_json:

@@ -22,7 +22,8 @@ from testbed.simulation.streams import stream
 from testbed.simulation.wave import Wave
 
 _ROUNDS = 6
-_SEED = 20_000
+BURST_SEED = 20_000
+"""Of the stream on which the smallest burst is found."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class Reservation:
 
 def smallest_burst_bits(workload: Workload, *, duration_s: float = 20_000.0) -> float:
     """The smallest bucket, in whole packets, that drops less than a tenth of epsilon of a long stream's packets."""
-    times = stream(workload.arrivals, np.random.SeedSequence(_SEED)).until(round(duration_s * PS_PER_S)).time_ps
+    times = stream(workload.arrivals, np.random.SeedSequence(BURST_SEED)).until(round(duration_s * PS_PER_S)).time_ps
     n = times.size
     sizes = np.full(n, workload.arrivals.size_bits, np.int32)
     wave = Wave(times, times, np.arange(n), sizes, np.zeros(n, np.int32), np.ones(n, np.bool_))

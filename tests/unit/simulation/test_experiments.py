@@ -14,7 +14,7 @@ from testbed.simulation.experiments.isolation import IsolationOptions, isolation
 from testbed.simulation.experiments.overload import OverloadOptions, admit, overload, visits
 from testbed.simulation.experiments.plot import draw
 from testbed.simulation.experiments.point import ExperimentPoint, mean_limits, pooled
-from testbed.simulation.experiments.workload import Reservation, Workload, reservation, smallest_burst_bits
+from testbed.simulation.experiments.workload import BURST_SEED, Reservation, Workload, reservation, smallest_burst_bits
 from testbed.simulation.streams import Visiting, stream
 from testbed.simulation.system import Scheduler
 from testbed.simulation.tally import merge
@@ -46,6 +46,21 @@ def test_the_declared_burst_is_the_smallest_that_loses_a_tenth_of_epsilon(burst_
     smaller = replace(WORKLOAD, epsilon=WORKLOAD.epsilon * 1.5)
     assert smallest_burst_bits(smaller, duration_s=5000.0) < burst_bits
     assert burst_bits % WORKLOAD.arrivals.size_bits == 0
+    assert _met(burst_bits) < WORKLOAD.epsilon / 10 <= _met(burst_bits - WORKLOAD.arrivals.size_bits)
+
+
+def _met(burst_bits: float) -> float:
+    """Share of the packets of a long stream that a bucket of so many bits drops, one after the other."""
+    arrivals, rate_bps = WORKLOAD.arrivals, WORKLOAD.contract_factor * WORKLOAD.mean_bps
+    times = stream(arrivals, np.random.SeedSequence(BURST_SEED)).until(5000 * PS_PER_S).time_ps / PS_PER_S
+    level, before_s, dropped = burst_bits, 0.0, 0
+    for at_s in times.tolist():
+        level, before_s = min(burst_bits, level + rate_bps * (at_s - before_s)), at_s
+        if level < arrivals.size_bits:
+            dropped += 1
+        else:
+            level -= arrivals.size_bits
+    return dropped / times.size
 
 
 def test_rules_reserve_the_less_the_more_they_know(burst_bits: float) -> None:
