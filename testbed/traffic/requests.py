@@ -38,7 +38,7 @@ from testbed.traffic.request_records import IMPAIRMENTS, NOT_ATTEMPTED, OK, OVER
 from testbed.traffic.request_schedules import RequestSchedule
 from testbed.traffic.request_wire import Maker, RequestMaker, TextMaker
 from testbed.traffic.schedules import load_arrays
-from testbed.traffic.sender import Stop, become_punctual, read_start, step_back
+from testbed.traffic.sender import Stop, become_punctual, leave, read_start, step_back
 
 IntArray = npt.NDArray[np.int64]
 
@@ -314,4 +314,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())
