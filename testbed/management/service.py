@@ -107,8 +107,6 @@ class Server:
             TestbedError: A file that is not what it should be.
             OSError: The address cannot be used.
         """
-        # Handshakes fail below Python; only the library can say who was refused there, and it does so from INFO on.
-        os.environ.setdefault("GRPC_VERBOSITY", "INFO")
         operator = operator_from_json(json.dumps(settings.operator))
         self._root = read_root(settings.root)
         key = SigningKey.load(settings.key)
@@ -193,6 +191,14 @@ class Server:
         context.abort(status_of(error), str(error))
 
 
+def hear_handshakes() -> None:
+    """Have a process's log say who failed a handshake; for the process of an agent, before its server exists.
+
+    Handshakes fail below Python; only the library can say who was refused there, and it does so from INFO on.
+    """
+    os.environ.setdefault("GRPC_VERBOSITY", "INFO")
+
+
 def main(arguments: list[str], reached: Callable[[str], None] = _nothing) -> int:
     """Serve until told to stop; 2 when the settings are wrong."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
@@ -200,7 +206,9 @@ def main(arguments: list[str], reached: Callable[[str], None] = _nothing) -> int
     signal.pthread_sigmask(signal.SIG_BLOCK, _ENDS)
     try:
         (path,) = arguments
-        server = Server(Settings.read(Path(path)), reached)
+        settings = Settings.read(Path(path))
+        hear_handshakes()
+        server = Server(settings, reached)
     except ValueError:
         print("usage: python -m testbed.management.service SETTINGS.json", file=sys.stderr)
         return 2

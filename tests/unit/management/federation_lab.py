@@ -88,6 +88,7 @@ def _serve_agent(settings: str, kill_at: str, announced: Any, log: str) -> None:
 
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, force=True)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    service.hear_handshakes()
     with service.Server(service.Settings.read(Path(settings)), reached) as server:
         announced.send(server.port)
         signal.sigwait({signal.SIGTERM})

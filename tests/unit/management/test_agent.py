@@ -258,8 +258,9 @@ def test_an_agent_follows_a_chain_of_roots_and_holds_nothing_under_one_that_has_
 
 
 def test_an_agent_with_a_broken_chain_of_roots_says_so_and_does_not_start(
-    lab: Lab, capsys: pytest.CaptureFixture[str]
+    lab: Lab, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("GRPC_VERBOSITY", "ERROR")  # what main sets for its process would be every later test's
     settings = lab.seats["core"].folder / "settings.json"
     for root, said in (([str(lab.folder / "root.json")] * 2, "root version: found 1, expected 2"), ([], "root: ")):
         settings_of(lab, root=root)
