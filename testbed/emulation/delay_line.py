@@ -1,4 +1,4 @@
-"""A link made longer, for as long as it is wanted, on a kernel without netem.
+"""A link made longer, for as long as it is wanted, on either datapath and without netem.
 
 Packets that leave the link are kept from the switch, held for the delay, sent through the link once more with a mark,
 and let through by it. They stay in order. The queue in front of the link is passed by the second time, so no packet
@@ -13,11 +13,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 from testbed.emulation import packet_filter
 
 MARK = 0x7E57_DE1A
+"""What the line's own packets bear."""
+ONLY_DELAYED = packet_filter.only_marked(MARK)
+"""For the switch at the end of the link: it gets what the line sends."""
 _EVERYTHING = 0x0003
 _FRAME_BYTES = 0x10000
 _PACKET_QDISC_BYPASS = 20
@@ -27,7 +30,7 @@ _BUFFER_BYTES = 64 * 1024 * 1024
 
 
 @contextmanager
-def delayed(enters: str, leaves: str, receiving: socket.socket, delay_s: float) -> Iterator[None]:
+def delayed(enters: str, leaves: str, held: AbstractContextManager[None], delay_s: float) -> Iterator[None]:
     """Make a link of the calling thread's network namespace longer.
 
     When it ends, what is still on the link arrives at once, in order.
@@ -35,7 +38,7 @@ def delayed(enters: str, leaves: str, receiving: socket.socket, delay_s: float) 
     Args:
         enters: Interface that packets enter the link by.
         leaves: Interface that they leave it by.
-        receiving: The switch's own socket of `leaves`.
+        held: Has `ONLY_DELAYED` in front of the switch at `leaves`, while it is entered.
         delay_s: How much longer.
     """
     with ExitStack() as stack:
@@ -52,7 +55,7 @@ def delayed(enters: str, leaves: str, receiving: socket.socket, delay_s: float) 
         stack.callback(line.stop)
         line.start()
         # Between the two changes a packet may be lost, which may be any link's; none may come twice.
-        with packet_filter.in_front(receiving, packet_filter.only_marked(MARK)):
+        with held:
             packet_filter.attach(source, packet_filter.arriving_unmarked(MARK))
             try:
                 yield

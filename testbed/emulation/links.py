@@ -12,7 +12,7 @@ import socket
 import struct
 import subprocess
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -97,19 +97,31 @@ def disable_ipv6() -> None:
             setting.write_text("1")
 
 
-def netem_available() -> bool:
-    """Whether this kernel delays packets, tried in a network namespace that is gone afterwards."""
+def tried(attempt: Callable[[], object]) -> bool:
+    """Whether this kernel and its tools do something, tried in a network namespace that is gone afterwards.
+
+    Args:
+        attempt: Raises `PreflightError` where they do not.
+    """
     outcome: list[bool] = []
 
-    def attempt() -> None:
+    def try_it() -> None:
         syscalls.unshare_network()
-        command = ["tc", "qdisc", "add", "dev", "lo", "root", "netem", "delay", "1ms"]
-        outcome.append(subprocess.run(command, capture_output=True, check=False).returncode == 0)
+        try:
+            attempt()
+        except PreflightError:
+            return
+        outcome.append(True)
 
-    thread = threading.Thread(target=attempt)
+    thread = threading.Thread(target=try_it)
     thread.start()
     thread.join()
-    return outcome == [True]
+    return bool(outcome)
+
+
+def netem_available() -> bool:
+    """Whether this kernel delays packets."""
+    return tried(lambda: run(["tc", "qdisc", "add", "dev", "lo", "root", "netem", "delay", "1ms"]))
 
 
 def delay(wire: Wire) -> None:

@@ -20,7 +20,7 @@ from typing import Any, Self
 from mininet.net import Mininet
 from mininet.node import Switch
 
-from testbed.emulation import links, namespace
+from testbed.emulation import links, namespace, packet_filter
 from testbed.emulation.awake import keep_awake
 from testbed.emulation.journal import RUNS, Journal
 from testbed.emulation.layout import (
@@ -245,6 +245,20 @@ class TandemNetwork:
                 f"buffer {found.smallest_bytes} bytes (expected {SOCKET_BUFFER_BYTES}); packets would be lost uncounted"
             )
         return found
+
+    @contextmanager
+    def filtering(self, port: str, program: packet_filter.Program) -> Iterator[None]:
+        """Have a program drop some of what a switch would receive at a port; captures there still see everything.
+
+        Raises:
+            PreflightError: It cannot be put there.
+        """
+        if self.datapath is Datapath.KERNEL:
+            with packet_filter.at_ingress(port, program):
+                yield
+        else:
+            with self.ovs.receiving(port) as handle, packet_filter.in_front(handle, program):
+                yield
 
     def _handles(self, mininet: Mininet) -> dict[str, HostHandle]:
         endpoints = [path.client for path in self.layout.paths] + list(self.layout.servers.values())

@@ -1,8 +1,9 @@
-"""Classic BPF in front of what is already on a packet socket: some packets are dropped, the rest go on as before.
+"""Classic BPF in front of a switch: some packets are dropped, the rest go on as before.
 
-The switch receives every packet of a userspace port from a packet socket of that port. A program put in front of the
-socket's own decides before the switch sees anything, needs no module of the kernel, and is taken off again without a
-trace. What for is decided by `testbed.run.faults`.
+Every packet of a userspace port is received from a packet socket of that port: a program put in front of the socket's
+own decides before the switch sees anything, and needs no module of the kernel. The kernel's datapath is handed what the
+ingress hook of traffic control let through, so there the same program becomes a filter of that hook. Captures come
+before either. Both are taken off again without a trace. What for is decided by `testbed.run.faults`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from ipaddress import IPv4Address
 
+from testbed.emulation import links
 from testbed.traffic import wire
 
 Program = tuple[tuple[int, int, int, int], ...]
@@ -39,6 +41,7 @@ _SEQUENCE = wire.ENCAPSULATION_BYTES + 12
 
 DROP: Program = ((_RETURN, 0, 0, 0),)
 """Lets nothing through."""
+_KEEP: Program = ((_RETURN, 0, 0, _ALL),)
 
 
 def losing(share: float, seed: int, client: str | None = None) -> Program:
@@ -91,7 +94,7 @@ def arriving_unmarked(mark: int) -> Program:
         (_EQUAL, 3, 0, _OUTGOING),
         (_LOAD_WORD, 0, 0, _MARK),
         (_EQUAL, 1, 0, mark),
-        (_RETURN, 0, 0, _ALL),
+        *_KEEP,
         *DROP,
     )
 
@@ -125,6 +128,44 @@ def in_front(handle: socket.socket, program: Program) -> Iterator[None]:
         yield
     finally:
         attach(handle, own)
+
+
+@contextmanager
+def at_ingress(interface: str, program: Program) -> Iterator[None]:
+    """Have a program decide what the kernel's datapath gets of what an interface receives.
+
+    Args:
+        interface: In the calling thread's network namespace, without a filter of its own on its ingress.
+        program: What it does not drop goes on behind it.
+
+    Raises:
+        PreflightError: This kernel or its tools cannot do it, with their words.
+    """
+    hook = ["dev", interface, "clsact"]
+    added = ["tc", "filter", "add", "dev", interface, "ingress", "protocol", "all"]
+    links.run(["tc", "qdisc", "add", *hook])
+    try:
+        # Whatever the program keeps is decided; the filter behind it, last so that all begins at once, takes the rest.
+        links.run([*added, "prio", "1", "bpf", "bytecode", _bytecode((*program, *_KEEP)), "action", "ok"])
+        links.run([*added, "prio", "2", "bpf", "bytecode", _bytecode(_KEEP), "action", "drop"])
+        yield
+    finally:
+        links.run(["tc", "qdisc", "del", *hook])
+
+
+def ingress_available() -> bool:
+    """Whether this kernel and its tools have what `at_ingress` needs."""
+
+    def attempt() -> None:
+        with at_ingress("lo", DROP):
+            pass
+
+    return links.tried(attempt)
+
+
+def _bytecode(program: Program) -> str:
+    """As `tc` reads it: the number of instructions, then each."""
+    return ",".join([str(len(program)), *(" ".join(map(str, instruction)) for instruction in program)])
 
 
 def _folded(shift: int, factor: int) -> list[tuple[int, int, int, int]]:

@@ -214,7 +214,7 @@ def _loss(site: Site, fault: Fault) -> Iterator[None]:
     scenario, port = site.network.scenario, site.ingress(fault.domain).towards_client or ""
     client = None if fault.tenant is None else site.network.layout.path_of(fault.tenant).client.address
     program = packet_filter.losing(fault.share or 0.0, scenario.seed, client)
-    with site.network.ovs.receiving(port) as handle, packet_filter.in_front(handle, program):
+    with site.network.filtering(port, program):
         yield
 
 
@@ -222,11 +222,9 @@ def _loss(site: Site, fault: Fault) -> Iterator[None]:
 def _delay(site: Site, fault: Fault) -> Iterator[None]:
     """On the link between the two switches of a domain, away from the clients."""
     (_, egress) = next(s.hops for s in site.network.layout.skeletons if s.domain == fault.domain)
-    leaves = egress.towards_client or ""
-    with (
-        site.network.ovs.receiving(leaves) as handle,
-        delay_line.delayed(site.inner_link(fault.domain), leaves, handle, fault.delay_s or 0.0),
-    ):
+    enters, leaves = site.inner_link(fault.domain), egress.towards_client or ""
+    held = site.network.filtering(leaves, delay_line.ONLY_DELAYED)
+    with delay_line.delayed(enters, leaves, held, fault.delay_s or 0.0):
         yield
 
 
@@ -337,13 +335,14 @@ def require(scenario: Scenario, datapath: Datapath) -> None:
     Raises:
         PreflightError: Naming each.
     """
-    wrong = [
-        f"fault {fault.name}: {fault.kind} is done to the userspace datapath's own sockets, found the {datapath} "
-        "datapath; ask for datapath: userspace, or leave the fault out"
-        for fault in scenario.faults
-        if fault.kind in {FaultKind.LOSS, FaultKind.DELAY, FaultKind.SWITCH_KILLED}
-        and datapath is not Datapath.USERSPACE
-    ]
+    filtered = [fault for fault in scenario.faults if fault.kind in {FaultKind.LOSS, FaultKind.DELAY}]
+    wrong = []
+    if filtered and datapath is Datapath.KERNEL and not packet_filter.ingress_available():
+        wrong += [
+            f"fault {fault.name}: found no filter for what the kernel datapath receives, expected sch_ingress, cls_bpf "
+            "and act_gact; load them (modprobe -a sch_ingress cls_bpf act_gact), or ask for datapath: userspace"
+            for fault in filtered
+        ]
     if not _may_set_clock():
         wrong += [
             f"fault {fault.name}: found no right to set the host's clock; run with CAP_SYS_TIME, or leave the fault out"

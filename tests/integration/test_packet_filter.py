@@ -112,7 +112,7 @@ def test_nothing_is_left_on_the_socket(link: Link) -> None:
 def test_a_longer_way_delays_every_packet_once_and_keeps_their_order(link: Link) -> None:
     links.run(["tc", "qdisc", "add", "dev", "near", "root", "pfifo", "limit", "1"])
     taken = []
-    with delay_line.delayed("near", "far", link.receiver, 0.05):
+    with delay_line.delayed("near", "far", packet_filter.in_front(link.receiver, delay_line.ONLY_DELAYED), 0.05):
         for sequence in range(50):
             began = time.monotonic()
             link.sender.send(frame(sequence))

@@ -26,6 +26,8 @@ HERE = Path(__file__).parent
 SCENARIO = HERE / "two.yaml"
 MEMORY = "4G"
 LONGEST_S = 1500.0
+SLOW_S = 1200.0
+"""What each slow test may add to it."""
 REPORTS = "TESTBED_KERNEL_REPORTS"
 INSIDE = REPORTS in os.environ
 """Whether the kernel at hand is the one the tests are for."""
@@ -40,7 +42,9 @@ def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
         return None
     stash = item.session.stash
     if _OUTCOME not in stash:
-        stash[_OUTCOME] = _run_inside(item.config, [i.nodeid for i in item.session.items if HERE in i.path.parents])
+        ours = [each for each in item.session.items if HERE in each.path.parents]
+        slow = sum(each.get_closest_marker("slow") is not None for each in ours)
+        stash[_OUTCOME] = _run_inside(item.config, [each.nodeid for each in ours], LONGEST_S + slow * SLOW_S)
     reports, printed = stash[_OUTCOME]
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
     for report in reports.get(item.nodeid) or [_never_reported(item, printed)]:
@@ -60,7 +64,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     return report
 
 
-def _run_inside(config: pytest.Config, nodeids: Sequence[str]) -> tuple[Reports, str]:
+def _run_inside(config: pytest.Config, nodeids: Sequence[str], longest_s: float) -> tuple[Reports, str]:
     """Boot one kernel and run these tests in it: their reports by test, and everything that was printed."""
     with tempfile.TemporaryDirectory(prefix="kernel-tests-") as name:
         out = Path(name).resolve()
@@ -75,7 +79,7 @@ def _run_inside(config: pytest.Config, nodeids: Sequence[str]) -> tuple[Reports,
             text=True,
         ) as kernel:
             try:
-                printed = kernel.communicate(timeout=LONGEST_S)[0]
+                printed = kernel.communicate(timeout=longest_s)[0]
             except subprocess.TimeoutExpired:
                 # Not killed: it ends its kernel when it is asked to.
                 kernel.terminate()

@@ -1,23 +1,28 @@
-"""Meters, queues and long links of the kernel's datapath: driven as installed, named when they are not."""
+"""Meters, queues, long links and faults of the kernel's datapath: driven as installed, named when they are not."""
 
 from __future__ import annotations
 
 import re
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
+from testbed.emulation import delay_line, links, packet_filter
 from testbed.emulation.network import TandemNetwork
 from testbed.emulation.probe import probe
 from testbed.emulation.probe_checks import ProbeResult
 from testbed.emulation.probe_domain import DomainProbe
 from testbed.errors import ReservationError
 from tests.integration.spine import Reserved
+from tests.kernel.guest.packets import SENT, pair
 
 pytestmark = pytest.mark.network
 
 PORT = "d1e-dn"
+ENTERS, INNER, LEAVES = "d1i-up", "d1i-dn", "d1e-up"
+STEADY, BULK = 1, 2
 STEADY_MINOR = 0x11
 PINGS = 40
 RTT = re.compile(r"= ([\d.]+)/[\d.]+/[\d.]+/[\d.]+ ms")
@@ -103,3 +108,44 @@ def test_the_shortest_round_trip_is_the_delays_of_the_links_and_what_the_switche
     print(f"shortest round trip {long_s * 1e3:.2f} ms, without delay {zero_s * 1e3:.2f} ms")
     assert network.link_delays_s == (0.02, 0.03)
     assert long_s == pytest.approx(2 * sum(network.link_delays_s) + zero_s, rel=0.02)
+
+
+def test_a_loss_takes_its_share_and_the_same_packets_again_and_nobody_else_s(made: Reserved) -> None:
+    address = made.network.layout.path(STEADY).client.address
+    with pair(made, STEADY) as steady, pair(made, BULK) as bulk:
+        with made.network.filtering(ENTERS, packet_filter.losing(0.3, 7, address)):
+            first, second = steady.lost(), steady.lost()
+            assert bulk.lost() == set()
+        assert steady.lost() == set()
+    assert first == second
+    # Five standard deviations of so many draws.
+    assert abs(len(first) - 0.3 * SENT) < 5 * (0.3 * 0.7 * SENT) ** 0.5
+    assert "clsact" not in links.run(["tc", "qdisc", "show", "dev", ENTERS])
+
+
+def test_a_longer_way_delays_every_packet_once_and_keeps_their_order(made: Reserved) -> None:
+    by_s = 0.2
+    with pair(made, STEADY) as steady:
+
+        def trip_s(sequence: int) -> float:
+            began = time.monotonic()
+            steady.send(sequence)
+            assert steady.received() == sequence
+            return time.monotonic() - began
+
+        usual_s = min(trip_s(sequence) for sequence in range(10))
+        held = made.network.filtering(LEAVES, delay_line.ONLY_DELAYED)
+        with delay_line.delayed(INNER, LEAVES, held, by_s):
+            longer_s = [trip_s(sequence) for sequence in range(10)]
+            # What is on its way when it ends arrives at once, in order, once.
+            for sequence in range(10, 30):
+                steady.send(sequence)
+            assert steady.received() == 10
+        assert steady.all_received() == list(range(11, 30))
+        assert min(trip_s(sequence) for sequence in range(10)) < usual_s + by_s / 2
+    assert usual_s + 0.9 * by_s < min(longer_s)
+    assert sorted(longer_s)[5] < usual_s + 1.5 * by_s
+
+
+def test_a_kernel_that_filters_what_a_port_receives_is_known_as_one() -> None:
+    assert packet_filter.ingress_available()

@@ -79,8 +79,10 @@ def test_nothing_but_the_host_makes_the_run_invalid(run: Run) -> None:
     failed = [gate for gate in run.record.gates if not gate.ok]
     print(json.dumps([(gate.name, gate.value, gate.limit, gate.detail) for gate in failed], indent=1))
     assert [gate.name for gate in failed if not is_noise(gate.name)] == []
-    # An ideal replay that forgets the links is off by all of them.
-    assert all(gate.value < run.propagation_s / 2 for gate in run.record.gates if gate.name.startswith("replay"))
+    # An ideal replay that forgets the links is off by all of them; so may be one whose host was away as often as that.
+    late = {gate.name.partition(", ")[2] for gate in failed if gate.name.startswith("host allowance")}
+    replays = [gate for gate in run.record.gates if gate.name.startswith("replay")]
+    assert all(g.value < run.propagation_s / 2 for g in replays if g.name.partition(", ")[2] not in late)
     # With every gate open the promises are kept, or too few packets say so.
     assert run.exit_code == Exit.INVALID if failed else run.exit_code in {Exit.PASS, Exit.UNDETERMINED}
     assert all(tenant.lost == 0 for tenant in run.promised)

@@ -8,14 +8,17 @@ from pathlib import Path
 
 import pytest
 
+from testbed.emulation import packet_filter
 from testbed.errors import PreflightError
+from testbed.run import faults
 from testbed.run.preflight import MOST_TENANTS, require_few, require_memory, require_room
 from testbed.run.requests import require_warm_up
 from testbed.scenario.loader import load
-from testbed.scenario.model import Scenario
+from testbed.scenario.model import Datapath, Scenario
 
 DEMO = Path(__file__).parents[3] / "topologies" / "demo.yaml"
 SMOKE = Path(__file__).parents[3] / "topologies" / "smoke.yaml"
+FAULTS = Path(__file__).parents[3] / "topologies" / "faults.yaml"
 
 
 @pytest.fixture
@@ -71,3 +74,15 @@ def test_more_tenants_than_a_network_carries_are_referred_to_the_simulator(smoke
         PreflightError, match="tenants: found 501, expected at most 500 on a network; `testbed simulate`"
     ):
         require_few(replace(smoke, tenants=crowd))
+
+
+def test_faults_that_a_kernel_cannot_do_are_named_with_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    scenario = load(FAULTS)
+    monkeypatch.setattr(packet_filter, "ingress_available", lambda: False)
+    faults.require(scenario, Datapath.USERSPACE)
+    with pytest.raises(PreflightError) as caught:
+        faults.require(scenario, Datapath.KERNEL)
+    assert [problem.partition(":")[0] for problem in caught.value.problems] == ["fault loss", "fault detour"]
+    assert all("load them (modprobe -a sch_ingress cls_bpf act_gact)" in problem for problem in caught.value.problems)
+    monkeypatch.setattr(packet_filter, "ingress_available", lambda: True)
+    faults.require(scenario, Datapath.KERNEL)
