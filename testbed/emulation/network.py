@@ -193,7 +193,7 @@ class TandemNetwork:
             stack.enter_context(namespace.entered(fabric))
             links.disable_ipv6()
             links.run(["ip", "link", "set", "lo", "up"])
-            self.supervisor = stack.enter_context(Supervisor(self.journal, self._placement))
+            self.supervisor = stack.enter_context(Supervisor(self.journal, self._placement, self.scenario.slow_down))
             if self.awake:
                 keep_awake(self.supervisor)
             directory = self.journal.directory / "ovs"

@@ -117,15 +117,17 @@ class Death:
 class Supervisor:
     """Starts, watches and ends the children of one run; a context manager that ends them all, latest first."""
 
-    def __init__(self, journal: Journal, placement: Placement | None = None) -> None:
+    def __init__(self, journal: Journal, placement: Placement | None = None, patience: float = 1.0) -> None:
         """Start nothing yet.
 
         Args:
             journal: Receives every child before it is used.
             placement: Where children with a role run; like any other process if None.
+            patience: How many times as long as usual children may take to be ready, on a host that is known to be slow.
         """
         self._journal = journal
         self.placement = placement or Placement()
+        self._patience = patience
         self._logs = journal.directory / "log"
         self._logs.mkdir(mode=0o700, exist_ok=True)
         self.children: dict[str, Child] = {}
@@ -161,7 +163,7 @@ class Supervisor:
                 themselves there). A function: wait until it returns true. False: do not wait.
             listens: Whether it is told something later through `Child.tell`; otherwise its standard input is closed.
             role: What it is to packets, which decides its place.
-            timeout_s: How long to wait.
+            timeout_s: How long to wait, on a host of usual speed.
             grace_s: How long a child that never became ready gets between TERM and KILL.
 
         Raises:
@@ -174,7 +176,7 @@ class Supervisor:
         child.role = role
         self.placement.put(child.pid, role)
         if ready is not False:
-            self._await(child, ready, timeout_s, grace_s)
+            self._await(child, ready, self._patience * timeout_s, grace_s)
         return child
 
     def _await(self, child: Child, ready: Readiness, timeout_s: float, grace_s: float) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from testbed.cli.app import app
 from testbed.report.record import RunRecord, read_record
 from testbed.run.pipeline import Options, run
 from testbed.run.progress import Silent
@@ -69,3 +72,17 @@ def test_a_killed_switch_breaks_promises_as_its_flows_begin_anew_and_they_are_ke
     record = judged(read_record(run(scenario, Options(out=tmp_path), Silent())))
     assert [fault.met for fault in record.faults] == [True]
     assert all(gate.ok for gate in record.gates if gate.name == "installed reservations")
+
+
+def test_a_federation_s_agents_calibrate_and_reserve_on_the_kernel_s_datapath(tmp_path: Path) -> None:
+    """Its intents ask a tenth as often: a federation cannot be slowed down."""
+    text = (TOPOLOGIES / "intents.yaml").read_text(encoding="utf-8")
+    seldom = re.sub(r"rate: (\d+) requests/s", lambda found: f"rate: {int(found[1]) // 10} requests/s", text)
+    file = tmp_path / "intents.yaml"
+    file.write_text(seldom, encoding="utf-8")
+    ended = CliRunner().invoke(app, ["run", str(file), "--out", str(tmp_path / "runs")], catch_exceptions=False)
+    print(ended.output)
+    (folder,) = (tmp_path / "runs").iterdir()
+    record = judged(read_record(folder))
+    assert {tenant.name for tenant in record.tenants} == {"kiosk", "clinic", "studio"}
+    assert all(tenant.bound is not None for tenant in record.tenants)

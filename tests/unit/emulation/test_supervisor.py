@@ -137,3 +137,11 @@ def test_a_child_killed_on_purpose_is_no_death_and_may_be_started_again(supervis
     again.process.kill()
     again.process.wait()
     assert [death.name for death in supervisor.deaths()] == ["one"]
+
+
+def test_children_of_a_slow_host_may_take_so_many_times_as_long(opened: Journal) -> None:
+    with Supervisor(opened, patience=100.0) as patient:
+        late = patient.start("one", python("import time; time.sleep(0.3); " + WAITS), timeout_s=0.1)
+        assert late.announcement == {"ready": True, "port": 7}
+        with pytest.raises(PreflightError, match=r"was not ready after 0\.4 s"):
+            patient.start("two", python("import signal; signal.pause()"), timeout_s=0.004)
