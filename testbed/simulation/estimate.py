@@ -14,6 +14,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 from scipy import stats
 from scipy.special import betainc, betaincc
 
@@ -56,16 +57,22 @@ def design_effect(tally: Tally, tenant: int, levels: tuple[float, ...] = TAIL_LE
     starts = {int(np.searchsorted(-total, -(1 - level) * n, side="right")) for level in levels}
     if tally.deadline_ps[tenant] < NEVER:
         starts.add(int(np.searchsorted(coarse_edges_ps(), float(tally.deadline_ps[tenant]))))
-    parts = len(sizes)
+    seen = [s for s in starts if s < total.size and MIN_EXCEEDANCES <= total[s] < n]
+    return max(1.0, *(scatter_effect(beyond[:, start], sizes) for start in seen)) if seen else None
+
+
+def scatter_effect(counts: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64]) -> float:
+    """How much more the counts of some parts scatter than those of independent trials, with care for few parts.
+
+    Args:
+        counts: What is counted in each part, neither nothing nor everything in all of them, int64[parts].
+        sizes: Trials of each part, int64[parts], parts >= 2.
+    """
+    parts, n = len(sizes), int(sizes.sum())
+    p = counts.sum() / n
+    scatter = counts - p * sizes
     caution = (stats.t.ppf(0.975, parts - 1) / stats.norm.ppf(0.975)) ** 2
-    effects = []
-    for start in starts:
-        if start >= total.size or total[start] < MIN_EXCEEDANCES or total[start] >= n:
-            continue
-        p = total[start] / n
-        scatter = beyond[:, start] - p * sizes
-        effects.append(parts / (parts - 1) * float(scatter @ scatter) / (n * p * (1 - p)) * caution)
-    return max(1.0, *effects) if effects else None
+    return float(parts / (parts - 1) * (scatter @ scatter) / (n * p * (1 - p)) * caution)
 
 
 def quantile(tally: Tally, tenant: int, level: float, effect: float | None, confidence: float = 0.95) -> Estimate:

@@ -29,7 +29,7 @@ from testbed.simulation.known import known, sources
 from testbed.simulation.network import Choices, Network, network, promises
 from testbed.simulation.tally import merge
 from testbed.simulation.window import Plan
-from testbed.simulation.windows import Finished, Task, perform, samples_path, tally_of
+from testbed.simulation.windows import Finished, Task, make_folder, perform, samples_path, tally_of
 from testbed.simulation.workers import carry_out
 from testbed.telemetry import host
 from testbed.telemetry.request_samples import RequestSamples
@@ -103,12 +103,7 @@ def simulate_scenario(scenario: Scenario, options: Options, progress: Progress) 
 def _folder(options: Options, name: str) -> Path:
     stamp = dt.datetime.now(dt.UTC).strftime("%Y%m%dT%H%M%SZ")
     folder = options.resume or options.out / f"{stamp}-{name}-{secrets.token_hex(3)}"
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=options.resume is not None)
-    except OSError as error:
-        raise PreflightError(
-            f"{folder}: cannot be made ({error.strerror}); choose another folder with --out"
-        ) from error
+    make_folder(folder, exist_ok=options.resume is not None)
     return folder
 
 

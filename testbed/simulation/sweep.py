@@ -22,6 +22,7 @@ from testbed.simulation.grid import Axis, Settings, points, vary_choices, vary_f
 from testbed.simulation.known import known
 from testbed.simulation.network import Choices
 from testbed.simulation.pipeline import Options, simulate_scenario
+from testbed.simulation.windows import make_folder
 from testbed.simulation.workers import carry_out, carry_out_on_ray
 
 SCENARIO_NAME = "scenario.yaml"
@@ -184,12 +185,7 @@ def _never() -> bool:
 
 def _prepare(point: Point) -> None:
     """Check the point's scenario before any is simulated."""
-    try:
-        point.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise PreflightError(
-            f"{point.folder}: cannot be made ({error.strerror}); choose another folder with --out"
-        ) from error
+    make_folder(point.folder)
     (point.folder / SCENARIO_NAME).write_text(point.text, encoding="utf-8")
     known(_scenario(point), point.options.measured)
 

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import testbed
+from testbed.errors import PreflightError
 from testbed.simulation import crossing
 from testbed.simulation.calls import SEEDS_OF_CALLS
 from testbed.simulation.crossing import Crossing
@@ -31,7 +33,8 @@ class Task:
     Attributes:
         system: What is simulated.
         plan: Which window, and how long.
-        crossings: What each tenant's packets are held against, in the order of the sources.
+        crossings: What each tenant's packets are held against, in the order of the sources; empty where packets are
+            counted and none is recorded.
         folder: Where its files go.
     """
 
@@ -43,7 +46,8 @@ class Task:
     @property
     def digest(self) -> str:
         """Changes with everything that changes the result."""
-        return hashlib.sha256(repr((self.system, self.plan, self.crossings)).encode()).hexdigest()
+        told = (testbed.__version__, self.system, self.plan, self.crossings)
+        return hashlib.sha256(repr(told).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,20 @@ class Finished:
     serving_s: float
 
 
+def make_folder(folder: Path, *, exist_ok: bool = True) -> None:
+    """Make a folder that only its owner reads, with those above it.
+
+    Raises:
+        PreflightError: It cannot be made, or is there although it must not be.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=exist_ok)
+    except OSError as error:
+        raise PreflightError(
+            f"{folder}: cannot be made ({error.strerror}); choose another folder with --out"
+        ) from error
+
+
 def perform(
     task: Task, *, advance: Callable[[float], None] = lambda _: None, stop: Callable[[], bool] = lambda: False
 ) -> Finished:
@@ -97,7 +115,7 @@ def _write(task: Task, outcome: Outcome) -> Finished:
     done.unlink(missing_ok=True)
     plan = task.plan
     for members, passage, answers in zip(task.system.companies(), outcome.passages, outcome.answers, strict=True):
-        for k in members:
+        for k in members if task.crossings else ():
             own = task.crossings[k]
             # The children before the last one decide what is asked, and when.
             *_, seed = tenant_seed(plan.seed, own.number, plan.window).spawn(SEEDS_OF_CALLS + 1)

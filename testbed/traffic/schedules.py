@@ -72,8 +72,13 @@ class Schedule:
         )
 
 
-def save_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+def save_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]], *, compressed: bool = False) -> None:
     """Write arrays to `path` as `.npz`, mode 0600; a reader sees the whole file or none.
+
+    Args:
+        path: The file.
+        arrays: By name.
+        compressed: Worth its time for arrays that are mostly zero.
 
     Raises:
         OSError: The folder cannot be written.
@@ -82,7 +87,7 @@ def save_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
     temporary = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
+            (np.savez_compressed if compressed else np.savez)(file, **arrays)  # type: ignore[arg-type]
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
