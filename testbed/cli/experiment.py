@@ -23,7 +23,7 @@ from testbed.simulation.experiments.plot import draw
 from testbed.simulation.experiments.point import ExperimentPoint
 from testbed.simulation.experiments.scenarios import NetworkOptions, isolation_plans, overload_plans
 
-_PLAIN_WIDTH = 130
+_PLAIN_WIDTH = 210
 
 
 class Name(StrEnum):
@@ -53,7 +53,11 @@ def experiment(  # noqa: PLR0917 - options of a command line
         typer.Option(min=1, help="Simulated: processes; they change nothing but the time it takes.", show_default="1"),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="On the network: folder of the runs, where finished ones are found again.")
+        Path | None,
+        typer.Option(
+            help="Folder of the simulated windows and the runs, where finished ones are found again.",
+            show_default="runs/experiment-NAME",
+        ),
     ] = None,
     at_most: Annotated[
         int | None, typer.Option(min=0, help="On the network: new runs to make now; the others can follow later.")
@@ -72,9 +76,12 @@ def experiment(  # noqa: PLR0917 - options of a command line
     On the network it is a small grid, a measured run a point; each point stands beside the same packets in the
     simulator. A run that its gates call INVALID is shown as such and not repeated; delete its folder to have it again.
 
+    What is finished is kept: after an interruption the same command goes on where it was.
+
     Exit codes: 0 every point is there, 2 the command was wrong, 130 interrupted, or runs are left to be made.
     """
     stop = Interrupt()
+    folder = out or Path("runs") / f"experiment-{name}"
     if on is On.NETWORK and (replications or workers):
         raise typer.BadParameter(
             "found --on network, where a point is one run after the other, expected --on simulation; leave it out",
@@ -86,7 +93,7 @@ def experiment(  # noqa: PLR0917 - options of a command line
         with shown() as progress:
             measured = on_network(
                 plans,
-                out or Path("runs") / f"experiment-{name}",
+                folder,
                 progress,
                 at_most=at_most,
                 isolate=isolate,
@@ -98,7 +105,7 @@ def experiment(  # noqa: PLR0917 - options of a command line
         points = [*measured, *(simulated(plan) for plan in plans if (plan.value, plan.name) in done)]
         wanted, deadline_s = 2 * len(plans), options.workload.deadline_s
     else:
-        points, wanted, deadline_s = _simulate(name, duration, replications or 5, seed, workers or 1, stop)
+        points, wanted, deadline_s = _simulate(name, folder, duration, replications or 5, seed, workers or 1, stop)
     if plot is not None and points:
         draw(points, deadline_s, plot)
     if as_json:
@@ -110,42 +117,60 @@ def experiment(  # noqa: PLR0917 - options of a command line
         if point.invalid and not as_json:
             typer.echo(f"INVALID: {point.varied} {point.value:g}, {point.name}: {'; '.join(point.invalid)}")
     if len(points) < wanted:
+        typer.echo(f"points are missing; the same command goes on with what is kept in {folder}", err=True)
         raise typer.Exit(Exit.INTERRUPTED)
 
 
 def _simulate(  # noqa: PLR0917 - options of a command line
-    name: Name, duration: float | None, replications: int, seed: int, workers: int, stop: Interrupt
+    name: Name, folder: Path, duration: float | None, replications: int, seed: int, workers: int, stop: Interrupt
 ) -> tuple[list[ExperimentPoint], int, float]:
     """The points, how many were wanted, and the deadline."""
-    with shown() as progress, progress.step(f"experiment {name}") as step:
+    with shown() as progress:
         if name is Name.OVERLOAD:
             loads = OverloadOptions(duration_s=duration or 120.0, replications=replications, seed=seed, workers=workers)
-            points = overload(loads, advance=step.advance, stop=stop)
+            points = overload(loads, folder, progress, stop=stop)
             return points, len(LOADS) * len(Rule), loads.workload.deadline_s
         steps = IsolationOptions(duration_s=duration or 500.0, replications=replications, seed=seed, workers=workers)
-        points = isolation(steps, advance=step.advance, stop=stop)
+        points = isolation(steps, folder, progress, stop=stop)
         return points, len(CORRELATIONS) * len(SCHEDULERS), steps.workload.deadline_s
 
 
 def _table(points: list[ExperimentPoint]) -> Table:
-    table = Table(title="p99.9 in ms, shares in percent; 95 % limits", title_justify="left", header_style="bold")
+    title = (
+        "p99.9 in ms, shares in percent; 95 % limits; kept: tenants whose own promise was; broken: those of whom it is "
+        "sure that it was not; worst: a tenant's misses"
+    )
+    table = Table(title=title, title_justify="left", header_style="bold")
     for heading in (points[0].varied, points[0].contender, "on"):
         table.add_column(heading)
-    for heading in ("bound", "p99.9", "limits", "on time", "limits", "admitted", "used", "packets"):
+    for heading in ("bound", "p99.9", "limits", "on time", "limits", "kept", "limits", "broken", "worst", "tenants"):
+        table.add_column(heading, justify="right")
+    for heading in ("admitted", "limits", "used", "packets"):
         table.add_column(heading, justify="right")
     for point in points:
         low, high = point.p999_interval_s
+        above = "unbounded" if high is None else milliseconds(high)
         table.add_row(
             f"{point.value:g}",
             point.name,
             f"{point.on}, INVALID" if point.invalid else point.on,
             milliseconds(point.bound_s),
             milliseconds(point.p999_s),
-            f"{milliseconds(low)} .. {milliseconds(high)}",
+            f"{milliseconds(low)} .. {above}",
             f"{100 * point.compliance:.3f}",
-            f"{100 * point.compliance_interval[0]:.3f} .. {100 * point.compliance_interval[1]:.3f}",
+            _percent(point.compliance_interval, 3),
+            "–" if point.kept.share is None else f"{100 * point.kept.share:.1f}",
+            _percent(point.kept.interval, 1),
+            f"{point.kept.refuted:,}",
+            "–" if point.kept.worst_miss is None else f"{100 * point.kept.worst_miss:.2f}",
+            f"{point.kept.tenants:,}",
             f"{100 * point.admitted:.0f}",
+            _percent(point.admitted_interval, 0),
             f"{100 * point.utilisation:.0f}",
             f"{point.packets:,}",
         )
     return table
+
+
+def _percent(limits: tuple[float, float], digits: int) -> str:
+    return f"{100 * limits[0]:.{digits}f} .. {100 * limits[1]:.{digits}f}"

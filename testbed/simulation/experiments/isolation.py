@@ -2,30 +2,35 @@
 
 The victim sends the very same packets at every correlation; the aggressors, each keeping its own law, follow the
 victim's on and off periods to a strength from 0 (independent) to 1 (together). In a shared FIFO the victim waits behind
-them; behind a reservation it waits for itself alone.
+them; behind a reservation it waits for itself alone, and its meter holds it to the contract that its bound counts on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
 
 from testbed.management.admission import Rule
+from testbed.run.progress import Progress
 from testbed.scenario.model import Misbehaviour
 from testbed.simulation.clock import to_ps
-from testbed.simulation.experiments.point import ExperimentPoint, quality
+from testbed.simulation.experiments.point import ExperimentPoint, fates, keeping, mean_limits, quality
+from testbed.simulation.experiments.windows import Windows, complete, point_folder, windows
 from testbed.simulation.experiments.workload import (
     Reservation,
     Workload,
-    drain_bps,
+    capacity,
+    path,
     reservation,
     shared_bound_s,
     smallest_burst_bits,
 )
-from testbed.simulation.system import Hop, Scheduler, Source, System
-from testbed.simulation.tally import Tally, merge
-from testbed.simulation.window import Plan, simulate
-from testbed.simulation.workers import carry_out
+from testbed.simulation.system import Scheduler, Source, System
+from testbed.simulation.tally import merge
+from testbed.simulation.window import Plan
 
 CORRELATIONS = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0)
 SCHEDULERS = (Scheduler.FIFO, Scheduler.RESERVED)
@@ -55,41 +60,30 @@ class IsolationOptions:
     workers: int = 1
 
 
-@dataclass(frozen=True)
-class _Window:
-    options: IsolationOptions
-    correlation: float
-    scheduler: Scheduler
-    given: Reservation
-    window: int
-
-
 def isolation(
-    options: IsolationOptions,
-    *,
-    advance: Callable[[float], None] = lambda _: None,
-    stop: Callable[[], bool] = lambda: False,
+    options: IsolationOptions, out: Path, progress: Progress, *, stop: Callable[[], bool] = lambda: False
 ) -> list[ExperimentPoint]:
-    """Every correlation under every scheduler; points that were not finished when it was stopped are left out."""
+    """Every correlation under every scheduler; points that were not finished when it was stopped are left out.
+
+    Args:
+        options: How it is carried out.
+        out: Folder in which finished windows are kept, and found again.
+        progress: Told how far it has come.
+        stop: Asked now and then whether to end early.
+
+    Raises:
+        PreflightError: The folder cannot be made.
+    """
     given = reservation(Rule.STOCHASTIC, options.workload, smallest_burst_bits(options.workload))
-    tasks = [
-        _Window(options, correlation, scheduler, given, window)
-        for correlation in options.correlations
-        for scheduler in SCHEDULERS
-        for window in range(1, options.replications + 1)
-    ]
-    found = list(carry_out(_simulate, tasks, workers=options.workers, advance=advance, stop=stop))
+    plans = [Plan(options.seed, window, options.duration_s) for window in range(1, options.replications + 1)]
     points = []
     for correlation in options.correlations:
         for scheduler in SCHEDULERS:
-            tallies = [
-                result[1]
-                for result in found
-                if result is not None and (result[0].correlation, result[0].scheduler) == (correlation, scheduler)
-            ]
-            if len(tallies) == options.replications:
-                points.append(_point(options, correlation, scheduler, given, merge(tallies)))
-    return points
+            built = system(options, correlation, scheduler, given)
+            folder = point_folder(out, "correlation", correlation, str(scheduler))
+            points.append(windows(folder, correlation, str(scheduler), [built] * len(plans), plans))
+    done = complete(points, out, progress, workers=options.workers, stop=stop)
+    return [_point(options, given, point) for point in done]
 
 
 def system(options: IsolationOptions, correlation: float, scheduler: Scheduler, given: Reservation) -> System:
@@ -108,50 +102,38 @@ def system(options: IsolationOptions, correlation: float, scheduler: Scheduler, 
         )
         for number in range(1, tenants(options, given) + 1)
     )
-    hop = Hop(
-        name="domain",
-        scheduler=scheduler,
-        link_bps=workload.link_bps,
-        drain_bps=drain_bps(workload),
-        classes=(given.shaped,) * len(sources),
-    )
-    return System(sources, (hop,) * workload.domains)
+    return System(sources, path(workload, scheduler, given, len(sources)))
 
 
 def tenants(options: IsolationOptions, given: Reservation) -> int:
     """How many there are, the victim included."""
     if options.aggressors is not None:
         return options.aggressors + 1
-    return int(options.workload.link_bps / given.rate_bps)
+    return capacity(options.workload, given.rate_bps)
 
 
-def _simulate(
-    task: _Window, *, advance: Callable[[float], None] = lambda _: None, stop: Callable[[], bool] = lambda: False
-) -> tuple[_Window, Tally] | None:
-    options = task.options
-    built = system(options, task.correlation, task.scheduler, task.given)
-    outcome = simulate(built, Plan(options.seed, task.window, options.duration_s), advance=advance, stop=stop)
-    return None if outcome.duration_s < options.duration_s else (task, outcome.tally.only(0))
-
-
-def _point(
-    options: IsolationOptions, correlation: float, scheduler: Scheduler, given: Reservation, victim: Tally
-) -> ExperimentPoint:
-    p999_s, interval_s, compliance, limits = quality(victim)
+def _point(options: IsolationOptions, given: Reservation, point: Windows) -> ExperimentPoint:
     workload = options.workload
-    carried = float(victim.fine.sum()) * workload.arrivals.size_bits
+    alone = [tally.only(0) for tally in point.tallies()]
+    victim = merge(alone)
+    p999_s, interval_s, compliance, limits = quality(victim)
+    carried = np.array([tally.fine.sum() for tally in alone]) * workload.arrivals.size_bits
+    used = carried / (workload.link_bps * options.duration_s)
+    reserved = point.name == Scheduler.RESERVED
     return ExperimentPoint(
         varied="correlation",
-        value=correlation,
+        value=point.value,
         contender="scheduler",
-        name=str(scheduler),
+        name=point.name,
         p999_s=p999_s,
         p999_interval_s=interval_s,
         compliance=compliance,
         compliance_interval=limits,
+        kept=keeping([fates(tally) for tally in alone], workload.epsilon, apart=reserved),
         admitted=1.0,
         admitted_interval=(1.0, 1.0),
-        utilisation=carried / (workload.link_bps * options.duration_s * options.replications),
-        bound_s=given.bound_s if scheduler is Scheduler.RESERVED else shared_bound_s(workload, tenants(options, given)),
+        utilisation=float(used.mean()),
+        utilisation_interval=mean_limits(used),
+        bound_s=given.bound_s if reserved else shared_bound_s(workload, tenants(options, given)),
         packets=int(victim.n[0]),
     )

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from testbed.audit.clusters import as_series, measure_dependence
 from testbed.audit.compliance import judge
 from testbed.audit.quantile import quantiles
 from testbed.errors import InterruptedRunError, PreflightError
@@ -20,15 +21,17 @@ from testbed.report.record import RECORD_NAME, RunRecord, read_record
 from testbed.run.pipeline import Options, run
 from testbed.run.progress import Progress
 from testbed.scenario.dictionary import from_dict
-from testbed.scenario.model import Scenario
+from testbed.scenario.model import Scenario, Tenant
 from testbed.simulation.clock import PS_PER_S
-from testbed.simulation.experiments.point import CONFIDENCE, ExperimentPoint, Interval, mean_limits
+from testbed.simulation.experiments.point import CONFIDENCE, ExperimentPoint, Fates, Interval, keeping, share_limits
 from testbed.simulation.experiments.scenarios import PointPlan
+from testbed.simulation.experiments.windows import point_folder
 from testbed.simulation.network import Choices, network
 from testbed.simulation.window import Plan, simulate
 from testbed.telemetry import samples
 
 FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
 Runner = Callable[[Scenario, Options, Progress], Path]
 
 ON_NETWORK = "network"
@@ -41,10 +44,12 @@ class Packets:
     Attributes:
         intended_s: When each was to be sent, float64[n].
         latency_s: How long each took from then on, NaN or inf where it was lost, float64[n].
+        tenant: Whose each is, int64[n]: one number for each tenant, and for each visit of those who come and go.
     """
 
     intended_s: FloatArray
     latency_s: FloatArray
+    tenant: IntArray
 
 
 def on_network(
@@ -113,15 +118,12 @@ def measured(plan: PointPlan, folder: Path) -> ExperimentPoint:
     """The point that a finished run is."""
     record = read_record(folder)
     found = [
-        samples.read(folder / window.samples[name])[0]
+        (tenant, samples.read(folder / window.samples[tenant.name])[0])
         for window in record.windows
-        for name in window.samples
-        if name in plan.judged
+        for tenant in _judged(plan)
+        if tenant.name in window.samples
     ]
-    packets = Packets(
-        np.concatenate([one.intended_s for one in found] or [np.empty(0)]),
-        np.concatenate([one.latency_s for one in found] or [np.empty(0)]),
-    )
+    packets = _packets(plan, [(tenant, one.intended_s, one.latency_s) for tenant, one in found])
     bounds = [tenant.bound_s for tenant in record.tenants if tenant.name in plan.judged and tenant.bound_s is not None]
     point = _point(plan, packets, max(bounds, default=plan.shared_bound_s))
     return replace(point, on=ON_NETWORK, invalid=_failed(record), run=str(folder))
@@ -132,20 +134,64 @@ def simulated(plan: PointPlan) -> ExperimentPoint:
     scenario = plan.scenario
     ready = network(scenario, Choices())
     outcome = simulate(ready.system, Plan(scenario.seed, 1, scenario.duration_s, scenario.duration_s))
-    judged = [k for k, tenant in enumerate(scenario.tenants) if tenant.name in plan.judged]
-    intended, latency = [], []
-    for passage in outcome.passages:
-        own = np.isin(passage.tenant, judged)
-        last_ps = passage.border_ps[own, -1]
-        intended.append(passage.born_ps[own] / PS_PER_S)
-        latency.append(np.where(last_ps >= 0, (last_ps - passage.born_ps[own]) / PS_PER_S, np.inf))
+    found = []
+    for tenant in _judged(plan):
+        for passage in outcome.passages:
+            own = passage.tenant == scenario.tenants.index(tenant)
+            born_ps, last_ps = passage.born_ps[own], passage.border_ps[own, -1]
+            latency_s = np.where(last_ps >= 0, (last_ps - born_ps) / PS_PER_S, np.inf)
+            found.append((tenant, born_ps / PS_PER_S, latency_s))
     bounds = [ready.bounds[name].bound_s for name in plan.judged if name in ready.bounds]
-    packets = Packets(np.concatenate(intended), np.concatenate(latency))
-    return _point(plan, packets, max(bounds, default=plan.shared_bound_s))
+    return _point(plan, _packets(plan, found), max(bounds, default=plan.shared_bound_s))
+
+
+def _judged(plan: PointPlan) -> list[Tenant]:
+    return [tenant for tenant in plan.scenario.tenants if tenant.name in plan.judged]
+
+
+def _packets(plan: PointPlan, found: Sequence[tuple[Tenant, FloatArray, FloatArray]]) -> Packets:
+    """Packets of some tenants in the order of sending, from each one's intended times and latencies."""
+    first, numbers = 0, {}
+    for tenant in _judged(plan):
+        numbers[tenant.name] = first
+        first += len(tenant.present_s or (None,))
+    intended_s = np.concatenate([np.empty(0), *(sent for _, sent, _ in found)])
+    latency_s = np.concatenate([np.empty(0), *(took for _, _, took in found)])
+    own = [numbers[tenant.name] + _visit(tenant, sent) for tenant, sent, _ in found]
+    order = np.argsort(intended_s, kind="stable")
+    return Packets(intended_s[order], latency_s[order], np.concatenate([np.empty(0, np.int64), *own])[order])
+
+
+def _visit(tenant: Tenant, intended_s: FloatArray) -> IntArray:
+    """On which of its visits each packet was sent, from 0."""
+    begins_s = [begin_s for begin_s, _ in tenant.present_s or ()]
+    return np.maximum(np.searchsorted(begins_s, intended_s, side="right") - 1, 0)
+
+
+def _fates(plan: PointPlan, packets: Packets) -> Fates:
+    own = [packets.latency_s[packets.tenant == tenant] for tenant in np.unique(packets.tenant)]
+    missed = [np.count_nonzero(~(latency_s <= plan.deadline_s)) for latency_s in own]
+    seen = [measure_dependence(as_series(latency_s), plan.deadline_s) for latency_s in own]
+    sizes = [latency_s.size for latency_s in own]
+    effect = [float(n) if one is None else one.design_effect for n, one in zip(sizes, seen, strict=True)]
+    return Fates(np.array(sizes, np.int64), np.array(missed, np.int64), np.array(effect))
+
+
+def _admitted_limits(plan: PointPlan) -> tuple[float, float]:
+    """Limits of the share admitted.
+
+    Refusals cling together as misses do; where too few of them tell how, all who asked are worth one observation.
+    """
+    refused = np.array(plan.refused, dtype=np.float64)
+    if not refused.size:
+        return 1.0, 1.0
+    dependence = measure_dependence(refused, 0.5)
+    effect = float(refused.size) if dependence is None else dependence.design_effect
+    return share_limits(int(refused.sum()), refused.size, effect)
 
 
 def _point(plan: PointPlan, packets: Packets, bound_s: float | None) -> ExperimentPoint:
-    series = packets.latency_s[np.argsort(packets.intended_s, kind="stable")]
+    series = packets.latency_s
     p999_s: float | None = None
     interval: Interval = (None, None)
     compliance, limits = float("nan"), (0.0, 1.0)
@@ -167,8 +213,9 @@ def _point(plan: PointPlan, packets: Packets, bound_s: float | None) -> Experime
         p999_interval_s=interval,
         compliance=compliance,
         compliance_interval=limits,
+        kept=keeping([_fates(plan, packets)], plan.epsilon, apart=all(tenant.reservation for tenant in _judged(plan))),
         admitted=plan.admitted,
-        admitted_interval=(1.0, 1.0) if plan.varied == "correlation" else mean_limits([plan.admitted]),
+        admitted_interval=_admitted_limits(plan),
         utilisation=carried_bits / (link_bps * plan.scenario.duration_s),
         bound_s=bound_s,
         packets=series.size,
@@ -181,7 +228,7 @@ def _failed(record: RunRecord) -> tuple[str, ...]:
 
 
 def _place(plan: PointPlan, out: Path) -> Path:
-    return out / f"{plan.varied}-{plan.value:g}-{plan.name}"
+    return point_folder(out, plan.varied, plan.value, plan.name)
 
 
 def _finite(value: float | None) -> float | None:

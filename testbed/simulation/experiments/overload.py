@@ -7,25 +7,34 @@ they share a FIFO link; a rule's tenants have classes of their own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from testbed.management.admission import Rule, fits
+from testbed.run.progress import Progress
 from testbed.simulation.clock import to_ps
-from testbed.simulation.experiments.point import ExperimentPoint, mean_limits, pooled, quality
+from testbed.simulation.experiments.point import (
+    ExperimentPoint,
+    fates,
+    keeping,
+    mean_limits,
+    pooled,
+    quality,
+)
+from testbed.simulation.experiments.windows import Windows, complete, point_folder, windows
 from testbed.simulation.experiments.workload import (
     Reservation,
     Workload,
-    drain_bps,
+    path,
     reservation,
     smallest_burst_bits,
 )
-from testbed.simulation.system import Hop, Scheduler, Source, System
-from testbed.simulation.tally import Tally, merge
-from testbed.simulation.window import Plan, simulate
-from testbed.simulation.workers import carry_out
+from testbed.simulation.system import Scheduler, Source, System
+from testbed.simulation.tally import merge
+from testbed.simulation.window import Plan
 
 LOADS = (0.5, 0.8, 1.0, 1.2, 1.5, 1.8)
 STAY_S = 20.0
@@ -62,41 +71,25 @@ class Visit:
     end_s: float
 
 
-@dataclass(frozen=True)
-class _Window:
-    """One window of one point, for a worker."""
-
-    options: OverloadOptions
-    load: float
-    given: Reservation
-    window: int
-
-
-@dataclass(frozen=True)
-class _Result:
-    window: _Window
-    tally: Tally
-    admitted: float
-    utilisation: float
-
-
 def overload(
-    options: OverloadOptions,
-    *,
-    advance: Callable[[float], None] = lambda _: None,
-    stop: Callable[[], bool] = lambda: False,
+    options: OverloadOptions, out: Path, progress: Progress, *, stop: Callable[[], bool] = lambda: False
 ) -> list[ExperimentPoint]:
-    """Every load under every rule; points that were not finished when it was stopped are left out."""
+    """Every load under every rule; points that were not finished when it was stopped are left out.
+
+    Args:
+        options: How it is carried out.
+        out: Folder in which finished windows are kept, and found again.
+        progress: Told how far it has come.
+        stop: Asked now and then whether to end early.
+
+    Raises:
+        PreflightError: The folder cannot be made.
+    """
     burst_bits = smallest_burst_bits(options.workload)
-    given = [reservation(rule, options.workload, burst_bits) for rule in Rule]
-    tasks = [
-        _Window(options, load, one, window)
-        for load in options.loads
-        for one in given
-        for window in range(1, options.replications + 1)
-    ]
-    found = list(carry_out(_simulate, tasks, workers=options.workers, advance=advance, stop=stop))
-    return list(_points(options, given, found))
+    given = {str(rule): reservation(rule, options.workload, burst_bits) for rule in Rule}
+    points = [_windows(options, out, load, one) for load in options.loads for one in given.values()]
+    done = complete(points, out, progress, workers=options.workers, stop=stop)
+    return [_point(options, given[point.name], point) for point in done]
 
 
 def visits(options: OverloadOptions, load: float, window: int) -> list[Visit]:
@@ -133,27 +126,17 @@ def admit(asking: Sequence[Visit], given: Reservation, workload: Workload) -> li
     return inside
 
 
-def _simulate(
-    task: _Window, *, advance: Callable[[float], None] = lambda _: None, stop: Callable[[], bool] = lambda: False
-) -> _Result | None:
-    options, workload = task.options, task.options.workload
-    asking = visits(options, task.load, task.window)
-    inside = admit(asking, task.given, workload)
-    plan = Plan(options.seed, task.window, options.duration_s)
-    outcome = simulate(_system(task, inside), plan, advance=advance, stop=stop)
-    if outcome.duration_s < options.duration_s:
-        return None
-    carried = int(outcome.tally.fine.sum()) * workload.arrivals.size_bits
-    return _Result(
-        task,
-        pooled(outcome.tally),
-        len(inside) / len(asking),
-        carried / (workload.link_bps * options.duration_s),
-    )
+def _windows(options: OverloadOptions, out: Path, load: float, given: Reservation) -> Windows:
+    numbers = range(1, options.replications + 1)
+    systems = [system(options, admit(visits(options, load, k), given, options.workload), given) for k in numbers]
+    plans = [Plan(options.seed, k, options.duration_s) for k in numbers]
+    name = str(given.rule)
+    return windows(point_folder(out, "load", load, name), load, name, systems, plans)
 
 
-def _system(task: _Window, inside: Sequence[Visit]) -> System:
-    options, workload, given = task.options, task.options.workload, task.given
+def system(options: OverloadOptions, inside: Sequence[Visit], given: Reservation) -> System:
+    """Those who were admitted, each for as long as it stays."""
+    workload = options.workload
     sources = tuple(
         Source(
             name=f"tenant-{visit.number}",
@@ -166,47 +149,35 @@ def _system(task: _Window, inside: Sequence[Visit]) -> System:
         )
         for visit in inside
     )
-    uncontrolled = given.rule is Rule.NONE
-    hop = Hop(
-        name="domain",
-        scheduler=Scheduler.FIFO if uncontrolled else Scheduler.RESERVED,
-        link_bps=workload.link_bps,
-        drain_bps=drain_bps(workload),
-        classes=(given.shaped,) * len(sources),
-        limit_packets=FIFO_LIMIT_PACKETS,
+    scheduler = Scheduler.FIFO if given.rule is Rule.NONE else Scheduler.RESERVED
+    return System(sources, path(workload, scheduler, given, len(sources), limit_packets=FIFO_LIMIT_PACKETS))
+
+
+def _point(options: OverloadOptions, given: Reservation, point: Windows) -> ExperimentPoint:
+    workload = options.workload
+    whole, each, used = [], [], []
+    for tally in point.tallies():
+        whole.append(pooled(tally))
+        each.append(fates(tally))
+        carried_bits = int(tally.fine.sum()) * workload.arrivals.size_bits
+        used.append(carried_bits / (workload.link_bps * options.duration_s))
+    together = merge(whole)
+    p999_s, interval_s, compliance, compliance_limits = quality(together)
+    admitted = [len(task.system.sources) / len(visits(options, point.value, task.plan.window)) for task in point.tasks]
+    return ExperimentPoint(
+        varied="load",
+        value=point.value,
+        contender="rule",
+        name=point.name,
+        p999_s=p999_s,
+        p999_interval_s=interval_s,
+        compliance=compliance,
+        compliance_interval=compliance_limits,
+        kept=keeping(each, workload.epsilon, apart=given.rule is not Rule.NONE),
+        admitted=float(np.mean(admitted)),
+        admitted_interval=mean_limits(admitted),
+        utilisation=float(np.mean(used)),
+        utilisation_interval=mean_limits(used),
+        bound_s=given.bound_s,
+        packets=int(together.n[0]),
     )
-    first = replace(hop, meters=(given.policy,) * len(sources))
-    return System(sources, (first, *[hop] * (workload.domains - 1)))
-
-
-def _points(
-    options: OverloadOptions, given: Sequence[Reservation], found: Sequence[_Result | None]
-) -> Iterator[ExperimentPoint]:
-    for load in options.loads:
-        for one in given:
-            windows = [
-                result
-                for result in found
-                if result is not None and result.window.load == load and result.window.given == one
-            ]
-            if len(windows) < options.replications:
-                continue
-            whole = merge([result.tally for result in windows])
-            p999_s, interval_s, compliance, compliance_limits = quality(whole)
-            shares, used = ([getattr(result, what) for result in windows] for what in ("admitted", "utilisation"))
-            yield ExperimentPoint(
-                varied="load",
-                value=load,
-                contender="rule",
-                name=str(one.rule),
-                p999_s=p999_s,
-                p999_interval_s=interval_s,
-                compliance=compliance,
-                compliance_interval=compliance_limits,
-                admitted=float(np.mean(shares)),
-                admitted_interval=mean_limits(shares),
-                utilisation=float(np.mean(used)),
-                utilisation_interval=mean_limits(used),
-                bound_s=one.bound_s,
-                packets=int(whole.n[0]),
-            )

@@ -21,6 +21,7 @@ from testbed.simulation.experiments.overload import FIFO_LIMIT_PACKETS, Overload
 from testbed.simulation.experiments.workload import (
     Reservation,
     Workload,
+    capacity,
     reservation,
     shared_bound_s,
     smallest_burst_bits,
@@ -74,7 +75,7 @@ class PointPlan:
         name: Which one this is.
         scenario: What is run, or simulated.
         judged: Names of the tenants that the point is about.
-        admitted: Share of tenants that were admitted.
+        refused: Whether each tenant that asked was refused, in the order in which they asked; empty where none can be.
         deadline_s: What they want.
         epsilon: Share of their packets that may miss it.
         shared_bound_s: What holds in a shared queue whatever its tenants' dependence, the host's share of the workload
@@ -87,10 +88,15 @@ class PointPlan:
     name: str
     scenario: Scenario
     judged: tuple[str, ...]
-    admitted: float
+    refused: tuple[bool, ...]
     deadline_s: float
     epsilon: float
     shared_bound_s: float | None = None
+
+    @property
+    def admitted(self) -> float:
+        """Share of tenants that were admitted."""
+        return 1 - sum(self.refused) / len(self.refused) if self.refused else 1.0
 
 
 def isolation_plans(options: NetworkOptions) -> list[PointPlan]:
@@ -98,7 +104,7 @@ def isolation_plans(options: NetworkOptions) -> list[PointPlan]:
     workload = options.workload
     burst_bits = smallest_burst_bits(workload)
     given = reservation(Rule.STOCHASTIC, workload, burst_bits)
-    names = ("victim", *(f"aggressor-{k}" for k in range(1, _seats(workload, given))))
+    names = ("victim", *(f"aggressor-{k}" for k in range(1, capacity(workload, given.rate_bps))))
 
     def plan(correlation: float, scheduler: Scheduler) -> PointPlan:
         shared = scheduler is Scheduler.FIFO
@@ -120,7 +126,7 @@ def isolation_plans(options: NetworkOptions) -> list[PointPlan]:
             name=str(scheduler),
             scenario=scenario,
             judged=names[:1],
-            admitted=1.0,
+            refused=(),
             deadline_s=workload.deadline_s,
             epsilon=workload.epsilon,
             shared_bound_s=shared_bound_s(workload, len(names)) if shared else None,
@@ -159,7 +165,7 @@ def overload_plans(options: NetworkOptions) -> list[PointPlan]:
             name=str(rule),
             scenario=scenario,
             judged=names,
-            admitted=len(inside) / len(asking),
+            refused=() if shared else tuple(visit not in inside for visit in asking),
             deadline_s=workload.deadline_s,
             epsilon=workload.epsilon,
         )
@@ -177,10 +183,6 @@ def seats(inside: Sequence[Visit]) -> list[list[Visit]]:
         else:
             free.append(visit)
     return taken
-
-
-def _seats(workload: Workload, given: Reservation) -> int:
-    return int(workload.link_bps / given.rate_bps)
 
 
 def _scenario(name: str, options: NetworkOptions, tenants: tuple[Tenant, ...], *, shared: bool) -> Scenario:

@@ -7,21 +7,25 @@ rate is stated as a multiple of the mean.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 
-from testbed.calculus import DependentSum, MarkovOnOff, RateLatency, TokenBucket, delay_bound
-from testbed.management.admission import Demand, Rule, reserve
+from testbed.calculus import CalculusError, DependentSum, MarkovOnOff, RateLatency, TokenBucket, delay_bound
+from testbed.calculus.delay import smallest_rate
+from testbed.errors import ReservationError
+from testbed.management.admission import Demand, Rule, confirm
 from testbed.management.sizing import DRAIN_BPS, ClassDemand, design_classes
 from testbed.scenario.model import OnOffArrivals
 from testbed.simulation.clock import PS_PER_S
 from testbed.simulation.link import Reserved
 from testbed.simulation.meter import Meter, Policy
 from testbed.simulation.streams import stream
+from testbed.simulation.system import Hop, Scheduler
 from testbed.simulation.wave import Wave
 
-_ROUNDS = 6
 BURST_SEED = 20_000
 """Of the stream on which the smallest burst is found."""
 
@@ -71,16 +75,17 @@ class Reservation:
         rate_bps: Reserved rate, 0 for none.
         bound_s: Latency promised, None for none.
         shaped: The class of every port.
-        policy: The meter.
+        policy: The meter at the entry of the first domain; None where nothing is reserved, as on a network.
     """
 
     rule: Rule
     rate_bps: float
     bound_s: float | None
     shaped: Reserved
-    policy: Policy
+    policy: Policy | None
 
 
+@cache
 def smallest_burst_bits(workload: Workload, *, duration_s: float = 20_000.0) -> float:
     """The smallest bucket, in whole packets, that drops less than a tenth of epsilon of a long stream's packets."""
     times = stream(workload.arrivals, np.random.SeedSequence(BURST_SEED)).until(round(duration_s * PS_PER_S)).time_ps
@@ -120,30 +125,94 @@ def demand(workload: Workload, burst_bits: float) -> Demand:
     )
 
 
+def capacity(workload: Workload, rate_bps: float) -> int:
+    """How many reservations of a rate a link of the workload carries."""
+    return int(workload.link_bps / rate_bps)
+
+
 def reservation(rule: Rule, workload: Workload, burst_bits: float) -> Reservation:
     """What a rule gives every tenant, for a link full of them.
 
-    The latency of a port depends on how many classes share it and these on the rate, so both are found together.
+    The latency of a port depends on how many classes share it and on their rate, and the rate on the latency. So a rate
+    is judged together with the port that a link full of such reservations makes, and the smallest that keeps the
+    promise there is found by bisection, to nine digits. The one that is returned was itself judged to keep it; that
+    none below does rests on more rate never breaking a promise, since it never means more classes.
 
     Raises:
-        CalculusError: No rate meets the deadline.
-        ReservationError: No burst lets so many classes keep their rate.
+        CalculusError: No rate up to the link's keeps the promise.
     """
-    size_bits = workload.arrivals.size_bits
-    asked = demand(workload, burst_bits)
-    policy = Policy(asked.contract.rate_bps, burst_bits)
     if rule is Rule.NONE:
-        return Reservation(rule, 0.0, None, Reserved(None), policy)
-    path = [RateLatency(workload.arrivals.peak_bps, 0.0, f"domain {d}") for d in range(workload.domains)]
-    rate_bps, bound_s = reserve(rule, asked, path)
-    for _ in range(_ROUNDS):
-        number = max(1, int(workload.link_bps / rate_bps))
-        classes = design_classes([ClassDemand(str(k), round(rate_bps), size_bits) for k in range(number)])
-        port = next(iter(classes.values()))
-        path = [replace(one, latency_s=port.latency_s) for one in path]
-        rate_bps, bound_s = reserve(rule, asked, path)
-    shaped = Reserved(rate_bps, 8.0 * port.burst_bytes)
-    return Reservation(rule, rate_bps, None if bound_s is None else bound_s + workload.host_s, shaped, policy)
+        return Reservation(rule, 0.0, None, Reserved(None), None)
+    asked = demand(workload, burst_bits)
+    rate_bps = asked.contract.peak_rate_bps
+    if rule is not Rule.PEAK:
+        requirement = f"bound by the rule {rule} <= {asked.deadline_s:g} s"
+        rate_bps = smallest_rate(
+            lambda rate: promised(rule, workload, asked, rate) is not None, workload.mean_bps, requirement
+        )
+    found = promised(rule, workload, asked, rate_bps)
+    if found is None or rate_bps > workload.link_bps:
+        raise CalculusError(
+            f"reservation by the rule {rule}: found {rate_bps:g} bit/s, expected a rate up to the link's "
+            f"{workload.link_bps:g} with which all but {workload.epsilon:g} of the packets meet "
+            f"{workload.deadline_s:g} s; allow a longer deadline or a faster link"
+        )
+    shaped, bound_s = found
+    policy = Policy(asked.contract.rate_bps, burst_bits)
+    return Reservation(rule, rate_bps, bound_s + workload.host_s, shaped, policy)
+
+
+def promised(rule: Rule, workload: Workload, asked: Demand, rate_bps: float) -> tuple[Reserved, float] | None:
+    """The class that a reservation gets on a link full of its like, and the latency that it promises.
+
+    Args:
+        rule: The rule that confirms it.
+        workload: The tenants.
+        asked: What each of them asks for.
+        rate_bps: The rate that is proposed.
+
+    Returns:
+        The class, and the bound in seconds without the host's share; None where the promise would not be kept.
+    """
+    each = ClassDemand("each", math.ceil(rate_bps), workload.arrivals.size_bits)
+    demands = [replace(each, tenant=str(k)) for k in range(max(1, capacity(workload, rate_bps)))]
+    try:
+        port = design_classes(demands, drain_bps=drain_bps(workload))[demands[0].tenant]
+    except (CalculusError, ReservationError):
+        return None
+    services = [RateLatency(rate_bps, port.latency_s, f"domain {d}") for d in range(workload.domains)]
+    decision, bound = confirm(rule, asked, services)
+    if bound is None or not decision.admitted:
+        return None
+    return Reserved(rate_bps, 8.0 * port.burst_bytes), bound.delay_s
+
+
+def path(
+    workload: Workload, scheduler: Scheduler, given: Reservation, tenants: int, *, limit_packets: int | None = None
+) -> tuple[Hop, ...]:
+    """The domains for so many tenants of the workload.
+
+    Reserved tenants pass their meters where they enter, as on a network, whose later meters are wide enough for all
+    that the first ones let through. In a shared queue nobody is metered.
+
+    Args:
+        workload: The tenants.
+        scheduler: Of every port.
+        given: What each of them has reserved.
+        tenants: How many there are.
+        limit_packets: Packets that a shared queue holds; None for any number.
+    """
+    hop = Hop(
+        name="domain",
+        scheduler=scheduler,
+        link_bps=workload.link_bps,
+        drain_bps=drain_bps(workload),
+        classes=(given.shaped,) * tenants,
+        limit_packets=limit_packets,
+    )
+    metered = scheduler is Scheduler.RESERVED
+    first = replace(hop, meters=(given.policy,) * tenants) if metered else hop
+    return (first, *[hop] * (workload.domains - 1))
 
 
 def shared_bound_s(workload: Workload, tenants: int) -> float:
@@ -158,9 +227,9 @@ def shared_bound_s(workload: Workload, tenants: int) -> float:
     arrivals = workload.arrivals
     one = MarkovOnOff(arrivals.peak_bps, arrivals.mean_on_s, arrivals.mean_off_s, packet_bits=arrivals.size_bits)
     link = RateLatency(workload.link_bps, arrivals.size_bits / workload.link_bps)
-    path = [replace(link, name=f"domain {d}") for d in range(workload.domains)]
+    links = [replace(link, name=f"domain {d}") for d in range(workload.domains)]
     epsilon = (1 - workload.host_risk) * workload.epsilon
-    return delay_bound(DependentSum((one,) * tenants, observer=0), path, epsilon).delay_s + workload.host_s
+    return delay_bound(DependentSum((one,) * tenants, observer=0), links, epsilon).delay_s + workload.host_s
 
 
 def drain_bps(workload: Workload) -> float:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from typer.testing import CliRunner
 
 from testbed.cli.app import app
+from testbed.errors import PreflightError
 from testbed.simulation.experiments.isolation import CORRELATIONS, SCHEDULERS
 
 
-def test_points_have_what_was_varied_what_was_compared_and_limits() -> None:
-    ended = CliRunner().invoke(app, ["experiment", "isolation", "--replications", "2", "--duration", "5", "--json"])
+def test_points_have_what_was_varied_what_was_compared_and_limits(tmp_path: Path) -> None:
+    asked = ["experiment", "isolation", "--replications", "2", "--duration", "5", "--out", str(tmp_path)]
+    ended = CliRunner().invoke(app, [*asked, "--json"])
     assert ended.exit_code == 0
     points = json.loads(ended.stdout)
     assert [(point["correlation"], point["scheduler"]) for point in points] == [
@@ -19,6 +22,17 @@ def test_points_have_what_was_varied_what_was_compared_and_limits() -> None:
     ]
     wanted = {"p999_s", "p999_interval_s", "compliance", "admitted", "bound_s", "utilisation_interval"}
     assert all(wanted <= point.keys() for point in points)
+    shown = CliRunner().invoke(app, asked)
+    assert shown.exit_code == 0
+    assert "kept" in shown.stdout
+    assert all(f"{point['packets']:,}" in shown.stdout for point in points)
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    ended = CliRunner().invoke(app, ["experiment", "isolation", "--duration", "5", "--out", str(tmp_path / "file")])
+    assert isinstance(ended.exception, PreflightError)
+    assert "choose another folder with --out" in str(ended.exception)
 
 
 def test_what_only_a_simulation_has_is_refused_on_a_network_before_anything_happens() -> None:

@@ -2,29 +2,49 @@
 
 from __future__ import annotations
 
+import json
+import math
+import signal
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 
+from testbed.calculus import CalculusError, Metered, RateLatency, delay_bound
 from testbed.management.admission import Rule
+from testbed.management.sizing import ClassDemand, design_classes
+from testbed.run.progress import Silent
 from testbed.simulation.clock import PS_PER_S
-from testbed.simulation.experiments.isolation import IsolationOptions, isolation, system
+from testbed.simulation.experiments.isolation import SCHEDULERS, IsolationOptions, isolation, system
 from testbed.simulation.experiments.overload import OverloadOptions, admit, overload, visits
+from testbed.simulation.experiments.overload import system as overload_system
 from testbed.simulation.experiments.plot import draw
-from testbed.simulation.experiments.point import ExperimentPoint, mean_limits, pooled
-from testbed.simulation.experiments.workload import BURST_SEED, Reservation, Workload, reservation, smallest_burst_bits
+from testbed.simulation.experiments.point import ExperimentPoint, Fates, keeping, mean_limits, pooled
+from testbed.simulation.experiments.workload import (
+    BURST_SEED,
+    Reservation,
+    Workload,
+    demand,
+    promised,
+    reservation,
+    smallest_burst_bits,
+)
+from testbed.simulation.meter import Policy
 from testbed.simulation.streams import Visiting, stream
 from testbed.simulation.system import Scheduler
-from testbed.simulation.tally import merge
+from testbed.simulation.tally import METER, merge
 from testbed.simulation.window import Plan, simulate
 from testbed.traffic.arrivals import tenant_seed
 from tests.unit.simulation.systems import BURSTY
+from tests.unit.simulation.test_pipeline import COMMAND, wait_for
 
 WORKLOAD = Workload()
 OVERLOAD = OverloadOptions(duration_s=20.0, replications=2, loads=(0.5, 1.8))
 ISOLATION = IsolationOptions(duration_s=60.0, replications=2, correlations=(0.0, 1.0))
+SHORT = replace(ISOLATION, duration_s=5.0, correlations=(0.5,))
 
 
 @pytest.fixture(scope="module")
@@ -33,13 +53,15 @@ def burst_bits() -> float:
 
 
 @pytest.fixture(scope="module")
-def overloaded() -> dict[tuple[float, str], ExperimentPoint]:
-    return {(point.value, point.name): point for point in overload(OVERLOAD)}
+def overloaded(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[float, str], ExperimentPoint]:
+    found = overload(OVERLOAD, tmp_path_factory.mktemp("overload"), Silent())
+    return {(point.value, point.name): point for point in found}
 
 
 @pytest.fixture(scope="module")
-def isolated() -> dict[tuple[float, str], ExperimentPoint]:
-    return {(point.value, point.name): point for point in isolation(ISOLATION)}
+def isolated(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[float, str], ExperimentPoint]:
+    found = isolation(ISOLATION, tmp_path_factory.mktemp("isolation"), Silent())
+    return {(point.value, point.name): point for point in found}
 
 
 def test_the_declared_burst_is_the_smallest_that_loses_a_tenth_of_epsilon(burst_bits: float) -> None:
@@ -73,6 +95,36 @@ def test_rules_reserve_the_less_the_more_they_know(burst_bits: float) -> None:
         assert one.bound_s is not None
         assert one.bound_s <= WORKLOAD.deadline_s
     assert reservation(Rule.NONE, WORKLOAD, burst_bits).bound_s is None
+
+
+@pytest.mark.parametrize("rule", [Rule.DETERMINISTIC, Rule.STOCHASTIC])
+@pytest.mark.parametrize("link_bps", [30e6, 86e6, 93e6, 100e6])
+def test_a_reservation_is_the_smallest_that_keeps_its_promise_on_a_link_full_of_its_like(
+    burst_bits: float, rule: Rule, link_bps: float
+) -> None:
+    workload = replace(WORKLOAD, link_bps=link_bps)
+    asked = demand(workload, burst_bits)
+    given = reservation(rule, workload, burst_bits)
+    assert promised(rule, workload, asked, given.rate_bps) == (given.shaped, given.bound_s)
+    # Judged again without the search: the port of as many classes as fit, and the theorem at its latency.
+    number = int(link_bps // given.rate_bps)
+    classes = design_classes([ClassDemand(str(k), math.ceil(given.rate_bps), 11_200) for k in range(number)])
+    services = [RateLatency(given.rate_bps, classes["0"].latency_s)] * workload.domains
+    flow = asked.contract if rule is Rule.DETERMINISTIC else Metered(asked.flow, asked.contract)
+    bound = delay_bound(flow, services, asked.epsilon - asked.meter_loss)
+    assert bound.delay_s == pytest.approx(given.bound_s, rel=1e-9)
+    assert bound.delay_s <= workload.deadline_s
+    smaller = np.linspace(workload.mean_bps * 1.01, given.rate_bps * (1 - 1e-6), 12)
+    assert all(promised(rule, workload, asked, float(rate)) is None for rate in smaller)
+
+
+def test_a_promise_that_no_rate_keeps_is_an_error_that_names_it(burst_bits: float) -> None:
+    with pytest.raises(CalculusError, match="expected a rate up to the link's"):
+        reservation(Rule.STOCHASTIC, replace(WORKLOAD, link_bps=4e6), burst_bits)
+    with pytest.raises(CalculusError, match="fails at any rate"):
+        reservation(Rule.DETERMINISTIC, replace(WORKLOAD, deadline_s=1e-4), burst_bits)
+    with pytest.raises(CalculusError, match="rule peak"):
+        reservation(Rule.PEAK, replace(WORKLOAD, link_bps=19e6), burst_bits)
 
 
 @pytest.mark.parametrize("rate_bps", [12e6, 7e6, 0.0])
@@ -142,6 +194,83 @@ def test_the_victim_sends_the_same_packets_at_every_correlation(burst_bits: floa
     assert not np.array_equal(others[0], others[1])
 
 
+def test_reserved_tenants_pass_the_meters_that_their_bounds_count_on_and_others_none(burst_bits: float) -> None:
+    given = reservation(Rule.STOCHASTIC, WORKLOAD, burst_bits)
+    contract = demand(WORKLOAD, burst_bits).contract
+    assert given.policy == Policy(contract.rate_bps, contract.burst_bits)
+    narrow = replace(given, policy=Policy(contract.rate_bps, 10 * WORKLOAD.arrivals.size_bits))
+    dropped = {
+        scheduler: simulate(system(ISOLATION, 0.5, scheduler, narrow), Plan(1, 1, 20.0)).tally.lost[:, METER]
+        for scheduler in SCHEDULERS
+    }
+    assert (dropped[Scheduler.RESERVED] > 0).all()
+    assert not dropped[Scheduler.FIFO].any()
+
+
+def test_tenants_count_for_themselves_however_many_packets_others_send() -> None:
+    sent, missed = np.array([1_000_000, 1000, 2000, 999]), np.array([0, 2, 2, 999])
+    window = Fates(sent, missed, np.ones(4))
+    found = keeping([window], 1e-3, apart=True)
+    # The last one sent too few packets to show one in a thousand; of the others the second one's promise broke.
+    assert (found.tenants, found.share, found.worst_miss) == (3, pytest.approx(2 / 3), 2e-3)
+    assert found.interval == pytest.approx(stats.binomtest(2, 3).proportion_ci(0.95), abs=1e-9)
+    assert keeping([window.among(sent < 1000)], 1e-3, apart=True).share is None
+
+
+def test_a_promise_that_a_stay_broke_is_refuted_only_where_chance_does_not_explain_it() -> None:
+    sent, missed = np.array([2000, 2000, 2000, 2000]), np.array([1, 5, 7, 200])
+    independent = keeping([Fates(sent, missed, np.ones(4))], 1e-3, apart=True)
+    clinging = keeping([Fates(sent, missed, np.full(4, 100.0))], 1e-3, apart=True)
+    assert independent.share == clinging.share == 0.25
+    # Of 2,000 independent packets of a tenant that misses one in a thousand, six or more miss in 1.7 %, five in 5.3 %.
+    assert (independent.refuted, clinging.refuted) == (2, 1)
+
+
+def test_tenants_that_fare_alike_count_for_fewer() -> None:
+    def window(broken: int) -> Fates:
+        return Fates(np.full(20, 1000), np.where(np.arange(20) < broken, 5, 0), np.ones(20))
+
+    scattered = keeping([window(10), window(9), window(11), window(10)], 1e-3, apart=False)
+    together = keeping([window(20), window(0), window(20), window(0)], 1e-3, apart=False)
+    assert scattered.share == together.share == 0.5
+    assert scattered.interval == pytest.approx(stats.binomtest(40, 80).proportion_ci(0.95), abs=1e-9)
+    assert together.interval[0] < 0.1
+    assert together.interval[1] > 0.9
+    # Where nothing scatters, tenants of a shared queue are worth a window each, and reserved ones themselves.
+    shared, apart = (keeping([window(0)] * 4, 1e-3, apart=apart) for apart in (False, True))
+    assert shared.interval == pytest.approx(stats.binomtest(4, 4).proportion_ci(0.95), abs=1e-9)
+    assert apart.interval == pytest.approx(stats.binomtest(80, 80).proportion_ci(0.95), abs=1e-9)
+    alone = [Fates(np.array([1000]), np.array([missed]), np.ones(1)) for missed in (0, 0, 0, 5)]
+    assert keeping(alone, 1e-3, apart=False).interval == pytest.approx(stats.binomtest(3, 4).proportion_ci(0.95))
+    assert keeping([window(7)], 1e-3, apart=False).interval == pytest.approx((0.0, 1.0))
+
+
+def test_tenants_whose_promise_was_kept_are_counted_from_their_own_packets(
+    overloaded: dict[tuple[float, str], ExperimentPoint], tmp_path: Path
+) -> None:
+    alone = replace(OVERLOAD, loads=(1.8,), replications=2)
+    point = overloaded[1.8, Rule.STOCHASTIC]
+    given = reservation(Rule.STOCHASTIC, WORKLOAD, smallest_burst_bits(WORKLOAD))
+    fractions = []
+    for window in (1, 2):
+        inside = admit(visits(alone, 1.8, window), given, WORKLOAD)
+        outcome = simulate(overload_system(alone, inside, given), Plan(1, window, 20.0, 20.0))
+        (passage,) = outcome.passages
+        last_ps = passage.border_ps[:, -1]
+        late = (last_ps < 0) | (last_ps - passage.born_ps > WORKLOAD.deadline_s * PS_PER_S)
+        for k in range(len(inside)):
+            own = late[passage.tenant == k]
+            if own.size >= 1000:
+                fractions.append(own.mean())
+    assert point.kept.tenants == len(fractions) > 10
+    assert point.kept.share == pytest.approx(np.mean(np.array(fractions) <= 1e-3))
+    assert point.kept.worst_miss == pytest.approx(max(fractions))
+    lost = overloaded[1.8, Rule.NONE].kept
+    assert (lost.share, lost.worst_miss) == (0.0, 1.0)
+    assert point.kept.refuted == 0
+    assert lost.refuted > 0.9 * lost.tenants
+
+
 def test_a_reservation_isolates_and_a_shared_queue_does_not(
     isolated: dict[tuple[float, str], ExperimentPoint],
 ) -> None:
@@ -159,7 +288,17 @@ def test_a_reservation_isolates_and_a_shared_queue_does_not(
 def test_points_say_what_others_rely_on(isolated: dict[tuple[float, str], ExperimentPoint]) -> None:
     found = isolated[0.0, "fifo"].to_dict()
     wanted = {"correlation", "scheduler", "p999_s", "p999_interval_s", "compliance", "admitted", "bound_s"}
+    wanted |= {
+        "p999_limits",
+        "tenants",
+        "tenant_compliance",
+        "tenant_compliance_interval",
+        "tenants_refuted",
+        "worst_tenant_miss",
+    }
     assert wanted <= found.keys()
+    for limits, said in (((0.01, 0.02), "two-sided"), ((0.01, None), "unbounded above")):
+        assert replace(isolated[0.0, "fifo"], p999_interval_s=limits).to_dict()["p999_limits"] == said
 
 
 def test_pooling_keeps_every_packet_and_only_sure_extremes(burst_bits: float) -> None:
@@ -173,14 +312,54 @@ def test_pooling_keeps_every_packet_and_only_sure_extremes(burst_bits: float) ->
     assert merge([whole, whole]).coarse.sum() == 2 * latency.size
 
 
-def test_experiments_do_not_depend_on_the_number_of_workers() -> None:
-    small = replace(ISOLATION, duration_s=5.0, correlations=(0.5,))
-    assert isolation(small) == isolation(replace(small, workers=2))
+def test_experiments_do_not_depend_on_the_number_of_workers(tmp_path: Path) -> None:
+    several = isolation(replace(SHORT, workers=2), tmp_path / "several", Silent())
+    assert several == isolation(SHORT, tmp_path / "one", Silent())
 
 
-def test_what_was_not_finished_is_left_out() -> None:
-    asked = iter(range(10**6))
-    assert len(isolation(ISOLATION, stop=lambda: next(asked) > 8)) < 4
+def test_what_was_not_finished_is_left_out_and_what_was_is_not_simulated_again(tmp_path: Path) -> None:
+    whole = isolation(SHORT, tmp_path / "whole", Silent())
+    first = isolation(SHORT, tmp_path / "cut", Silent(), stop=lambda: len(marks(tmp_path / "cut")) > 2)
+    assert first == whole[:1]
+    assert len(whole) == 2
+    kept = marks(tmp_path / "cut")
+    assert len(kept) == 3
+    assert isolation(SHORT, tmp_path / "cut", Silent()) == whole
+    assert kept.items() <= marks(tmp_path / "cut").items()
+
+
+def test_windows_of_another_experiment_in_the_same_folder_are_neither_taken_nor_touched(tmp_path: Path) -> None:
+    isolation(SHORT, tmp_path, Silent())
+    before = marks(tmp_path)
+    longer = replace(SHORT, duration_s=6.0)
+    assert isolation(longer, tmp_path, Silent())[0].packets > isolation(SHORT, tmp_path, Silent())[0].packets
+    more = isolation(replace(SHORT, replications=3), tmp_path, Silent())
+    assert len(more) == 2
+    assert before.items() <= marks(tmp_path).items()
+    assert len(marks(tmp_path)) == 4 + 4 + 2
+
+
+def marks(folder: Path) -> dict[Path, int]:
+    """When each finished window was written."""
+    found = {path: path.stat().st_mtime_ns for path in folder.glob("*/window-*/window.json")}
+    return {path: mark for path, mark in found.items() if json.loads(path.read_text())["complete"]}
+
+
+def test_an_experiment_that_is_killed_goes_on_where_it_was(tmp_path: Path) -> None:
+    command = [*COMMAND, "experiment", "overload", "--replications", "2", "--duration", "10", "--json"]
+    killed = [*command, "--out", str(tmp_path / "killed")]
+    process = subprocess.Popen(killed, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(tmp_path / "killed", "load-0.5-none/window-2-*/window.json", process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = marks(tmp_path / "killed")
+    assert 2 <= len(kept) < 48
+    resumed = subprocess.run(killed, capture_output=True, check=True)
+    after = marks(tmp_path / "killed")
+    assert len(after) == 48
+    assert kept.items() <= after.items()
+    whole = subprocess.run([*command, "--out", str(tmp_path / "whole")], capture_output=True, check=True)
+    assert json.loads(resumed.stdout) == json.loads(whole.stdout)
 
 
 def test_limits_of_a_mean_are_students() -> None:

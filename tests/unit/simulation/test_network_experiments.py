@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from testbed.errors import InterruptedRunError, PreflightError
 from testbed.report.record import GateRecord, read_record, write_record
@@ -19,12 +21,13 @@ from testbed.scenario.model import Scenario
 from testbed.simulation.experiments.network import measured, on_network, simulated
 from testbed.simulation.experiments.overload import OverloadOptions, visits
 from testbed.simulation.experiments.plot import draw
-from testbed.simulation.experiments.point import ExperimentPoint
+from testbed.simulation.experiments.point import ExperimentPoint, Kept
 from testbed.simulation.experiments.scenarios import NetworkOptions, PointPlan, isolation_plans, overload_plans, seats
 from testbed.simulation.pipeline import Options as Simulated
 from testbed.simulation.pipeline import simulate_scenario
 from testbed.traffic.arrivals import schedules
 
+NOBODY = Kept(0, None, (0.0, 1.0), 0, None)
 OPTIONS = NetworkOptions(duration_s=12.0, loads=(0.5, 1.8), correlations=(0.0, 1.0))
 
 
@@ -100,11 +103,49 @@ def test_a_point_on_the_network_stands_beside_its_own_packets_in_the_simulator(
         assert one.packets == other.packets > 500
         assert one.p999_s == (None if other.p999_s is None else pytest.approx(other.p999_s, abs=2e-9))
         assert one.compliance == other.compliance
+        assert one.kept == other.kept
         assert one.bound_s == other.bound_s
         assert (one.bound_s is None) == (plan.name == "none")
         assert (one.on, other.on) == ("network", "simulation")
         wanted = {plan.varied, plan.contender, "p999_s", "p999_interval_s", "compliance", "admitted", "bound_s"}
         assert wanted <= one.to_dict().keys()
+
+
+def test_every_visit_is_a_tenant_of_its_own(overload: list[PointPlan]) -> None:
+    plan = overload[-1]
+    stays = [stay for tenant in plan.scenario.tenants for stay in tenant.present_s or ()]
+    assert len(stays) == len(plan.refused) - sum(plan.refused) > len(plan.scenario.tenants)
+    found = simulated(replace(plan, epsilon=0.01))
+    # 178 packets a second: whoever stays for a second sends the hundred that can show one in a hundred.
+    assert sum(end_s - begin_s > 1.5 for begin_s, end_s in stays) <= found.kept.tenants <= len(stays)
+    assert found.kept.tenants > len(plan.scenario.tenants)
+
+
+def test_every_share_has_two_limits_and_a_quantile_without_an_upper_one_says_so(
+    isolation: list[PointPlan], overload: list[PointPlan]
+) -> None:
+    for plan in (*isolation, *overload):
+        point = simulated(plan)
+        for share, (low, high) in (
+            (point.compliance, point.compliance_interval),
+            (point.kept.share, point.kept.interval),
+            (point.admitted, point.admitted_interval),
+        ):
+            assert share is not None
+            assert 0.0 <= low <= share <= high <= 1.0
+        low_s, high_s = point.p999_interval_s
+        assert point.to_dict()["p999_limits"] == ("unbounded above" if high_s is None else "two-sided")
+        if point.p999_s is not None and low_s is not None:
+            assert low_s <= point.p999_s <= (high_s or math.inf)
+    crowded = simulated(overload[-1])
+    assert 0.0 < crowded.admitted_interval[0] < crowded.admitted < crowded.admitted_interval[1] < 1.0
+
+
+def test_refusals_that_cling_together_are_worth_fewer(overload: list[PointPlan]) -> None:
+    mixed, block = ([k % 2 == 0 for k in range(60)], [k < 30 for k in range(60)])
+    narrow, wide = (simulated(replace(overload[-1], refused=tuple(one))).admitted_interval for one in (mixed, block))
+    assert narrow == pytest.approx(stats.binomtest(30, 60).proportion_ci(0.95), abs=1e-9)
+    assert wide[1] - wide[0] > 2 * (narrow[1] - narrow[0])
 
 
 def test_what_is_finished_is_found_again_and_only_the_rest_is_run(isolation: list[PointPlan], tmp_path: Path) -> None:
@@ -158,6 +199,6 @@ def test_network_and_simulation_are_drawn_over_each_other(isolation: list[PointP
 
 def test_a_point_without_packets_claims_no_compliance() -> None:
     empty = ExperimentPoint(
-        "load", 1.0, "rule", "none", None, (None, None), float("nan"), (0.0, 1.0), 1.0, (0.0, 1.0), 0.0, None, 0
+        "load", 1.0, "rule", "none", None, (None, None), float("nan"), (0.0, 1.0), NOBODY, 1.0, (0.0, 1.0), 0.0, None, 0
     )
     assert empty.to_dict()["compliance"] is None

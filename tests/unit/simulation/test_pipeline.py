@@ -212,9 +212,9 @@ def test_a_window_that_was_cut_short_is_simulated_again(tmp_path: Path) -> None:
     assert finished(replace(task, plan=replace(task.plan, seed=2))) is None
 
 
-def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
+def wait_for(folder: Path, pattern: str, process: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + 120
-    while not path.exists():
+    while not any(folder.glob(pattern)):
         assert process.poll() is None, "ended before it could be killed"
         assert time.monotonic() < deadline
         os.sched_yield()
@@ -225,7 +225,7 @@ def test_a_simulation_that_is_killed_goes_on_where_it_was(tmp_path: Path) -> Non
     arguments = ["--packets", "400000", "--replications", "6", "--record-packets", "1000", "--no-page"]
     command = [*COMMAND, "simulate", str(DEMO), *arguments, "--resume", str(folder), "--json"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_for(folder / "window-1" / "window.json", process)
+    wait_for(folder, "window-1/window.json", process)
     process.send_signal(signal.SIGKILL)
     process.wait()
     kept = {path: path.stat().st_mtime_ns for path in folder.glob("window-*/window.json")}

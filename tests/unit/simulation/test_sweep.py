@@ -110,7 +110,7 @@ def test_a_sweep_that_is_killed_goes_on_where_it_was(tmp_path: Path) -> None:
     grid = ["--grid", "load=0.5,0.6,0.7,0.8", "--packets", "300000"]
     command = [*COMMAND, "sweep", str(DEMO), *grid, "--out", str(tmp_path / "killed"), "--json"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_for(tmp_path / "killed" / "point-1" / "point.json", process)
+    wait_for(tmp_path / "killed", "point-1/point.json", process)
     process.send_signal(signal.SIGKILL)
     process.wait()
     kept = {path: path.stat().st_mtime_ns for path in tmp_path.glob("killed/point-*/point.json")}
