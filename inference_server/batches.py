@@ -6,6 +6,7 @@ Who belongs together is decided in the scheduler by `key`; here it is only done.
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from itertools import accumulate, pairwise
 
 import numpy as np
 
@@ -43,6 +44,5 @@ def divided(outputs: Mapping[str, Array], rows: Sequence[int]) -> list[Mapping[s
     for name, array in outputs.items():
         if array.shape[0] != sum(rows):
             raise ValueError(f"output {name!r}: found {array.shape[0]} rows for {sum(rows)} rows of a batch")
-    ends = np.cumsum(rows)[:-1]
-    parts = {name: np.split(array, ends) for name, array in outputs.items()}
-    return [{name: split[i] for name, split in parts.items()} for i in range(len(rows))]
+    ends = [0, *accumulate(rows)]
+    return [{name: array[begin:end] for name, array in outputs.items()} for begin, end in pairwise(ends)]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import threading
 import time
@@ -177,6 +178,11 @@ class Impairments:
                 self._clock.start()
         self._changed.set()
 
+    @property
+    def any(self) -> bool:
+        """Whether anything has been asked for, be it over or still to come."""
+        return bool(self._all)
+
     def close(self) -> None:
         """Impair no more."""
         self._ended.set()
@@ -198,7 +204,7 @@ class Impairments:
 
     def slow_down(self, taken_ns: int) -> int:
         """Make a computation that took so long take longer, and say by how many ns it did."""
-        factor = float(np.prod([impairment.amount for impairment in self._active(Kind.SLOW_DOWN)]))
+        factor = math.prod(impairment.amount for impairment in self._active(Kind.SLOW_DOWN))
         if factor <= 1:
             return 0
         begun_ns = time.monotonic_ns()

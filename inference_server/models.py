@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -45,7 +46,7 @@ class Computed:
     execution: Execution
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Model:
     """A model that can compute.
 
@@ -58,6 +59,7 @@ class Model:
         network: The network, on its device and in evaluation mode.
         device: Where it computes.
         max_rows: Largest first dimension of a request, where that dimension is free.
+        steady: Whether a computation takes what it is expected to, and waits for nothing but the processor.
     """
 
     name: str
@@ -68,13 +70,14 @@ class Model:
     network: nn.Module
     device: torch.device
     max_rows: int
+    steady: bool = False
 
-    @property
+    @cached_property
     def batched(self) -> bool:
         """Whether the first dimension of the first input is free."""
         return self.inputs[0].shape[:1] == (-1,)
 
-    @property
+    @cached_property
     def joins(self) -> bool:
         """Whether several requests can be computed as one: the first dimension of every tensor counts rows."""
         return all(spec.shape[:1] == (-1,) for spec in (*self.inputs, *self.outputs))
@@ -106,7 +109,7 @@ class Model:
         """
         begun_ns = time.monotonic_ns()
         with torch.inference_mode():
-            arguments = [torch.tensor(inputs[spec.name], device=self.device) for spec in self.inputs]
+            arguments = [_tensor(inputs[spec.name]).to(self.device) for spec in self.inputs]
             ready_ns = time.monotonic_ns()
             results = self.network(*arguments)
             if self.device.type == "cuda":
@@ -146,12 +149,14 @@ class Model:
 
         One row and the most rows are timed, each by the fastest of several runs, because a host only ever adds time.
         """
-        single = self._fastest_s(1)
-        if not self.batched or self.max_rows == 1:
-            return lambda _inputs: single
-        row_s = max(0.0, self._fastest_s(self.max_rows) - single) / (self.max_rows - 1)
-        call_s = max(0.0, single - row_s)
+        call_s, row_s = self.line(1, self.max_rows if self.batched else 1)
         return lambda inputs: call_s + self.rows(inputs) * row_s
+
+    def line(self, least: int, most: int) -> tuple[float, float]:
+        """What a call and each of its rows take, in seconds, from this number of rows to that one."""
+        fewest_s = self._fastest_s(least)
+        row_s = max(0.0, self._fastest_s(most) - fewest_s) / (most - least) if most > least else 0.0
+        return max(0.0, fewest_s - least * row_s), row_s
 
     def _fastest_s(self, rows: int) -> float:
         inputs = self.examples(rows)
@@ -162,3 +167,8 @@ class Model:
             self.compute(inputs)
             taken.append(time.perf_counter() - begin)
         return min(taken)
+
+
+def _tensor(array: Array) -> torch.Tensor:
+    """A tensor that a network may write to: the array's memory, or a copy where that belongs to a message."""
+    return torch.from_numpy(array if array.flags.writeable else array.copy())

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from inference_server.digits import CLASSES, PIXELS
 
-_BRIGHTEST = 16.0
+BRIGHTEST = 16.0
 _SIDE = 8
 
 
@@ -34,8 +34,13 @@ class Perceptron(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Logits [n, 10] of pixels [n, 64]."""
-        logits: Tensor = self.layers(pixels / _BRIGHTEST)
+        logits: Tensor = self.layers(pixels / BRIGHTEST)
         return logits
+
+    def parameters_by_layer(self) -> list[tuple[Tensor, Tensor]]:
+        """Weight [out, in] and bias [out] of each layer, to read only."""
+        linear = [layer for layer in self.layers if isinstance(layer, nn.Linear)]
+        return [(layer.weight.detach(), layer.bias.detach()) for layer in linear]
 
 
 class Convolutional(nn.Module):
@@ -57,7 +62,7 @@ class Convolutional(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Logits [n, 10] of pixels [n, 64]."""
-        logits: Tensor = self.layers(pixels.reshape(-1, 1, _SIDE, _SIDE) / _BRIGHTEST)
+        logits: Tensor = self.layers(pixels.reshape(-1, 1, _SIDE, _SIDE) / BRIGHTEST)
         return logits
 
 

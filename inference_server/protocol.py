@@ -70,8 +70,10 @@ class Stamps:
 
     def write(self, parameters: Mapping[str, InferParameter]) -> None:
         """Put the stamps into the parameters of an answer (a protobuf map makes the entries it is asked for)."""
-        for field in fields(self):
-            parameters[field.name].int64_param = getattr(self, field.name)
+        parameters["received_ns"].int64_param = self.received_ns
+        parameters["queued_ns"].int64_param = self.queued_ns
+        parameters["started_ns"].int64_param = self.started_ns
+        parameters["finished_ns"].int64_param = self.finished_ns
 
     @classmethod
     def read(cls, response: ModelInferResponse) -> Self | None:

@@ -132,6 +132,7 @@ class Scheduler(Generic[W]):
         self._expired = expired
         self._ready = threading.Condition()
         self._virtual_s = 0.0
+        self._resting = 0
         self._closed = False
 
     def __len__(self) -> int:
@@ -146,8 +147,12 @@ class Scheduler(Generic[W]):
         """Name of the share that a tenant uses."""
         return tenant if tenant in self._shares else EVERYBODY_ELSE
 
-    def submit(self, work: W) -> None:
+    def submit(self, work: W, *, wake: bool = True) -> None:
         """Queue a request.
+
+        Args:
+            work: What is asked for.
+            wake: Whether to wake a worker for it; who says no calls `take_light` next.
 
         Raises:
             ExhaustedError: Its tenant's queue is full, or it has no share.
@@ -167,7 +172,8 @@ class Scheduler(Generic[W]):
             if not share.queue:
                 share.begin_s = max(share.begin_s, self._virtual_s)
             share.queue[id(work)] = work
-            self._ready.notify()
+            if wake:
+                self._ready.notify()
 
     def withdraw(self, work: W) -> bool:
         """Take a request back that nobody waits for any more; False where it is no longer queued."""
@@ -181,18 +187,49 @@ class Scheduler(Generic[W]):
                 self._rest()
                 if self._closed:
                     return []
+                self._resting += 1
                 self._ready.wait()
-            first = self._pop(share)
-            batch = [first]
-            if first.batch is not None and first.rows < self._batching.rows:
-                self._grow(batch)
-            return batch
+                self._resting -= 1
+            return self._taken(share)
+
+    def take_light(self, light: Callable[[W], bool]) -> list[W]:
+        """The next requests, for the caller to compute in place of a worker that rests; never waits.
+
+        None where nothing waits, and where all workers compute: they take what waits when they are done. Where the
+        next request is not light, or a batch of it would have to wait for more, a worker is woken for it. Who was given
+        something says with `done` that it has been computed.
+        """
+        with self._ready:
+            if not self._resting:
+                self._ready.notify()  # a worker whose batch waits for more may want it
+                return []
+            if (share := self._next()) is None:
+                return []
+            if self._batching.delay_s > 0 or not light(share.head()):
+                self._ready.notify()
+                return []
+            return self._taken(share)
+
+    def done(self) -> bool:
+        """Say that what `take_light` gave has been computed; whether nothing waits any more."""
+        with self._ready:
+            if any(share.queue for share in self._shares.values()):
+                return False
+            self._rest()
+            return True
 
     def close(self) -> None:
         """Let `take` return nothing once all queues are empty."""
         with self._ready:
             self._closed = True
             self._ready.notify_all()
+
+    def _taken(self, share: _Share[W]) -> list[W]:
+        first = self._pop(share)
+        batch = [first]
+        if first.batch is not None and first.rows < self._batching.rows:
+            self._grow(batch)
+        return batch
 
     def _grow(self, batch: list[W]) -> None:
         """Add what comes next in the fair order, until something cannot join or the batch has waited long enough."""
@@ -209,6 +246,7 @@ class Scheduler(Generic[W]):
                 continue
             following = share.head()
             if following.batch != batch[0].batch or following.rows > room:
+                self._ready.notify()  # it may have woken this worker in place of one that rests
                 return
             batch.append(self._pop(share))
             room -= following.rows
@@ -225,9 +263,10 @@ class Scheduler(Generic[W]):
 
     def _next(self) -> _Share[W] | None:
         """Whose turn it is, once heads of queues that nobody wants any more are gone."""
-        now_ns = self._now_ns()
+        now_ns, first = self._now_ns(), None
         for share in self._shares.values():
             while share.queue and (until_ns := share.head().deadline_ns) is not None and until_ns <= now_ns:
                 self._expired(share.queue.popitem(last=False)[1])
-        waiting = [share for share in self._shares.values() if share.queue]
-        return min(waiting, key=lambda share: share.begin_s) if waiting else None
+            if share.queue and (first is None or share.begin_s < first.begin_s):
+                first = share
+        return first

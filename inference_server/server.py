@@ -134,7 +134,8 @@ class InferenceServer:
             batch_rows=settings.batching.rows,
             batch_delay_s=settings.batching.delay_s,
         )
-        self.service = InferenceService(self._scheduler, statistics, serving)
+        self.workers = Workers(self._scheduler, settings.workers, settings.threads, statistics, self._impairments)
+        self.service = InferenceService(self._scheduler, self.workers, statistics, serving)
         self._health = health.aio.HealthServicer()
 
     async def __aenter__(self) -> Self:
@@ -169,9 +170,7 @@ class InferenceServer:
         except BaseException:
             await self._server.stop(None)
             raise
-        self.workers = Workers(
-            self._scheduler, settings.workers, settings.threads, self.service.statistics, self._impairments
-        )
+        self.workers.start()
         # What is loaded stays: the collector need not look at PyTorch's modules again, in the middle of a request.
         gc.collect()
         gc.freeze()

@@ -1,8 +1,8 @@
 """The calls of the protocol: checks a request, queues it, waits, answers; every refusal with the status it deserves.
 
-One event loop serves the network and never computes. Inferences take and give plain bytes, so that the first stamp is
-taken before a message is parsed, and a message that cannot be parsed is the client's mistake rather than ours. How
-many inferences share one call is `streams`' business, and what Triton asks beside them `triton`'s.
+One event loop serves the network; what else it does is for `workers` to say. Inferences take and give plain bytes, so
+that the first stamp is taken before a message is parsed, and a message that cannot be parsed is the client's mistake
+rather than ours. How many inferences share one call is `streams`' business, what Triton asks beside them `triton`'s.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from inference_server.statistics import Statistics
 from inference_server.streams import Stream
 from inference_server.tensors import Array
 from inference_server.triton import Serving
-from inference_server.workers import Answer, Job
+from inference_server.workers import LIGHT_S, Answer, Job, Workers
 
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 
@@ -43,13 +43,14 @@ class InferenceService:
         statistics: What has been done.
     """
 
-    def __init__(self, scheduler: Scheduler[Job], statistics: Statistics, serving: Serving) -> None:
+    def __init__(self, scheduler: Scheduler[Job], workers: Workers, statistics: Statistics, serving: Serving) -> None:
         self.accepting = False
         self.models: Mapping[str, Model] = {}
         self.statistics = statistics
         self._serving = serving
         self._costs: Mapping[str, Callable[[Mapping[str, Array]], float]] = {}
         self._scheduler = scheduler
+        self._workers = workers
         self._unanswered = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -194,21 +195,23 @@ class InferenceService:
         inputs = tensors.inputs_of(request, model.inputs)
         tensors.wanted_outputs(request, model.outputs)
         rows = model.rows(inputs)
+        work_s = self._costs[model.name](inputs)
         job = Job(
             tenant=tenant,
             id=request.id,
-            work_s=self._costs[model.name](inputs),
+            work_s=work_s,
             deadline_ns=_deadline_ns(request, context, received_ns),
             received_ns=received_ns,
             queued_ns=time.monotonic_ns(),
             model=model,
             inputs=inputs,
             rows=rows,
-            batch=batches.key(model, inputs),
+            batch=batches.key(model, inputs) if self._serving.batch_rows > 1 else None,
+            light=model.steady and work_s <= LIGHT_S,
             answer=asyncio.get_running_loop().create_future(),
             parts=asyncio.Queue() if streaming and model.decoupled else None,
         )
-        self._scheduler.submit(job)
+        self._workers.submit(job)
         return job
 
     def _refused(self, model: str, tenant: str, code: grpc.StatusCode, received_ns: int) -> None:
@@ -258,10 +261,11 @@ def _parse(message: bytes, into: pb.ModelInferRequest) -> None:
 def _deadline_ns(request: pb.ModelInferRequest, context: Context, received_ns: int) -> int | None:
     """The earlier of the call's deadline and the request's own timeout."""
     remaining_s = context.time_remaining()
-    moments = [] if remaining_s is None else [time.monotonic_ns() + int(remaining_s * 1e9)]
+    deadline_ns = None if remaining_s is None else time.monotonic_ns() + int(remaining_s * 1e9)
     if TIMEOUT in request.parameters and (timeout_us := request.parameters[TIMEOUT].int64_param) > 0:
-        moments.append(received_ns + timeout_us * 1000)
-    return min(moments, default=None)
+        own_ns = received_ns + timeout_us * 1000
+        return own_ns if deadline_ns is None else min(deadline_ns, own_ns)
+    return deadline_ns
 
 
 def _tenant(request: pb.ModelInferRequest, context: Context) -> str:

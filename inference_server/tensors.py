@@ -70,9 +70,12 @@ class TensorSpec:
 
     def accepts(self, shape: Sequence[int]) -> bool:
         """Whether a tensor of this shape fits."""
-        return len(shape) == len(self.shape) and all(
-            found >= 1 if wanted == -1 else found == wanted for found, wanted in zip(shape, self.shape, strict=True)
-        )
+        if len(shape) != len(self.shape):
+            return False
+        for found, wanted in zip(shape, self.shape, strict=True):
+            if found != wanted and (wanted != -1 or found < 1):
+                return False
+        return True
 
 
 def inputs_of(request: ModelInferRequest, specs: Sequence[TensorSpec]) -> dict[str, Array]:
@@ -89,12 +92,12 @@ def inputs_of(request: ModelInferRequest, specs: Sequence[TensorSpec]) -> dict[s
         )
     found = [tensor.name for tensor in request.inputs]
     wanted = {spec.name: spec for spec in specs}
-    if sorted(found) != sorted(wanted):
+    if len(found) != len(wanted) or wanted.keys() != set(found):
         expected = ", ".join(map(str, specs))
         raise InvalidRequestError(f"model {request.model_name!r}: found inputs {found}, expected {expected}")
     return {
-        tensor.name: _array(tensor, raw[i] if raw else None, wanted[tensor.name])
-        for i, tensor in enumerate(request.inputs)
+        name: _array(tensor, raw[i] if raw else None, wanted[name])
+        for i, (name, tensor) in enumerate(zip(found, request.inputs, strict=True))
     }
 
 

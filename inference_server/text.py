@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -62,16 +63,16 @@ class TokenCost:
         return float(np.dot(_features(context, count), parts))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class TextModel(Model):
     """A model that generates."""
 
-    @property
+    @cached_property
     def batched(self) -> bool:
         """Bytes are no rows."""
         return False
 
-    @property
+    @cached_property
     def joins(self) -> bool:
         """Each request has a context of its own length."""
         return False

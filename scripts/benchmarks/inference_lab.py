@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -24,6 +25,9 @@ INFER = "/inference.GRPCInferenceService/ModelInfer"
 _AHEAD_S = 1.0
 
 MLSERVER = ("mlserver==1.7.1",)
+PYTRITON = ("nvidia-pytriton==0.7.0",)
+_PYTRITON_PYTHON = "/usr/bin/python3"
+"""Triton brings a library of CPython of its own, 3.11.4 or older, that modules of 3.11.5 and later do not fit."""
 LOADGEN = ("mlcommons_loadgen==6.0.17", "grpcio==1.85.1")
 
 ECHO = """
@@ -87,6 +91,41 @@ class Digits(MLModel):
 """
 """digits-small for MLServer, in numpy: its environment has no PyTorch, which makes it faster if anything."""
 
+PROXIED = """
+import os, signal, sys
+said = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)
+signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+import numpy as np
+from pytriton.decorators import batch
+from pytriton.model_config import ModelConfig, Tensor
+from pytriton.triton import Triton, TritonConfig
+
+weights = np.load(sys.argv[1])
+layers = [weights[f"layers.{k}.{part}"] for k in (0, 2) for part in ("weight", "bias")]
+
+@batch
+def digits(pixels):
+    x = np.maximum((pixels / np.float32(16)) @ layers[0].T + layers[1], 0)
+    return {"logits": x @ layers[2].T + layers[3]}
+
+port = int(sys.argv[2])
+config = TritonConfig(http_address="127.0.0.1", http_port=port, grpc_address="127.0.0.1", grpc_port=port + 1,
+                      allow_metrics=False)
+with Triton(config=config) as triton:
+    triton.run()
+    triton.bind(model_name="digits-small", infer_func=digits,
+                inputs=[Tensor(name="pixels", dtype=np.float32, shape=(64,))],
+                outputs=[Tensor(name="logits", dtype=np.float32, shape=(10,))],
+                config=ModelConfig(max_batch_size=32))
+    print(port + 1, file=said, flush=True)
+    signal.pause()
+"""
+"""digits-small for nvidia-pytriton, in numpy: Triton takes the call and passes it to the process of this program.
+
+Whatever Triton prints goes to standard error, so that the first line is the port.
+"""
+
 DRIVEN = """
 import json, re, sys, tempfile, threading
 import grpc
@@ -146,9 +185,16 @@ def process(command: list[str], **options: Any) -> Iterator[tuple[subprocess.Pop
 @contextmanager
 def server(*options: str) -> Iterator[str]:
     """Our server; gives its address."""
+    with server_process(*options) as (target, _):
+        yield target
+
+
+@contextmanager
+def server_process(*options: str) -> Iterator[tuple[str, int]]:
+    """Our server; gives its address and its process's number."""
     command = [sys.executable, "-m", "inference_server", "--listen", "127.0.0.1:0", "--device", "cpu", *options]
-    with process(command, cwd=ROOT) as (_, line):
-        yield str(json.loads(line)["listen"])
+    with process(command, cwd=ROOT) as (running, line):
+        yield str(json.loads(line)["listen"]), running.pid
 
 
 @contextmanager
@@ -175,6 +221,28 @@ def mlserver(folder: Path, weights: Path, port: int) -> Iterator[str]:
         finally:
             running.terminate()
             running.wait()
+
+
+@contextmanager
+def pytriton(folder: Path, weights: Path, port: int) -> Iterator[str]:
+    """Triton with digits-small behind it in a process of Python; gives its address."""
+    python = environment("pytriton", *PYTRITON, of=_PYTRITON_PYTHON)
+    with (folder / "pytriton.log").open("w") as log:
+        command = [str(python), "-c", PROXIED, str(weights), str(port)]
+        with process(command, cwd=folder, stderr=log) as (_, line):
+            yield f"127.0.0.1:{int(line)}"
+
+
+def held(pid: int) -> tuple[int, int, int]:
+    """What a process holds: resident memory in kB, open descriptors and threads."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    memory, threads = (int(re.findall(rf"^{name}:\s*(\d+)", status, re.MULTILINE)[0]) for name in ("VmRSS", "Threads"))
+    return memory, len(list(Path(f"/proc/{pid}/fd").iterdir())), threads
+
+
+def answer(target: str, request: Path) -> bytes:
+    """What a server answers."""
+    return bytes.fromhex(closed(target, request, calls=1, seconds=0.1)["answer"])
 
 
 def closed(target: str, request: Path, *, calls: int, seconds: float) -> dict[str, Any]:

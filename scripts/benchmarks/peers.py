@@ -10,8 +10,13 @@ from pathlib import Path
 _HOME = Path(__file__).resolve().parents[2] / ".venv-peers"
 
 
-def environment(name: str, *requirements: str) -> Path:
+def environment(name: str, *requirements: str, of: str = sys.executable) -> Path:
     """The Python of an environment that holds exactly `requirements`, pinned; made once and kept while they stay so.
+
+    Args:
+        name: Of the environment.
+        requirements: What is in it.
+        of: The Python it is made with.
 
     Raises:
         subprocess.CalledProcessError: The environment could not be made; pip says why on standard error.
@@ -19,9 +24,9 @@ def environment(name: str, *requirements: str) -> Path:
     home = _HOME / name
     stamp = home / ".requirements"
     python = home / "bin" / "python"
-    wanted = "\n".join((sys.version, *requirements))
+    wanted = "\n".join((of, sys.version, *requirements))
     if not (stamp.is_file() and stamp.read_text() == wanted):
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(home)], check=True)
+        subprocess.run([of, "-m", "venv", "--clear", str(home)], check=True)
         pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         subprocess.run([*pip, *requirements], check=True)
         stamp.write_text(wanted)

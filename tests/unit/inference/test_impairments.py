@@ -206,6 +206,7 @@ def test_a_request_whose_deadline_passed_during_a_pause_is_never_computed(
     running: Running, channel: grpc.Channel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     over = threading.Event()
+    monkeypatch.setattr(Impairments, "any", True)
     monkeypatch.setattr(running.server._impairments, "wait_out_pause", lambda: over.wait(LONG_S))
     computed = running.server.workers.computed
     hurried = request()
