@@ -27,7 +27,7 @@ _AHEAD_S = 1.0
 MLSERVER = ("mlserver==1.7.1",)
 PYTRITON = ("nvidia-pytriton==0.7.0",)
 _PYTRITON_PYTHON = "/usr/bin/python3"
-"""Triton brings a library of CPython of its own, 3.11.4 or older, that modules of 3.11.5 and later do not fit."""
+"""Triton brings a library of CPython of its own, which the modules of 3.11.2 fit and those of 3.11.7 do not."""
 LOADGEN = ("mlcommons_loadgen==6.0.17", "grpcio==1.85.1")
 
 ECHO = """
