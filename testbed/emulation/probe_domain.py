@@ -62,7 +62,8 @@ class DomainProbe:
         self._network = network
         self._number = index + 1
         self._program = program
-        self._effort = Effort(program, network.layout.behind(self._number), stretch)
+        behind, slow_down = network.layout.behind(self._number), network.scenario.slow_down
+        self._effort = Effort(program, behind, stretch, slow_down)
         self._ports = [port for hop in program.hops for port in hop.queued_ports]
         self._entry = network.layout.entry(self._number).upstream
         self._results: list[ProbeResult] = []

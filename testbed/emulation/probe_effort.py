@@ -34,11 +34,18 @@ class Effort:
         program: What is probed.
         domains_behind: How many domains the probe's frames go on to cross.
         stretch: Factor on all durations, for another try on a host that stalled.
+        slow_down: How many times slower the scenario is than it was written, for a host that takes as many times fewer
+            frames.
     """
 
     program: DomainProgram
     domains_behind: int = 0
     stretch: float = 1.0
+    slow_down: float = 1.0
+
+    @property
+    def _budget(self) -> float:
+        return _FRAMES_PER_S / self.slow_down
 
     @property
     def _crowd(self) -> float:
@@ -47,7 +54,7 @@ class Effort:
     @property
     def frames_per_s(self) -> float:
         """The budget of what is sent through the meters."""
-        return _FRAMES_PER_S * min(1.0, _DOMAINS_AT_EASE / (1 + self.domains_behind))
+        return self._budget * min(1.0, _DOMAINS_AT_EASE / (1 + self.domains_behind))
 
     @property
     def emptying_s(self) -> float:
@@ -97,13 +104,13 @@ class Effort:
     def busy(self, rate_bps: float) -> tuple[int, float]:
         """Frame size in bytes and frames per second that keep a class of this rate backlogged."""
         offered = _OVERLOAD * rate_bps
-        size = _frame_bytes(offered / self._share_of(_FRAMES_PER_S))
+        size = _frame_bytes(offered / self._share_of(self._budget))
         return size, offered / (8 * size)
 
     def ports_together(self, ports: Sequence[str]) -> list[Sequence[str]]:
         """The ports in groups whose frames together stay within the budget."""
         per_port = sum(self.busy(rate)[1] for rate in self.busy_bps().values())
-        together = max(1, int(4 * _FRAMES_PER_S / per_port))
+        together = max(1, int(4 * self._budget / per_port))
         return [ports[start : start + together] for start in range(0, len(ports), together)]
 
     def _share_of(self, frames_per_s: float) -> float:

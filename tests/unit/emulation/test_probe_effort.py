@@ -37,12 +37,12 @@ def program(count: int, rate_bps: int, burst_kbit: int) -> DomainProgram:
 programs = st.builds(program, st.integers(1, 250), st.integers(20_000_000, 90_000_000), st.integers(20, 2_000))
 
 
-@example(program(16, 20_000_000, 2_000), 0, 1.0)
-@given(programs, st.integers(0, 7), st.sampled_from([1.0, 2.0, 3.0]))
+@example(program(16, 20_000_000, 2_000), 0, 1.0, 1.0)
+@given(programs, st.integers(0, 7), st.sampled_from([1.0, 2.0, 3.0]), st.sampled_from([1.0, 2.5, 40.0]))
 def test_overloads_empty_every_bucket_in_time_and_stay_within_the_budget(
-    found: DomainProgram, behind: int, stretch: float
+    found: DomainProgram, behind: int, stretch: float, slow_down: float
 ) -> None:
-    effort = Effort(found, behind, stretch)
+    effort = Effort(found, behind, stretch, slow_down)
     total = 0.0
     for rule in found.rules:
         if rule.meter is not None:
@@ -111,6 +111,15 @@ def test_frames_that_have_many_domains_to_cross_are_fewer_and_larger() -> None:
     assert far.frames_per_s < near.frames_per_s / 2
     assert far.overload(meter)[0] > near.overload(meter)[0]
     assert far.overload(meter)[1] < near.overload(meter)[1]
+
+
+def test_a_slower_scenario_is_probed_with_as_many_times_fewer_frames_until_they_could_tell_no_rate() -> None:
+    found = program(4, 16_000_000, 100)
+    usual, slow, slowest = (Effort(found, slow_down=factor) for factor in (1.0, 4.0, 1000.0))
+    per_s = [each.busy(each.busy_bps()[1])[1] for each in (usual, slow, slowest)]
+    assert per_s[1] == pytest.approx(per_s[0] / 4, rel=0.02)
+    assert all(rate * effort.queue_drive_s >= 100 for rate, effort in zip(per_s, (usual, slow, slowest), strict=True))
+    assert [len(effort.ports_together(["a", "b", "c", "d"])) for effort in (usual, slowest)] == [2, 4]
 
 
 def test_tenants_that_share_a_class_bring_its_rate_together_and_it_is_reserved_once() -> None:
