@@ -84,6 +84,10 @@ def _run_inside(config: pytest.Config, nodeids: Sequence[str], longest_s: float)
                 # Not killed: it ends its kernel when it is asked to.
                 kernel.terminate()
                 printed = kernel.communicate()[0]
+            except KeyboardInterrupt:
+                kernel.terminate()
+                kernel.wait()
+                raise
         reports = defaultdict(list)
         for line in written.read_text(encoding="utf-8").splitlines() if written.exists() else ():
             data = json.loads(line)
