@@ -193,7 +193,7 @@ class OfferedRecord(_Part):
         gap_cv2: Squared coefficient of variation of the gaps, 1 for a Poisson process.
         dispersion: Pairs of a window's length in s and the variance over the mean of counts in such windows.
         peak_to_mean: Largest count in one second over the mean.
-        handed_late_p999_s: 99.9th percentile of the lateness with which the kernel, or gRPC, was handed each.
+        handed_late_p999_s: 99.9th percentile of the lateness with which each was handed to the kernel or a connection.
         wire_late_p999_s: The same of the first capture: of the packet, or of a request's first byte.
     """
 

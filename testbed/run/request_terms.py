@@ -38,10 +38,10 @@ REPLAY_SHARE = 0.05
 """How far the network part may be from the ideal queue's, at the promised percentile."""
 
 RESOLVED_S = 2e-3
-"""What a sender in Python, gRPC and its TCP can be resolved to."""
+"""What a sender in Python, HTTP/2 and its TCP can be resolved to."""
 
 LATENESS_P999_S = 5e-3
-"""Of handing a request to gRPC; what it makes of it is in the client's wait."""
+"""Of handing a request to its connection; what that makes of it is in the client's wait."""
 
 _GRAIN_S = 1e-4
 
@@ -155,7 +155,7 @@ def ideal_network_s(outcome: RequestOutcome, shaper: Shaper, idle_s: FloatArray 
 def idle_path_s(outcome: RequestOutcome, shaper: Shaper) -> FloatArray:
     """What each request that waits for nobody takes beyond its own transmission, [k]; one 0 if every one waited.
 
-    That is the sender, gRPC, two TCP stacks, every switch and every link once: see `testbed.telemetry.idle_path`.
+    That is the sender, two TCP stacks, every switch and every link once: see `testbed.telemetry.idle_path`.
     """
     sent, wait_s, own_s = _ideal_parts_s(outcome, shaper)
     beyond_s = outcome.match.samples.network_out_s[sent] - np.maximum(0.0, own_s)
@@ -163,7 +163,7 @@ def idle_path_s(outcome: RequestOutcome, shaper: Shaper) -> FloatArray:
 
 
 def idle_ends_s(outcome: RequestOutcome, shaper: Shaper) -> float:
-    """Of `idle_path_s`, what sender, gRPC and the client's TCP take: until the first byte is in the first domain."""
+    """Of `idle_path_s`, what sender and the client's TCP take: until the first byte is in the first domain."""
     sent, wait_s, _ = _ideal_parts_s(outcome, shaper)
     samples = outcome.match.samples
     handed_s = (samples.first_s - samples.intended_s)[sent]

@@ -41,7 +41,7 @@ class RequestSamples:
         deadline_s: How long after its intended time an answer was worth anything.
         images: Images in each request.
         intended_s: Intended send times, [n].
-        sent_s: When each was handed to gRPC, [n].
+        sent_s: When each was handed to the connection, [n].
         first_s: When its first byte was seen at border 0, [n].
         out_s: When its last byte was seen at border 0 (entry of the first domain) .. D (compute host), [n, D + 1].
         server_s: The server's stamps: received, queued, started, finished, [n, 4].
@@ -123,7 +123,7 @@ class RequestSamples:
     def client_wait_s(self) -> FloatArray:
         """From the intended time until the whole request had entered the first domain; [n].
 
-        The sender's lateness, gRPC, and whatever the client's TCP held back.
+        The sender's lateness, HTTP/2, and whatever the client's TCP held back.
         """
         return self.out_s[:, 0] - self.intended_s
 

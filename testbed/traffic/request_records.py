@@ -198,7 +198,7 @@ class RequestRecord:
         start_monotonic_ns: Start of the window, CLOCK_MONOTONIC.
         start_realtime_ns: The same instant, CLOCK_REALTIME.
         schedule: The requests as intended.
-        sent_s: When each was handed to gRPC, float64.
+        sent_s: When each was handed to the connection, float64.
         received_s: When its answer or its failure came back, float64.
         server_s: The server's stamps: received, queued, started, finished; float64[n, 4].
         status: gRPC's status code (0 is OK), `SKIPPED`, `OVERDUE` or `NOT_ATTEMPTED`, int16.
@@ -255,7 +255,7 @@ class RequestRecord:
 
     @property
     def lateness_s(self) -> FloatArray:
-        """How much later than intended each request was handed to gRPC; NaN where it was not."""
+        """How much later than intended each request was handed to the connection; NaN where it was not."""
         return np.asarray(self.sent_s - self.schedule.time_s)
 
     @property

@@ -13,14 +13,12 @@ import argparse
 import gc
 import json
 import sys
-import threading
 import time
-from collections.abc import Callable
+from collections import deque
 from dataclasses import astuple, dataclass, field
 from functools import partial
 from pathlib import Path
 
-import grpc
 import numpy as np
 import numpy.typing as npt
 
@@ -34,6 +32,7 @@ from inference_server.generated.open_inference_pb2 import (
 )
 from inference_server.protocol import LostTime, Stamps, impaired_by, method
 from testbed.errors import PreflightError
+from testbed.traffic.grpc_connection import Call, CallError, Connection
 from testbed.traffic.request_records import IMPAIRMENTS, NOT_ATTEMPTED, OK, OVERDUE, SKIPPED, RequestRecord, RequestSpec
 from testbed.traffic.request_schedules import RequestSchedule
 from testbed.traffic.request_wire import Maker, RequestMaker, TextMaker
@@ -42,40 +41,23 @@ from testbed.traffic.sender import Stop, become_punctual, leave, read_start, ste
 
 IntArray = npt.NDArray[np.int64]
 
-_SLICE_S = 0.05
-"""Longest sleep, so that a signal which arrives just before one is not slept through."""
-_SWITCH_INTERVAL_S = 5e-5
-"""A thread that has an answer in its hands, and the one that must send, wait no longer for each other than this."""
-_LAST_ANSWERS_S = 2.0
-"""How long after the last deadline a call may take to end; gRPC ends it at its deadline, give or take a busy host."""
+_SLICE_NS = 50_000_000
+"""Longest wait, so that a signal which arrives just before one is not slept through."""
+_MAKING_NS = 200_000
+"""Messages are made ahead while nothing is due for so long, several times what one takes, ..."""
+_MADE_AHEAD = 16
+"""... but not more than these."""
+_UNREAD_NS = 1_000_000
+"""What is due goes before answers, unless they have been left unread for so long."""
 _ASK_AGAIN_S = 0.1
-
-_OPTIONS = [
-    ("grpc.max_send_message_length", -1),
-    ("grpc.max_receive_message_length", -1),
-    # One connection of its own, no bandwidth probes, nothing sent twice: what is on the wire is what was asked for.
-    ("grpc.use_local_subchannel_pool", 1),
-    ("grpc.http2.bdp_probe", 0),
-    # Answers stay in order: none waits for a part of a window that others have used up.
-    ("grpc.http2.lookahead_bytes", 1 << 26),
-    ("grpc.enable_retries", 0),
-    ("grpc.enable_http_proxy", 0),
-    # A server that starts again is to be found again soon, not after the usual seconds of backing off.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 500),
-]
+_INFER = method("ModelInfer")
 
 
-def open_channel(target: str) -> grpc.Channel:
-    """A channel whose calls share one TCP connection."""
-    return grpc.insecure_channel(target, options=_OPTIONS)
-
-
-def check(channel: grpc.Channel, spec: RequestSpec, maker: Maker, largest_bytes: int) -> None:
+def check(connection: Connection, spec: RequestSpec, maker: Maker, largest_bytes: int) -> None:
     """Make sure that the server can answer what is about to be sent.
 
     Args:
-        channel: The channel of the window.
+        connection: The connection of the window.
         spec: Whom to ask for what.
         maker: Makes the probe.
         largest_bytes: Size of the largest message of the window.
@@ -84,17 +66,10 @@ def check(channel: grpc.Channel, spec: RequestSpec, maker: Maker, largest_bytes:
         PreflightError: It is not ready, does not have the model or has another one, or refuses the largest request.
     """
     where = f"server {spec.target}"
-    _wait_ready(channel, spec)
-    metadata: Callable[..., ModelMetadataResponse] = channel.unary_unary(
-        method("ModelMetadata"),
-        request_serializer=ModelMetadataRequest.SerializeToString,
-        response_deserializer=ModelMetadataResponse.FromString,
-    )
-    probe: Callable[..., ModelInferResponse] = channel.unary_unary(
-        method("ModelInfer"), response_deserializer=ModelInferResponse.FromString
-    )
+    _wait_ready(connection, spec)
     try:
-        found = metadata(ModelMetadataRequest(name=spec.model), timeout=spec.ready_s)
+        asked = ModelMetadataRequest(name=spec.model).SerializeToString()
+        found = ModelMetadataResponse.FromString(connection.ask(method("ModelMetadata"), asked, spec.ready_s))
         takes = [(tensor.name, tensor.datatype, list(tensor.shape)) for tensor in found.inputs]
         if takes != maker.takes or [tensor.name for tensor in found.outputs] != [maker.gives]:
             wanted = " and ".join(f"{datatype} {shape} named {name!r}" for name, datatype, shape in maker.takes)
@@ -102,10 +77,10 @@ def check(channel: grpc.Channel, spec: RequestSpec, maker: Maker, largest_bytes:
                 f"{where}: model {spec.model} takes {takes}, expected {wanted} and an output named {maker.gives!r}; "
                 "choose a model of that kind"
             )
-        answer = probe(maker.probe(largest_bytes), timeout=spec.ready_s)
-    except grpc.RpcError as error:
+        answer = ModelInferResponse.FromString(connection.ask(_INFER, maker.probe(largest_bytes), spec.ready_s))
+    except CallError as error:
         raise PreflightError(
-            f"{where}: found {error.code().name} ({error.details()}) when asked for model {spec.model} in "
+            f"{where}: found {error} when asked for model {spec.model} in "
             f"{largest_bytes} bytes, the window's largest request; expected an answer"
         ) from error
     if not maker.answered(answer):
@@ -114,21 +89,17 @@ def check(channel: grpc.Channel, spec: RequestSpec, maker: Maker, largest_bytes:
         )
 
 
-def _wait_ready(channel: grpc.Channel, spec: RequestSpec) -> None:
-    ready: Callable[..., ServerReadyResponse] = channel.unary_unary(
-        method("ServerReady"),
-        request_serializer=ServerReadyRequest.SerializeToString,
-        response_deserializer=ServerReadyResponse.FromString,
-    )
+def _wait_ready(connection: Connection, spec: RequestSpec) -> None:
+    asked = ServerReadyRequest().SerializeToString()
     deadline_s = time.monotonic() + spec.ready_s
     reason = "it answers that it is not ready"
     while (left_s := deadline_s - time.monotonic()) > 0:
         try:
-            if ready(ServerReadyRequest(), timeout=left_s, wait_for_ready=True).ready:
+            if ServerReadyResponse.FromString(connection.ask(method("ServerReady"), asked, left_s)).ready:
                 return
-        except grpc.RpcError as error:
-            reason = f"{error.code().name} ({error.details()})"
-        time.sleep(min(_ASK_AGAIN_S, max(left_s, 0.0)))
+        except CallError as error:
+            reason = str(error)
+        connection.serve(time.monotonic_ns() + int(1e9 * min(_ASK_AGAIN_S, max(left_s, 0.0))))
     raise PreflightError(
         f"server {spec.target}: found it not ready after {spec.ready_s:g} s: {reason}; start it, and wait for its "
         "ready line"
@@ -143,7 +114,7 @@ class Calls:
         spec: What was asked for.
         schedule: The requests.
         maker: Makes them.
-        sent_ns: CLOCK_MONOTONIC when each was handed to gRPC, -1 where not.
+        sent_ns: CLOCK_MONOTONIC when each was handed to the connection, -1 where not.
         received_ns: CLOCK_MONOTONIC when each came back, -1 where not.
         status: See `RequestRecord`.
         request_bytes: See `RequestRecord`.
@@ -166,24 +137,23 @@ class Calls:
         self.status = np.full(n, NOT_ATTEMPTED, dtype=np.int16)
         self.request_bytes = np.zeros(n, dtype=np.int64)
         self.answers = [b""] * n
-        self._slots = threading.Semaphore(self.spec.in_flight)
-        self._open: dict[int, grpc.Future[bytes]] = {}
+        self._open = 0
+        self._made: deque[bytes] = deque()
+        self._read_ns = 0
 
-    def run(self, channel: grpc.Channel, start_ns: int, stop: Stop) -> None:
+    def run(self, connection: Connection, start_ns: int, stop: Stop) -> None:
         """Begin every call when it is due, the window starting at `start_ns` (CLOCK_MONOTONIC), then await the last."""
-        infer: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(method("ModelInfer"))
         due_ns = (start_ns + np.rint(self.schedule.time_s * 1e9).astype(np.int64)).tolist()
-        sizes, images = self.schedule.message_bytes.tolist(), self.schedule.first_image.tolist()
         deadline_ns = int(self.spec.deadline_s * 1e9)
         gc.disable()
         for k, due in enumerate(due_ns):
-            message = self.maker.message(k, images[k], sizes[k])
-            self._wait(due, stop)
+            self._wait(connection, k, due, stop)
             if stop.requested:
                 break
-            self._begin(infer, k, message, due + deadline_ns)
+            message = self._made.popleft() if self._made else self._make(k)
+            self._begin(connection, k, message, due + deadline_ns)
         gc.enable()
-        self._finish(stop)
+        self._finish(connection, stop)
 
     def record(self, start_ns: int) -> RequestRecord:
         """Read the answers and put everything together."""
@@ -220,52 +190,49 @@ class Calls:
             lost_time_s=lost_time_s if touched else None,
         )
 
-    def _wait(self, due_ns: int, stop: Stop) -> None:
+    def _make(self, k: int) -> bytes:
+        return self.maker.message(k, int(self.schedule.first_image[k]), int(self.schedule.message_bytes[k]))
+
+    def _wait(self, connection: Connection, k: int, due_ns: int, stop: Stop) -> None:
+        """Let answers in, and make messages, until call `k` is due."""
+        wake_ns = due_ns - self.spec.spin_ns
         while not stop.requested:
-            left_s = (due_ns - self.spec.spin_ns - time.monotonic_ns()) / 1e9
-            if left_s <= 0:
+            now_ns = time.monotonic_ns()
+            if now_ns >= wake_ns and now_ns - self._read_ns < _UNREAD_NS:
                 break
-            time.sleep(min(left_s, _SLICE_S))
+            until_ns, ahead = min(wake_ns, now_ns + _SLICE_NS), k + len(self._made)
+            if wake_ns - now_ns > _MAKING_NS and len(self._made) < _MADE_AHEAD and ahead < len(self.schedule):
+                self._made.append(self._make(ahead))
+                until_ns = now_ns
+            connection.serve(until_ns)
+            self._read_ns = time.monotonic_ns()
         while time.monotonic_ns() < due_ns and not stop.requested:
             pass
 
-    def _begin(self, infer: grpc.UnaryUnaryMultiCallable[bytes, bytes], k: int, message: bytes, until_ns: int) -> None:
-        if not self._slots.acquire(blocking=False):
+    def _begin(self, connection: Connection, k: int, message: bytes, until_ns: int) -> None:
+        if self._open >= self.spec.in_flight:
             self.status[k] = SKIPPED
             return
         now_ns = time.monotonic_ns()
         if now_ns >= until_ns:
-            self._slots.release()
             self.status[k] = OVERDUE
             return
         self.sent_ns[k] = now_ns
         self.request_bytes[k] = len(message)
-        call = infer.future(message, timeout=(until_ns - now_ns) / 1e9)
-        self._open[k] = call
-        call.add_done_callback(partial(self._ended, k))
+        self._open += 1
+        connection.begin(_INFER, message, until_ns, partial(self._ended, k))
 
-    def _ended(self, k: int, call: grpc.Future[bytes]) -> None:
-        """Called by gRPC from a thread of its own, or at once where a call failed before it began."""
-        self.received_ns[k] = time.monotonic_ns()
-        if call.cancelled():
-            code = grpc.StatusCode.CANCELLED
-        else:
-            failure = call.exception()
-            code = failure.code() if isinstance(failure, grpc.RpcError) else grpc.StatusCode.OK
-        if code is grpc.StatusCode.OK:
-            self.answers[k] = call.result()
-        self.status[k] = code.value[0]
-        del self._open[k]
-        self._slots.release()
+    def _ended(self, k: int, call: Call) -> None:
+        self.received_ns[k] = call.ended_ns
+        self.status[k] = call.code.value[0]
+        self.answers[k] = call.answer
+        self._open -= 1
 
-    def _finish(self, stop: Stop) -> None:
-        deadline_s = time.monotonic() + self.spec.deadline_s + _LAST_ANSWERS_S
-        # Asleep, not counting slots: other senders of the host may still be within their window.
+    def _finish(self, connection: Connection, stop: Stop) -> None:
         while self._open:
-            if stop.requested or time.monotonic() > deadline_s:
-                for call in list(self._open.values()):
-                    call.cancel()
-            time.sleep(_SLICE_S)
+            if stop.requested:
+                connection.cancel_all()
+            connection.serve(time.monotonic_ns() + _SLICE_NS)
 
 
 def _maker(spec: RequestSpec) -> Maker:
@@ -288,24 +255,24 @@ def main(arguments: list[str] | None = None) -> int:
         spec = RequestSpec.load(options.spec)
         schedule = RequestSchedule.load(Path(spec.schedule))
         maker = _maker(spec)
+        connection = Connection(spec.target)
     except (OSError, ValueError) as error:
         print(f"requests: {options.spec}: {error}", file=sys.stderr)
         return 2
-    with open_channel(spec.target) as channel:
+    with connection:
         try:
-            check(channel, spec, maker, int(schedule.message_bytes.max(initial=maker.smallest_bytes)))
+            check(connection, spec, maker, int(schedule.message_bytes.max(initial=maker.smallest_bytes)))
         except PreflightError as error:
             print(f"requests: tenant {spec.name}: {error}", file=sys.stderr)
             return 2
         calls = Calls(spec, schedule, maker)
-        sys.setswitchinterval(_SWITCH_INTERVAL_S)
         realtime = become_punctual(spec.priority)
         print(json.dumps({"ready": True, "tenant": spec.tenant, "requests": len(schedule)}), flush=True)
         start_ns = read_start(stop)
         if start_ns is None:
             print("requests: found no start on standard input, expected a line start_monotonic_ns", file=sys.stderr)
             return 2
-        calls.run(channel, start_ns, stop)
+        calls.run(connection, start_ns, stop)
         step_back()
     record = calls.record(start_ns)
     record.save(Path(spec.result))

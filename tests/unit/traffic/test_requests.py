@@ -36,6 +36,7 @@ from testbed.scenario.model import (
     TraceArrivals,
 )
 from testbed.traffic.arrivals import group_seed, tenant_seed
+from testbed.traffic.grpc_connection import Connection
 from testbed.traffic.modulation import on_off_path
 from testbed.traffic.request_records import (
     NOT_ATTEMPTED,
@@ -49,7 +50,7 @@ from testbed.traffic.request_records import (
 )
 from testbed.traffic.request_schedules import RequestSchedule, request_schedule
 from testbed.traffic.request_wire import PROBE_ID, RequestMaker, sequences
-from testbed.traffic.requests import Calls, check, open_channel
+from testbed.traffic.requests import Calls, check
 from testbed.traffic.sender import Stop
 from tests.unit.inference.serving import LONG_S, Running, serving
 
@@ -88,9 +89,9 @@ def spec(running: Running, **fields: Any) -> RequestSpec:
 def sent(running: Running, schedule: RequestSchedule, stop: Stop, **fields: Any) -> RequestRecord:
     told = spec(running, **fields)
     calls = Calls(told, schedule, replace(MAKER, model=told.model))
-    with open_channel(told.target) as channel:
+    with Connection(told.target) as connection:
         start_ns = time.monotonic_ns()
-        calls.run(channel, start_ns, stop)
+        calls.run(connection, start_ns, stop)
     return calls.record(start_ns)
 
 
@@ -237,13 +238,31 @@ def test_every_request_is_answered_judged_and_stamped(running: Running, stop: St
     assert np.all(record.response_bytes > 160)
 
 
+def test_every_message_is_made_once_and_in_its_turn_also_those_made_ahead(
+    running: Running, stop: Stop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[tuple[int, int]] = []
+    plainly = RequestMaker.message
+
+    def message(maker: RequestMaker, sequence: int, first_image: int, size_bytes: int) -> bytes:
+        made.append((sequence, first_image))
+        return plainly(maker, sequence, first_image, size_bytes)
+
+    monkeypatch.setattr(RequestMaker, "message", message)
+    schedule = replace(at_once(60), time_s=np.arange(60) * 0.003, first_image=np.arange(60)[::-1].copy())
+    made.clear()
+    record = sent(running, schedule, stop)
+    assert made == [(k, 59 - k) for k in range(60)]
+    assert record.summary()["status"] == {"OK": 60}
+
+
 def test_calls_begin_whatever_became_of_the_earlier_ones(running: Running, stop: Stop) -> None:
     running.gate.close()
     schedule = at_once(5)
     calls = Calls(spec(running, model="gate"), schedule, replace(MAKER, model="gate"))
-    with open_channel(running.target) as channel:
+    with Connection(running.target) as connection:
         start_ns = time.monotonic_ns()
-        sender = threading.Thread(target=calls.run, args=(channel, start_ns, stop))
+        sender = threading.Thread(target=calls.run, args=(connection, start_ns, stop))
         sender.start()
         deadline = time.monotonic() + LONG_S
         while np.any(calls.sent_ns < 0):
@@ -268,9 +287,9 @@ def test_what_is_due_beyond_the_cap_is_skipped_and_missed(running: Running, stop
 def test_what_this_host_is_too_late_to_send_is_overdue_and_missed(running: Running, stop: Stop) -> None:
     told = spec(running, deadline_s=0.5)
     calls = Calls(told, at_once(2), MAKER)
-    with open_channel(told.target) as channel:
+    with Connection(told.target) as connection:
         start_ns = time.monotonic_ns() - 1_000_000_000
-        calls.run(channel, start_ns, stop)
+        calls.run(connection, start_ns, stop)
     record = calls.record(start_ns)
     assert record.status.tolist() == [OVERDUE, OVERDUE]
     assert record.missed.all()
@@ -310,16 +329,16 @@ def test_what_the_server_would_refuse_is_found_before_the_window(running: Runnin
     fields, size, said = REFUSED[what]
     told = spec(running, **fields)
     maker = replace(MAKER, model=told.model, images=told.images)
-    with open_channel(told.target) as channel, pytest.raises(PreflightError, match=said):
-        check(channel, told, maker, max(size, maker.smallest_bytes))
+    with Connection(told.target) as connection, pytest.raises(PreflightError, match=said):
+        check(connection, told, maker, max(size, maker.smallest_bytes))
 
 
 def test_a_server_that_is_not_ready_is_found_before_the_window(running: Running) -> None:
     running.server.service.accepting = False
     try:
         told = spec(running, ready_s=0.3)
-        with open_channel(told.target) as channel, pytest.raises(PreflightError, match=r"not ready after 0\.3 s"):
-            check(channel, told, MAKER, MAKER.smallest_bytes)
+        with Connection(told.target) as connection, pytest.raises(PreflightError, match=r"not ready after 0\.3 s"):
+            check(connection, told, MAKER, MAKER.smallest_bytes)
     finally:
         running.server.service.accepting = True
 

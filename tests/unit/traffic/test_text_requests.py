@@ -14,12 +14,13 @@ from inference_server.server import Settings
 from testbed.errors import PreflightError, ScenarioError
 from testbed.scenario.loader import load
 from testbed.scenario.model import ModelSize, Requests, TokenSize, TraceArrivals
+from testbed.traffic.grpc_connection import Connection
 from testbed.traffic.request_demand import demand
 from testbed.traffic.request_makers import maker_of, text_tokens
 from testbed.traffic.request_records import RequestSpec
 from testbed.traffic.request_schedules import RequestSchedule, request_schedule
 from testbed.traffic.request_wire import PROBE_ID, TextMaker, sequences
-from testbed.traffic.requests import Calls, check, open_channel
+from testbed.traffic.requests import Calls, check
 from testbed.traffic.sender import Stop
 from tests.unit.inference.serving import LONG_S, Running, serving
 
@@ -89,10 +90,10 @@ def test_a_trace_drives_the_transformer_and_decode_costs_what_is_generated(runni
     schedule = RequestSchedule(np.zeros(6), MAKER.message_bytes(np.zeros(6), rows), rows)
     told = RequestSpec(1, "chat", running.target, "text-small", 0, "", "", 0, LONG_S, tokens="beside")
     calls = Calls(told, schedule, MAKER)
-    with open_channel(running.target) as channel:
-        check(channel, told, MAKER, int(schedule.message_bytes.max()))
+    with Connection(running.target) as connection:
+        check(connection, told, MAKER, int(schedule.message_bytes.max()))
         start_ns = time.monotonic_ns()
-        calls.run(channel, start_ns, Stop())
+        calls.run(connection, start_ns, Stop())
     record = calls.record(start_ns)
     assert record.summary()["status"] == {"OK": 6}
     assert record.summary()["accuracy"] is None
@@ -105,8 +106,8 @@ def test_a_trace_drives_the_transformer_and_decode_costs_what_is_generated(runni
 @pytest.mark.parametrize("model", ["digits-small", "missing"])
 def test_another_kind_of_model_is_found_before_the_window(running: Running, model: str) -> None:
     told = RequestSpec(1, "chat", running.target, model, 0, "", "", 0, LONG_S, tokens="beside")
-    with open_channel(running.target) as channel, pytest.raises(PreflightError, match=model):
-        check(channel, told, TextMaker("chat", model, TOKENS), 900)
+    with Connection(running.target) as connection, pytest.raises(PreflightError, match=model):
+        check(connection, told, TextMaker("chat", model, TOKENS), 900)
 
 
 def test_the_shipped_scenario_asks_for_text_by_its_trace() -> None:
