@@ -72,8 +72,10 @@ class Federation:
         """
         previous = self.offers
         self.offers, self.servers = {}, {}
+        numbers = {tenant.name: number for number, tenant in enumerate(self.scenario.tenants, start=1)}
         for domain in self.scenario.domains:
-            demands = [self._demand(tenant, domain.name, previous) for tenant in self._crossing(domain.name)]
+            crossing = self._crossing(domain.name)
+            demands = [self._demand(tenant, numbers[tenant.name], domain.name, previous) for tenant in crossing]
             sealed = self.agents[domain.name].offer(demands, (calibrated or {}).get(domain.name))
             self.offers[domain.name] = {
                 tenant: Signed(verify(data, self.trust, self.clock()), data) for tenant, data in sealed.items()
@@ -168,12 +170,12 @@ class Federation:
     def _crossing(self, domain: str) -> list[Tenant]:
         return [t for t in self.scenario.tenants if any(d.name == domain for d in self.scenario.path(t))]
 
-    def _demand(self, tenant: Tenant, domain: str, previous: Mapping[str, Mapping[str, Signed]]) -> Demand:
+    def _demand(self, tenant: Tenant, number: int, domain: str, previous: Mapping[str, Mapping[str, Signed]]) -> Demand:
         client, server = self.addresses[tenant.name]
         earlier = previous.get(domain, {}).get(tenant.name)
         return Demand(
             tenant=tenant.name,
-            number=self.scenario.tenants.index(tenant) + 1,
+            number=number,
             client=client,
             server=server,
             reservation=tenant.reservation,

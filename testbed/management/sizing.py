@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from controller.program import Queue
-from testbed.calculus.service.htb import HtbClass, htb_latency
+from testbed.calculus.service.htb import HtbClass, htb_latencies
 from testbed.errors import ReservationError
 
 DRAIN_BPS = 400e6
@@ -133,17 +133,17 @@ def design_classes(
         return {}
     bystander = HtbClass(1.0, 2 * best_effort_bits, best_effort_bits, best_effort_bits)
     classes = [HtbClass(float(d.rate_bps), d.packet_bits, d.packet_bits, d.packet_bits) for d in demands]
+    total = sum(demand.rate_bps for demand in demands)
     for _ in range(_MAX_ROUNDS):
-        latencies = [_latency(i, classes, bystander, drain_bps) for i in range(len(classes))]
+        *latencies, _ = htb_latencies([*classes, bystander], drain_bps, TIMER_S)
         turns = [d.rate_bps * latency + d.packet_bits for d, latency in zip(demands, latencies, strict=True)]
-        if all(turn <= c.quantum_bits + _TOLERANCE_BITS for turn, c in zip(turns, classes, strict=True)):
-            break
-        if max(latencies) > 1.0:
-            total = sum(demand.rate_bps for demand in demands)
+        if total > drain_bps or max(latencies) > 1.0:
             raise ReservationError(
                 f"reservations of {total} bit/s on a port drained at {drain_bps:g} bit/s: no finite burst lets every "
                 "class keep its rate; reserve less"
             )
+        if all(turn <= c.quantum_bits + _TOLERANCE_BITS for turn, c in zip(turns, classes, strict=True)):
+            break
         classes = [
             replace(c, burst_bits=turn + c.rate_bps * pause_s, quantum_bits=turn)
             for turn, c in zip(turns, classes, strict=True)
@@ -152,10 +152,3 @@ def design_classes(
         d.tenant: ReservedClass(-(-int(c.burst_bits + 8) // 8), -(-int(c.quantum_bits + 8) // 8), latency)
         for d, c, latency in zip(demands, classes, latencies, strict=True)
     }
-
-
-def _latency(index: int, classes: Sequence[HtbClass], bystander: HtbClass, drain_bps: float) -> float:
-    # The own bucket is tried as deep as it would have to be; what it must be is the result of the iteration.
-    deep = replace(classes[index], burst_bits=1e15, quantum_bits=1e15)
-    others = [c for i, c in enumerate(classes) if i != index]
-    return htb_latency(deep, [*others, bystander], drain_bps, TIMER_S)

@@ -57,11 +57,8 @@ def htb_latency(own: HtbClass, others: Sequence[HtbClass], drain_bps: float, tim
     total = math.fsum((own.rate_bps, *(other.rate_bps for other in others)))
     if total > drain_bps:
         raise CalculusError(f"sum of reserved rates <= drain rate fails: {total:g} against {drain_bps:g} bit/s")
-    turns = (
-        min(other.quantum_bits, other.burst_bits / max(1.0 - other.rate_bps / drain_bps, 1e-12)) + other.packet_bits
-        for other in others
-    )
-    latency = 2.0 * math.fsum(turns) / drain_bps + own.packet_bits / drain_bps + timer_s
+    turns = math.fsum(_turn_bits(other, drain_bps) for other in others)
+    latency = _latency_s(own, turns, drain_bps, timer_s)
     needed = own.rate_bps * latency + own.packet_bits
     for what, value in (("burst", own.burst_bits), ("quantum", own.quantum_bits)):
         if value < needed:
@@ -70,6 +67,30 @@ def htb_latency(own: HtbClass, others: Sequence[HtbClass], drain_bps: float, tim
                 f"with less, a class of {own.rate_bps:g} bit/s loses rate while it waits"
             )
     return latency
+
+
+def htb_latencies(classes: Sequence[HtbClass], drain_bps: float, timer_s: float) -> list[float]:
+    """Latency of each class of a port while all the others are backlogged, in one pass over them.
+
+    Bursts and quanta are not held against it, because they follow from it where classes are designed.
+
+    Args:
+        classes: All classes under one root, none with a quantum beyond reason.
+        drain_bps: As for `htb_latency`.
+        timer_s: As for `htb_latency`.
+    """
+    turns = [_turn_bits(one, drain_bps) for one in classes]
+    together = math.fsum(turns)
+    return [_latency_s(one, together - turn, drain_bps, timer_s) for one, turn in zip(classes, turns, strict=True)]
+
+
+def _turn_bits(one: HtbClass, drain_bps: float) -> float:
+    """What a backlogged class sends in a round at most."""
+    return min(one.quantum_bits, one.burst_bits / max(1.0 - one.rate_bps / drain_bps, 1e-12)) + one.packet_bits
+
+
+def _latency_s(own: HtbClass, turns_bits: float, drain_bps: float, timer_s: float) -> float:
+    return 2.0 * turns_bits / drain_bps + own.packet_bits / drain_bps + timer_s
 
 
 def htb_service(
