@@ -10,19 +10,21 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from testbed.cli.left_out import left_out, say_left_out
-from testbed.management.paper import bounds_on_paper
 from testbed.report.bound_plot import BoundCurve, save_bounds
-from testbed.report.record import BoundRecord
 from testbed.report.terminal import milliseconds
 from testbed.scenario.loader import load
 from testbed.scenario.model import Scenario
+from testbed.simulation.bounds import Bounds, bounds_on_paper
 
 _PICTURES = {".svg", ".png", ".pdf"}
 
 
 def bound(
     file: Annotated[Path, typer.Argument(help="Scenario file.")],
+    measured: Annotated[
+        Path | None,
+        typer.Option(help="Folder of a run that measured requests, as for testbed simulate."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     plot: Annotated[bool, typer.Option("--plot", help="Draw every tenant's bound as a CCDF.")] = False,
     out: Annotated[
@@ -32,7 +34,8 @@ def bound(
 ) -> None:
     """Show every tenant's bound at its promised percentile, its method and its budget per domain.
 
-    Tenants that send requests are left out, and named on standard error: their bounds need what a run counts.
+    Of tenants that send requests, computations take as long as the scenario says under `work`, or as a run measured
+    that --measured names; where neither is known the table says so.
     """
     scenario = load(file)
     picture = out or Path(f"{scenario.name}-bound.svg")
@@ -40,32 +43,37 @@ def bound(
         raise typer.BadParameter(
             f"{picture} ends in {picture.suffix!r}; expected .svg, .png or .pdf", param_hint="--out"
         )
-    bounds = bounds_on_paper(scenario)
+    bounds = bounds_on_paper(scenario, measured)
     if as_json:
-        rows = [_row(scenario, name, found) for name, found in bounds.items()]
-        typer.echo(json.dumps({"tenants": rows, "left_out": left_out(scenario)}, indent=1))
+        rows = [_row(scenario, tenant.name, bounds) for tenant in scenario.tenants if tenant.reservation]
+        typer.echo(json.dumps({"tenants": rows}, indent=1))
     else:
         _print(scenario, bounds)
-    say_left_out(scenario, "whose bounds need what a warm-up counts")
     if plot:
         curves = [
             BoundCurve(name, found, _epsilon(scenario, name), _deadline(scenario, name))
-            for name, found in bounds.items()
+            for name, found in bounds.found.items()
         ]
         save_bounds(curves, f"{scenario.name}: bounds before any run", picture)
         typer.echo(f"picture: {picture}", err=True)
 
 
-def _print(scenario: Scenario, bounds: dict[str, BoundRecord]) -> None:
+def _print(scenario: Scenario, bounds: Bounds) -> None:
     console = Console()
     table = Table(title=f"{scenario.name}: bounds (ms)", title_justify="left", header_style="bold")
     for heading in ("tenant", "ε", "bound", "method", "made of"):
         table.add_column(heading, justify="left" if heading in {"tenant", "method", "made of"} else "right")
-    for name, found in bounds.items():
-        parts = " + ".join(f"{part.name} {milliseconds(part.delay_s)}" for part in found.parts)
-        table.add_row(name, f"{_epsilon(scenario, name):g}", milliseconds(found.bound_s), found.method, parts)
+    for tenant in scenario.tenants:
+        if (found := bounds.found.get(tenant.name)) is not None:
+            parts = " + ".join(f"{part.name} {milliseconds(part.delay_s)}" for part in found.parts)
+            row = (milliseconds(found.bound_s), found.method, parts)
+        elif tenant.name in bounds.missing:
+            row = (milliseconds(None), "none", bounds.missing[tenant.name])
+        else:
+            continue
+        table.add_row(tenant.name, f"{_epsilon(scenario, tenant.name):g}", *row)
     console.print(table)
-    for name, found in bounds.items():
+    for name, found in bounds.found.items():
         console.print(f"\n[bold]{name}[/bold]")
         console.print(found.explanation, markup=False, highlight=False)
 
@@ -80,13 +88,17 @@ def _deadline(scenario: Scenario, name: str) -> float | None:
     return promise.deadline_s if promise else None
 
 
-def _row(scenario: Scenario, name: str, found: BoundRecord) -> dict[str, object]:
+def _row(scenario: Scenario, name: str, bounds: Bounds) -> dict[str, object]:
+    """One tenant with a reservation; `why` says what is missing where it has no bound."""
+    found = bounds.found.get(name)
     return {
         "name": name,
         "epsilon": _epsilon(scenario, name),
-        "bound_s": found.bound_s,
-        "method": found.method,
-        "assumptions": list(found.assumptions),
-        "budget": [share.model_dump() for share in found.budget],
-        "rejected": found.rejected,
+        "bound_s": None if found is None else found.bound_s,
+        "network_bound_s": None if found is None else found.network_bound_s,
+        "method": None if found is None else found.method,
+        "assumptions": [] if found is None else list(found.assumptions),
+        "budget": [] if found is None else [share.model_dump() for share in found.budget],
+        "rejected": {} if found is None else found.rejected,
+        "why": bounds.missing.get(name),
     }

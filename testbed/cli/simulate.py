@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from testbed.cli.exits import Exit, exit_of_verdict
+from testbed.cli.impairments import impairments
 from testbed.cli.watching import Interrupt, shown
 from testbed.errors import ScenarioError
 from testbed.report.html import REPORT_NAME
@@ -16,8 +17,10 @@ from testbed.report.record import RECORD_NAME, RunRecord, read_record
 from testbed.report.terminal import print_summary
 from testbed.scenario import market
 from testbed.scenario.loader import load
-from testbed.simulation.impairment import Excess, Exponential
-from testbed.simulation.network import Choices, promises
+from testbed.scenario.model import Scenario
+from testbed.simulation.bounds import TOO_LITTLE_SHARE, unpromised
+from testbed.simulation.choices import Choices
+from testbed.simulation.network import promises
 from testbed.simulation.pipeline import RECORDED_PACKETS, Options, simulate_scenario
 from testbed.simulation.system import Scheduler
 
@@ -37,9 +40,24 @@ def simulate(  # noqa: PLR0917 - options of a command line
         float | None,
         typer.Option(min=0.0, max=1.0, help="How strongly correlated tenants burst together; else as in a run."),
     ] = None,
-    excess_ms: Annotated[float, typer.Option(min=0.0, help="Mean of a random excess latency in every domain.")] = 0.0,
-    excess_share: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of packets that have it.")] = 1.0,
-    loss: Annotated[float, typer.Option(min=0.0, max=1.0, help="Probability that a domain loses a packet.")] = 0.0,
+    excess_ms: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[DOMAIN=]MS",
+            help="Mean of a random excess latency in every domain, or in one; repeat it for others. Else as the "
+            "scenario says.",
+        ),
+    ] = None,
+    excess_share: Annotated[
+        list[str] | None, typer.Option(metavar="[DOMAIN=]SHARE", help="Share of packets that have it, else all.")
+    ] = None,
+    loss: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[DOMAIN=]P",
+            help="Probability that every domain, or one, loses a packet; else as the scenario says.",
+        ),
+    ] = None,
     measured: Annotated[
         Path | None,
         typer.Option(
@@ -65,14 +83,13 @@ def simulate(  # noqa: PLR0917 - options of a command line
     """
     require_reservations(file)
     scenario = load(file)
-    excess = Excess(excess_share, Exponential(excess_ms / 1e3)) if excess_ms > 0 else None
     options = Options(
         out=out,
         packets=packets,
         replications=replications,
         recorded_packets=record_packets,
         workers=workers,
-        choices=Choices(scheduler, meters, correlation, excess, loss),
+        choices=Choices(scheduler, meters, correlation, **impairments(excess_ms or [], excess_share or [], loss or [])),
         measured=measured,
         command=("testbed", "simulate", *sys.argv[2:]),
         page=page,
@@ -86,7 +103,7 @@ def simulate(  # noqa: PLR0917 - options of a command line
         typer.echo((folder / RECORD_NAME).read_text(encoding="utf-8"))
     else:
         print_summary(record)
-        _say_unbound(record, options.choices)
+        _say_unbound(record, scenario, options.choices)
         typer.echo(f"{record.packets:,} packets, {(record.packet_hops_per_s or 0) / 1e6:.3g} million packet-hops/s")
         typer.echo(f"report: {folder / REPORT_NAME}" if page else f"folder: {folder}")
     if record.partial:
@@ -96,14 +113,18 @@ def simulate(  # noqa: PLR0917 - options of a command line
     raise typer.Exit(exit_of_verdict(record.verdict))
 
 
-def _say_unbound(record: RunRecord, choices: Choices) -> None:
-    """Name tenants with requests whose server can promise nothing, where anything is promised."""
-    names = [found.name for found in record.tenants if found.requests and found.epsilon and found.bound_s is None]
-    if names and promises(choices.scheduler) and choices.excess is None and choices.loss == 0:
-        typer.echo(
-            f"no bound: {', '.join(names)}: the meter lets more computations pass than the share of the server is sure "
-            "to do in time; reserve a larger compute-share, or let requests take less work"
-        )
+def _say_unbound(record: RunRecord, scenario: Scenario, choices: Choices) -> None:
+    """Name tenants that are promised something and have no bound, where the scheduler keeps promises."""
+    if not promises(choices.scheduler):
+        return
+    tenants = {tenant.name: tenant for tenant in scenario.tenants}
+    reasons: dict[str, list[str]] = {}
+    for found in record.tenants:
+        if found.epsilon and found.bound_s is None:
+            why = unpromised(scenario, tenants[found.name], choices) or TOO_LITTLE_SHARE
+            reasons.setdefault(why, []).append(found.name)
+    for why, names in reasons.items():
+        typer.echo(f"no bound: {', '.join(names)}: {why}")
 
 
 def require_reservations(file: Path) -> None:

@@ -15,8 +15,8 @@ from testbed.cli.exits import Exit
 from testbed.cli.simulate import require_reservations
 from testbed.cli.watching import Interrupt, shown
 from testbed.report.terminal import STYLES, milliseconds
+from testbed.simulation.choices import Choices
 from testbed.simulation.grid import axis, points
-from testbed.simulation.network import Choices
 from testbed.simulation.sweep import SweepOptions
 from testbed.simulation.sweep import sweep as sweep_grid
 from testbed.simulation.system import Scheduler

@@ -24,6 +24,7 @@ from testbed.calculus import (
     MarkovOnOff,
     MarkovPoisson,
     Metered,
+    NotApplicableError,
     Part,
     Renewal,
     TokenBucket,
@@ -50,11 +51,16 @@ _HOST_ASSUMPTION = (
 CURVE_EPSILONS = np.geomspace(0.5, 1e-5, 48)
 
 
-def arrival_of(tenant: Tenant) -> Arrival:
-    """What may be assumed of a tenant that has a reservation: its model behind its meter, or the meter alone.
+def arrival_of(tenant: Tenant, *, metered: bool = True) -> Arrival:
+    """What may be assumed of a tenant that has a reservation: its model behind its meter, or either alone.
+
+    Args:
+        tenant: The tenant.
+        metered: Whether a meter enforces its contract.
 
     Raises:
         ValueError: Best effort, about which nothing may be assumed.
+        NotApplicableError: Neither a meter nor a model says what it sends.
     """
     if tenant.reservation is None:
         raise ValueError(f"tenant {tenant.name}: best effort has no contract, so nothing bounds its delay")
@@ -64,10 +70,16 @@ def arrival_of(tenant: Tenant) -> Arrival:
         packet_bits=tenant.arrivals.size_bits,
     )
     model = _model(tenant)
-    return bucket if model is None else Metered(model, bucket)
+    if metered:
+        return bucket if model is None else Metered(model, bucket)
+    if model is None:
+        raise NotApplicableError("no meter polices it, and no arrival model of the calculus says what it sends")
+    return model
 
 
-def bound_tenant(tenant: Tenant, envelopes: Sequence[Envelope], *, host_s: float) -> BoundRecord | None:
+def bound_tenant(
+    tenant: Tenant, envelopes: Sequence[Envelope], *, host_s: float, metered: bool = True
+) -> BoundRecord | None:
     """The smallest sound bound on a tenant's latency from the intended send time, and everything it is made of.
 
     Args:
@@ -75,6 +87,7 @@ def bound_tenant(tenant: Tenant, envelopes: Sequence[Envelope], *, host_s: float
         envelopes: One verified envelope per domain of its path, in path order. What each grants its host is left out:
             a host that stands still delays a packet once, not once in every domain.
         host_s: What the emulating host may add on the whole path, 0 where there is none; then it has no risk either.
+        metered: Whether its meter is there, as it always is on a network.
 
     Returns:
         None for best effort. Without a promise the bound is at the 99.9th percentile.
@@ -84,7 +97,7 @@ def bound_tenant(tenant: Tenant, envelopes: Sequence[Envelope], *, host_s: float
     """
     if tenant.reservation is None:
         return None
-    arrival = arrival_of(tenant)
+    arrival = arrival_of(tenant, metered=metered)
     path_rate_bps = min(envelope.guardrails.reserved_rate_bps for envelope in envelopes)
     servers = [_without_host(to_service(envelope, path_rate_bps), envelope) for envelope in envelopes]
     epsilon = tenant.promise.epsilon if tenant.promise else 1e-3

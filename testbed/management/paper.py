@@ -11,11 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from controller.client import CallError
 from controller.program import DomainProgram
-from testbed.errors import ScenarioError
-from testbed.management.bounds import DECLARED_HOST_S, bound_tenant
 from testbed.management.domain import Controller
 from testbed.management.federation import Federation, found
-from testbed.report.record import BoundRecord
 from testbed.scenario.model import Scenario
 
 DECLARED_HOST_ALLOWANCE_S = 3e-3
@@ -40,26 +37,6 @@ def on_paper(
         d.name: (_Nobody(), DomainProgram(d.name, "none", d.link_rate_bps, (), ())) for d in scenario.domains
     }
     return found(scenario, addresses, seats, host_allowance_s=host_allowance_s, clock=clock)
-
-
-def bounds_on_paper(scenario: Scenario) -> dict[str, BoundRecord]:
-    """The bound of every tenant that sends packets and has a reservation, by name.
-
-    Raises:
-        ReservationError: A domain cannot carry what the scenario reserves.
-        ScenarioError: No tenant that sends packets reserves anything.
-    """
-    tenants = [tenant for tenant in scenario.tenants if tenant.requests is None]
-    if not any(tenant.reservation for tenant in tenants):
-        raise ScenarioError(
-            f"tenants {', '.join(tenant.name for tenant in scenario.tenants)}: found requests, whose bounds need what "
-            "a warm-up counts, or best effort, which has none, expected a tenant that sends packets and reserves; "
-            "`testbed run` and `testbed simulate` show the bounds of requests"
-        )
-    federation = on_paper(scenario)
-    federation.collect_offers()
-    bounds = {t.name: bound_tenant(t, federation.envelopes(t), host_s=DECLARED_HOST_S) for t in tenants}
-    return {name: bound for name, bound in bounds.items() if bound is not None}
 
 
 class _Nobody:

@@ -73,6 +73,7 @@ class RequestTerms:
         services: What the domains of its path promise, in path order, nothing granted to a host.
         works: Parts of the longest computation that others take, and how often; independent of each other and of the
             messages. All of them the longest where nothing is known.
+        evened_s: What `works` leaves out, and is to be added to what the server promises.
     """
 
     demand: Demand
@@ -83,6 +84,7 @@ class RequestTerms:
     workers: int
     services: tuple[EnvelopeService, ...]
     works: tuple[tuple[float, float], ...] = ((1.0, 1.0),)
+    evened_s: float = 0.0
 
     @property
     def path(self) -> RequestPath:
@@ -97,7 +99,7 @@ class RequestTerms:
         requests = _of_works(
             request_class(kinds, self.answer_bits, self.out, self.back, work=largest_bits, weights=share), self.works
         )
-        latency_s = promised.latency_s - signed.host_allowance_s
+        latency_s = promised.latency_s - signed.host_allowance_s + self.evened_s
         stage = SignedStage(promised.rate_bps, latency_s, self.workers, largest_bits)
         returning = [replace(service, name=f"{service.name} back") for service in self.services[::-1]]
         path = request_path(

@@ -38,7 +38,14 @@ from testbed.run.calibrate import PATH_FLOOR_S, calibrate
 from testbed.run.faults import Injector, Site
 from testbed.run.gates import gates_of
 from testbed.run.keepsakes import discard_captures, keep_captures
-from testbed.run.preflight import choose_datapath, require_few, require_memory, require_room, require_root
+from testbed.run.preflight import (
+    choose_datapath,
+    require_few,
+    require_memory,
+    require_room,
+    require_root,
+    require_unimpaired,
+)
 from testbed.run.progress import Progress, Step
 from testbed.run.request_terms import Granted, calibrate_requests
 from testbed.run.requests import asking, require_warm_up, start_servers
@@ -106,6 +113,7 @@ def run_reserved(scenario: Scenario, options: Options, progress: Progress, reser
     datapath = choose_datapath(scenario.datapath)
     faults.require(scenario, datapath)
     require_few(scenario)
+    require_unimpaired(scenario)
     require_room(options.out, scenario, options.seeds)
     require_memory(scenario)
     require_warm_up(scenario)

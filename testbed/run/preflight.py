@@ -66,6 +66,19 @@ def require_few(scenario: Scenario) -> None:
         )
 
 
+def require_unimpaired(scenario: Scenario) -> None:
+    """Check that its domains do nothing to packets that only a simulation can do.
+
+    Raises:
+        PreflightError: One does.
+    """
+    if impaired := [domain.name for domain in scenario.domains if domain.is_impaired]:
+        raise PreflightError(
+            f"domains {', '.join(impaired)}: found random excess latency or loss, expected none on a network; "
+            "use `testbed simulate`, or leave excess and loss out; faults of the kinds delay and loss are for a network"
+        )
+
+
 def require_room(out: Path, scenario: Scenario, windows: int) -> None:
     """Check that the captures of all windows fit on the disk of `out`.
 

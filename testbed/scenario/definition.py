@@ -24,6 +24,7 @@ from testbed.scenario.values import Boolean, Choice, Name, Number, Quantity
 MOST_DOMAINS = 8
 
 _LINK_DELAY = Quantity(TIME, Fraction(0), Fraction(1))
+_EXCESS = Quantity(TIME, Fraction(1, 10**6), Fraction(10))
 _DURATION = Quantity(TIME, Fraction(1), Fraction(7200))
 
 _DOMAIN = Record(
@@ -45,6 +46,24 @@ _DOMAIN = Record(
             QUEUE,
             "Size of one FIFO queue at the link's rate, in each port, for all tenants that cross the domain; nothing "
             "can be reserved then. Left out: everybody has a queue of its own.",
+        ),
+        Field(
+            "excess",
+            Record(
+                "random excess latency",
+                (
+                    Field("mean", _EXCESS, "Mean of its exponential law.", required=True),
+                    Field("share", Number("a share", 1e-9, 1), "Share of the packets that have any.", default=1),
+                ),
+            ),
+            "Latency that packets have at random behind the domain's port, for testbed simulate and sweep; one that is "
+            "late holds up those behind it. Left out: none.",
+        ),
+        Field(
+            "loss",
+            Number("a probability", 0, 1),
+            "Probability that the domain loses a packet at random, for testbed simulate and sweep.",
+            default=0,
         ),
     ),
 )

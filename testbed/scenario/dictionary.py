@@ -18,6 +18,7 @@ from testbed.scenario.model import (
     Datapath,
     Domain,
     DrawnSize,
+    ExcessLatency,
     Interval,
     Misbehaviour,
     MmppArrivals,
@@ -78,9 +79,7 @@ def from_dict(data: Mapping[str, Any]) -> Scenario:
             {
                 "slow_down": 1.0,
                 **data,
-                "domains": tuple(
-                    _build(Domain, {"segment": None, "shared_queue_bits": None, **d}) for d in _list(data, "domains")
-                ),
+                "domains": tuple(_domain_from_dict(domain) for domain in _list(data, "domains")),
                 "tenants": tuple(_tenant_from_dict(tenant) for tenant in _list(data, "tenants")),
                 "datapath": Datapath(data.get("datapath", "auto")),
                 "source": None if data.get("source") is None else Path(data["source"]),
@@ -91,10 +90,18 @@ def from_dict(data: Mapping[str, Any]) -> Scenario:
         raise ScenarioError(f"scenario data: {error}; expected what to_dict() writes") from error
 
 
+_USUAL_DOMAIN: Mapping[str, Any] = {"segment": None, "shared_queue_bits": None, "excess": None, "loss": 0.0}
+"""Of domains in a row, each with a queue a tenant and nothing done to packets; folders of such stay without it."""
+
+
 def _domain_to_dict(domain: Domain) -> dict[str, Any]:
-    # Folders of domains in a row, each with a queue a tenant, stay as they were before there were others.
-    usual = {"segment": None, "shared_queue_bits": None}
-    return {key: value for key, value in asdict(domain).items() if key not in usual or value != usual[key]}
+    return {
+        key: value for key, value in asdict(domain).items() if key not in _USUAL_DOMAIN or value != _USUAL_DOMAIN[key]
+    }
+
+
+def _domain_from_dict(data: Mapping[str, Any]) -> Domain:
+    return _build(Domain, {**_USUAL_DOMAIN, **data, "excess": _optional(ExcessLatency, data.get("excess"))})
 
 
 def _tenant_to_dict(tenant: Tenant) -> dict[str, Any]:

@@ -9,15 +9,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import TypeAlias
 
+from testbed.errors import ScenarioError
 from testbed.scenario import document, fault_rules, requests, tenants
 from testbed.scenario.definition import SCENARIO, run_settings
 from testbed.scenario.document import Node
 from testbed.scenario.fields import Section, require_unique
-from testbed.scenario.model import Domain, OnOffArrivals, Scenario, Tenant
+from testbed.scenario.model import Domain, ExcessLatency, MmppArrivals, OnOffArrivals, Scenario, Tenant
 from testbed.scenario.problems import Report, did_you_mean
 from testbed.scenario.units import RATE, TIME, quantity
 from testbed.scenario.values import UNUSABLE
+from testbed.traffic.modulation import STIFFEST, Moves
+
+_Modulated: TypeAlias = OnOffArrivals | MmppArrivals
 
 
 def load(path: Path) -> Scenario:
@@ -81,12 +86,15 @@ def _check(root: Node | None, path: Path, report: Report) -> Scenario | None:
 
 
 def _domain(section: Section) -> Domain:
+    excess: Section | None = section.get("excess")
     return Domain(
         name=section.get("name"),
         link_rate_bps=int(section.get("link-rate")),
         link_delay_s=float(section.get("link-delay", 0)),
         compute=section.get("compute", False),
         shared_queue_bits=None if section.get("shared-queue") is None else int(section.get("shared-queue")),
+        excess=None if excess is None else ExcessLatency(float(excess.get("mean")), float(excess.get("share", 1))),
+        loss=float(section.get("loss", 0)),
     )
 
 
@@ -205,19 +213,19 @@ def _reserved_bps(tenant: Section) -> Fraction | None:
 
 
 def _require_groups(members: list[tuple[Section, Tenant | None]], report: Report) -> None:
-    groups: dict[str, list[tuple[Section, OnOffArrivals]]] = {}
+    groups: dict[str, list[tuple[Section, _Modulated]]] = {}
     for section, member in members:
         # A tenant that could not be built has been reported and may have belonged to any group.
         if member is None:
             return
         group = None if member.misbehaviour is None else member.misbehaviour.group
-        if group is not None and isinstance(member.arrivals, OnOffArrivals):
+        if group is not None and isinstance(member.arrivals, OnOffArrivals | MmppArrivals):
             groups.setdefault(group, []).append((section, member.arrivals))
     for group, belonging in groups.items():
         _require_group(group, belonging, report)
 
 
-def _require_group(group: str, belonging: list[tuple[Section, OnOffArrivals]], report: Report) -> None:
+def _require_group(group: str, belonging: list[tuple[Section, _Modulated]], report: Report) -> None:
     (first_section, first), *others = belonging
     if not others:
         breach: Section = first_section.get("misbehaviour")
@@ -229,17 +237,51 @@ def _require_group(group: str, belonging: list[tuple[Section, OnOffArrivals]], r
             remedy="give another tenant the same group, or delete the misbehaviour",
         )
     _require_strengths(group, [section for section, _ in belonging], report)
+    _require_followed(first_section, first, report)
     for section, arrives in others:
-        if (arrives.mean_on_s, arrives.mean_off_s) != (first.mean_on_s, first.mean_off_s):
+        if _hidden(arrives) != _hidden(first):
             declared: Section = section.get("arrivals")
             report.add(
-                declared.line_of("mean-on"),
+                declared.line_of("mean-on" if isinstance(arrives, OnOffArrivals) else "states"),
                 declared.where,
-                found=f"mean-on {_time(arrives.mean_on_s)} and mean-off {_time(arrives.mean_off_s)}",
-                expected=f"{_time(first.mean_on_s)} and {_time(first.mean_off_s)} like {first_section.get('name')}, "
+                found=_hidden_text(arrives),
+                expected=f"{_hidden_text(first)} like {first_section.get('name')}, "
                 f"which shares the bursts of the group {group}",
-                remedy="make the two agree (peaks may differ), or choose another group",
+                remedy="make the two agree (rates may differ), or choose another group",
             )
+
+
+def _hidden(arrives: _Modulated) -> tuple[object, ...]:
+    """What decides the law of the state that makes bursts."""
+    if isinstance(arrives, OnOffArrivals):
+        return arrives.mean_on_s, arrives.mean_off_s
+    return arrives.switch_per_s
+
+
+def _hidden_text(arrives: _Modulated) -> str:
+    if isinstance(arrives, OnOffArrivals):
+        return f"mean-on {_time(arrives.mean_on_s)} and mean-off {_time(arrives.mean_off_s)}"
+    stays = [1 / sum(rate for k, rate in enumerate(row) if k != own) for own, row in enumerate(arrives.switch_per_s)]
+    weights = "; ".join(" ".join(f"{rate:.6g}" for rate in row) for row in arrives.switch_per_s)
+    return f"states that stay {', '.join(map(_time, stays))} and are left at the rates {weights}"
+
+
+def _require_followed(section: Section, arrives: _Modulated, report: Report) -> None:
+    """A group's chain is followed move by move, which takes as long as its fastest state is short."""
+    if not isinstance(arrives, MmppArrivals):
+        return
+    try:
+        Moves.of(arrives.switch_per_s)
+    except ScenarioError:
+        declared: Section = section.get("arrivals")
+        report.add(
+            declared.line_of("states"),
+            f"{declared.where}.states",
+            found="stays that differ too much to be followed by a group",
+            expected=f"at least two states, none of which, where there are more, lasts {STIFFEST:,} times as long as "
+            "another",
+            remedy="declare fewer states, or delete the misbehaviour",
+        )
 
 
 def _require_strengths(group: str, belonging: list[Section], report: Report) -> None:

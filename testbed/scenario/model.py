@@ -28,6 +28,19 @@ class Datapath(StrEnum):
     KERNEL = "kernel"
 
 
+@dataclass(frozen=True, slots=True)
+class ExcessLatency:
+    """Random latency that a domain adds to packets, exponential; it holds up everything behind them.
+
+    Attributes:
+        mean_s: Mean of it.
+        share: Share of the packets that have any.
+    """
+
+    mean_s: float
+    share: float = 1.0
+
+
 @dataclass(frozen=True)
 class Domain:
     """One operator's domain: an ingress switch, an egress switch and the link that leaves it.
@@ -41,6 +54,8 @@ class Domain:
         segment: Part of the path that it sells, beside others that sell the same; None for a part of its own.
         shared_queue_bits: Size of the one FIFO queue that all tenants share at each of the domain's ports; None where
             everybody has a queue of its own.
+        excess: Latency that it adds at random, in a simulation; None for none.
+        loss: Probability that it loses a packet at random, in a simulation.
     """
 
     name: str
@@ -49,6 +64,13 @@ class Domain:
     compute: bool = False
     segment: str | None = None
     shared_queue_bits: int | None = None
+    excess: ExcessLatency | None = None
+    loss: float = 0.0
+
+    @property
+    def is_impaired(self) -> bool:
+        """Whether it does to packets what no emulated domain does."""
+        return self.excess is not None or self.loss > 0
 
 
 @dataclass(frozen=True)
@@ -289,7 +311,12 @@ class Tenant:
 
         Bursts that coincide with those of others do: only the joint law of the group is not that of independent ones.
         """
-        return self.misbehaviour is None or self.misbehaviour.kind == "correlated"
+        return self.misbehaviour is None or self.follows_a_group
+
+    @property
+    def follows_a_group(self) -> bool:
+        """Whether its bursts coincide with those of others."""
+        return self.misbehaviour is not None and self.misbehaviour.kind == "correlated"
 
     @property
     def packet_bits(self) -> int:

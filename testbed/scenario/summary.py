@@ -123,6 +123,8 @@ def _domains(scenario: Scenario) -> list[str]:
         f"{domain.name} {quantity(domain.link_rate_bps, RATE)}"
         + (f" + {quantity(domain.link_delay_s, TIME)}" if domain.link_delay_s else "")
         + (f" (one queue of {quantity(queue, SIZE)})" if (queue := domain.shared_queue_bits) is not None else "")
+        + (f" (late: {quantity(late.mean_s, TIME)} at {late.share:.3g})" if (late := domain.excess) is not None else "")
+        + (f" (loses {domain.loss:.3g})" if domain.loss else "")
         + (" (compute)" if domain.compute else "")
         for domain in scenario.domains
     ]

@@ -96,9 +96,9 @@ _MISBEHAVIOUR = Variants(
                 Field(
                     "strength",
                     Number("a strength", 0, 1),
-                    "Share of the group's changes between on and off that the tenant follows: 0 makes it independent, "
-                    "1 brings it together with everybody of strength 1. Left out by the whole group: all are on and "
-                    "off at the same times.",
+                    "Share of the group's changes of state that the tenant follows: 0 makes it independent, 1 brings "
+                    "it together with everybody of strength 1. Left out by the whole group: all are in the same state "
+                    "at the same times.",
                 ),
             ),
         ),

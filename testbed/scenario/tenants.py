@@ -158,14 +158,14 @@ def misbehaviour(
         offered: Fraction = section.get("offered")
         _check_flood(tenant, section, offered, reserved, report)
         return Misbehaviour("flood", offered_bps=float(offered))
-    if arrives is not None and not isinstance(arrives, OnOffArrivals):
+    if arrives is not None and not isinstance(arrives, OnOffArrivals | MmppArrivals):
         model = tenant.get("arrivals").get("model")
         report.add(
             section.line_of("kind"),
             f"{section.where}.kind",
             found=f"correlated bursts with the arrival model {model}",
-            expected="the arrival model on-off: tenants of a group are on and off at the same times",
-            remedy="declare on-off arrivals, or delete the misbehaviour",
+            expected="the arrival model on-off or mmpp: tenants of a group share the state that makes their bursts",
+            remedy="declare on-off or mmpp arrivals, or delete the misbehaviour",
         )
     return Misbehaviour("correlated", group=section.get("group"), strength=section.get("strength"))
 

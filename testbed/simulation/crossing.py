@@ -17,7 +17,8 @@ from testbed.simulation.answering import ANSWERED, Answers
 from testbed.simulation.asking import Asking
 from testbed.simulation.clock import PS_PER_S
 from testbed.simulation.recorder import Passage
-from testbed.simulation.tally import METER, QUEUE, TIMEOUT, Tally
+from testbed.simulation.tally import METER, QUEUE, TIMEOUT
+from testbed.simulation.wave import IndexArray
 from testbed.telemetry import lag, request_samples, samples
 from testbed.telemetry.match import BorderCount, Match
 from testbed.telemetry.request_samples import RequestSamples
@@ -69,7 +70,7 @@ class Crossing:
 
 def tenant_samples(crossing: Crossing, index: int, passage: Passage) -> TenantSamples:
     """Recorded packets of source `index`; a window starts at time 0 and sends exactly when it intends to."""
-    own = passage.tenant == index
+    own = passage.rows(index)
     border_ps = passage.border_ps[own, : len(crossing.domains) + 1]
     born_s = passage.born_ps[own] / PS_PER_S
     return TenantSamples(
@@ -206,19 +207,14 @@ def write(
     samples.write(path, seen, replay)
 
 
-def recorded(path: Path, crossing: Crossing) -> TenantSamples | RequestSamples:
-    """One window of a tenant, from its file of samples."""
-    return samples.read(path)[0] if crossing.asked is None else request_samples.read(path)
-
-
-def observed(path: Path, tally: Tally, index: int, duration_s: float) -> Observed:
-    """What judging source `index` needs of one window, from its file of samples and the window's tally."""
+def observed(path: Path, lost: IndexArray, duration_s: float) -> Observed:
+    """What judging a source needs of one window: its file of samples and, by cause, what of it was lost, int64[4]."""
     seen, replay = samples.read(path)
     return Observed(
         match=_match(seen),
         replay=replay,
-        meter_dropped=int(tally.lost[index, METER]),
-        queue_dropped=int(tally.lost[index, QUEUE]),
+        meter_dropped=int(lost[METER]),
+        queue_dropped=int(lost[QUEUE]),
         window_s=duration_s,
     )
 

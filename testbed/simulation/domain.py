@@ -7,6 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
+from testbed.errors import ScenarioError
 from testbed.simulation.compute import ComputeStage
 from testbed.simulation.fifo import Bucket, FifoLink, Passed
 from testbed.simulation.impairment import Delayer, Loser
@@ -70,13 +71,11 @@ class SimulatedDomain:
 def _port(hop: Hop, members: Sequence[int]) -> Server:
     match hop.scheduler:
         case Scheduler.FIFO:
-            return FifoLink(hop.link_bps, hop.delay_ps, hop.limit_packets)
+            return FifoLink(hop.link_bps, hop.delay_ps, *hop.limits)
         case Scheduler.PRIORITY:
-            limits = [hop.limit_packets] * (max(hop.ranks) + 1)
-            return priority_link(hop.link_bps, hop.ranks, delay_ps=hop.delay_ps, limits=limits)
+            return priority_link(hop.link_bps, hop.ranks, delay_ps=hop.delay_ps, limits=hop.limits)
         case Scheduler.WEIGHTED:
-            limits = [hop.limit_packets] * len(hop.weights)
-            return weighted_link(hop.link_bps, hop.weights, delay_ps=hop.delay_ps, limits=limits)
+            return weighted_link(hop.link_bps, hop.weights, delay_ps=hop.delay_ps, limits=hop.limits)
         case Scheduler.RESERVED:
             drain_bps = hop.drain_bps or hop.link_bps
             return reserved_link(drain_bps, hop.classes, root_bps=hop.link_bps, delay_ps=hop.delay_ps)
@@ -85,4 +84,10 @@ def _port(hop: Hop, members: Sequence[int]) -> Server:
             if own.rate_bps is not None:
                 return Bucket(own.rate_bps, own.burst_bits, hop.delay_ps, own.limit_packets)
             left_bps = hop.link_bps - sum(one.rate_bps or 0.0 for one in hop.classes)
+            if left_bps <= 0:
+                raise ScenarioError(
+                    f"domain {hop.name}: found a link of {hop.link_bps:g} bit/s that is reserved to its last bit, "
+                    "expected some rate left for best effort behind isolated ports; raise link-rate, or choose the "
+                    "scheduler reserved"
+                )
             return FifoLink(left_bps, hop.delay_ps, own.limit_packets)

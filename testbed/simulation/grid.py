@@ -28,8 +28,8 @@ from testbed.scenario.model import (
     Tenant,
     TraceArrivals,
 )
-from testbed.simulation.impairment import Excess, Exponential
-from testbed.simulation.network import Choices
+from testbed.simulation.choices import Choices
+from testbed.simulation.impairment import Excess
 from testbed.simulation.system import Scheduler
 
 Settings = tuple[tuple[str, str], ...]
@@ -192,8 +192,7 @@ def _loss(choices: Choices, text: str) -> Choices:
 
 
 def _excess(choices: Choices, text: str) -> Choices:
-    mean_s = _number("excess-ms", text) / 1e3
-    return replace(choices, excess=Excess(1.0, Exponential(mean_s)) if mean_s > 0 else None)
+    return replace(choices, excess=Excess.exponential(_number("excess-ms", text) / 1e3))
 
 
 _CHOICES: Mapping[str, Callable[[Choices, str], Choices]] = {

@@ -97,6 +97,11 @@ class Excess:
     share: float
     seconds: Draw
 
+    @classmethod
+    def exponential(cls, mean_s: float, share: float = 1.0) -> Excess:
+        """Exponential excess; nobody has any where its mean is 0."""
+        return cls(share if mean_s > 0 else 0.0, Exponential(mean_s))
+
 
 class Delayer:
     """Adds a domain's random excess latency.

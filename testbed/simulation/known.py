@@ -20,7 +20,7 @@ from inference_server.generated.open_inference_pb2 import ModelInferResponse
 from inference_server.protocol import GENERATED, MOST_GENERATED, Stamps
 from testbed.errors import ScenarioError
 from testbed.report.record import RunRecord, read_record
-from testbed.scenario.model import Requests, Scenario, Tenant
+from testbed.scenario.model import Requests, Scenario, Tenant, Work
 from testbed.scenario.tenant_fields import ACCURACIES
 from testbed.simulation.asking import EMPTY_BITS, Wire
 from testbed.simulation.impairment import AtMost, Constant, Draw, Lognormal, Measured
@@ -79,35 +79,47 @@ def known(scenario: Scenario, measured: Path | None = None) -> dict[str, Known]:
         ScenarioError: Nothing says how long somebody's requests are computed, or the run asked something else.
         TestbedError: No such folder, or one that this version cannot read.
     """
+    found = known_of_some(scenario, measured)
+    for tenant in scenario.tenants:
+        if tenant.requests is not None and tenant.name not in found:
+            raise ScenarioError(f"tenant {tenant.name}: {unknown(tenant.requests)}")
+    return found
+
+
+def known_of_some(scenario: Scenario, measured: Path | None = None) -> dict[str, Known]:
+    """The same without the tenants of whom nothing says how long their requests are computed.
+
+    Raises:
+        ScenarioError: The run asked something else.
+        TestbedError: No such folder, or one that this version cannot read.
+    """
     record = None if measured is None else read_record(measured)
     return {
-        tenant.name: _known(tenant, asked, measured, record)
+        tenant.name: found
         for tenant in scenario.tenants
-        if (asked := tenant.requests) is not None
+        if (asked := tenant.requests) is not None and (found := _known(tenant, asked, measured, record)) is not None
     }
 
 
-def _known(tenant: Tenant, asked: Requests, folder: Path | None, record: RunRecord | None) -> Known:
+def unknown(asked: Requests) -> str:
+    """What is missing where nothing says how long requests are computed, and how to mend it."""
+    return (
+        f"found requests to {asked.model} and nothing that says how long one is computed, expected work, such as "
+        "work: {mean: 3 ms, cv: 0.2}, under requests or a run that measured it; add it, or name the run's folder with "
+        "--measured"
+    )
+
+
+def _known(tenant: Tenant, asked: Requests, folder: Path | None, record: RunRecord | None) -> Known | None:
     if folder is not None and record is not None:
         windows = [folder / w.requests[tenant.name] for w in record.windows if tenant.name in w.requests]
         if windows:
             return _measured(tenant, asked, folder, record, [request_samples.read(path) for path in windows])
-    return declared(tenant, asked)
+    return None if asked.work is None else declared(asked, asked.work)
 
 
-def declared(tenant: Tenant, asked: Requests) -> Known:
-    """What a scenario says of a tenant's requests.
-
-    Raises:
-        ScenarioError: Not how long they are computed.
-    """
-    work = asked.work
-    if work is None:
-        raise ScenarioError(
-            f"tenant {tenant.name}: found requests to {asked.model} and nothing that says how long one is computed, "
-            "expected work, such as work: {mean: 3 ms, cv: 0.2}, under requests or a run that measured it; add it, or "
-            "name the run's folder with --measured"
-        )
+def declared(asked: Requests, work: Work) -> Known:
+    """What a scenario says of a tenant's requests, and how long it says that they are computed."""
     law: Draw = Constant(work.mean_s)
     longest_s = work.mean_s
     works_s = Law(((work.mean_s, 1.0),))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,8 +52,19 @@ class Law:
             return self
         return Law(((0.0, 1.0 - probability), *((value, probability * share) for value, share in self.atoms)))
 
+    def power(self, number: int) -> Law:
+        """Of the sum of so many independent values, on the grid."""
+        found, square = _NOTHING, self
+        while number:
+            found = found.plus(square) if number % 2 else found
+            number //= 2
+            square = square.plus(square) if number else square
+        return found
+
     def plus(self, other: Law) -> Law:
         """Of the sum with an independent value, on the grid."""
+        if _NOTHING in {self, other}:
+            return other if self == _NOTHING else self
         own, others = np.array(self.atoms), np.array(other.atoms)
         sums = np.add.outer(own[:, 0], others[:, 0]).ravel()
         order = np.argsort(sums)
@@ -64,3 +75,47 @@ class Law:
             return np.asarray(np.append(0.0, share)[np.searchsorted(ordered, edges, side="right")])
 
         return Law.of(float(ordered[-1]), below)
+
+
+_NOTHING = Law(((0.0, 1.0),))
+
+EVENED = 3
+"""Longest turns of each of the others that a latency must allow for where `evened_turns` stands for theirs."""
+
+
+def turns(each: Sequence[tuple[float, Law]]) -> Law:
+    """The law of whole turns that others take during one of a tenant's (docs/calculus.md, "Turns of others").
+
+    Of n turns on average the whole ones are taken each time, and one more with the probability that is left over: by
+    everybody who has so much left at the same times, which is the worst that their patterns can do together. Turns that
+    always take the same need not be whole.
+
+    Args:
+        each: Average number of turns of each of the others, and the law of one.
+    """
+    found = _NOTHING
+    extra: list[tuple[float, Law]] = []
+    for number, law in each:
+        if len(law.atoms) == 1:
+            found = found.plus(law.times(number))
+            continue
+        whole = int(number)
+        found = found.plus(law.power(whole)) if whole else found
+        extra.append((number - whole, law))
+    together, often = _NOTHING, 0.0
+    for probability, law in sorted((one for one in extra if one[0] > 0), key=lambda one: one[0]):
+        together, often = law.plus(together.sometimes(often / probability)), probability
+    return found.plus(together.sometimes(often)) if often else found
+
+
+def evened_turns(each: Sequence[tuple[float, Law]]) -> Law:
+    """The same where turns are evened out over a tenant's own, at the price of `EVENED` turns of each of the others.
+
+    Args:
+        each: As for `turns`.
+    """
+    found = _NOTHING
+    for number, law in each:
+        even = number >= 1.0 or len(law.atoms) == 1
+        found = found.plus(law.times(number) if even else law.sometimes(number))
+    return found

@@ -135,7 +135,7 @@ class SharedLink:
 
 
 def priority_link(
-    rate_bps: float, rank_of: Sequence[int], *, delay_ps: int = 0, limits: Sequence[int | None] | None = None
+    rate_bps: float, rank_of: Sequence[int], *, delay_ps: int = 0, limits: Sequence[int | None] = ()
 ) -> SharedLink:
     """A link with strict, non-preemptive priority.
 
@@ -143,7 +143,7 @@ def priority_link(
         rate_bps: Rate of the link.
         rank_of: Rank of each tenant, 0 the first to be served; tenants of a rank share a queue.
         delay_ps: Propagation delay behind it.
-        limits: Packets that may wait in each rank's queue; None for any number.
+        limits: Packets that may wait in each rank's queue, None for any number; empty where all are without limit.
     """
     ranks = max(rank_of) + 1
     nothing = np.zeros(ranks, np.int64)
@@ -153,7 +153,7 @@ def priority_link(
 
 
 def weighted_link(
-    rate_bps: float, weights: Sequence[float], *, delay_ps: int = 0, limits: Sequence[int | None] | None = None
+    rate_bps: float, weights: Sequence[float], *, delay_ps: int = 0, limits: Sequence[int | None] = ()
 ) -> SharedLink:
     """A link that backlogged tenants share in proportion to their weights, and that never idles while one has a packet.
 
@@ -161,7 +161,7 @@ def weighted_link(
         rate_bps: Rate of the link.
         weights: Weight of each tenant, positive.
         delay_ps: Propagation delay behind it.
-        limits: Packets that may wait in each tenant's queue; None for any number.
+        limits: Packets that may wait in each tenant's queue, None for any number; empty where all are without limit.
 
     Raises:
         ScenarioError: A weight that is not positive.

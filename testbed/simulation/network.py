@@ -7,13 +7,12 @@ nothing. Tenants of whose requests nothing is known are left out, their reservat
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
 from testbed.envelope.descriptor import Envelope
 from testbed.errors import ScenarioError
-from testbed.management.bounds import bound_tenant
 from testbed.management.federation import Federation
 from testbed.management.paper import on_paper
 from testbed.management.sealing import QUEUED_HOPS
@@ -22,33 +21,15 @@ from testbed.report.record import BoundRecord
 from testbed.run.requests import WORKERS
 from testbed.scenario.model import FULL_FRAME_BITS, Domain, Scenario, Tenant
 from testbed.simulation.asking import Asking
+from testbed.simulation.bounds import bounds_of
+from testbed.simulation.choices import Choices
 from testbed.simulation.clock import to_ps
-from testbed.simulation.impairment import Excess
 from testbed.simulation.known import Known
 from testbed.simulation.link import Reserved
 from testbed.simulation.meter import Policy
-from testbed.simulation.serving import asking_of, bound_asking, packets_per_s, sign
+from testbed.simulation.serving import asking_of, packets_per_s, sign
 from testbed.simulation.system import Hop, Scheduler, Source, System
 from testbed.traffic.arrivals import mean_bps
-
-
-@dataclass(frozen=True)
-class Choices:
-    """What a simulation may do differently from a run.
-
-    Attributes:
-        scheduler: Of every domain; one with a shared queue has that in place of reservations.
-        metered: Whether tenants with a reservation are policed.
-        strength: How strongly correlated tenants follow their group; None: as the scenario says.
-        excess: Random excess latency of every domain.
-        loss: Probability that a domain loses a packet at random.
-    """
-
-    scheduler: Scheduler = Scheduler.RESERVED
-    metered: bool = True
-    strength: float | None = None
-    excess: Excess | None = None
-    loss: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -98,8 +79,9 @@ def network(scenario: Scenario, choices: Choices, known: Mapping[str, Known] = M
 
     Raises:
         ReservationError: A domain cannot carry what the scenario reserves.
-        ScenarioError: A trace that cannot be read, nobody that can be simulated, or faults.
+        ScenarioError: A trace that cannot be read, nobody that can be simulated, choices that do not fit, or faults.
     """
+    choices.require_fit(scenario)
     if scenario.faults:
         names = ", ".join(fault.name for fault in scenario.faults)
         raise ScenarioError(
@@ -110,12 +92,12 @@ def network(scenario: Scenario, choices: Choices, known: Mapping[str, Known] = M
     federation = on_paper(scenario, host_allowance_s=0.0)
     federation.collect_offers()
     sign(scenario, federation, known)
-    bounds = {}
-    if promises(choices.scheduler) and choices.excess is None and choices.loss == 0:
-        found_bounds = {t.name: _bound(scenario, t, federation, known) for t in tenants}
-        bounds = {name: bound for name, bound in found_bounds.items() if bound is not None}
+    bounds: Mapping[str, BoundRecord] = {}
+    if promises(choices.scheduler):
+        bounds = bounds_of(scenario, tenants, federation, known, choices, host_s=0.0).found
+    numbers = {tenant.name: number for number, tenant in enumerate(scenario.tenants, start=1)}
     system = System(
-        sources=tuple(_source(scenario, tenant, choices, known.get(tenant.name)) for tenant in tenants),
+        sources=tuple(_source(scenario, t, numbers[t.name], choices, known.get(t.name)) for t in tenants),
         hops=tuple(_hop(scenario, domain, tenants, federation, choices) for domain in scenario.domains),
     )
     return Network(scenario, known, tenants, choices, system, federation, bounds)
@@ -131,14 +113,6 @@ def _simulated(scenario: Scenario, known: Mapping[str, Known]) -> tuple[Tenant, 
     return found
 
 
-def _bound(
-    scenario: Scenario, tenant: Tenant, federation: Federation, known: Mapping[str, Known]
-) -> BoundRecord | None:
-    if tenant.name in known:
-        return bound_asking(scenario, tenant, federation, known)
-    return bound_tenant(tenant, federation.envelopes(tenant), host_s=0.0)
-
-
 def _packets_per_s(tenant: Tenant, asking: Asking | None) -> float:
     if asking is not None and tenant.requests is not None:
         return packets_per_s(tenant, tenant.requests, asking)
@@ -147,21 +121,20 @@ def _packets_per_s(tenant: Tenant, asking: Asking | None) -> float:
     return (offered_bps or mean_bps(tenant.arrivals)) / tenant.arrivals.size_bits
 
 
-def _source(scenario: Scenario, tenant: Tenant, choices: Choices, known: Known | None) -> Source:
+def _source(scenario: Scenario, tenant: Tenant, number: int, choices: Choices, known: Known | None) -> Source:
     breach = tenant.misbehaviour
-    correlated = breach is not None and breach.kind == "correlated"
     declared = None if breach is None else breach.strength
     present = tenant.present_s
     asking = None if known is None or tenant.requests is None else asking_of(tenant, tenant.requests, known)
     return Source(
         name=tenant.name,
-        number=scenario.tenants.index(tenant) + 1,
+        number=number,
         arrivals=tenant.arrivals,
         packets_per_s=_packets_per_s(tenant, asking),
         hops=len(scenario.path(tenant)),
         deadline_ps=None if tenant.promise is None else to_ps(tenant.promise.deadline_s),
         misbehaviour=breach,
-        strength=choices.strength if correlated and choices.strength is not None else declared,
+        strength=choices.strength if tenant.follows_a_group and choices.strength is not None else declared,
         present_ps=None if present is None else tuple((to_ps(begin_s), to_ps(end_s)) for begin_s, end_s in present),
         asking=asking,
     )
@@ -172,14 +145,63 @@ def _hop(
 ) -> Hop:
     crossing = [tenant for tenant in scenario.tenants if domain in scenario.path(tenant)]
     promised = {tenant: signed.envelope for tenant, signed in federation.offers[domain.name].items()}
+    classes = _classes(domain, {tenant.name: tenant for tenant in (*crossing, *tenants)}, promised)
+    ranks = {tenant.name: 0 if tenant.reservation else 1 for tenant in scenario.tenants}
+
+    def held(members: Iterable[Tenant]) -> int:
+        """Packets that a queue of some tenants may hold: as many as their own queues together."""
+        if domain.shared_queue_bits is not None:
+            return -(-domain.shared_queue_bits // _largest_bits(crossing))
+        return sum(classes[tenant.name].limit_packets or 0 for tenant in members)
+
+    def policy(tenant: Tenant) -> Policy | None:
+        if not choices.metered or tenant.name not in promised:
+            return None
+        guardrails = promised[tenant.name].guardrails
+        return Policy(1000.0 * (guardrails.meter_rate_bps // 1000), 1000.0 * -(-guardrails.burst_bits // 1000))
+
+    # A domain with one queue is simulated with it where everybody else has what the data plane would install.
+    one_queue = domain.shared_queue_bits is not None and choices.scheduler is Scheduler.RESERVED
+    scheduler = Scheduler.SHARED if one_queue else choices.scheduler
+    used = [classes[tenant.name] for tenant in tenants]
+    limits: list[int | None] = []
+    match scheduler:
+        case Scheduler.SHARED:
+            used = [_shared(domain, crossing, held(crossing))] * len(tenants)
+        case Scheduler.FIFO:
+            limits = [held(crossing)]
+        case Scheduler.PRIORITY:
+            last = max(ranks[tenant.name] for tenant in tenants)
+            limits = [held(t for t in crossing if ranks[t.name] == rank) for rank in range(last + 1)]
+        case Scheduler.WEIGHTED:
+            limits = [held([tenant]) for tenant in tenants]
+    return Hop(
+        name=domain.name,
+        scheduler=scheduler,
+        link_bps=float(domain.link_rate_bps),
+        drain_bps=max(DRAIN_BPS, float(domain.link_rate_bps)),
+        delay_ps=to_ps(domain.link_delay_s),
+        classes=tuple(used),
+        meters=tuple(policy(tenant) for tenant in tenants),
+        ranks=tuple(ranks[tenant.name] for tenant in tenants),
+        weights=tuple(_weight(scenario, tenant) for tenant in tenants),
+        limits=tuple(limits),
+        excess=choices.excess_of(domain),
+        loss=choices.loss_of(domain),
+        workers=WORKERS,
+    )
+
+
+def _classes(domain: Domain, tenants: Mapping[str, Tenant], promised: Mapping[str, Envelope]) -> dict[str, Reserved]:
+    """The class that the data plane would install for each tenant, by name; best effort's where nothing is promised."""
     demands = [
-        ClassDemand(tenant.name, tenant.reservation.rate_bps, tenant.packet_bits)
-        for tenant in crossing
-        if tenant.reservation is not None
+        ClassDemand(name, tenant.reservation.rate_bps, tenant.packet_bits)
+        for name, tenant in tenants.items()
+        if tenant.reservation is not None and name in promised
     ]
     shaped = design_classes(demands)
 
-    def reserved(tenant: Tenant) -> Reserved:
+    def of(tenant: Tenant) -> Reserved:
         if tenant.name not in promised:
             queue = best_effort_class(1, domain.link_rate_bps, tenant.packet_bits)
             return Reserved(None, 8.0 * queue.burst_bytes, queue.limit_packets)
@@ -191,43 +213,18 @@ def _hop(
             limit_packets=-(-queued_bits // guardrails.largest_packet_bits),
         )
 
-    shared = (
-        _shared(domain, crossing) if choices.scheduler is Scheduler.SHARED or _has_one_queue(domain, choices) else None
-    )
-
-    def policy(tenant: Tenant) -> Policy | None:
-        if not choices.metered or tenant.name not in promised:
-            return None
-        guardrails = promised[tenant.name].guardrails
-        return Policy(1000.0 * (guardrails.meter_rate_bps // 1000), 1000.0 * -(-guardrails.burst_bits // 1000))
-
-    return Hop(
-        name=domain.name,
-        scheduler=choices.scheduler if shared is None else Scheduler.SHARED,
-        link_bps=float(domain.link_rate_bps),
-        drain_bps=max(DRAIN_BPS, float(domain.link_rate_bps)),
-        delay_ps=to_ps(domain.link_delay_s),
-        classes=tuple(reserved(tenant) if shared is None else shared for tenant in tenants),
-        meters=tuple(policy(tenant) for tenant in tenants),
-        ranks=tuple(0 if tenant.reservation else 1 for tenant in tenants),
-        weights=tuple(_weight(scenario, tenant) for tenant in tenants),
-        excess=choices.excess,
-        loss=choices.loss,
-        workers=WORKERS,
-    )
+    return {name: of(tenant) for name, tenant in tenants.items()}
 
 
-def _has_one_queue(domain: Domain, choices: Choices) -> bool:
-    """Whether a domain is simulated with the one queue that the data plane would install."""
-    return domain.shared_queue_bits is not None and choices.scheduler is Scheduler.RESERVED
+def _largest_bits(crossing: Sequence[Tenant]) -> int:
+    return max((tenant.packet_bits for tenant in crossing), default=FULL_FRAME_BITS)
 
 
-def _shared(domain: Domain, crossing: Sequence[Tenant]) -> Reserved:
-    """The class that everybody shares; of any size in a domain that has none, where it is for comparison."""
-    largest_bits = max((tenant.packet_bits for tenant in crossing), default=FULL_FRAME_BITS)
-    queue = shared_class(domain.link_rate_bps, largest_bits, domain.shared_queue_bits or largest_bits)
-    limit = None if domain.shared_queue_bits is None else queue.limit_packets
-    return Reserved(float(queue.rate_bps), 8.0 * queue.burst_bytes, limit)
+def _shared(domain: Domain, crossing: Sequence[Tenant], limit_packets: int) -> Reserved:
+    """The class that everybody shares."""
+    largest_bits = _largest_bits(crossing)
+    queue = shared_class(domain.link_rate_bps, largest_bits, limit_packets * largest_bits)
+    return Reserved(float(queue.rate_bps), 8.0 * queue.burst_bytes, queue.limit_packets)
 
 
 def _weight(scenario: Scenario, tenant: Tenant) -> float:

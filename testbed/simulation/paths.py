@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from testbed.scenario.model import MmppArrivals
 from testbed.simulation.clock import PS_PER_S
-from testbed.simulation.wave import TimeArray
-from testbed.traffic.modulation import REDRAWS, redrawn_before, stationary
+from testbed.simulation.wave import IndexArray, TimeArray
+from testbed.traffic.modulation import POINTS, Moves, state_before, stationary
 
 _BLOCK = 512
 
@@ -69,64 +69,63 @@ class OnOffPath:
 
 
 class CorrelatedPath:
-    """A two-state Markov path that follows a common one to some strength.
+    """A Markov path that follows a common one to some strength, as `testbed.traffic.modulation.correlated_states`.
 
     Args:
-        mean_on_s: Mean on period.
-        mean_off_s: Mean off period.
-        strength: Probability of following a redraw of the common process, 0 to 1.
-        common: Draws the common redraws; everyone who follows them gives a generator in the same state.
-        own: Draws this tenant's choices and own redraws.
+        moves: The chain.
+        rate_per_ps: What is produced in each state, float64[states].
+        strength: Share of the common points that it follows, 0 to 1.
+        common: Draws the common points; everyone who follows them gives a generator in the same state.
+        own: Draws this tenant's choices and own points.
     """
 
     def __init__(
         self,
-        mean_on_s: float,
-        mean_off_s: float,
+        moves: Moves,
+        rate_per_ps: npt.NDArray[np.float64],
         strength: float,
+        *,
         common: np.random.Generator,
         own: np.random.Generator,
     ) -> None:
-        self._rate_per_ps = (1 / mean_on_s + 1 / mean_off_s) / PS_PER_S
-        self._share = mean_on_s / (mean_on_s + mean_off_s)
-        self._strength = strength
+        self._moves, self._rate_per_ps, self._strength = moves, rate_per_ps, strength
         self._common, self._choice = common.spawn(2), own.spawn(2)
         self._own_ps, self._common_ps = 0, 0
-        self._on = redrawn_before(self._share, strength, common=common, own=own)
+        self._state = state_before(moves, strength, common=common, own=own)
         self._since_ps = 0
-        self._ahead: tuple[TimeArray, npt.NDArray[np.bool_]] = (np.empty(0, np.int64), np.empty(0, np.bool_))
+        self._ahead: tuple[TimeArray, IndexArray] = (np.empty(0, np.int64), np.empty(0, np.int64))
 
     def more(self) -> Pieces:
-        """The next on periods, after a number of redraws."""
-        common_ps, common_on = self._redraws(self._common, self._rate_per_ps, "_common_ps")
+        """The next stretches in which it produces, after a number of points."""
+        common_ps, common_moves = self._points(self._common, self._moves.rate_per_s, "_common_ps")
         follows = self._choice[0].random(common_ps.size) < self._strength
-        times, states = [self._ahead[0], common_ps[follows]], [self._ahead[1], common_on[follows]]
+        times, made = [self._ahead[0], common_ps[follows]], [self._ahead[1], common_moves[follows]]
         while self._strength < 1 and self._own_ps < self._common_ps:
-            own_ps, own_on = self._redraws([self._choice[1]] * 2, (1 - self._strength) * self._rate_per_ps, "_own_ps")
+            rate_per_s = (1 - self._strength) * self._moves.rate_per_s
+            own_ps, own_moves = self._points([self._choice[1]] * 2, rate_per_s, "_own_ps")
             times.append(own_ps)
-            states.append(own_on)
-        all_ps, all_on = np.concatenate(times), np.concatenate(states)
+            made.append(own_moves)
+        all_ps, all_moves = np.concatenate(times), np.concatenate(made)
         order = np.argsort(all_ps, kind="stable")
-        all_ps, all_on = all_ps[order], all_on[order]
+        all_ps, all_moves = all_ps[order], all_moves[order]
         now = int(np.searchsorted(all_ps, self._common_ps))
-        self._ahead = (all_ps[now:], all_on[now:])
-        return self._periods(all_ps[:now], all_on[:now])
+        self._ahead = (all_ps[now:], all_moves[now:])
+        return self._pieces(all_ps[:now], all_moves[:now])
 
-    def _redraws(
-        self, rngs: list[np.random.Generator], rate_per_ps: float, clock: str
-    ) -> tuple[TimeArray, npt.NDArray[np.bool_]]:
-        gaps = rngs[0].standard_exponential(REDRAWS) / rate_per_ps
+    def _points(self, rngs: list[np.random.Generator], rate_per_s: float, clock: str) -> tuple[TimeArray, IndexArray]:
+        gaps = rngs[0].standard_exponential(POINTS) / rate_per_s * PS_PER_S
         times_ps = getattr(self, clock) + np.rint(np.cumsum(gaps)).astype(np.int64)
         setattr(self, clock, int(times_ps[-1]))
-        return times_ps, rngs[1].random(REDRAWS) < self._share
+        return times_ps, self._moves.drawn(rngs[1], POINTS)
 
-    def _periods(self, times_ps: TimeArray, on: npt.NDArray[np.bool_]) -> Pieces:
-        """From redraws to on periods that are over, and the beginning of the one that is not."""
-        states = np.concatenate(([self._on], on))
+    def _pieces(self, times_ps: TimeArray, moves: IndexArray) -> Pieces:
+        """From points to stretches that are over, and the beginning of the one that is not."""
+        states = np.concatenate(([self._state], self._moves.visited(self._state, moves)))
         edges = np.concatenate(([self._since_ps], times_ps, [self._common_ps]))
-        start, end = edges[:-1][states], edges[1:][states]
-        self._on, self._since_ps = bool(states[-1]), self._common_ps
-        return Pieces(start, end, np.ones(start.size), self._common_ps)
+        rate = self._rate_per_ps[states]
+        busy = rate > 0
+        self._state, self._since_ps = int(states[-1]), self._common_ps
+        return Pieces(edges[:-1][busy], edges[1:][busy], rate[busy], self._common_ps)
 
 
 class RatePath:

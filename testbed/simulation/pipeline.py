@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,11 +23,13 @@ from testbed.run.window import Shaper
 from testbed.scenario.dictionary import to_dict
 from testbed.scenario.model import Scenario, Tenant
 from testbed.simulation import crossing
+from testbed.simulation.choices import Choices
 from testbed.simulation.crossing import Asked, Crossing
 from testbed.simulation.judge import judge_tally
 from testbed.simulation.known import known, sources
-from testbed.simulation.network import Choices, Network, network, promises
-from testbed.simulation.tally import merge
+from testbed.simulation.network import Network, network, promises
+from testbed.simulation.tally import Tally, merge
+from testbed.simulation.wave import IndexArray
 from testbed.simulation.window import Plan
 from testbed.simulation.windows import Finished, Task, make_folder, perform, samples_path, tally_of
 from testbed.simulation.workers import carry_out
@@ -155,7 +157,8 @@ def _record(ready: Network, options: Options, folder: Path, done: Sequence[Finis
     serving_s = sum(one.serving_s for one in done)
     partial = len(done) < options.replications or not all(one.complete for one in done)
     windows = tuple(_window(ready.tenants, one) for one in done)
-    tenants = tuple(_judge(ready, options, folder, done, index) for index in range(len(ready.tenants)))
+    left = _Windows.read(done, folder, _recorded_s(ready, options))
+    tenants = tuple(_judge(ready, left, index) for index in range(len(ready.tenants)))
     given = "".join(f"; {said}" for said in [sources(ready.known)] if said)
     return RunRecord(
         run_id=folder.name.rsplit("-", 1)[-1],
@@ -198,32 +201,60 @@ def _files(window: int, tenants: Sequence[Tenant]) -> dict[str, str]:
     return {tenant.name: f"window-{window}/{tenant.name}.parquet" for tenant in tenants}
 
 
-def _judge(ready: Network, options: Options, folder: Path, done: Sequence[Finished], index: int) -> TenantRecord:
-    tenant = ready.tenants[index]
-    bound = ready.bounds.get(tenant.name)
-    folders = [folder / f"window-{one.window}" for one in done]
-    tallies = [tally_of(path) for path in folders]
-    recorded = _judge_recorded(ready, options, folders, done, index)
-    whole = merge(tallies)
+@dataclass(frozen=True)
+class _Windows:
+    """What the finished windows left.
+
+    Attributes:
+        done: Each of them.
+        folders: Where its files are.
+        recorded_s: How much of each is recorded packet by packet, if it is that long.
+        whole: What was counted in all of them together.
+        lost: Packets that never arrived, by window, tenant and cause.
+    """
+
+    done: Sequence[Finished]
+    folders: tuple[Path, ...]
+    recorded_s: float
+    whole: Tally
+    lost: tuple[IndexArray, ...]
+
+    @classmethod
+    def read(cls, done: Sequence[Finished], folder: Path, recorded_s: float) -> _Windows:
+        """From the windows' folders, whose tallies are never all in memory at once."""
+        folders = tuple(folder / f"window-{one.window}" for one in done)
+        lost: list[IndexArray] = []
+
+        def tallies() -> Iterator[Tally]:
+            for path in folders:
+                tally = tally_of(path)
+                lost.append(tally.lost.copy())
+                yield tally
+
+        return cls(done, folders, recorded_s, merge(tallies()), tuple(lost))
+
+
+def _judge(ready: Network, windows: _Windows, index: int) -> TenantRecord:
+    tenant, whole = ready.tenants[index], windows.whole
+    recorded = _judge_recorded(ready, windows, index)
     if recorded.n == whole.n[index] > 0:
         return recorded
     row = index if tenant.requests is None else ready.system.way_out(index)
-    return judge_tally(tenant, index, whole, bound, recorded, way_out=row)
+    return judge_tally(tenant, index, whole, ready.bounds.get(tenant.name), recorded, way_out=row)
 
 
-def _judge_recorded(
-    ready: Network, options: Options, folders: Sequence[Path], done: Sequence[Finished], index: int
-) -> TenantRecord:
+def _judge_recorded(ready: Network, windows: _Windows, index: int) -> TenantRecord:
     """Judge a tenant by what of it was recorded."""
     tenant, own = ready.tenants[index], _crossing(ready, index)
     bound = ready.bounds.get(tenant.name)
-    paths = [samples_path(path, tenant.name) for path in folders]
-    recorded_s = _recorded_s(ready, options)
+    done, recorded_s = windows.done, windows.recorded_s
+    paths = [samples_path(path, tenant.name) for path in windows.folders]
     sent: Sequence[TenantSamples | RequestSamples]
-    if not any(len(crossing.recorded(path, own)) for path in paths):
-        return unmeasured(tenant, bound)
     if tenant.requests is not None and own.asked is not None:
         outcomes = [crossing.outcome(path, own.asked) for path in paths]
+        sent = [outcome.match.samples for outcome in outcomes]
+        if not any(map(len, sent)):
+            return unmeasured(tenant, bound)
         shaper = Shaper(round(own.rate_bps), round(own.burst_bits)) if own.rate_bps is not None else None
         found = judge_requests(
             tenant,
@@ -235,13 +266,14 @@ def _judge_recorded(
             seconds=sum(min(recorded_s, one.duration_s) for one in done),
             valid=True,
         )
-        sent = [outcome.match.samples for outcome in outcomes]
     else:
         seen = [
-            crossing.observed(path, tally_of(at), index, one.duration_s)
-            for path, at, one in zip(paths, folders, done, strict=True)
+            crossing.observed(path, lost[index], one.duration_s)
+            for path, lost, one in zip(paths, windows.lost, done, strict=True)
         ]
-        found = judge_tenant(tenant, seen, bound, valid=True)
         sent = [one.match.samples for one in seen]
+        if not any(map(len, sent)):
+            return unmeasured(tenant, bound)
+        found = judge_tenant(tenant, seen, bound, valid=True)
     burstiness = offered([(s, min(recorded_s, one.duration_s)) for s, one in zip(sent, done, strict=True)])
     return found.model_copy(update={"offered": burstiness})

@@ -6,16 +6,17 @@ The first packets of a window are recorded, all tenants for the same stretch of 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
-from testbed.simulation.wave import TimeArray, Wave
+from testbed.simulation.wave import IndexArray, TimeArray, Wave
 
 _FIRST_ROOM = 1 << 12
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Passage:
     """Recorded packets in the order of their sending; n packets over D domains.
 
@@ -32,6 +33,16 @@ class Passage:
     tenant: npt.NDArray[np.int32]
     ends: npt.NDArray[np.bool_]
     border_ps: TimeArray
+
+    def rows(self, tenant: int) -> IndexArray:
+        """Places of one tenant's packets, in the order of their sending."""
+        order, begins = self._by_tenant
+        return order[begins[tenant] : begins[tenant + 1]] if tenant + 1 < begins.size else order[:0]
+
+    @cached_property
+    def _by_tenant(self) -> tuple[IndexArray, IndexArray]:
+        """Places of all packets, tenant by tenant, and where each tenant's begin."""
+        return np.argsort(self.tenant, kind="stable"), np.cumsum(np.append(0, np.bincount(self.tenant)))
 
 
 class Recorder:

@@ -20,9 +20,10 @@ import numpy.typing as npt
 from testbed.report.record import read_record
 from testbed.scenario.dictionary import from_dict
 from testbed.simulation.answering import Answers
+from testbed.simulation.choices import Choices
 from testbed.simulation.clock import PS_PER_S
 from testbed.simulation.known import known
-from testbed.simulation.network import Choices, network
+from testbed.simulation.network import network
 from testbed.simulation.recorder import Passage
 from testbed.simulation.streams import Packets
 from testbed.simulation.system import Scheduler, Source
@@ -111,7 +112,7 @@ def replay_run(folder: Path, scheduler: Scheduler = Scheduler.RESERVED) -> list[
                 if source.asking is not None and answers is not None:
                     found.append(_asked(source, k, window.index, asked[source.name], passage=passage, answers=answers))
                     continue
-                own = passage.tenant == k
+                own = passage.rows(k)
                 border = passage.border_ps[own]
                 last = border[:, system.sources[k].hops]
                 simulated_s = np.where(last >= 0, (last - border[:, 0]) / PS_PER_S, np.nan)

@@ -4,17 +4,16 @@ Promises and bounds are those of a run (`testbed.run.serving`, `testbed.manageme
 server signs the longest computation that there is, so nothing is left to an allowance.
 
 Turns go by what computations are expected to take, e, and not by what they take. While n requests of a tenant with
-share phi are served, each other tenant j has one more than n m_j turns, m_j = (e/phi) (phi_j/e_j). So a request of x
-seconds takes x and others' turns of the server's time, which at the rate phi is as much as phi times that of work. That
-is x where everybody's requests take what is expected and the shares are the whole server. The envelope signs it for the
-longest turns there are. In the bound others' turns have their law. Every moment generating function of n m_j turns is
-below that of n times m_j x_j, where m_j is at least 1 (Jensen), and where it is not, below that of n turns that each
-happen with probability m_j (z^m <= 1 + m (z - 1)). Turns that all take the same are n m_j x_j as they are.
+share phi are served, each other tenant j has no more than one more than n m_j turns, m_j = (e/phi) (phi_j/e_j). So a
+request of x seconds takes x and others' turns of the server's time, which at the rate phi is as much as phi times that
+of work. That is x where everybody's requests take what is expected and the shares are the whole server. The envelope
+signs it for the longest turns there are. In the bound others' turns have their law (`testbed.simulation.law`), although
+m_j is no whole number of them; docs/calculus.md, "Turns of others", says why and at what price.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from testbed.calculus import CalculusError
@@ -27,11 +26,19 @@ from testbed.management.sealing import computing_rate_bps
 from testbed.report.record import BoundRecord
 from testbed.run.requests import WORKERS
 from testbed.run.serving import declared_computation
-from testbed.scenario.model import Requests, Scenario, Tenant, TokenSize, TraceArrivals
+from testbed.scenario.model import (
+    PoissonArrivals,
+    RenewalArrivals,
+    Requests,
+    Scenario,
+    Tenant,
+    TokenSize,
+    TraceArrivals,
+)
 from testbed.simulation.asking import Asking
 from testbed.simulation.clock import to_ps
 from testbed.simulation.known import Known
-from testbed.simulation.law import Law
+from testbed.simulation.law import EVENED, Law, evened_turns, turns
 from testbed.traffic.request_demand import Demand, demand
 from testbed.traffic.request_makers import maker_of
 
@@ -100,9 +107,14 @@ def sign(scenario: Scenario, federation: Federation, known: Mapping[str, Known])
 
 
 def _beside(scenario: Scenario, tenant: Tenant, known: Mapping[str, Known]) -> list[tuple[Tenant, Requests]]:
-    """Others whose requests the same server computes."""
+    """Others whose requests the same server computes, as far as anything is known of them."""
+    return [(o, o.requests) for o in at_server_of(scenario, tenant) if o.requests is not None and o.name in known]
+
+
+def at_server_of(scenario: Scenario, tenant: Tenant) -> list[Tenant]:
+    """Others that ask the same server."""
     others = [other for other in scenario.tenants if other.name != tenant.name and other.site == tenant.site]
-    return [(other, other.requests) for other in others if other.requests is not None and other.name in known]
+    return [other for other in others if other.requests is not None]
 
 
 def _longest_s(scenario: Scenario, tenant: Tenant, asked: Requests, known: Mapping[str, Known]) -> float:
@@ -115,26 +127,32 @@ def _longest_s(scenario: Scenario, tenant: Tenant, asked: Requests, known: Mappi
     return turn_s(asked.compute_share, own.longest_s, own.expected_s, others)
 
 
-def _law_s(scenario: Scenario, tenant: Tenant, asked: Requests, known: Mapping[str, Known]) -> Law:
-    """The law of that for any computation and any turns."""
+def _laws_s(
+    scenario: Scenario, tenant: Tenant, asked: Requests, known: Mapping[str, Known]
+) -> Iterator[tuple[Law, float]]:
+    """Laws of that for any computation and any turns, and the latency that each of them costs beside."""
     own, share = known[tenant.name], asked.compute_share
-    found = own.works_s.times(share)
-    for each, other in _beside(scenario, tenant, known):
-        foreign = known[each.name]
-        turns = own.expected_s / share * other.compute_share / foreign.expected_s
-        if len(foreign.works_s.atoms) > 1 and turns < 1.0:
-            found = found.plus(foreign.works_s.times(share).sometimes(turns))
-        else:
-            found = found.plus(foreign.works_s.times(share * turns))
-    return found
+    beside = [(other, known[each.name]) for each, other in _beside(scenario, tenant, known)]
+    each = [(own.expected_s / share * other.compute_share / one.expected_s, one.works_s) for other, one in beside]
+    yield own.works_s.plus(turns(each)).times(share), 0.0
+    if isinstance(tenant.arrivals, PoissonArrivals | RenewalArrivals):
+        evened_s = EVENED * sum(one.longest_s for _, one in beside) / WORKERS
+        yield own.works_s.plus(evened_turns(each)).times(share), evened_s
 
 
 def bound_asking(
-    scenario: Scenario, tenant: Tenant, federation: Federation, known: Mapping[str, Known]
+    scenario: Scenario, tenant: Tenant, federation: Federation, known: Mapping[str, Known], *, host_s: float = 0.0
 ) -> BoundRecord | None:
     """The bound on a request tenant's latency; None for best effort and where its server promises nothing.
 
     None too where no theorem applies: computations take too long for the share.
+
+    Args:
+        scenario: All tenants.
+        tenant: The one.
+        federation: Domains that have offered and signed.
+        known: What is known of requests, of everybody's at the same server.
+        host_s: What an emulating host may add on the whole way, 0 where there is none.
     """
     own = known[tenant.name]
     asked, server, envelopes = tenant.requests, federation.server(tenant), federation.envelopes(tenant)
@@ -150,17 +168,20 @@ def bound_asking(
         workers=WORKERS,
         services=services_of(envelopes),
     )
-    found = [_bound(tenant, terms)]
+    found = [_bound(tenant, terms, host_s)]
     if not isinstance(tenant.arrivals, TraceArrivals):
         # A flow that is fitted to a trace has one time for every request. An on-off model has so too, all the longest,
         # or the meter alone is relied on: either may be smaller.
-        law = _law_s(scenario, tenant, asked, known).times(1.0 / _longest_s(scenario, tenant, asked, known))
-        found.append(_bound(tenant, replace(terms, works=law.atoms)))
+        longest_s = _longest_s(scenario, tenant, asked, known)
+        for law, evened_s in _laws_s(scenario, tenant, asked, known):
+            found.append(
+                _bound(tenant, replace(terms, works=law.times(1 / longest_s).atoms, evened_s=evened_s), host_s)
+            )
     return min((one for one in found if one is not None), key=lambda one: one.bound_s, default=None)
 
 
-def _bound(tenant: Tenant, terms: RequestTerms) -> BoundRecord | None:
+def _bound(tenant: Tenant, terms: RequestTerms, host_s: float) -> BoundRecord | None:
     try:
-        return bound_requests(tenant, terms, host_s=0.0)
+        return bound_requests(tenant, terms, host_s=host_s)
     except CalculusError:
         return None

@@ -28,6 +28,7 @@ from testbed.simulation.clock import PS_PER_S
 from testbed.simulation.paths import CorrelatedPath, OnOffPath, Path, Pieces, RatePath
 from testbed.simulation.wave import TimeArray
 from testbed.traffic.arrivals import mean_bps
+from testbed.traffic.modulation import Moves
 from testbed.traffic.renewal import EXPONENTIAL, Gap, gap_law
 from testbed.traffic.workloads import read_requests
 
@@ -71,7 +72,7 @@ def stream(
         misbehaviour: How the tenant departs from it.
         group: Seed of the process that modulates the tenant's group, `testbed.traffic.arrivals.group_seed`.
         strength: How strongly the tenant follows it, 0 to 1; None for the very path that tenants without a strength
-            share, which has the law of strength 1.
+            share, which has the law of strength 1 and, of on-off sources, draws of its own.
 
     Raises:
         ScenarioError: A trace that cannot be read, or arrivals that contradict themselves.
@@ -106,18 +107,25 @@ def _declared(arrivals: Arrivals, rng: np.random.Generator) -> Stream:
 def _correlated(
     arrivals: Arrivals, rng: np.random.Generator, group: np.random.SeedSequence | None, strength: float | None
 ) -> Stream:
-    if not isinstance(arrivals, OnOffArrivals) or group is None:
+    if not isinstance(arrivals, OnOffArrivals | MmppArrivals) or group is None:
         raise ScenarioError(
-            "misbehaviour correlated: found arrivals without bursts or no group, expected on-off arrivals in a group; "
-            "give the tenant on-off arrivals and name its group"
+            f"misbehaviour correlated: found {type(arrivals).__name__} {'in no' if group is None else 'in a'} group, "
+            "expected arrivals that a hidden state modulates, on-off or mmpp, in a group; declare such and name it"
         )
-    ready = rng.random()
     common = np.random.default_rng(group)
+    if strength is not None and not 0 <= strength <= 1:
+        raise ScenarioError(f"correlation: found {strength}, expected 0 (independent) to 1 (together); choose one")
+    if isinstance(arrivals, MmppArrivals):
+        states, packets = rng.spawn(2)
+        follows = 1.0 if strength is None else strength
+        rate_per_ps = np.array(arrivals.rates_per_s) / PS_PER_S
+        path = CorrelatedPath(Moves.of(arrivals.switch_per_s), rate_per_ps, follows, common=common, own=states)
+        return _equal(_modulated(path, packets), arrivals.size_bits)
+    ready = rng.random()
     if strength is None:
         return _cut(arrivals, ready, OnOffPath(arrivals.mean_on_s, arrivals.mean_off_s, common))
-    if not 0 <= strength <= 1:
-        raise ScenarioError(f"correlation: found {strength}, expected 0 (independent) to 1 (together); choose one")
-    return _cut(arrivals, ready, CorrelatedPath(arrivals.mean_on_s, arrivals.mean_off_s, strength, common, rng))
+    moves = Moves.on_off(arrivals.mean_on_s, arrivals.mean_off_s)
+    return _cut(arrivals, ready, CorrelatedPath(moves, np.array([0.0, 1.0]), strength, common=common, own=rng))
 
 
 Block = Callable[[], tuple[TimeArray, int]]

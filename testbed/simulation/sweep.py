@@ -18,9 +18,9 @@ from testbed.report.record import TenantRecord, read_record
 from testbed.run.progress import Progress, Step
 from testbed.scenario.loader import load
 from testbed.scenario.model import Scenario
+from testbed.simulation.choices import Choices
 from testbed.simulation.grid import Axis, Settings, points, vary_choices, vary_file, vary_scenario
 from testbed.simulation.known import known
-from testbed.simulation.network import Choices
 from testbed.simulation.pipeline import Options, simulate_scenario
 from testbed.simulation.windows import make_folder
 from testbed.simulation.workers import carry_out, carry_out_on_ray

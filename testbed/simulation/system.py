@@ -78,7 +78,8 @@ class Hop:
         meters: Policy of each source; empty for none.
         ranks: Rank of each source, for PRIORITY.
         weights: Weight of each source, for WEIGHTED.
-        limit_packets: Packets that may wait in each queue of FIFO, PRIORITY and WEIGHTED; None for any number.
+        limits: Packets that may wait in each queue, None for any number: in the one of FIFO, that of each rank of
+            PRIORITY, that of each source of WEIGHTED; empty where any number may wait in all of them.
         excess: Random excess latency behind the port.
         loss: Probability that the domain loses a packet at random.
         compute: Stage through which the packets of sources pass whose last domain this is, unless they ask.
@@ -94,7 +95,7 @@ class Hop:
     meters: tuple[Policy | None, ...] = ()
     ranks: tuple[int, ...] = ()
     weights: tuple[float, ...] = ()
-    limit_packets: int | None = None
+    limits: tuple[int | None, ...] = ()
     excess: Excess | None = None
     loss: float = 0.0
     compute: Compute | None = None
@@ -131,6 +132,12 @@ class System:
                 raise ScenarioError(
                     f"domain {hop.name}: found {len(getattr(hop, wanted))} {wanted} for scheduler {hop.scheduler}, "
                     f"expected one for each of {k} sources; add them"
+                )
+            queues = {Scheduler.FIFO: 1, Scheduler.PRIORITY: max(hop.ranks, default=0) + 1, Scheduler.WEIGHTED: k}
+            if hop.limits and len(hop.limits) != queues.get(hop.scheduler, 0):
+                raise ScenarioError(
+                    f"domain {hop.name}: found {len(hop.limits)} limits for scheduler {hop.scheduler}, expected "
+                    f"{queues.get(hop.scheduler, 0)}, one for each queue; correct them"
                 )
         if len(self.asking) > 1 and any(hop.scheduler is Scheduler.ISOLATED for hop in self.hops):
             raise ScenarioError(

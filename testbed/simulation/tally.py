@@ -9,7 +9,7 @@ on disk.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -162,28 +162,27 @@ class Tally:
         return cls(**arrays, _floor=np.full(arrays["n"].size, -1, np.int64))
 
 
-def merge(tallies: Sequence[Tally]) -> Tally:
-    """The tally of several windows of the same tenants; parts of windows stay apart, [B windows, K, COARSE_BINS]."""
-    first = tallies[0]
-    tenants = range(first.n.size)
-    tops = [np.concatenate([one.top[k, : one.top_count[k]] for one in tallies]) for k in tenants]
-    largest = [np.sort(top)[::-1][: 2 * EXTREMES] for top in tops]
-    top = np.zeros((len(tops), 2 * EXTREMES), np.int64)
-    for k, values in enumerate(largest):
-        top[k, : values.size] = values
-    return Tally(
-        deadline_ps=first.deadline_ps,
-        fine=np.sum([one.fine for one in tallies], axis=0),
-        coarse=np.concatenate([one.coarse for one in tallies]),
-        top=top,
-        top_count=np.array([values.size for values in largest], dtype=np.int64),
-        n=np.sum([one.n for one in tallies], axis=0),
-        lost=np.sum([one.lost for one in tallies], axis=0),
-        late=np.sum([one.late for one in tallies], axis=0),
-        smallest_ps=np.min([one.smallest_ps for one in tallies], axis=0),
-        sum_ps=np.sum([one.sum_ps for one in tallies], axis=0),
-        _floor=np.full(len(tops), -1, np.int64),
-    )
+def merge(tallies: Iterable[Tally]) -> Tally:
+    """The tally of several windows of the same tenants; parts of windows stay apart, [B windows, K, COARSE_BINS].
+
+    Tallies are taken one at a time, so that of those that are still to be read none is in memory.
+    """
+    rest = iter(tallies)
+    first = next(rest)
+    whole, coarse = first, [first.coarse]
+    for one in rest:
+        if whole is first:
+            whole = replace(first, **{name: getattr(first, name).copy() for name in _ARRAYS if name != "coarse"})
+        coarse.append(one.coarse)
+        for name in ("fine", "n", "lost", "late", "sum_ps"):
+            np.add(getattr(whole, name), getattr(one, name), out=getattr(whole, name))
+        np.minimum(whole.smallest_ps, one.smallest_ps, out=whole.smallest_ps)
+        for k in range(whole.n.size):
+            both = np.concatenate((whole.top[k, : whole.top_count[k]], one.top[k, : one.top_count[k]]))
+            largest = np.sort(both)[::-1][: whole.top.shape[1]]
+            whole.top[k, : largest.size] = largest
+            whole.top_count[k] = largest.size
+    return whole if whole is first else whole.with_coarse(np.concatenate(coarse))
 
 
 def fine_edges_ps() -> FloatArray:

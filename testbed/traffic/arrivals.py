@@ -28,7 +28,15 @@ from testbed.scenario.model import (
     Tenant,
     TraceArrivals,
 )
-from testbed.traffic.modulation import OnOffPath, correlated_path, on_off_path, rate_path, reached_at
+from testbed.traffic.modulation import (
+    OnOffPath,
+    RatePath,
+    correlated_path,
+    correlated_rate_path,
+    on_off_path,
+    rate_path,
+    reached_at,
+)
 from testbed.traffic.renewal import EXPONENTIAL, gap_law, points
 from testbed.traffic.schedules import Schedule
 from testbed.traffic.traces import Requests
@@ -93,22 +101,23 @@ def schedules(
 
 
 def modulators(scenario: Scenario, *, window: int, duration_s: float, seed: int) -> dict[str, OnOffPath]:
-    """Draw the paths that tenants of a group share who are on and off at the very same times, by group name.
+    """Draw the paths that on-off tenants of a group share who are on and off at the very same times, by group name.
 
     Raises:
-        ScenarioError: A tenant of a group is no on-off source, or its periods differ from the group's.
+        ScenarioError: A tenant of a group sends packets that no hidden state modulates.
     """
     paths: dict[str, OnOffPath] = {}
     for tenant in scenario.tenants:
         group = None if tenant.misbehaviour is None else tenant.misbehaviour.group
         if group is None:
             continue
-        if not isinstance(tenant.arrivals, OnOffArrivals):
+        if not isinstance(tenant.arrivals, OnOffArrivals | MmppArrivals):
             raise ScenarioError(
-                f"tenant {tenant.name}: found correlated bursts without on-off arrivals, expected on-off arrivals; "
-                f"give the tenant on-off arrivals or take it out of group {group}"
+                f"tenant {tenant.name}: found correlated bursts of {type(tenant.arrivals).__name__}, expected arrivals "
+                f"that a hidden state modulates, on-off or mmpp; declare such or take it out of group {group}"
             )
-        if group not in paths and tenant.misbehaviour is not None and tenant.misbehaviour.strength is None:
+        shares = tenant.misbehaviour is not None and tenant.misbehaviour.strength is None
+        if shares and group not in paths and isinstance(tenant.arrivals, OnOffArrivals):
             rng = np.random.default_rng(group_seed(seed, group, window))
             arrivals = tenant.arrivals
             paths[group] = on_off_path(arrivals.mean_on_s, arrivals.mean_off_s, rng=rng, duration_s=duration_s)
@@ -146,6 +155,10 @@ def schedule(
     breach = None if conforming else misbehaviour
     if breach is not None and breach.kind == "flood":
         return _flood(arrivals, breach, rng, duration_s)
+    if breach is not None and isinstance(arrivals, MmppArrivals):
+        # A whole group without strengths is one of strength 1.
+        strength = 1.0 if breach.strength is None else breach.strength
+        return _following(arrivals, rng, duration_s, strength, group)
     if breach is not None and breach.strength is not None:
         return _following(arrivals, rng, duration_s, breach.strength, group)
     if breach is not None and breach.kind == "correlated":
@@ -254,21 +267,25 @@ def _following(
     strength: float,
     group: np.random.SeedSequence | None,
 ) -> Schedule:
-    if not isinstance(arrivals, OnOffArrivals) or group is None:
+    if group is None:
         raise ScenarioError(
-            "misbehaviour correlated: found a strength without on-off arrivals or a group's seed, expected both; give "
-            "the tenant on-off arrivals and name its group"
+            "misbehaviour correlated: found no group, expected the seed of one; name the tenant's group"
         )
-    ready = rng.random()
-    path = correlated_path(
-        arrivals.mean_on_s,
-        arrivals.mean_off_s,
-        strength,
-        common=np.random.default_rng(group),
-        own=rng,
-        duration_s=duration_s,
-    )
-    return _cut(arrivals, ready, duration_s, path)
+    common = np.random.default_rng(group)
+    match arrivals:
+        case OnOffArrivals(mean_on_s=on_s, mean_off_s=off_s):
+            ready = rng.random()
+            path = correlated_path(on_s, off_s, strength, common=common, own=rng, duration_s=duration_s)
+            return _cut(arrivals, ready, duration_s, path)
+        case MmppArrivals(rates_per_s=rates, switch_per_s=switch):
+            states, packets = rng.spawn(2)
+            rate = correlated_rate_path(rates, switch, strength, common=common, own=states, duration_s=duration_s)
+            return _equal_sizes(_modulated_points(rate, packets, duration_s), arrivals.size_bits)
+        case _:
+            raise ScenarioError(
+                f"misbehaviour correlated: found {type(arrivals).__name__}, expected arrivals that a hidden state "
+                "modulates, on-off or mmpp; declare such, or delete the misbehaviour"
+            )
 
 
 def _on_off(arrivals: Arrivals, rng: np.random.Generator, duration_s: float, path: OnOffPath | None) -> Schedule:
@@ -296,9 +313,13 @@ def _cut(arrivals: OnOffArrivals, ready: float, duration_s: float, path: OnOffPa
 
 
 def _mmpp_points(arrivals: MmppArrivals, rng: np.random.Generator, duration_s: float) -> FloatArray:
-    """A Poisson process of rate 1 in the time that runs as fast as the modulated rate."""
     states, packets = rng.spawn(2)
     path = rate_path(arrivals.rates_per_s, arrivals.switch_per_s, rng=states, duration_s=duration_s)
+    return _modulated_points(path, packets, duration_s)
+
+
+def _modulated_points(path: RatePath, packets: np.random.Generator, duration_s: float) -> FloatArray:
+    """A Poisson process of rate 1 in the time that runs as fast as the modulated rate."""
     expected = float(np.cumsum(np.diff(path.edges_s) * path.rate_per_s)[-1])
     amounts = points(EXPONENTIAL, 1.0, rng=packets, duration_s=expected)
     times_s = reached_at(path.edges_s[:-1], path.edges_s[1:], path.rate_per_s, amounts)

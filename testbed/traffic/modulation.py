@@ -16,6 +16,7 @@ import numpy.typing as npt
 from testbed.errors import ScenarioError
 
 FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,6 +66,123 @@ def on_off_path(mean_on_s: float, mean_off_s: float, *, rng: np.random.Generator
     return OnOffPath(start_s[: end_s.size][within], end_s[within], mean_on_s, mean_off_s)
 
 
+_PAIR = 2
+STIFFEST = 10_000
+"""A group's chain is followed move by move, those of states that are hardly ever visited included."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Moves:
+    """Every move of a Markov chain from one state to another; m moves.
+
+    Attributes:
+        source: State it leaves, int64[m].
+        target: State it leads to, int64[m].
+        below: Share of this move and those before it in the rate of all, float64[m].
+        rate_per_s: Of all moves together.
+        states: How many states there are.
+    """
+
+    source: IntArray
+    target: IntArray
+    below: FloatArray
+    rate_per_s: float
+    states: int
+
+    @classmethod
+    def of(cls, switch_per_s: tuple[tuple[float, ...], ...]) -> Moves:
+        """Those of a chain with these transition rates, k rows of k; the diagonal is ignored.
+
+        Raises:
+            ScenarioError: The rates describe no chain that moves, or one whose states last too differently.
+        """
+        states = stationary(switch_per_s).size
+        rates = np.array(switch_per_s, dtype=np.float64)
+        np.fill_diagonal(rates, 0.0)
+        exits = rates.sum(axis=1)
+        if states == 1 or (states > _PAIR and exits.max() > STIFFEST * exits.min()):
+            raise ScenarioError(
+                f"switching rates of correlated bursts: found {switch_per_s}, expected at least two states, none of "
+                f"which, where there are more, lasts {STIFFEST:,} times as long as another; declare fewer"
+            )
+        source, target = np.nonzero(rates)
+        each = rates[source, target]
+        return cls(source, target, np.cumsum(each) / each.sum(), float(each.sum()), states)
+
+    @classmethod
+    def on_off(cls, mean_on_s: float, mean_off_s: float) -> Moves:
+        """Those of a source that is off, state 0, or on, state 1."""
+        return cls.of(((0.0, 1 / mean_off_s), (1 / mean_on_s, 0.0)))
+
+    def drawn(self, rng: np.random.Generator, n: int) -> IntArray:
+        """Numbers of n independent moves, each as often as its rate says."""
+        return np.minimum(np.searchsorted(self.below, rng.random(n), side="right"), self.source.size - 1)
+
+    def visited(self, state: int, moves: IntArray) -> IntArray:
+        """States after each of some moves, of which a chain makes those that leave the state it is in, int64[n]."""
+        if self.states == _PAIR:
+            # From wherever it is, a move leads to its target or finds the chain there.
+            return self.target[moves]
+        source, target = self.source.tolist(), self.target.tolist()
+        found = []
+        for move in moves.tolist():
+            if source[move] == state:
+                state = target[move]
+            found.append(state)
+        return np.array(found, dtype=np.int64)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StatePath:
+    """States that a chain is in, one after the other; neighbours may be the same.
+
+    Attributes:
+        edges_s: Instants between them, from 0 to the end of the window, float64[n + 1].
+        states: int64[n].
+    """
+
+    edges_s: FloatArray
+    states: IntArray
+
+
+def correlated_states(
+    moves: Moves, strength: float, *, common: np.random.Generator, own: np.random.Generator, duration_s: float
+) -> StatePath:
+    """Draw a stationary Markov path that follows a common process to some strength.
+
+    A chain with rates q_ij is one that at the points of independent Poisson processes, one of rate q_ij for each pair,
+    goes from i to j if it is in i and stays where it is otherwise. So let the points be common to a group, let a tenant
+    follow each of them with probability s, and have points of its own at rate (1-s) q_ij. What it follows are again
+    independent Poisson processes of the rates q_ij (thinning and superposition), so that its own law is exactly the
+    declared one whatever s; s = 0 makes tenants independent, s = 1 makes them the same. Of a chain of two states each
+    point is a redraw: with rates a (to on) and b (to off), on with probability a/(a+b).
+
+    Args:
+        moves: The chain.
+        strength: s, 0 to 1.
+        common: Draws the common points; everyone who follows them gives a generator in the same state.
+        own: Draws this tenant's choices and own points.
+        duration_s: Length of the window.
+
+    Raises:
+        ScenarioError: A strength outside its range.
+    """
+    if not 0 <= strength <= 1:
+        raise ScenarioError(f"correlation: found {strength}, expected 0 (independent) to 1 (together); choose one")
+    shared, (choices, alone) = common.spawn(2), own.spawn(2)
+    first = state_before(moves, strength, common=common, own=own)
+    times_s, made = _points(shared[0], shared[1], moves, moves.rate_per_s, duration_s)
+    follows = choices.random(times_s.size) < strength
+    times_s, made = times_s[follows], made[follows]
+    if strength < 1:
+        own_s, own_made = _points(alone, alone, moves, (1 - strength) * moves.rate_per_s, duration_s)
+        times_s, made = np.concatenate((times_s, own_s)), np.concatenate((made, own_made))
+    order = np.argsort(times_s, kind="stable")
+    order = order[: np.searchsorted(times_s[order], duration_s)]
+    states = np.concatenate(([first], moves.visited(first, made[order])))
+    return StatePath(np.concatenate(([0.0], times_s[order], [duration_s])), states)
+
+
 def correlated_path(
     mean_on_s: float,
     mean_off_s: float,
@@ -74,73 +192,88 @@ def correlated_path(
     own: np.random.Generator,
     duration_s: float,
 ) -> OnOffPath:
-    """Draw a two-state Markov path that follows a common one to some strength.
+    """Draw the on periods of a source that follows a group; arguments and errors as `correlated_states`."""
+    path = correlated_states(
+        Moves.on_off(mean_on_s, mean_off_s), strength, common=common, own=own, duration_s=duration_s
+    )
+    on = path.states == 1
+    return OnOffPath(path.edges_s[:-1][on], path.edges_s[1:][on], mean_on_s, mean_off_s)
 
-    A two-state chain with rates a (to on) and b (to off) is one that is drawn afresh, on with probability a/(a+b), at
-    the points of a Poisson process of rate a+b: from off it then goes on at rate (a+b) a/(a+b) = a, and from on it goes
-    off at rate b. So let a tenant follow each redraw of a common process with probability s, and have redraws of its
-    own at rate (1-s)(a+b). Whatever s, its own law is exactly the declared one; s = 0 makes tenants independent, s = 1
-    makes them the same.
 
-    Args:
-        mean_on_s: Mean on period.
-        mean_off_s: Mean off period.
-        strength: s, 0 to 1.
-        common: Draws the common redraws; everyone who follows them gives a generator in the same state.
-        own: Draws this tenant's choices and own redraws.
-        duration_s: Length of the window.
+def correlated_rate_path(
+    rates_per_s: tuple[float, ...],
+    switch_per_s: tuple[tuple[float, ...], ...],
+    strength: float,
+    *,
+    common: np.random.Generator,
+    own: np.random.Generator,
+    duration_s: float,
+) -> RatePath:
+    """Draw a rate whose chain follows a group; arguments and errors as `correlated_states` and `rate_path`."""
+    moves = Moves.of(switch_per_s)
+    _require_rates(rates_per_s, moves.states)
+    path = correlated_states(moves, strength, common=common, own=own, duration_s=duration_s)
+    return RatePath(path.edges_s, np.array(rates_per_s)[path.states])
 
-    Raises:
-        ScenarioError: A strength outside its range.
+
+def state_before(moves: Moves, strength: float, *, common: np.random.Generator, own: np.random.Generator) -> int:
+    """The state at time 0 of a chain that follows a common process and has run forever.
+
+    Points before 0 are drawn, the latest first, until they lead from every state to the same one, which is then the
+    state at 0 exactly (coupling from the past: Propp & Wilson, "Exact sampling with coupled Markov chains", 1996).
+    Everyone who follows the common points sees the same ones, so tenants are in equilibrium together.
     """
-    if not 0 <= strength <= 1:
-        raise ScenarioError(f"correlation: found {strength}, expected 0 (independent) to 1 (together); choose one")
-    rate_per_s, share = 1 / mean_on_s + 1 / mean_off_s, mean_on_s / (mean_on_s + mean_off_s)
-    shared, (choices, alone) = common.spawn(2), own.spawn(2)
-    on = redrawn_before(share, strength, common=common, own=own)
-    common_s, common_on = _redraws(shared[0], shared[1], rate_per_s, share, duration_s)
-    follows = choices.random(common_s.size) < strength
-    times_s, states = common_s[follows], common_on[follows]
-    if strength < 1:
-        own_s, own_on = _redraws(alone, alone, (1 - strength) * rate_per_s, share, duration_s)
-        times_s, states = np.concatenate((times_s, own_s)), np.concatenate((states, own_on))
-    order = np.argsort(times_s, kind="stable")
-    edges_s = np.concatenate(([0.0], times_s[order], [np.inf]))
-    states = np.concatenate(([on], states[order]))
-    within = states & (edges_s[:-1] < duration_s)
-    return OnOffPath(edges_s[:-1][within], np.minimum(edges_s[1:][within], duration_s), mean_on_s, mean_off_s)
+    leads_to = list(range(moves.states))
+    theirs, mine = _Past(common, moves), _Past(own, moves)
+
+    def followed() -> tuple[float, int]:
+        while strength > 0:
+            point = theirs.earlier(1.0)
+            if own.random() < strength:
+                return point
+        return np.inf, 0
+
+    def alone() -> tuple[float, int]:
+        return mine.earlier(1 - strength) if strength < 1 else (np.inf, 0)
+
+    ahead = [followed(), alone()]
+    while len(set(leads_to)) > 1:
+        latest = 0 if ahead[0][0] < ahead[1][0] else 1
+        move = ahead[latest][1]
+        leads_to[int(moves.source[move])] = leads_to[int(moves.target[move])]
+        ahead[latest] = followed() if latest == 0 else alone()
+    return leads_to[0]
 
 
-def redrawn_before(share: float, strength: float, *, common: np.random.Generator, own: np.random.Generator) -> bool:
-    """The state at time 0 of a chain that follows a common one and has run forever: whatever it was last redrawn to."""
-    # Ages of the last common redraws, newest first, in their mean gaps: the first one that was followed counts.
-    age, followed = 0.0, False
-    common_on = False
-    while strength > 0 and not followed:
-        age += common.standard_exponential()
-        common_on = bool(common.random() < share)
-        followed = bool(own.random() < strength)
-    own_age = own.standard_exponential() / (1 - strength) if strength < 1 else np.inf
-    own_on = bool(own.random() < share)
-    return common_on if followed and age < own_age else own_on
+class _Past:
+    """Points of a Poisson process before time 0, the latest first."""
+
+    def __init__(self, rng: np.random.Generator, moves: Moves) -> None:
+        self._rng, self._moves = rng, moves
+        self._age = 0.0
+
+    def earlier(self, share: float) -> tuple[float, int]:
+        """Age of the next point and its move, where points come at a share of the chain's rate."""
+        self._age += self._rng.standard_exponential() / share
+        return self._age, int(self._moves.drawn(self._rng, 1)[0])
 
 
-REDRAWS = 512
-"""Redraws come in blocks of so many, gaps before states; whoever draws the same path keeps to that."""
+POINTS = 512
+"""Points come in blocks of so many, gaps before moves; whoever draws the same path keeps to that."""
 
 
-def _redraws(
-    gaps: np.random.Generator, draws: np.random.Generator, rate_per_s: float, share: float, duration_s: float
-) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
-    """Instants of redraws, to the end of a window or beyond, and what each of them gives."""
+def _points(
+    gaps: np.random.Generator, draws: np.random.Generator, moves: Moves, rate_per_s: float, duration_s: float
+) -> tuple[FloatArray, IntArray]:
+    """Instants of points, to the end of a window or beyond, and the move of each."""
     times: list[FloatArray] = []
-    states: list[npt.NDArray[np.bool_]] = []
+    made: list[IntArray] = []
     last_s = 0.0
     while last_s < duration_s:
-        times.append(last_s + np.cumsum(gaps.standard_exponential(REDRAWS) / rate_per_s))
-        states.append(draws.random(REDRAWS) < share)
+        times.append(last_s + np.cumsum(gaps.standard_exponential(POINTS) / rate_per_s))
+        made.append(moves.drawn(draws, POINTS))
         last_s = float(times[-1][-1])
-    return np.concatenate(times), np.concatenate(states)
+    return np.concatenate(times), np.concatenate(made)
 
 
 def stationary(switch_per_s: tuple[tuple[float, ...], ...]) -> FloatArray:
@@ -183,10 +316,7 @@ def rate_path(
         ScenarioError: The rates do not describe such a chain.
     """
     share = stationary(switch_per_s)
-    if len(rates_per_s) != share.size or min(rates_per_s) < 0:
-        raise ScenarioError(
-            f"rates: found {rates_per_s}, expected {share.size} rates of at least 0, one for each state"
-        )
+    _require_rates(rates_per_s, share.size)
     leave_per_s = np.array(switch_per_s, dtype=np.float64)
     np.fill_diagonal(leave_per_s, 0.0)
     exit_per_s = leave_per_s.sum(axis=1)
@@ -204,6 +334,11 @@ def rate_path(
         times = np.concatenate((times, stays.standard_exponential(block)))
         edges_s = np.concatenate(([0.0], np.cumsum(times / exit_per_s[states[: times.size]])))
     return RatePath(edges_s, np.array(rates_per_s)[states[: times.size]])
+
+
+def _require_rates(rates_per_s: tuple[float, ...], states: int) -> None:
+    if len(rates_per_s) != states or min(rates_per_s) < 0:
+        raise ScenarioError(f"rates: found {rates_per_s}, expected {states} rates of at least 0, one for each state")
 
 
 def _is_square(table: tuple[tuple[float, ...], ...]) -> bool:

@@ -22,11 +22,12 @@ from testbed.run.pipeline import Options, run
 from testbed.run.progress import Progress
 from testbed.scenario.dictionary import from_dict
 from testbed.scenario.model import Scenario, Tenant
+from testbed.simulation.choices import Choices
 from testbed.simulation.clock import PS_PER_S
 from testbed.simulation.experiments.point import CONFIDENCE, ExperimentPoint, Fates, Interval, keeping, share_limits
 from testbed.simulation.experiments.scenarios import PointPlan
 from testbed.simulation.experiments.windows import point_folder
-from testbed.simulation.network import Choices, network
+from testbed.simulation.network import network
 from testbed.simulation.window import Plan, simulate
 from testbed.telemetry import samples
 

@@ -208,7 +208,7 @@ def path(
         link_bps=workload.link_bps,
         drain_bps=drain_bps(workload),
         classes=(given.shaped,) * tenants,
-        limit_packets=limit_packets,
+        limits=(limit_packets,) if scheduler is Scheduler.FIFO else (),
     )
     metered = scheduler is Scheduler.RESERVED
     first = replace(hop, meters=(given.policy,) * tenants) if metered else hop

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from testbed.emulation.ovs import DatapathCounters
-from testbed.management.paper import bounds_on_paper, on_paper
+from testbed.management.paper import on_paper
 from testbed.report.record import RunRecord
 from testbed.run.assemble import Measured, assemble
 from testbed.run.calibrate import calibrate
@@ -21,6 +21,7 @@ from testbed.run.terms import terms_of
 from testbed.run.window import Shaper, Switches, Window
 from testbed.scenario.faults import Fault, FaultKind
 from testbed.scenario.loader import load
+from testbed.simulation.bounds import bounds_on_paper
 from testbed.telemetry.host import CoreTimes, Snapshot
 from testbed.telemetry.match import BorderCount, Match
 from testbed.telemetry.samples import TenantSamples
@@ -100,7 +101,7 @@ def judged(folder: Path, *done: Occurrence, **lost: dict[int, tuple[float, float
     gates = gates_of(SCENARIO, window, terms, {}, ())
     (folder / "window-1").mkdir()
     measured = [Measured(window, gates, terms, {})]
-    return assemble(SCENARIO, folder, measured, bounds_on_paper(SCENARIO), federation)
+    return assemble(SCENARIO, folder, measured, bounds_on_paper(SCENARIO).found, federation)
 
 
 def test_a_fault_that_did_what_it_should_leaves_the_run_valid_and_the_rest_of_the_promise_judged(

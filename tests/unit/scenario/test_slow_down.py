@@ -22,7 +22,7 @@ TOPOLOGIES = Path(__file__).parents[3] / "topologies"
 
 HAVE_NO_TIME = frozenset({
     "size_bits", "burst_bits", "queue_bits", "bits_per_token", "weights", "images", "in_flight", "compute_share", "cv",
-    "epsilon", "confidence", "seed", "speed_up", "shared_queue_bits", "strength", "share", "factor",
+    "epsilon", "confidence", "seed", "speed_up", "shared_queue_bits", "strength", "share", "loss", "factor",
     "token_scale",
 })  # fmt: skip
 """Numbers that are the same in any time; a trace's speed-up is the factor by which its own time is divided."""

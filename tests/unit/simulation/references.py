@@ -126,26 +126,46 @@ def reserved(
     return departures, dropped
 
 
-def priority(packets: Sequence[Packet], link: int, rank_of: Sequence[int]) -> dict[int, Fraction]:
-    """Departure of each packet from a link with strict, non-preemptive priority."""
+def priority(
+    packets: Sequence[Packet], link: int, rank_of: Sequence[int], limits: Sequence[int] = ()
+) -> tuple[dict[int, Fraction], list[int]]:
+    """A link with strict, non-preemptive priority; of a single rank, a FIFO link.
+
+    Returns:
+        Departure of each packet by number, and the numbers of those that found the queue of their rank full.
+    """
     coming, departures, free = deque(packets), dict[int, Fraction](), Fraction(0)
     queue: list[Packet] = []
+    dropped: list[int] = []
     while coming or queue:
         if not queue:
             free = max(free, coming[0].time)
         while coming and coming[0].time <= free:
-            queue.append(coming.popleft())
-        chosen = min(queue, key=lambda packet: (rank_of[packet.tenant], packet.number))
+            packet = coming.popleft()
+            rank = rank_of[packet.tenant]
+            if limits and sum(rank_of[waiting.tenant] == rank for waiting in queue) >= limits[rank]:
+                dropped.append(packet.number)
+            else:
+                queue.append(packet)
+        # The first of a rank is the one that came first: the queue is in the order of arrival.
+        chosen = min(queue, key=lambda packet: rank_of[packet.tenant])
         queue.remove(chosen)
         free += Fraction(chosen.bits, link)
         departures[chosen.number] = free
-    return departures
+    return departures, dropped
 
 
-def weighted(packets: Sequence[Packet], link: int, weights: Sequence[int]) -> dict[int, Fraction]:
-    """Departure of each packet from a link with self-clocked fair queueing: tags are given on arrival."""
+def weighted(
+    packets: Sequence[Packet], link: int, weights: Sequence[int], limits: Sequence[int] = ()
+) -> tuple[dict[int, Fraction], list[int]]:
+    """A link with self-clocked fair queueing: tags are given on arrival.
+
+    Returns:
+        Departure of each packet by number, and the numbers of those that found the queue of their tenant full.
+    """
     coming, departures, free = deque(packets), dict[int, Fraction](), Fraction(0)
     queue: list[tuple[Fraction, int, Packet]] = []
+    dropped: list[int] = []
     last = [Fraction(0) for _ in weights]
     virtual = Fraction(0)
     while coming or queue:
@@ -154,6 +174,9 @@ def weighted(packets: Sequence[Packet], link: int, weights: Sequence[int]) -> di
         while coming and coming[0].time <= free:
             packet = coming.popleft()
             k = packet.tenant
+            if limits and sum(waiting.tenant == k for *_, waiting in queue) >= limits[k]:
+                dropped.append(packet.number)
+                continue
             last[k] = max(virtual, last[k]) + Fraction(packet.bits * sum(weights), weights[k] * link)
             queue.append((last[k], k, packet))
         chosen = min(queue, key=lambda entry: entry[:2])
@@ -161,7 +184,7 @@ def weighted(packets: Sequence[Packet], link: int, weights: Sequence[int]) -> di
         virtual = chosen[0]
         free += Fraction(chosen[2].bits, link)
         departures[chosen[2].number] = free
-    return departures
+    return departures, dropped
 
 
 def simpy_tandem(times_s: Sequence[float], bits: Sequence[int], hops: Sequence[tuple[float, float]]) -> list[float]:

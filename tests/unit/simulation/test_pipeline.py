@@ -23,8 +23,9 @@ from testbed.report.html import write_report
 from testbed.report.record import RunRecord, read_record
 from testbed.run.progress import Silent
 from testbed.scenario.loader import load
+from testbed.simulation.choices import Choices
 from testbed.simulation.crossing import Crossing
-from testbed.simulation.network import Choices, network
+from testbed.simulation.network import network
 from testbed.simulation.pipeline import Options, simulate_scenario
 from testbed.simulation.system import Scheduler
 from testbed.simulation.tally import Tally

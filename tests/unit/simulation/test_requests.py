@@ -31,8 +31,9 @@ from testbed.scenario.model import (
     Work,
 )
 from testbed.simulation.asking import Wire
+from testbed.simulation.choices import Choices
 from testbed.simulation.known import declared, known
-from testbed.simulation.network import Choices, network
+from testbed.simulation.network import network
 from testbed.simulation.pipeline import Options, simulate_scenario
 from testbed.simulation.system import Scheduler
 from testbed.telemetry import request_samples
@@ -239,7 +240,7 @@ def test_requests_that_nobody_knows_how_long_to_compute_are_refused(tmp_path: Pa
 
 
 def test_declared_times_have_the_mean_and_are_no_longer_than_what_is_promised() -> None:
-    found = declared(vision(), replace(ASKED, work=Work(5e-3, 0.5)))
+    found = declared(ASKED, Work(5e-3, 0.5))
     drawn = found.work(np.random.default_rng(1), 400_000)
     assert drawn.mean() == pytest.approx(5e-3, rel=0.01)
     assert drawn.std() == pytest.approx(2.5e-3, rel=0.02)
@@ -268,7 +269,7 @@ def test_a_run_gives_back_the_framing_and_the_times_that_it_was_made_of(folder: 
     measured = as_a_run(folder, tmp_path / "run", accuracy=0.5)
     found = known(asked(), measured)["vision"]
     assert (found.out, found.back) == (Wire(), Wire())
-    assert found.answer_bytes == declared(vision(), ASKED).answer_bytes
+    assert found.answer_bytes == declared(ASKED, Work(6e-3, 0.2)).answer_bytes
     assert found.expected_s == pytest.approx(6e-3, rel=0.02)
     assert found.expected_s < found.longest_s < 0.02
     assert found.accuracy == 0.5
@@ -289,7 +290,7 @@ def test_a_run_of_other_requests_is_refused(folder: Path, tmp_path: Path) -> Non
 def test_tenants_that_a_run_does_not_have_are_taken_as_declared(folder: Path, tmp_path: Path) -> None:
     more = replace(asked(), tenants=(*asked().tenants, vision("late", LITTLE, None)))
     found = known(more, as_a_run(folder, tmp_path / "run"))
-    assert found["late"] == declared(vision("late", LITTLE), LITTLE)
+    assert found["late"] == declared(LITTLE, Work(1e-3))
     assert found["vision"].source == "as run abc123 measured it"
 
 

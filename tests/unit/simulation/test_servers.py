@@ -124,18 +124,28 @@ def test_sixty_four_reserved_classes_are_served_as_the_reference_does() -> None:
 
 @pytest.mark.parametrize("pieces", [1, 300])
 @pytest.mark.parametrize("ranks", [[0, 1, 2, 3], [1, 0, 1, 0], [0, 0, 0, 0]])
-def test_a_priority_link_serves_as_the_reference_does(ranks: list[int], pieces: int) -> None:
+@pytest.mark.parametrize("limit", [None, 2])
+def test_a_priority_link_serves_as_the_reference_does(ranks: list[int], pieces: int, limit: int | None) -> None:
     wave = bursty(9, 2500, 4, 600)
-    expected = references.priority(packets_of(wave), LINK, ranks)
-    assert by_number(push_in_pieces(priority_link(LINK, ranks), wave, pieces).on) == in_ps(expected)
+    limits = () if limit is None else (limit, limit + 3, limit, limit + 9)[: max(ranks) + 1]
+    expected, dropped = references.priority(packets_of(wave), LINK, ranks, limits)
+    passed = push_in_pieces(priority_link(LINK, ranks, limits=limits), wave, pieces)
+    assert by_number(passed.on) == in_ps(expected)
+    assert sorted(passed.lost.number.tolist()) == dropped
+    assert bool(dropped) == (limit is not None)
 
 
 @pytest.mark.parametrize("pieces", [1, 300])
 @pytest.mark.parametrize("weights", [[1, 1, 1, 1], [4, 2, 1, 1]])
-def test_a_weighted_link_serves_as_the_reference_does(weights: list[int], pieces: int) -> None:
+@pytest.mark.parametrize("limit", [None, 2])
+def test_a_weighted_link_serves_as_the_reference_does(weights: list[int], pieces: int, limit: int | None) -> None:
     wave = bursty(10, 2500, 4, 600)
-    expected = references.weighted(packets_of(wave), LINK, weights)
-    assert by_number(push_in_pieces(weighted_link(LINK, weights), wave, pieces).on) == in_ps(expected)
+    limits = () if limit is None else (limit, limit + 3, limit, limit + 9)
+    expected, dropped = references.weighted(packets_of(wave), LINK, weights, limits)
+    passed = push_in_pieces(weighted_link(LINK, weights, limits=limits), wave, pieces)
+    assert by_number(passed.on) == in_ps(expected)
+    assert sorted(passed.lost.number.tolist()) == dropped
+    assert bool(dropped) == (limit is not None)
 
 
 def test_weighted_sharing_survives_the_end_of_its_integers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,8 +16,8 @@ from testbed.report.record import read_record
 from testbed.run.progress import Silent
 from testbed.scenario.loader import load
 from testbed.scenario.model import OnOffArrivals
+from testbed.simulation.choices import Choices
 from testbed.simulation.grid import Axis, axis, points, vary_choices, vary_file, vary_scenario
-from testbed.simulation.network import Choices
 from testbed.simulation.sweep import COLUMNS, SweepOptions, sweep
 from testbed.simulation.system import Scheduler
 from tests.unit.simulation.test_pipeline import COMMAND, DEMO, wait_for

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from testbed.scenario.model import Misbehaviour
+from testbed.simulation.choices import Choices
 from testbed.simulation.clock import PS_PER_S
 from testbed.simulation.compute import Compute
 from testbed.simulation.impairment import Excess, Exponential
-from testbed.simulation.network import Choices, network
+from testbed.simulation.network import network
 from testbed.simulation.system import Scheduler, System
 from testbed.simulation.tally import Tally
 from testbed.simulation.window import Outcome, Plan, simulate
