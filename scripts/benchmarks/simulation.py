@@ -11,7 +11,6 @@ import argparse
 import json
 import math
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,7 @@ from scipy import stats
 from scipy.optimize import brentq
 
 from benchmarks.figures import Figure, at_least, at_most
+from benchmarks.simulated import BITS, HOPS, LINK_BPS, LOAD, equal_tenants
 from testbed.audit.quantile import quantiles
 from testbed.management.admission import Rule
 from testbed.report.record import read_record
@@ -38,18 +38,16 @@ from testbed.simulation.fifo import Bucket, FifoLink, Passed
 from testbed.simulation.link import Reserved, priority_link, reserved_link, weighted_link
 from testbed.simulation.meter import Meter, Policy
 from testbed.simulation.replay import replay_run
-from testbed.simulation.system import Hop, Scheduler, Source, System
+from testbed.simulation.system import Scheduler
 from testbed.simulation.tally import Tally
 from testbed.simulation.wave import Wave
 from testbed.simulation.window import CHUNK_PACKETS, Plan, simulate
 from tests.unit.simulation import references
 from tests.unit.simulation.references import wave_of
 
-LINK_BPS = 10_000_000
-HOPS = 3
-LOAD = 0.8
-BITS = 8000
 NS = 1000
+CROWD = 1000
+QUEUED = 1000
 
 _NS3_SOURCE = Path(__file__).with_name("tandem_ns3.cc")
 _NS3_HEADER = Path("/usr/include/ns3/point-to-point-module.h")
@@ -58,6 +56,7 @@ _PPP_BYTES = 2
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--packets", type=float, default=1e9, help="packets of the run whose memory is measured")
+    parser.add_argument("--crowd-packets", type=float, default=1e7, help="packets of a thousand tenants together")
     parser.add_argument("--peer-packets", type=int, default=100_000, help="packets given to SimPy and ns-3")
     parser.add_argument("--run", type=Path, help="folder of a run on the network, to replay its packets")
     parser.add_argument("--only", default="", help="measure only the groups whose names contain this")
@@ -70,6 +69,7 @@ def measure(options: argparse.Namespace) -> Iterator[Figure]:
         "speed": _speed,
         "arrivals": _arrivals,
         "memory": _memory,
+        "crowd": _crowd,
         "overload": _overload,
         "isolation": _isolation,
         "network": _network,
@@ -190,6 +190,8 @@ def _speed(options: argparse.Namespace) -> Iterator[Figure]:
         lambda: [server for _ in range(HOPS) for server in (Meter(policies), FifoLink(LINK_BPS))], four, 2
     )
     yield at_least("policed FIFO, 4 tenants", rate, 20e6, per_s)
+    rate = _hops_per_s(lambda: [FifoLink(LINK_BPS, 0, QUEUED) for _ in range(HOPS)], wave)
+    yield Figure(f"FIFO tandem, queues of {QUEUED} packets", rate, per_s)
     rate = _hops_per_s(lambda: [weighted_link(LINK_BPS, [4, 2, 1, 1]) for _ in range(HOPS)], four)
     yield Figure("weighted, 4 tenants", rate, per_s)
     tally = Tally.of([PS_PER_S])
@@ -204,20 +206,40 @@ def _arrivals(_: argparse.Namespace) -> Iterator[Figure]:
     }
     for name, model in models.items():
         for tenants in (1, 16):
-            outcome = simulate(_system(model, tenants), Plan(1, 1, 4000.0 / tenants))
+            outcome = simulate(equal_tenants(model, tenants), Plan(1, 1, 4000.0 / tenants))
             rate = outcome.packets / outcome.generating_s
             yield Figure(f"drawing arrivals, {name}, {tenants} tenants", rate, "packets/s")
 
 
 def _memory(options: argparse.Namespace) -> Iterator[Figure]:
-    command = [sys.executable, "-m", "benchmarks.simulation", str(options.packets)]
-    run = subprocess.run(command, check=True, capture_output=True, text=True)
-    found = json.loads(run.stdout)
+    found = _apart("window", str(options.packets))
     note = (
         f"{found['packets']:,} packets through {HOPS} domains in {found['seconds']:.0f} s, arrivals and counts included"
     )
     yield at_most("memory of a window", found["peak_gib"], 2.0, "GiB", note=note)
     yield Figure("the same, whole window", found["packet_hops"] / found["seconds"], "packet-hops/s", note=note)
+
+
+def _crowd(options: argparse.Namespace) -> Iterator[Figure]:
+    few, many = (_apart("crowd", str(tenants), str(int(options.crowd_packets))) for tenants in (CROWD // 4, CROWD))
+    note = (
+        f"{many['packets']:,} packets of reserved tenants through {HOPS} domains in {many['seconds']:.1f} s, arrivals "
+        f"and counts included; {many['bounds']:,} bounds, {many['broken']} broken"
+    )
+    yield Figure(f"{CROWD:,} tenants of a file, packets/s", many["packets"] / many["seconds"], "packets/s", note=note)
+    yield Figure("the same", many["packet_hops"] / many["seconds"], "packet-hops/s")
+    yield at_most("memory of the same", many["peak_gib"], 2.0, "GiB", note=f"{few['peak_gib']:.2f} GiB for a quarter")
+    note = f"reading the file, bounds, samples, judging: {many['other_seconds']:.0f} s and {few['other_seconds']:.0f} s"
+    ratio = many["other_seconds"] / few["other_seconds"]
+    yield at_most("all else than packets, over that for a quarter of the tenants", ratio, 8.0, note=note)
+
+
+def _apart(*arguments: str) -> dict[str, float]:
+    """What `benchmarks.simulated` prints."""
+    command = [sys.executable, "-m", "benchmarks.simulated", *arguments]
+    run = subprocess.run(command, check=True, capture_output=True, text=True)
+    found: dict[str, float] = json.loads(run.stdout)
+    return found
 
 
 def _overload(options: argparse.Namespace) -> Iterator[Figure]:
@@ -284,27 +306,6 @@ def _network(options: argparse.Namespace) -> Iterator[Figure]:
             )
 
 
-def _billion(packets: float) -> None:
-    """Simulate in this process, which does nothing else, and print what it took."""
-    model = PoissonArrivals(LOAD * LINK_BPS / BITS, BITS)
-    began = time.perf_counter()
-    outcome = simulate(_system(model, 1), Plan(1, 1, packets / model.rate_per_s, 1.0))
-    found = {
-        "packets": outcome.packets,
-        "packet_hops": outcome.packet_hops,
-        "seconds": time.perf_counter() - began,
-        "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
-    }
-    print(json.dumps(found))
-
-
-def _system(model: PoissonArrivals | OnOffArrivals, tenants: int) -> System:
-    per_s = model.rate_per_s if isinstance(model, PoissonArrivals) else LOAD * LINK_BPS / BITS
-    sources = tuple(Source(f"tenant-{k}", k, model, per_s, HOPS, PS_PER_S) for k in range(1, tenants + 1))
-    link_bps = float(LINK_BPS * tenants)
-    return System(sources, tuple(Hop(f"domain-{d}", Scheduler.FIFO, link_bps) for d in range(HOPS)))
-
-
 def _packets(n: int, tenants: int, sizes: Sequence[int] = (BITS,), slowest_bps: int = LINK_BPS) -> Wave:
     rng = np.random.default_rng(2)
     bits = rng.choice(sizes, n)
@@ -358,7 +359,3 @@ def _ns3_is_there() -> bool:
         install = ["apt-get", "-qq", "install", "--yes", "--no-install-recommends", "libns3-dev"]
         subprocess.run(install, check=False, stdout=subprocess.DEVNULL)
     return _NS3_HEADER.exists()
-
-
-if __name__ == "__main__":
-    _billion(float(sys.argv[1]))
