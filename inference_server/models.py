@@ -149,14 +149,12 @@ class Model:
 
         One row and the most rows are timed, each by the fastest of several runs, because a host only ever adds time.
         """
-        call_s, row_s = self.line(1, self.max_rows if self.batched else 1)
+        single = self._fastest_s(1)
+        if not self.batched or self.max_rows == 1:
+            return lambda _inputs: single
+        row_s = max(0.0, self._fastest_s(self.max_rows) - single) / (self.max_rows - 1)
+        call_s = max(0.0, single - row_s)
         return lambda inputs: call_s + self.rows(inputs) * row_s
-
-    def line(self, least: int, most: int) -> tuple[float, float]:
-        """What a call and each of its rows take, in seconds, from this number of rows to that one."""
-        fewest_s = self._fastest_s(least)
-        row_s = max(0.0, self._fastest_s(most) - fewest_s) / (most - least) if most > least else 0.0
-        return max(0.0, fewest_s - least * row_s), row_s
 
     def _fastest_s(self, rows: int) -> float:
         inputs = self.examples(rows)

@@ -20,8 +20,7 @@ from inference_server import text
 from inference_server.digits import CLASSES, HELD_OUT, PIXELS
 from inference_server.errors import ModelError
 from inference_server.models import Model
-from inference_server.networks import NETWORKS, Perceptron
-from inference_server.perceptron import PerceptronModel
+from inference_server.networks import NETWORKS, FusedPerceptron, Perceptron
 from inference_server.tensors import DTYPES, TensorSpec
 from inference_server.text import TextModel
 from inference_server.transformer import Transformer
@@ -88,10 +87,9 @@ def _shipped(name: str, folder: Path, device: torch.device, max_rows: int) -> Mo
     network.eval().to(device)
     if name == TEXT:
         return TextModel(name, "1", "pytorch", text.INPUTS, text.OUTPUTS, network, device, 1)
-    if isinstance(network, Perceptron) and device.type == "cpu":
-        return PerceptronModel.of(name, network, *_DIGIT_INPUTS, *_DIGIT_OUTPUTS, max_rows)
+    served = FusedPerceptron(network) if isinstance(network, Perceptron) else network
     steady = device.type == "cpu"
-    return Model(name, "1", "pytorch", _DIGIT_INPUTS, _DIGIT_OUTPUTS, network, device, max_rows, steady)
+    return Model(name, "1", "pytorch", _DIGIT_INPUTS, _DIGIT_OUTPUTS, served, device, max_rows, steady)
 
 
 def _own(folder: Path | None) -> dict[str, Path]:

@@ -1,4 +1,4 @@
-"""Small computations are done where the network is served, in the place of a worker, and are right there."""
+"""Small computations are done where the network is served, in the place of a worker."""
 
 from __future__ import annotations
 
@@ -7,23 +7,10 @@ import threading
 import grpc
 import numpy as np
 import pytest
-import torch
 
-from inference_server import repository
-from inference_server.digits import held_out
 from inference_server.impairments import Impairments
-from inference_server.models import Model
-from inference_server.networks import Perceptron
-from inference_server.perceptron import PerceptronModel
 from inference_server.workers import Workers
 from tests.unit.inference.serving import LONG_S, Running, infer, request, until
-
-MODELS = ["digits-small", "digits-medium"]
-
-
-def load(name: str) -> Model:
-    (found,) = repository.load([name], None, device=torch.device("cpu"), max_rows=1024)
-    return found
 
 
 @pytest.fixture
@@ -38,27 +25,6 @@ def threads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(Workers, "_computed", seen)
     return found
-
-
-@pytest.mark.parametrize("rows", [1, 8, 9, 500])
-@pytest.mark.parametrize("name", MODELS)
-def test_a_perceptron_computes_what_its_network_does_however_many_rows(name: str, rows: int) -> None:
-    model, pixels = load(name), held_out().pixels[:rows]
-    assert isinstance(model, PerceptronModel)
-    assert isinstance(model.network, Perceptron)
-    with torch.inference_mode():
-        expected = model.network(torch.tensor(pixels)).numpy()
-    found = model.compute({"pixels": pixels}).outputs["logits"]
-    assert found.dtype == np.float32
-    assert found == pytest.approx(expected, rel=1e-4, abs=1e-4)
-
-
-def test_few_rows_are_charged_what_numpy_takes_and_more_what_pytorch_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    taken_s = {1: 1.0, 8: 1.7, 9: 5.0, 1024: 5.0 + 1015 * 0.01}
-    monkeypatch.setattr(PerceptronModel, "_fastest_s", lambda _, rows: taken_s[rows])
-    cost = load("digits-small").measure_cost()
-    found = [cost({"pixels": np.zeros((rows, 64), np.float32)}) for rows in (1, 4, 8, 9, 109, 1024)]
-    assert found == pytest.approx([1.0, 1.3, 1.7, 5.0, 6.0, 15.15])
 
 
 def test_what_is_light_is_computed_by_the_event_loop_and_the_rest_by_a_worker(
