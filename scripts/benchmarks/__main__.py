@@ -17,7 +17,7 @@ from rich.table import Table
 from benchmarks.figures import Figure, Goal
 from testbed import __version__
 
-_SUPPORT = {"blame", "figures", "inference_lab", "loads", "peers", "repeats", "__main__"}
+_SUPPORT = {"blame", "figures", "inference_lab", "inference_wire", "loads", "peers", "repeats", "__main__"}
 
 
 def subjects() -> dict[str, str]:

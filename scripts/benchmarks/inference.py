@@ -1,7 +1,7 @@
 """The inference server and the request generator, beside MLServer, a bare gRPC echo and MLPerf LoadGen.
 
 Everything runs on one host, clients beside servers, so throughput is that of the pair and tails have the host in them;
-peers are measured the same way in the same run. `--parts` chooses what to measure.
+peers are measured the same way in the same run. `--parts` chooses what to measure; `wire` needs root.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import numpy.typing as npt
 from safetensors.numpy import load_file
 
 from benchmarks import inference_lab as lab
+from benchmarks import inference_wire as wire
 from benchmarks.figures import Figure, at_least, at_most
 from benchmarks.loads import Load, busiest, within
 from inference_server.digits import HELD_OUT
@@ -41,6 +42,7 @@ _STORM = 3.0
 _OWN, _FLOODER, _FLOOD = 0.5, 0.1, 10.0
 """Shares of the two tenants, and how many times its own the second offers: all that the server computes. Clients and
 server have the same two cores, so a flood of much more would measure them."""
+_WIRE_RATE = 2000.0
 _STORM_S = 10.0
 _SOAK = 0.7
 _QUIET_S = 8.0
@@ -121,6 +123,23 @@ def _agreement(options: argparse.Namespace, folder: Path) -> Iterator[Figure]:
         yield at_most(f"generator against LoadGen, {name}", 100 * abs(mine / theirs - 1), target_share, "%", note=note)
     late = record.lateness_s[np.isfinite(record.lateness_s)]
     yield Figure("lateness of handing over, p99.9", float(np.quantile(late, 0.999)) * 1e3, "ms", note=f"{rate:g}/s")
+
+
+def _wire(options: argparse.Namespace, folder: Path) -> Iterator[Figure]:
+    how: dict[str, Any] = {"model": _SMALL, "images": 1, "rate": _WIRE_RATE, "seconds": options.seconds}
+    found = wire.captured(folder, "--models", _SMALL, deadline_s=1.0, seed=options.seed, **how)
+    samples, missed = found.samples, found.counts.missed
+    answered = float(np.mean(samples.status == OK))
+    said = f"{_WIRE_RATE:g}/s, {len(samples)} due, {answered:.0%} answered in time; {missed} packets not captured"
+    for what, seen_s in (("first", samples.first_s), ("last", samples.out_s[:, 0])):
+        late_ms = (seen_s - samples.intended_s)[np.isfinite(seen_s)] * 1e3
+        levels = np.quantile(late_ms, (0.5, 0.99, 0.999), method="higher").tolist()
+        p50, p99, p999 = levels if not missed else [np.nan] * 3
+        note = f"p50 {p50:.3f} ms, p99 {p99:.3f} ms; {said}"
+        yield at_most(f"lateness at the wire, {what} byte, p99.9", p999, 0.5, "ms", note=note)
+    handed_s = (samples.sent_s - samples.intended_s)[np.isfinite(samples.sent_s)]
+    for name, late_s in (("of handing over, p99.9", handed_s), ("of waking up on the idle host, p99.9", found.idle_s)):
+        yield Figure(f"lateness {name}", float(np.quantile(late_s, 0.999)) * 1e3, "ms", note=f"{_WIRE_RATE:g}/s")
 
 
 def _isolation(options: argparse.Namespace, folder: Path) -> Iterator[Figure]:
@@ -233,6 +252,7 @@ def _calibration(options: argparse.Namespace, folder: Path) -> Iterator[Figure]:
 _PARTS: dict[str, Callable[[argparse.Namespace, Path], Iterator[Figure]]] = {
     "throughput": _throughput,
     "agreement": _agreement,
+    "wire": _wire,
     "isolation": _isolation,
     "storm": _storm,
     "calibration": _calibration,

@@ -1,0 +1,111 @@
+"""How late requests are on the wire: a sender and a server in namespaces of their own, and a capture between them."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks import inference_lab as lab
+from testbed.emulation import namespace
+from testbed.emulation.awake import keep_awake
+from testbed.emulation.journal import Journal
+from testbed.emulation.links import run
+from testbed.emulation.supervisor import Supervisor
+from testbed.telemetry import pcap
+from testbed.telemetry.capture import Capture, CaptureCounts
+from testbed.telemetry.request_samples import RequestSamples
+from testbed.telemetry.requests import RequestCaptures, match_requests
+from testbed.traffic.sender import become_punctual
+
+FloatArray = npt.NDArray[np.float64]
+
+_CLIENT, _SERVER = "10.231.0.1", "10.231.0.2"
+_IDLE_S = 5.0
+_PRIORITY = 1
+
+
+@dataclass(frozen=True)
+class Wire:
+    """A window and its capture.
+
+    Attributes:
+        samples: Its requests, as sent and as captured at the client's interface.
+        counts: What the capture missed.
+        idle_s: By how much a process that only sleeps woke up late just before, at the same rate; [m].
+    """
+
+    samples: RequestSamples
+    counts: CaptureCounts
+    idle_s: FloatArray
+
+
+def captured(folder: Path, *server: str, **how: Any) -> Wire:
+    """Send one window over a veth pair to a server of ours, all cores kept awake, and find its requests in the capture.
+
+    Args:
+        folder: Where files go.
+        server: Options of the server.
+        how: As of `lab.Sender`.
+
+    Raises:
+        PreflightError: This is not root, or there is no tcpdump.
+        FidelityError: The capture does not hold the whole connection.
+    """
+    with _pair() as (journal, far, near), Supervisor(journal) as supervisor:
+        with namespace.entered(far):
+            serving = lab.server("--listen", f"{_SERVER}:0", *server)
+            target = serving.__enter__()
+        port = int(target.rpartition(":")[2])
+        keep_awake(supervisor)
+        idle_s = _woken(how["rate"], how["seed"])
+        with namespace.entered(near):
+            capture = Capture.start(
+                supervisor, "client", folder / "wire.pcap", expression=f"tcp port {port}", snap_bytes=0, both_ways=True
+            )
+            sender = lab.Sender(folder, "wire", target, **how)
+        sender.start()
+        record = sender.record()
+        counts = capture.finish()
+        serving.__exit__(None, None, None)
+    seen = pcap.read_records(capture.path)
+    everywhere = RequestCaptures(sent=seen, received=seen, out=[seen, seen], back=seen)
+    samples = match_requests("wire", record, everywhere, domains=["wire"], server_port=port).samples
+    return Wire(samples, counts, idle_s)
+
+
+@contextmanager
+def _pair() -> Iterator[tuple[Journal, Path, Path]]:
+    """Namespaces of a server and of a client, connected."""
+    journal = Journal.create()
+    try:
+        far, near = (namespace.create(journal, f"bench-{end}-") for end in ("server", "client"))
+        with namespace.entered(far):
+            run(["ip", "link", "add", "server", "type", "veth", "peer", "name", "client", "netns", near.name])
+        for path, interface, address in ((far, "server", _SERVER), (near, "client", _CLIENT)):
+            with namespace.entered(path):
+                run(["ip", "addr", "add", f"{address}/24", "dev", interface])
+                run(["ip", "link", "set", interface, "up"])
+        yield journal, far, near
+    finally:
+        journal.undo()
+
+
+def _woken(rate: float, seed: int) -> FloatArray:
+    """By how much a process that only sleeps wakes up late, asked for so many moments a second; seconds, [m]."""
+    become_punctual(_PRIORITY)
+    gaps_s = np.random.default_rng(seed).exponential(1.0 / rate, int(rate * _IDLE_S))
+    due_ns = time.monotonic_ns() + np.rint(1e9 * np.cumsum(gaps_s)).astype(np.int64)
+    late_ns = []
+    for due in due_ns.tolist():
+        time.sleep(max(due - time.monotonic_ns(), 0) / 1e9)
+        late_ns.append(time.monotonic_ns() - due)
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    return np.array(late_ns) / 1e9
