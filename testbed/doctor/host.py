@@ -23,6 +23,7 @@ from testbed.emulation.network import require_tools
 from testbed.errors import FidelityError
 from testbed.telemetry import pcap, stalls
 from testbed.telemetry.capture import Capture
+from testbed.traffic import nghttp2
 
 LONGEST_STALL_S = 5e-3
 STALL_WINDOW_S = 1.0
@@ -59,10 +60,14 @@ def privileges() -> str:
 
 
 def tools() -> str:
-    """Whether the programs that build and observe networks are installed."""
+    """Whether the programs that build and observe networks, and the library that sends requests, are installed."""
     require_tools()
     if shutil.which("tcpdump") is None:
         raise ProbeError("tcpdump is not installed; install tcpdump")
+    try:
+        nghttp2.require()
+    except OSError as error:
+        raise ProbeError(str(error)) from error
     return "all programs found"
 
 

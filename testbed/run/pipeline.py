@@ -44,6 +44,7 @@ from testbed.run.preflight import (
     require_memory,
     require_room,
     require_root,
+    require_sender,
     require_unimpaired,
 )
 from testbed.run.progress import Progress, Step
@@ -112,6 +113,7 @@ def run_reserved(scenario: Scenario, options: Options, progress: Progress, reser
     require_root()
     datapath = choose_datapath(scenario.datapath)
     faults.require(scenario, datapath)
+    require_sender(scenario)
     require_few(scenario)
     require_unimpaired(scenario)
     require_room(options.out, scenario, options.seeds)

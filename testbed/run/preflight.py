@@ -10,6 +10,7 @@ from pyroute2 import GenericNetlinkSocket, NetlinkError
 
 from testbed.errors import PreflightError
 from testbed.scenario.model import Datapath, Scenario
+from testbed.traffic import nghttp2
 
 MOST_TENANTS = 500
 """Of an emulated network: each has a namespace, a meter a domain and a class a port."""
@@ -51,6 +52,19 @@ def require_root() -> None:
     """
     if os.geteuid() != 0:
         raise PreflightError("running needs root, for namespaces and switches; use sudo or a privileged container")
+
+
+def require_sender(scenario: Scenario) -> None:
+    """Check that requests can be sent.
+
+    Raises:
+        PreflightError: There are some to send, and the library that does is missing.
+    """
+    if any(tenant.requests is not None for tenant in scenario.tenants):
+        try:
+            nghttp2.require()
+        except OSError as error:
+            raise PreflightError(f"tenants that send requests: {error}") from error
 
 
 def require_few(scenario: Scenario) -> None:

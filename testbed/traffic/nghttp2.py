@@ -102,6 +102,15 @@ def _library() -> ctypes.CDLL:
     return library
 
 
+def require() -> None:
+    """Make sure that the library is there.
+
+    Raises:
+        OSError: It is not installed.
+    """
+    _library()
+
+
 class Fields:
     """Header fields of requests that differ in one only, which is sent literally and never indexed."""
 

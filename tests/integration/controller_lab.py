@@ -241,7 +241,7 @@ def controller(lab: Lab, python: str = sys.executable, *, ended_by_the_test: boo
             yield controlled
             if not ended_by_the_test:
                 health = client.health()
-                assert not health["errors"]
+                assert health["errors"] == []
                 assert controlled.expected_packet_ins or not health["packet_ins"]
                 client.shutdown()
         assert process.wait(DEADLINE_S) == 0

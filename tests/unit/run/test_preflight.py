@@ -11,10 +11,11 @@ import pytest
 from testbed.emulation import packet_filter
 from testbed.errors import PreflightError
 from testbed.run import faults
-from testbed.run.preflight import MOST_TENANTS, require_few, require_memory, require_room
+from testbed.run.preflight import MOST_TENANTS, require_few, require_memory, require_room, require_sender
 from testbed.run.requests import require_warm_up
 from testbed.scenario.loader import load
 from testbed.scenario.model import Datapath, Scenario
+from testbed.traffic import nghttp2
 
 DEMO = Path(__file__).parents[3] / "topologies" / "demo.yaml"
 SMOKE = Path(__file__).parents[3] / "topologies" / "smoke.yaml"
@@ -86,3 +87,13 @@ def test_faults_that_a_kernel_cannot_do_are_named_with_what_it_lacks(monkeypatch
     assert all("load them (modprobe -a sch_ingress cls_bpf act_gact)" in problem for problem in caught.value.problems)
     monkeypatch.setattr(packet_filter, "ingress_available", lambda: True)
     faults.require(scenario, Datapath.KERNEL)
+
+
+def test_who_sends_requests_needs_the_library_that_does(monkeypatch: pytest.MonkeyPatch, smoke: Scenario) -> None:
+    def missing() -> None:
+        raise OSError("libnghttp2.so.14 cannot be loaded (no such file); install the package libnghttp2-14")
+
+    monkeypatch.setattr(nghttp2, "require", missing)
+    require_sender(smoke)
+    with pytest.raises(PreflightError, match=r"tenants that send requests: .* install the package libnghttp2-14"):
+        require_sender(load(DEMO))
