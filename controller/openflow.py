@@ -2,12 +2,14 @@
 
 A batch is one write to the socket; the barrier's answer says that the switch has handled all of it, and every error it
 sent in between belongs to a message of that batch and fails the call. Requests and answers are matched by transaction
-id. Which objects a switch should hold is decided elsewhere.
+id, counted here: the framework's threads count its own without a lock, so what it gives may not be what it wrote into
+the message. Which objects a switch should hold is decided elsewhere.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import count
 from typing import Any
 
 from controller.counters import MeterCounters
@@ -46,6 +48,7 @@ class Switch:
         self.dpid: int = datapath.id
         self.bridge = bridge
         self.stray_errors: list[str] = []
+        self._numbers = count(1)
         self._answers: Any = hub.Queue()
         self._awaited = 0
         self._batch: dict[int, str] = {}
@@ -122,7 +125,7 @@ class Switch:
         self._batch = {}
         pending = bytearray()
         for subject, message in messages:
-            self._batch[self.datapath.set_xid(message)] = subject
+            self._batch[self._numbered(message)] = subject
         for _, message in messages:
             message.serialize()
             pending += message.buf
@@ -137,6 +140,12 @@ class Switch:
         if self._errors:
             raise SwitchError(self._errors)
 
+    def _numbered(self, message: Any) -> int:
+        """Give a message its transaction id."""
+        number = next(self._numbers)
+        message.set_xid(number)
+        return number
+
     def _send(self, data: bytes | bytearray) -> None:
         if not self.datapath.send(bytes(data)):
             raise SwitchError(f"switch {self.bridge}: the connection is closed; expected it to be up")
@@ -147,7 +156,7 @@ class Switch:
 
     def _replies(self, request: Any) -> Iterator[Any]:
         """Answers to `request`, all parts of it."""
-        self._awaited = self.datapath.set_xid(request)
+        self._awaited = self._numbered(request)
         request.serialize()
         self._send(request.buf)
         while True:

@@ -20,7 +20,7 @@ _HEADER = struct.Struct("!BBHI")
 
 
 class SimulatedSwitch(ofproto_protocol.ProtocolDesc):  # type: ignore[misc]
-    """Stands in for the framework's connection of one switch.
+    """Stands in for the framework's connection of one switch, which gives nobody transaction ids.
 
     Attributes:
         id: Datapath id.
@@ -33,7 +33,6 @@ class SimulatedSwitch(ofproto_protocol.ProtocolDesc):  # type: ignore[misc]
     def __init__(self, dpid: int, ports: tuple[str, ...]) -> None:
         super().__init__(ofp.OFP_VERSION)
         self.id = dpid
-        self.xid = 0
         self.ports = ports
         self.flows: dict[bytes, Any] = {}
         self.meters: dict[int, Any] = {}
@@ -42,11 +41,6 @@ class SimulatedSwitch(ofproto_protocol.ProtocolDesc):  # type: ignore[misc]
         self.refuse: Callable[[Any], tuple[int, int] | None] = lambda _message: None
         self.silent = False
         self.closed = False
-
-    def set_xid(self, message: Any) -> int:
-        self.xid += 1
-        message.set_xid(self.xid)
-        return self.xid
 
     def send(self, data: bytes) -> bool:
         if self.closed:

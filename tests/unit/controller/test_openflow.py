@@ -118,7 +118,7 @@ def test_an_answer_that_comes_too_late_is_not_taken_for_another(
     simulated.silent = True
     with pytest.raises(SwitchError):
         switch.observe()
-    late = simulated.xid
+    late = int.from_bytes(simulated.sent[-1][1][4:8])
     monkeypatch.setattr(openflow, "ANSWER_TIMEOUT_S", 10.0)
     simulated.silent = False
     switch.receive(SimpleNamespace(xid=late, body=["nonsense"], flags=0))
