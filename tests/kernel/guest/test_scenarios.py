@@ -1,17 +1,14 @@
-"""Every shipped scenario on the kernel's datapath, slowed down to what one emulated processor carries."""
+"""Shipped scenarios on the kernel's datapath, slowed down to what one emulated processor carries."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
-from testbed.cli.app import app
 from testbed.report.record import RunRecord, read_record
 from testbed.run.pipeline import Options, run
 from testbed.run.progress import Silent
@@ -26,14 +23,9 @@ pytestmark = [pytest.mark.network, pytest.mark.slow]
 TOPOLOGIES = ROOT / "topologies"
 HOW: Mapping[str, tuple[float, float, float]] = {
     "chat": (4, 5, 20),
-    "delay": (16, 2, 5),
-    "demo": (40, 1, 4),
     "faults": (8, 3, 8),
-    "requests": (16, 2, 5),
-    "smoke": (20, 2, 5),
 }
 """How many times slower, and warm-up and window in the scenario's own seconds; `kernel` has a module of its own."""
-FEDERATIONS = {"federation", "intents"}
 
 
 def shortened(name: str, **changed: Any) -> Scenario:
@@ -56,10 +48,6 @@ def judged(record: RunRecord) -> RunRecord:
     return record
 
 
-def test_every_shipped_scenario_is_here() -> None:
-    assert {file.stem for file in TOPOLOGIES.glob("*.yaml")} == {*HOW, *FEDERATIONS, "kernel"}
-
-
 @pytest.mark.parametrize("name", sorted(HOW))
 def test_a_shipped_scenario_runs_on_the_kernel_s_datapath(name: str, tmp_path: Path) -> None:
     record = judged(read_record(run(shortened(name), Options(out=tmp_path), Silent())))
@@ -72,17 +60,3 @@ def test_a_killed_switch_breaks_promises_as_its_flows_begin_anew_and_they_are_ke
     record = judged(read_record(run(scenario, Options(out=tmp_path), Silent())))
     assert [fault.met for fault in record.faults] == [True]
     assert all(gate.ok for gate in record.gates if gate.name == "installed reservations")
-
-
-def test_a_federation_s_agents_calibrate_and_reserve_on_the_kernel_s_datapath(tmp_path: Path) -> None:
-    """Its intents ask a tenth as often: a federation cannot be slowed down."""
-    text = (TOPOLOGIES / "intents.yaml").read_text(encoding="utf-8")
-    seldom = re.sub(r"rate: (\d+) requests/s", lambda found: f"rate: {int(found[1]) // 10} requests/s", text)
-    file = tmp_path / "intents.yaml"
-    file.write_text(seldom, encoding="utf-8")
-    ended = CliRunner().invoke(app, ["run", str(file), "--out", str(tmp_path / "runs")], catch_exceptions=False)
-    print(ended.output)
-    (folder,) = (tmp_path / "runs").iterdir()
-    record = judged(read_record(folder))
-    assert {tenant.name for tenant in record.tenants} == {"kiosk", "clinic", "studio"}
-    assert all(tenant.bound is not None for tenant in record.tenants)
