@@ -52,7 +52,8 @@ class Tally:
         deadline_ps: Deadline of each tenant, int64[K]; a packet above it is late.
         fine: Delivered packets by latency, int64[K, FINE_BINS].
         coarse: All packets by part of the window and latency, int64[B, K, COARSE_BINS].
-        top: Largest latencies, unordered, int64[K, 2 EXTREMES], of which `top_count` are filled.
+        top: Largest latencies, unordered, int64[K, 2 EXTREMES], of which `top_count` are filled: those of all delivered
+            packets, or no fewer than the `EXTREMES` largest.
         top_count: int64[K].
         n: Packets, lost ones included, int64[K].
         lost: Packets that never arrived, by what lost them (`RANDOM`, `METER`, `QUEUE`, `TIMEOUT`), int64[K, 4].
@@ -178,11 +179,25 @@ def merge(tallies: Iterable[Tally]) -> Tally:
             np.add(getattr(whole, name), getattr(one, name), out=getattr(whole, name))
         np.minimum(whole.smallest_ps, one.smallest_ps, out=whole.smallest_ps)
         for k in range(whole.n.size):
-            both = np.concatenate((whole.top[k, : whole.top_count[k]], one.top[k, : one.top_count[k]]))
-            largest = np.sort(both)[::-1][: whole.top.shape[1]]
+            largest = extremes((whole.top[k, : whole.top_count[k]], one.top[k, : one.top_count[k]]))
             whole.top[k, : largest.size] = largest
             whole.top_count[k] = largest.size
     return whole if whole is first else whole.with_coarse(np.concatenate(coarse))
+
+
+def extremes(parts: Iterable[TimeArray]) -> TimeArray:
+    """The largest latencies of several tallies together, in ps, largest first: `EXTREMES`, or all if there are fewer.
+
+    Each part holds the largest of its own packets: all of them, or at least `EXTREMES`. So a latency that a part does
+    not hold has at least `EXTREMES` in that part alone that are no smaller, and is not needed among the `EXTREMES`
+    largest of all; where the parts hold fewer than that together, none of them lacks any. Below, the parts are not
+    complete together: one whose packets are all slow may hold none of a size of which another holds every one. What is
+    returned is again such a part, so parts may be added up in any order.
+
+    Args:
+        parts: Filled places of `Tally.top` of one tenant each, int64[at most 2 EXTREMES].
+    """
+    return np.asarray(np.sort(np.concatenate(list(parts)))[::-1][:EXTREMES])
 
 
 def fine_edges_ps() -> FloatArray:

@@ -13,7 +13,7 @@ from scipy import stats
 
 from testbed.audit.compliance import lower_limit, upper_limit
 from testbed.simulation.estimate import design_effect, quantile, scatter_effect
-from testbed.simulation.tally import FloatArray, IntArray, Tally
+from testbed.simulation.tally import FloatArray, IntArray, Tally, extremes
 
 CONFIDENCE = 0.95
 
@@ -148,10 +148,7 @@ class ExperimentPoint:
 
 def pooled(tally: Tally) -> Tally:
     """The tally of all tenants as if they were one."""
-    top = np.sort(np.concatenate([row[:count] for row, count in zip(tally.top, tally.top_count, strict=True)]))[::-1]
-    width = tally.top.shape[1]
-    # Of many tenants' extremes only as many are the whole's extremes as each tenant is sure to have kept.
-    kept = top[: width // 2]
+    kept = extremes(row[:count] for row, count in zip(tally.top, tally.top_count, strict=True))
     whole = Tally.of([int(tally.deadline_ps[0])])
     whole.fine[:] = tally.fine.sum(axis=0)
     whole.top[0, : kept.size] = kept

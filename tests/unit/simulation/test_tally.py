@@ -97,6 +97,28 @@ def test_tallies_of_parts_add_up_to_the_tally_of_the_whole(tmp_path: Path) -> No
     assert merged.coarse.shape == (3 * BATCHES, 1, COARSE_BINS)
 
 
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 0, 2), (2, 1, 0)])
+def test_a_quantile_of_windows_of_very_different_latency_is_that_of_all_packets(order: tuple[int, ...]) -> None:
+    """The first is ten times slower and has just dropped half of what it held; the last has never dropped any."""
+    windows = [10 * lognormal(2_100, 1), lognormal(3_000, 2), lognormal(100, 3)]
+    merged = merge(tally_of(windows[index]) for index in order)
+    latency = np.sort(np.concatenate(windows))[::-1]
+    kept = np.sort(merged.top[0, : merged.top_count[0]])[::-1]
+    assert kept.size >= EXTREMES
+    assert np.array_equal(kept, latency[: kept.size])
+    for place in (EXTREMES - 1, EXTREMES, 1_500, 2_047):
+        found = quantile(merged, 0, 1 - place / latency.size, None).estimate_s
+        assert found == pytest.approx(latency[place] / PS_PER_S, rel=1 / 512)
+
+
+def test_merges_of_merges_keep_only_sure_extremes() -> None:
+    windows = [scale * lognormal(3_000, seed) for seed, scale in enumerate((1.0, 10.0, 1.0, 100.0))]
+    first, second, third, fourth = map(tally_of, windows)
+    merged = merge([merge([first, second]), merge([third, fourth])])
+    kept = np.sort(merged.top[0, : merged.top_count[0]])[::-1]
+    assert np.array_equal(kept, np.sort(np.concatenate(windows))[::-1][: kept.size])
+
+
 def test_lost_packets_are_slower_than_all_others() -> None:
     tally = tally_of(lognormal(9_000))
     tally.lose(delivered(np.zeros(1_000)), BATCH_PS, cause=2)
