@@ -13,8 +13,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import testbed
 from testbed.errors import PreflightError
-from testbed.report.record import TenantRecord, read_record
+from testbed.report.record import RECORD_NAME, TenantRecord, read_record
 from testbed.run.progress import Progress, Step
 from testbed.scenario.loader import load
 from testbed.scenario.model import Scenario
@@ -68,10 +69,17 @@ class Point:
 
     @property
     def digest(self) -> str:
-        """Changes with everything that changes the result."""
+        """Changes with everything that changes the result.
+
+        Of a run that measured requests the record counts, wherever it lies; it stands for the samples beside it.
+
+        Raises:
+            OSError: That record cannot be read.
+        """
         own = self.options
-        shape = (own.packets, own.replications, own.recorded_packets, own.choices, own.measured)
-        return hashlib.sha256(repr((self.settings, self.text, shape)).encode()).hexdigest()
+        measured = None if own.measured is None else _sha256((own.measured / RECORD_NAME).read_bytes())
+        shape = (own.packets, own.replications, own.recorded_packets, own.choices, measured)
+        return _sha256(repr((testbed.__version__, self.settings, self.text, shape)).encode())
 
 
 @dataclass(frozen=True)
@@ -177,6 +185,10 @@ def _point(file: Path, number: int, settings: Settings, options: SweepOptions) -
         stop=_never,
     )
     return Point(settings, vary_file(file, settings), own)
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _never() -> bool:

@@ -11,14 +11,16 @@ from typing import Any
 
 import pytest
 
+import testbed
 from testbed.errors import PreflightError, ScenarioError
-from testbed.report.record import read_record
+from testbed.report.record import RECORD_NAME, read_record
 from testbed.run.progress import Silent
 from testbed.scenario.loader import load
 from testbed.scenario.model import OnOffArrivals
 from testbed.simulation.choices import Choices
 from testbed.simulation.grid import Axis, axis, points, vary_choices, vary_file, vary_scenario
-from testbed.simulation.sweep import COLUMNS, SweepOptions, sweep
+from testbed.simulation.pipeline import Options
+from testbed.simulation.sweep import COLUMNS, Point, SweepOptions, sweep
 from testbed.simulation.system import Scheduler
 from tests.unit.simulation.test_pipeline import COMMAND, DEMO, wait_for
 
@@ -104,6 +106,23 @@ def test_a_finished_point_is_not_simulated_again_unless_it_changed(tmp_path: Pat
     changed = sweep(DEMO, AXES, SweepOptions(out=tmp_path, packets=4000), Silent())
     assert all(path.stat().st_mtime_ns > mark for path, mark in marks.items())
     assert changed != rows
+
+
+def test_a_point_changes_with_the_version_and_with_what_was_measured_but_not_with_where(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def digest(run: Path | None) -> str:
+        return Point((), "a scenario", Options(out=tmp_path, measured=run)).digest
+
+    runs = [tmp_path / name for name in ("one", "the same", "another")]
+    for run, said in zip(runs, ("measured", "measured", "measured again"), strict=True):
+        run.mkdir()
+        (run / RECORD_NAME).write_text(said, encoding="utf-8")
+    one, same, another = map(digest, runs)
+    assert one == same
+    assert len({digest(None), one, another}) == 3
+    monkeypatch.setattr(testbed, "__version__", "another")
+    assert digest(runs[0]) != one
 
 
 def test_a_sweep_that_is_killed_goes_on_where_it_was(tmp_path: Path) -> None:
