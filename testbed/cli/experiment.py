@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -82,11 +83,11 @@ def experiment(  # noqa: PLR0917 - options of a command line
     """
     stop = Interrupt()
     folder = out or Path("runs") / f"experiment-{name}"
-    if on is On.NETWORK and (replications or workers):
-        raise typer.BadParameter(
-            "found --on network, where a point is one run after the other, expected --on simulation; leave it out",
-            param_hint="--replications" if replications else "--workers",
-        )
+    _refuse_of_the_other(
+        on,
+        simulated={"--replications": replications is not None, "--workers": workers is not None},
+        network={"--at-most": at_most is not None, "--isolate": isolate, "--keep-awake": keep_awake},
+    )
     if on is On.NETWORK:
         options = NetworkOptions(seed=seed) if duration is None else NetworkOptions(seed=seed, duration_s=duration)
         plans = isolation_plans(options) if name is Name.ISOLATION else overload_plans(options)
@@ -119,6 +120,26 @@ def experiment(  # noqa: PLR0917 - options of a command line
     if len(points) < wanted:
         typer.echo(f"points are missing; the same command goes on with what is kept in {folder}", err=True)
         raise typer.Exit(Exit.INTERRUPTED)
+
+
+def _refuse_of_the_other(on: On, *, simulated: Mapping[str, bool], network: Mapping[str, bool]) -> None:
+    """Refuse options that mean nothing where the experiment is carried out.
+
+    Args:
+        on: Where that is.
+        simulated: Options that only a simulation has, and whether each is given.
+        network: Those that only a network has.
+
+    Raises:
+        typer.BadParameter: One of them is given; it names the first.
+    """
+    other, why, options = {
+        On.NETWORK: (On.SIMULATION, "where a point is one run after the other", simulated),
+        On.SIMULATION: (On.NETWORK, "which makes no runs and leaves this host as it is", network),
+    }[on]
+    for option, given in options.items():
+        if given:
+            raise typer.BadParameter(f"found --on {on}, {why}, expected --on {other}; leave it out", param_hint=option)
 
 
 def _simulate(  # noqa: PLR0917 - options of a command line

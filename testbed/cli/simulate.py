@@ -68,7 +68,9 @@ def simulate(  # noqa: PLR0917 - options of a command line
     record_packets: Annotated[
         int, typer.Option(min=1, help="Packets to record one by one, all windows together; others are counted.")
     ] = RECORDED_PACKETS,
-    out: Annotated[Path, typer.Option(help="Folder that receives the simulation's folder.")] = Path("runs"),
+    out: Annotated[
+        Path | None, typer.Option(help="Folder that receives the simulation's folder.", show_default="runs")
+    ] = None,
     resume: Annotated[
         Path | None, typer.Option(help="Folder of an interrupted simulation: simulate only what is missing.")
     ] = None,
@@ -81,10 +83,15 @@ def simulate(  # noqa: PLR0917 - options of a command line
 
     Exit codes: 0 PASS, 1 FAIL or a broken bound, 2 cannot be simulated, 4 UNDETERMINED, 130 interrupted.
     """
+    if resume is not None and out is not None:
+        raise typer.BadParameter(
+            f"found --resume {resume}, whose folder receives what is missing, expected no other folder; leave it out",
+            param_hint="--out",
+        )
     require_reservations(file)
     scenario = load(file)
     options = Options(
-        out=out,
+        out=out or Path("runs"),
         packets=packets,
         replications=replications,
         recorded_packets=record_packets,

@@ -35,7 +35,10 @@ def sweep(  # noqa: PLR0917 - options of a command line
     ],
     packets: Annotated[int | None, typer.Option(min=1, help="Packets in each window, about.")] = None,
     replications: Annotated[int, typer.Option(min=1, help="Independent windows to pool at each point.")] = 1,
-    workers: Annotated[int, typer.Option(min=1, help="Processes; they change nothing but the time it takes.")] = 1,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes; they change nothing but the time it takes.", show_default="1"),
+    ] = None,
     scheduler: Annotated[Scheduler, typer.Option(help="Of every domain, unless in the grid.")] = Scheduler.RESERVED,
     measured: Annotated[
         Path | None, typer.Option(help="Folder of a run that measured requests, as for testbed simulate.")
@@ -48,13 +51,18 @@ def sweep(  # noqa: PLR0917 - options of a command line
 
     Exit codes: 0 every point is simulated, 2 the command was wrong, 130 interrupted.
     """
+    if on_ray and workers is not None:
+        raise typer.BadParameter(
+            "found --ray, which decides how many points it simulates at a time, expected no number; leave it out",
+            param_hint="--workers",
+        )
     require_reservations(file)
     axes = [axis(text) for text in grid]
     options = SweepOptions(
         out=out,
         packets=packets,
         replications=replications,
-        workers=workers,
+        workers=workers or 1,
         on_ray=on_ray,
         choices=Choices(scheduler),
         measured=measured,

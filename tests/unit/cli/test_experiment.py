@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from typer.testing import CliRunner
 
 from testbed.cli.app import app
@@ -41,3 +42,15 @@ def test_what_only_a_simulation_has_is_refused_on_a_network_before_anything_happ
         assert ended.exit_code == 2
         assert option in ended.stderr
         assert "expected --on simulation" in " ".join(ended.stderr.replace("│", " ").split())
+
+
+@pytest.mark.parametrize("asked", [["--at-most", "0"], ["--isolate"], ["--keep-awake"]])
+def test_what_only_a_network_has_is_refused_in_a_simulation_before_anything_happens(
+    asked: list[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "out"
+    ended = CliRunner().invoke(app, ["experiment", "isolation", "--duration", "5", "--out", str(folder), *asked])
+    assert ended.exit_code == 2
+    assert asked[0] in ended.stderr
+    assert "expected --on network" in " ".join(ended.stderr.replace("│", " ").split())
+    assert not folder.exists()
