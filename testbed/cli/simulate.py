@@ -17,10 +17,7 @@ from testbed.report.record import RECORD_NAME, RunRecord, read_record
 from testbed.report.terminal import print_summary
 from testbed.scenario import market
 from testbed.scenario.loader import load
-from testbed.scenario.model import Scenario
-from testbed.simulation.bounds import TOO_LITTLE_SHARE, unpromised
 from testbed.simulation.choices import Choices
-from testbed.simulation.network import promises
 from testbed.simulation.pipeline import RECORDED_PACKETS, Options, simulate_scenario
 from testbed.simulation.system import Scheduler
 
@@ -110,7 +107,7 @@ def simulate(  # noqa: PLR0917 - options of a command line
         typer.echo((folder / RECORD_NAME).read_text(encoding="utf-8"))
     else:
         print_summary(record)
-        _say_unbound(record, scenario, options.choices)
+        _say_unbound(record)
         typer.echo(f"{record.packets:,} packets, {(record.packet_hops_per_s or 0) / 1e6:.3g} million packet-hops/s")
         typer.echo(f"report: {folder / REPORT_NAME}" if page else f"folder: {folder}")
     if record.partial:
@@ -120,16 +117,12 @@ def simulate(  # noqa: PLR0917 - options of a command line
     raise typer.Exit(exit_of_verdict(record.verdict))
 
 
-def _say_unbound(record: RunRecord, scenario: Scenario, choices: Choices) -> None:
-    """Name tenants that are promised something and have no bound, where the scheduler keeps promises."""
-    if not promises(choices.scheduler):
-        return
-    tenants = {tenant.name: tenant for tenant in scenario.tenants}
+def _say_unbound(record: RunRecord) -> None:
+    """Name tenants that reserve and have no bound, where the scheduler keeps promises, and say why."""
     reasons: dict[str, list[str]] = {}
     for found in record.tenants:
-        if found.epsilon and found.bound_s is None:
-            why = unpromised(scenario, tenants[found.name], choices) or TOO_LITTLE_SHARE
-            reasons.setdefault(why, []).append(found.name)
+        if found.unbound:
+            reasons.setdefault(found.unbound, []).append(found.name)
     for why, names in reasons.items():
         typer.echo(f"no bound: {', '.join(names)}: {why}")
 

@@ -53,6 +53,7 @@ class Wish:
         per_s: Requests a second, on average.
         meter_rate_bps: Rate of the contract.
         burst_bits: Burst of the contract, without what TCP holds back.
+        crowding: How many packets its requests are for each full one that would carry their bits.
         epsilon: Share of its requests that domains may make late; the rest of the intent's is the emulating host's.
     """
 
@@ -62,6 +63,7 @@ class Wish:
     per_s: float
     meter_rate_bps: int
     burst_bits: int
+    crowding: float
     epsilon: float
 
     @classmethod
@@ -78,7 +80,7 @@ class Wish:
         burst = guardrails.request_burst_bits(intent.arrivals, demand, meter, 0)
         least = float(request_demand.least_wire_bits(sizes)[0])
         epsilon = (1.0 - host_risk) * intent.epsilon
-        return cls(intent, float(demand.wire_bits[0]), least, demand.per_s, meter, burst, epsilon)
+        return cls(intent, float(demand.wire_bits[0]), least, demand.per_s, meter, burst, demand.crowding, epsilon)
 
     @property
     def peak_per_s(self) -> float:

@@ -253,6 +253,7 @@ class TenantRecord(_Part):
 
     Attributes:
         in_faults: Packets that no figure here counts, because a fault was to touch them.
+        unbound: Why a simulated tenant that reserves has no bound; empty where it has one, and where none is owed.
     """
 
     name: str
@@ -290,6 +291,7 @@ class TenantRecord(_Part):
     requests: RequestsRecord | None = None
     offered: OfferedRecord | None = None
     in_faults: int = 0
+    unbound: str = ""
 
 
 class HeldOutRecord(_Part):

@@ -11,7 +11,8 @@ The choices are open and fixed, so that two readers of a file derive the same nu
   the packet itself and for the cutting of fluid into packets, and 1 ms of r for the meter's refill grain. A trace gets
   the largest backlog of its own endless repetition. Requests count with all they put on the wire, and their bucket
   holds 100 ms of R more: what TCP held back leaves at the rate of the queue.
-* The queue holds b and 50 ms of R, room for what a late scheduler leaves behind.
+* The queue holds b and 50 ms of R, room for what a late scheduler leaves behind; of requests, in packets as small as
+  theirs.
 
 Nothing here judges whether a reservation makes sense; `testbed.scenario.tenants` does.
 """
@@ -44,7 +45,8 @@ QUEUE_HEADROOM_S = 0.05
 LEAST_PACKETS = 10
 HELD_BACK_S = 0.1
 SMALL_PACKETS = 2.0
-"""How many packets TCP makes of what full ones would carry, at most: a queue's limit is counted in packets."""
+"""How many packets TCP makes of what full ones would carry, where messages fill several: a queue's limit is counted in
+packets. Of small messages it makes more (`Demand.crowding`)."""
 _KBIT = 1000
 
 
@@ -104,9 +106,15 @@ def request_burst_bits(arrivals: Arrivals, demand: Demand, meter_bps: int, rate_
     return _whole_kbit(max(needed, LEAST_PACKETS * FULL_FRAME_BITS))
 
 
-def request_queue_bits(burst: int, rate_bps: int) -> int:
-    """Queue limit of a request tenant for a bucket of `burst` bits, in whole kbit: not all of its packets are full."""
-    return _whole_kbit(SMALL_PACKETS * queue_bits(burst, rate_bps))
+def request_queue_bits(burst: int, rate_bps: int, crowding: float) -> int:
+    """Queue limit of a request tenant for a bucket of `burst` bits, in whole kbit: not all of its packets are full.
+
+    Args:
+        burst: The bucket.
+        rate_bps: Reserved rate.
+        crowding: How many packets its requests are for each full one that would carry their bits, at most.
+    """
+    return _whole_kbit(max(SMALL_PACKETS, crowding) * queue_bits(burst, rate_bps))
 
 
 def queue_bits(burst: int, rate_bps: int) -> int:

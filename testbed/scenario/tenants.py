@@ -98,7 +98,7 @@ def reservation(tenant: Section, arrives: Arrivals | None, asked: Demand | None,
         queue = int(section.get("queue", guardrails.queue_bits(burst, rate)))
     else:
         burst = int(section.get("burst", guardrails.request_burst_bits(arrives, asked, meter, rate)))
-        queue = int(section.get("queue", guardrails.request_queue_bits(burst, rate)))
+        queue = int(section.get("queue", guardrails.request_queue_bits(burst, rate, asked.crowding)))
     largest = arrives.size_bits if asked is None else FULL_FRAME_BITS
     fits = [_holds_a_packet(section, key, bits, largest, report) for key, bits in (("burst", burst), ("queue", queue))]
     if burst > LARGEST_BUCKET_BITS:

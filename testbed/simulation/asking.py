@@ -78,6 +78,16 @@ class Wire:
         """L2 bits of the packet that completes each, [n]."""
         return self.call_bits(message_bytes) - (self._filled(message_bytes) - 1) * FULL_FRAME_BITS
 
+    def crowding(self, message_bytes: Sequence[int]) -> tuple[float, int]:
+        """Packets that calls with messages of these sizes are for each full one that would carry their bits, at most.
+
+        And how many the largest of these calls is.
+        """
+        sizes = np.array(message_bytes, dtype=np.int64)
+        packets = self._filled(sizes) + self.others
+        bits = self.call_bits(sizes) + self.others * EMPTY_BITS
+        return float((packets * FULL_FRAME_BITS / bits).max()), int(packets.max())
+
     def framing(self, message_bytes: Sequence[int], weights: Sequence[float] = ()) -> Framing:
         """The same as a capture would have counted it, for bounds: no message of these sizes is underrated.
 

@@ -16,10 +16,10 @@ from testbed.management.bounds import DECLARED_HOST_S, arrival_of, bound_tenant
 from testbed.management.federation import Federation
 from testbed.management.paper import on_paper
 from testbed.report.record import BoundRecord
-from testbed.scenario.model import Reservation, Scenario, Tenant
+from testbed.scenario.model import Scenario, Tenant
 from testbed.simulation.choices import Choices
 from testbed.simulation.known import Known, known_of_some, unknown
-from testbed.simulation.serving import at_server_of, bound_asking, sign
+from testbed.simulation.serving import asking_of, at_server_of, bound_asking, sign
 
 TOO_LITTLE_SHARE = (
     "the meter lets more computations pass than the share of the server is sure to do in time; reserve a larger "
@@ -69,15 +69,14 @@ def bounds_of(
     for tenant in tenants:
         if tenant.reservation is None:
             continue
-        why = _strangers(scenario, tenant, known) or unpromised(scenario, tenant, choices)
+        why = _strangers(scenario, tenant, known) or _unpromised(scenario, tenant, choices)
         bound = None
         if not why and tenant.requests is None:
             bound = bound_tenant(tenant, federation.envelopes(tenant), host_s=host_s, metered=choices.metered)
         elif not why:
             bound = bound_asking(scenario, tenant, federation, known, host_s=host_s)
-        if bound is not None and not _queue_holds(
-            tenant.reservation, bound, _latencies_s(scenario, tenant, federation), metered=choices.metered
-        ):
+        latencies_s = _latencies_s(scenario, tenant, federation)
+        if bound is not None and not _queues_hold(tenant, bound, latencies_s, known, metered=choices.metered):
             bound, why = None, SHORT_QUEUE
         if bound is None:
             missing[tenant.name] = why or TOO_LITTLE_SHARE
@@ -110,15 +109,38 @@ def bounds_on_paper(scenario: Scenario, measured: Path | None = None) -> Bounds:
     return bounds_of(scenario, scenario.tenants, federation, known, Choices(), host_s=DECLARED_HOST_S)
 
 
-def _queue_holds(bought: Reservation, bound: BoundRecord, latencies_s: Sequence[float], *, metered: bool) -> bool:
+def _queues_hold(
+    tenant: Tenant,
+    bound: BoundRecord,
+    latencies_s: Sequence[float],
+    known: Mapping[str, Known],
+    *,
+    metered: bool,
+) -> bool:
     """Whether no more packets find a queue of the tenant's full than its bound lets be late.
 
     In domain d a tenant has no more than R (W0 + T_1 + .. + T_d) bits waiting, and behind a meter (r, b) no more than
     b + r (T_1 + .. + T_d). So a queue of R w bits drops only what would be later than w, and one of the latter nothing.
+
+    Requests must find one of the latter: their bound gives all of epsilon to the whole way. Their queue is counted in
+    packets that are not all full, and one of them may be cut anywhere, so a call more must fit. What waits on the way
+    back is no more than R times what that way's bound allows.
     """
-    if bought.queue_bits >= bought.rate_bps * bound.network_bound_s:
-        return True
-    return metered and bought.queue_bits >= bought.burst_bits + bought.meter_rate_bps * sum(latencies_s)
+    bought = tenant.reservation
+    if bought is None:
+        raise AssertionError(f"tenant {tenant.name}: nothing reserved, so no bound")
+    metered_bits = bought.burst_bits + bought.meter_rate_bps * sum(latencies_s)
+    if tenant.requests is None:
+        enough = bought.queue_bits >= bought.rate_bps * bound.network_bound_s
+        return enough or (metered and bought.queue_bits >= metered_bits)
+    asking = asking_of(tenant, tenant.requests, known[tenant.name])
+    back_s = sum(part.delay_s for part in bound.parts if part.name.endswith(" back"))
+    limit_packets = -(-bought.queue_bits // tenant.packet_bits)
+    ways = (
+        (asking.out.crowding(asking.request_bytes), metered_bits),
+        (asking.back.crowding([asking.answer_bytes]), bought.rate_bps * back_s),
+    )
+    return all(limit_packets >= crowding * bits / tenant.packet_bits + one_call for (crowding, one_call), bits in ways)
 
 
 def _latencies_s(scenario: Scenario, tenant: Tenant, federation: Federation) -> list[float]:
@@ -127,7 +149,7 @@ def _latencies_s(scenario: Scenario, tenant: Tenant, federation: Federation) -> 
     return [e.latency_s - e.guardrails.host_allowance_s - domain.link_delay_s for domain, e in pairs]
 
 
-def unpromised(scenario: Scenario, tenant: Tenant, choices: Choices) -> str:
+def _unpromised(scenario: Scenario, tenant: Tenant, choices: Choices) -> str:
     """Why the domains of a tenant, as they are simulated, promise it nothing; empty where they promise something."""
     if impaired := choices.impaired_on_path(scenario, tenant):
         return (

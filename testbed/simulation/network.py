@@ -21,7 +21,7 @@ from testbed.report.record import BoundRecord
 from testbed.run.requests import WORKERS
 from testbed.scenario.model import FULL_FRAME_BITS, Domain, Scenario, Tenant
 from testbed.simulation.asking import Asking
-from testbed.simulation.bounds import bounds_of
+from testbed.simulation.bounds import Bounds, bounds_of
 from testbed.simulation.choices import Choices
 from testbed.simulation.clock import to_ps
 from testbed.simulation.known import Known
@@ -43,7 +43,8 @@ class Network:
         choices: How it is simulated.
         system: What is simulated.
         federation: The domains, which have offered.
-        bounds: Bound of every tenant with a reservation, by name; empty where the scheduler promises nothing.
+        bounds: Bound of the tenants with a reservation, by name; empty where the scheduler promises nothing.
+        unbound: Why others of them have none, by name; empty there, too.
     """
 
     scenario: Scenario
@@ -53,6 +54,7 @@ class Network:
     system: System
     federation: Federation
     bounds: Mapping[str, BoundRecord]
+    unbound: Mapping[str, str]
 
     @property
     def latencies_s(self) -> Mapping[str, tuple[float, ...]]:
@@ -92,15 +94,15 @@ def network(scenario: Scenario, choices: Choices, known: Mapping[str, Known] = M
     federation = on_paper(scenario, host_allowance_s=0.0)
     federation.collect_offers()
     sign(scenario, federation, known)
-    bounds: Mapping[str, BoundRecord] = {}
+    bounds = Bounds({}, {})
     if promises(choices.scheduler):
-        bounds = bounds_of(scenario, tenants, federation, known, choices, host_s=0.0).found
+        bounds = bounds_of(scenario, tenants, federation, known, choices, host_s=0.0)
     numbers = {tenant.name: number for number, tenant in enumerate(scenario.tenants, start=1)}
     system = System(
         sources=tuple(_source(scenario, t, numbers[t.name], choices, known.get(t.name)) for t in tenants),
         hops=tuple(_hop(scenario, domain, tenants, federation, choices) for domain in scenario.domains),
     )
-    return Network(scenario, known, tenants, choices, system, federation, bounds)
+    return Network(scenario, known, tenants, choices, system, federation, bounds.found, bounds.missing)
 
 
 def _simulated(scenario: Scenario, known: Mapping[str, Known]) -> tuple[Tenant, ...]:

@@ -236,7 +236,8 @@ class _Windows:
 
 def _judge(ready: Network, windows: _Windows, index: int) -> TenantRecord:
     tenant, whole = ready.tenants[index], windows.whole
-    recorded = _judge_recorded(ready, windows, index)
+    unbound = ready.unbound.get(tenant.name, "")
+    recorded = _judge_recorded(ready, windows, index).model_copy(update={"unbound": unbound})
     if recorded.n == whole.n[index] > 0:
         return recorded
     row = index if tenant.requests is None else ready.system.way_out(index)

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from testbed.scenario.model import (
+    FULL_FRAME_BITS,
     Arrivals,
     DrawnSize,
     MmppArrivals,
@@ -63,16 +64,26 @@ class Demand:
         return wire_bits(self.message_bits)
 
     @property
+    def crowding(self) -> float:
+        """How many packets requests are for each full one that would carry their bits, at most."""
+        return float((packets(self.message_bits) * FULL_FRAME_BITS / self.wire_bits).max())
+
+    @property
     def mean_bps(self) -> float:
         """Mean L2 rate towards the server."""
         return self.per_s * float(self.wire_bits @ self.share)
 
 
+def packets(message_bits: IntArray) -> FloatArray:
+    """Packets towards the server that calls with messages of these sizes are, generously."""
+    stream_bytes = np.asarray(message_bits) / 8 + FRAMES_BYTES
+    return np.asarray(np.ceil(stream_bytes / SEGMENT_BYTES) + ACKNOWLEDGEMENTS)
+
+
 def wire_bits(message_bits: IntArray) -> FloatArray:
     """L2 bits towards the server that calls with messages of these sizes cost, generously."""
     stream_bytes = np.asarray(message_bits) / 8 + FRAMES_BYTES
-    packets = np.ceil(stream_bytes / SEGMENT_BYTES) + ACKNOWLEDGEMENTS
-    return np.asarray(8.0 * (stream_bytes + HEADERS_BYTES * packets))
+    return np.asarray(8.0 * (stream_bytes + HEADERS_BYTES * packets(message_bits)))
 
 
 def least_wire_bits(message_bits: IntArray) -> FloatArray:

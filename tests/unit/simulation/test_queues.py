@@ -12,10 +12,13 @@ import pytest
 from testbed.errors import ScenarioError
 from testbed.report.record import read_record
 from testbed.run.progress import Silent
+from testbed.scenario import guardrails
 from testbed.scenario.loader import load
 from testbed.scenario.model import Misbehaviour, Scenario
+from testbed.simulation.bounds import SHORT_QUEUE
 from testbed.simulation.choices import Choices
 from testbed.simulation.clock import PS_PER_S
+from testbed.simulation.known import known
 from testbed.simulation.meter import Policy
 from testbed.simulation.network import network
 from testbed.simulation.pipeline import Options, simulate_scenario
@@ -143,12 +146,28 @@ tenants:
 
 
 def test_a_queue_that_drops_before_anybody_is_as_late_as_the_bound_leaves_no_bound(short: Scenario) -> None:
-    assert not network(short, Choices()).bounds
+    ready = network(short, Choices())
+    assert not ready.bounds
+    assert ready.unbound == {"bursty": SHORT_QUEUE, "smooth": SHORT_QUEUE}
     longer = tuple(
         replace(tenant, reservation=tenant.reservation and replace(tenant.reservation, queue_bits=8_000_000))
         for tenant in short.tenants
     )
-    assert set(network(replace(short, tenants=longer), Choices()).bounds) == {"bursty", "smooth"}
+    lengthened = network(replace(short, tenants=longer), Choices())
+    assert set(lengthened.bounds) == {"bursty", "smooth"}
+    assert not lengthened.unbound
+
+
+@pytest.mark.parametrize("recorded", [1_000, 1_000_000])
+def test_the_record_says_that_a_queue_is_too_short_for_a_bound(short: Scenario, tmp_path: Path, recorded: int) -> None:
+    """Whether every packet is recorded or most are only counted."""
+    options = Options(tmp_path / "runs", recorded_packets=recorded, page=False)
+    record = read_record(simulate_scenario(short, options, Silent()))
+    assert {tenant.name: tenant.unbound for tenant in record.tenants} == {
+        "bursty": SHORT_QUEUE,
+        "smooth": SHORT_QUEUE,
+        "bulk": "",
+    }
 
 
 def test_without_meters_a_bound_rests_on_the_arrival_model_alone(short: Scenario) -> None:
@@ -174,3 +193,35 @@ def test_best_effort_behind_isolated_ports_needs_a_rate_that_nobody_reserved(sho
     full = replace(short, domains=tuple(replace(domain, link_rate_bps=7_403_000) for domain in short.domains))
     with pytest.raises(ScenarioError, match=r"domain west: found a link of 7\.403e\+06 bit/s that is reserved"):
         simulate(network(full, Choices(Scheduler.ISOLATED)).system, Plan(5, 1, 1.0))
+
+
+ASKING = """
+name: asking
+seed: 5
+duration: 10 s
+allow-zero-delay: true
+domains:
+  - {name: only, link-rate: 10 Mbit/s, compute: true}
+tenants:
+  - name: vision
+    arrivals: {model: poisson, rate: 60 requests/s, size: 500 B}
+    requests: {model: digits-small, images: 1, work: {mean: 1 ms}}
+    reservation: {rate: 600 kbit/s}
+    promise: {deadline: 500 ms, epsilon: 0.01}
+"""
+
+
+def test_queues_of_requests_hold_as_many_packets_as_small_messages_are(tmp_path: Path) -> None:
+    path = tmp_path / "asking.yaml"
+    path.write_text(ASKING, encoding="utf-8")
+    scenario = load(path)
+    (vision,) = scenario.tenants
+    bought = vision.reservation
+    assert bought is not None
+    # A message in one packet and two without payload take the room of three full ones in a queue that counts packets.
+    declared = guardrails.queue_bits(bought.burst_bits, bought.rate_bps)
+    assert bought.queue_bits > 5 * declared
+    assert set(network(scenario, Choices(), known(scenario)).bounds) == {"vision"}
+    twice = replace(vision, reservation=replace(bought, queue_bits=2 * declared))
+    shorter = network(replace(scenario, tenants=(twice,)), Choices(), known(scenario))
+    assert shorter.unbound == {"vision": SHORT_QUEUE}
