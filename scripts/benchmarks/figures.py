@@ -31,6 +31,7 @@ class Figure:
         note: What a reader must know to trust the row (repetitions, size, seed).
         limits: Lower and upper confidence limit of `value`, where too few repetitions are behind it to stand for
             itself: the target is then reached only if both limits are on its side.
+        valid: Whether the run behind it was VALID; one that was not shows nothing, on whichever side of its target.
     """
 
     name: str
@@ -42,18 +43,18 @@ class Figure:
     peer_value: float | None = None
     note: str = ""
     limits: tuple[float, float] | None = None
+    valid: bool = True
 
     @property
     def reached(self) -> bool:
         """Whether the target is shown to hold; a value that is not a number reaches nothing."""
-        lower, upper = self.limits or (self.value, self.value)
-        return self._on_the_side(lower, upper)
+        return (self.valid or self.goal is Goal.SHOWN) and self._on_the_side(*self._limits)
 
     @property
     def undecided(self) -> bool:
-        """Whether the target is neither reached nor missed, for both are within the limits."""
-        lower, upper = self.limits or (self.value, self.value)
-        return not self.reached and self._on_the_side(upper, lower)
+        """Whether the target is neither reached nor missed: both are within the limits, or the run was not VALID."""
+        lower, upper = self._limits
+        return not self.reached and (not self.valid or self._on_the_side(upper, lower))
 
     @property
     def said(self) -> str:
@@ -61,6 +62,10 @@ class Figure:
         if self.goal is Goal.SHOWN:
             return ""
         return "yes" if self.reached else "not shown" if self.undecided else "NO"
+
+    @property
+    def _limits(self) -> tuple[float, float]:
+        return self.limits or (self.value, self.value)
 
     def _on_the_side(self, least: float, most: float) -> bool:
         match self.goal:
@@ -84,6 +89,7 @@ class Figure:
             "limits": self.limits,
             "reached": self.reached,
             "undecided": self.undecided,
+            "valid": self.valid,
             "note": self.note,
         }
 

@@ -14,7 +14,8 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,8 @@ def measure(options: argparse.Namespace) -> Iterator[Figure]:
         for load in options.loads:
             rate = load * _RATE_BPS / _WIRE_BITS
             arrivals = f"{{model: poisson, rate: {rate:.2f} requests/s, size: 8 kB}}"
-            yield from _poisson(load, _run(options, Path(scratch), home, f"load-{load:g}", arrivals, images=8))
+            run = _run(options, Path(scratch), home, f"load-{load:g}", arrivals, images=8)
+            yield from _of(run, _poisson(load, run))
         if options.compressed and not options.trace.exists():
             yield at_most("a real trace, bounds below", np.nan, 0, note=f"{options.trace} is not there")
             return
@@ -89,7 +91,7 @@ def measure(options: argparse.Namespace) -> Iterator[Figure]:
                 f"{{model: trace, file: {options.trace.resolve()}, format: azure-llm, "
                 f"bits-per-token: {_TOKEN_BITS[speed_up]}, speed-up: {speed_up:g}}}"
             )
-            found = _run(
+            run = _run(
                 options,
                 Path(scratch),
                 home,
@@ -99,7 +101,12 @@ def measure(options: argparse.Namespace) -> Iterator[Figure]:
                 deadline="10 s",
                 warm_up_s=_LULL_S / speed_up,
             )
-            yield from _trace(found, f"trace compressed {speed_up:g} times")
+            yield from _of(run, _trace(run, f"trace compressed {speed_up:g} times"))
+
+
+def _of(run: dict[str, Any], figures: Iterable[Figure]) -> Iterator[Figure]:
+    """The figures of a run, which show nothing where its host could not keep up."""
+    return (replace(figure, valid=run["verdict"] != "INVALID") for figure in figures)
 
 
 def _run(
