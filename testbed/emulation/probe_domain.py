@@ -13,16 +13,16 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 
 from controller import traffic_control
-from controller.counters import ClassCounters, MeterCounters
+from controller.counters import MeterCounters
 from controller.plan import UNCLASSIFIED_MINOR, sharers
 from controller.program import DomainProgram, Meter, Queue, Rule
 from testbed.emulation import namespace, probe_checks
 from testbed.emulation.network import TandemNetwork
 from testbed.emulation.probe_checks import Passed, ProbeResult, judge
 from testbed.emulation.probe_effort import Effort, is_reserved, reserved_bps
+from testbed.emulation.probe_readings import Classes, Stretch, watch
 from testbed.emulation.probe_traffic import SMALLEST_FRAME_BYTES, Injector, Pacer, Sent, Stream, flood, frame
 from testbed.errors import ReservationError
 from testbed.scenario.model import FULL_FRAME_BITS, Datapath
@@ -35,17 +35,6 @@ _LEAD_S = 0.03
 _LOOK_EVERY_S = 0.005
 _QUIET_S = 0.015
 _SETTLED_WITHIN_S = 10.0
-
-Classes = Mapping[str, Mapping[int, ClassCounters]]
-
-
-@dataclass(frozen=True)
-class Reading:
-    """The classes of a port as they were at some moment between two readings of CLOCK_MONOTONIC."""
-
-    classes: Classes
-    earliest_s: float
-    latest_s: float
 
 
 class DomainProbe:
@@ -75,10 +64,28 @@ class DomainProbe:
             ReservationError: Traffic of the probe does not come to rest, so nothing can be counted.
         """
         if self._program.rules:
+            self._find_flows()
             self._drive_forward()
             self._drive_reverse()
             self._drive_ports()
         return tuple(self._results)
+
+    def _find_flows(self) -> None:
+        """One frame of every kind, and nothing that comes in numbers until it is through.
+
+        A packet that finds no flow in the kernel's datapath waits for the switch's process to make one, in a socket's
+        buffer: with it wait, or are lost, all that follow.
+        """
+        with Injector(self._entry, bypass=True) as entry:
+            for rule in self._program.rules:
+                flood(entry, frame(*_forward(rule), SMALLEST_FRAME_BYTES), 1)
+                self._flood_back(rule, 1)
+        for port in self._ports:
+            with ExitStack() as stack:
+                into = self._into(port, stack)
+                for rule in self._program.rules:
+                    data = frame(rule.number, *self._ends(port, rule), SMALLEST_FRAME_BYTES)
+                    flood(into[rule.number], data, 1)
 
     # Client to server, through the meters.
 
@@ -141,16 +148,12 @@ class DomainProbe:
             streams.append(Stream(entry, frame(*_forward(rule), size), per_s))
         ports = [_ports_to_server(self._program, rule)[0] for rule in rules]
         pacer = Pacer(streams)
-        now = time.monotonic()
-        pacer.run(now + effort.emptying_s)
-        first = {port: _read(port) for port in set(ports)}
-        pacer.run(now + effort.emptying_s + effort.rate_drive_s)
-        last = {port: _read(port) for port in set(ports)}
+        watched = watch(pacer, set(ports), effort.emptying_s, effort.rate_drive_s)
         for rule, port in zip(rules, ports, strict=True):
             if rule.meter is not None:
-                bits = 8 * effort.overload(rule.meter)[0]
-                arrived = _arrived(first[port].classes, last[port].classes, port, rule.queue.minor)
-                passed = _between(first[port], last[port], bits * arrived)
+                bits, stretch = 8 * effort.overload(rule.meter)[0], watched[port]
+                arrived = _arrived(stretch.first.classes, stretch.last.classes, port, rule.queue.minor)
+                passed = stretch.passed(bits * arrived, rule.meter.burst_kbit / rule.meter.rate_kbps)
                 who = (self._program.domain, rule.tenant, rule.meter)
                 self._results.append(probe_checks.meter_rate(*who, passed=passed, frame_bits=bits))
         return {rule.number: sent for rule, sent in zip(rules, pacer.sent(), strict=True)}
@@ -161,15 +164,18 @@ class DomainProbe:
         before = self._settled()
         sent: dict[int, int] = {}
         for rule in self._program.rules:
-            path = self._network.layout.path_of(rule.tenant)
-            border = self._network.layout.crossed(path)[path.way.index(self._number) + 1]
-            with ExitStack() as stack:
-                stack.enter_context(namespace.entered(self._network.namespace_of(border)))
-                far = stack.enter_context(Injector(border.interface, bypass=True))
-                data = frame(rule.number, rule.server, rule.client, SMALLEST_FRAME_BYTES)
-                sent[rule.number] = flood(far, data, _REVERSE_FRAMES).packets
+            sent[rule.number] = self._flood_back(rule, _REVERSE_FRAMES)
         after = self._settled()
         self._check_classes(before, after, sent, [_ports_to_client(self._program, r) for r in self._program.rules])
+
+    def _flood_back(self, rule: Rule, count: int) -> int:
+        """How many frames went out towards a tenant's client, of so many."""
+        path = self._network.layout.path_of(rule.tenant)
+        border = self._network.layout.crossed(path)[path.way.index(self._number) + 1]
+        with ExitStack() as stack:
+            stack.enter_context(namespace.entered(self._network.namespace_of(border)))
+            far = stack.enter_context(Injector(border.interface, bypass=True))
+            return flood(far, frame(rule.number, rule.server, rule.client, SMALLEST_FRAME_BYTES), count).packets
 
     # Straight into the egress ports.
 
@@ -188,28 +194,33 @@ class DomainProbe:
         with ExitStack() as stack:
             streams = []
             for port in ports:
-                everyones = stack.enter_context(Injector(port, bypass=False))
+                into = self._into(port, stack)
                 for rule in self._program.rules:
-                    injector = everyones
-                    if self._network.datapath is Datapath.KERNEL:
-                        chosen = 0x1_0000 | rule.queue.minor
-                        injector = stack.enter_context(Injector(port, bypass=False, priority=chosen))
                     size, per_s = self._effort.busy(busy_bps[rule.number])
-                    ends = (_STRANGER, rule.client) if self._leads_to_client(port) else (rule.client, _STRANGER)
                     # Spends the burst of a class that was idle, and leaves it with a backlog.
                     burst_bytes = rule.queue.burst_bytes / len(shared[rule.queue])
                     head = int(0.02 * per_s + burst_bytes / size) + 2
-                    streams.append(Stream(injector, frame(rule.number, *ends, size), per_s, head))
-            pacer = Pacer(streams)
-            now = time.monotonic()
-            pacer.run(now + _LEAD_S)
-            first = {port: _read(port) for port in ports}
-            pacer.run(now + _LEAD_S + self._effort.queue_drive_s)
-            last = {port: _read(port) for port in ports}
-        for port in ports:
-            self._check_rates(port, first[port], last[port])
+                    data = frame(rule.number, *self._ends(port, rule), size)
+                    streams.append(Stream(into[rule.number], data, per_s, head))
+            watched = watch(Pacer(streams), ports, _LEAD_S, self._effort.queue_drive_s)
+        for port, stretch in watched.items():
+            self._check_rates(port, stretch)
 
-    def _check_rates(self, port: str, first: Reading, last: Reading) -> None:
+    def _into(self, port: str, stack: ExitStack) -> dict[int, Injector]:
+        """What sends into the class of each rule at a port; on the kernel's datapath the sender chooses it."""
+        rules = self._program.rules
+        if self._network.datapath is not Datapath.KERNEL:
+            return dict.fromkeys((rule.number for rule in rules), stack.enter_context(Injector(port, bypass=False)))
+        return {
+            rule.number: stack.enter_context(Injector(port, bypass=False, priority=0x1_0000 | rule.queue.minor))
+            for rule in rules
+        }
+
+    def _ends(self, port: str, rule: Rule) -> tuple[str, str]:
+        """Addresses by which a port's filters know a tenant and the switch behind the port knows nobody."""
+        return (_STRANGER, rule.client) if self._leads_to_client(port) else (rule.client, _STRANGER)
+
+    def _check_rates(self, port: str, stretch: Stretch) -> None:
         busy_bps = self._effort.busy_bps()
         left_over: dict[str, Queue] = {}
         left_over_bits, largest_bits = 0, 0
@@ -218,10 +229,10 @@ class DomainProbe:
         for queue, tenants in shared.items():
             # Tenants of a class bring the same.
             frame_bits = 8 * self._effort.busy(busy_bps[of_class[queue].number])[0]
-            before, after = (reading.classes[port][queue.minor].sent_bytes for reading in (first, last))
+            before, after = (reading.classes[port][queue.minor].sent_bytes for reading in (stretch.first, stretch.last))
             sent_bits = 8 * (after - before)
             if is_reserved(queue):
-                passed = _between(first, last, sent_bits)
+                passed = stretch.passed(sent_bits, 8 * queue.burst_bytes / queue.rate_bps)
                 who = (self._program.domain, ", ".join(tenants), port, queue)
                 self._results.append(probe_checks.queue_rate(*who, passed=passed, frame_bits=frame_bits))
             else:
@@ -235,7 +246,7 @@ class DomainProbe:
                 port,
                 link_rate_bps=self._program.link_rate_bps,
                 reserved_bps=reserved_bps(self._program.rules),
-                passed=_between(first, last, left_over_bits),
+                passed=stretch.passed(left_over_bits),
                 frame_bits=largest_bits,
             )
             self._results.append(result)
@@ -334,17 +345,6 @@ def _let_through(before: Mapping[int, MeterCounters], after: Mapping[int, MeterC
     """Packets that passed the meter of a rule between two readings."""
     first, last = before[number], after[number]
     return (last.in_packets - last.dropped_packets) - (first.in_packets - first.dropped_packets)
-
-
-def _read(port: str) -> Reading:
-    earliest_s = time.monotonic()
-    return Reading(traffic_control.counters([port]), earliest_s, time.monotonic())
-
-
-def _between(first: Reading, last: Reading, bits: int) -> Passed:
-    """What passed between two readings, with how long that was and how sure that is."""
-    shortest_s, longest_s = last.earliest_s - first.latest_s, last.latest_s - first.earliest_s
-    return Passed(bits, (shortest_s + longest_s) / 2, (longest_s - shortest_s) / 2)
 
 
 def _arrived(before: Classes, after: Classes, port: str, minor: int) -> int:

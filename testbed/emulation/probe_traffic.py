@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
+from testbed.emulation.probe_checks import SWITCH_LATENESS_S
+
 SMALLEST_FRAME_BYTES = 66
 LARGEST_FRAME_BYTES = 1400
 _SOL_PACKET = 263
@@ -32,6 +34,7 @@ _PROBE_HEADER = struct.Struct("!4sHHQq")
 _IS_PROBE = 2
 _DISCARD_PORT = 9
 _FIRST_SOURCE_PORT = 40_000
+_CALM_S = 0.005
 
 
 def frame(number: int, source: str, destination: str, size_bytes: int) -> bytes:
@@ -139,7 +142,11 @@ class Stream:
 
 
 class Pacer:
-    """Sends several streams at once, each at its own rate, for as long as `run` is called."""
+    """Sends several streams at once, each at its own rate, for as long as `run` or `keep_up` is called.
+
+    Attributes:
+        seen_s: CLOCK_MONOTONIC when it last looked or sent.
+    """
 
     def __init__(self, streams: Sequence[Stream]) -> None:
         self._streams = streams
@@ -148,6 +155,9 @@ class Pacer:
         self._accepted = [0] * len(streams)
         self._first_s = [self._start_s] * len(streams)
         self._last_s = [self._start_s] * len(streams)
+        self.seen_s = self._start_s
+        self._calm_from_s = self._start_s
+        self._absences: list[tuple[float, float]] = []
 
     def run(self, until_s: float) -> None:
         """Send what is due until CLOCK_MONOTONIC `until_s`.
@@ -157,18 +167,43 @@ class Pacer:
         milliseconds would fill up in a pause, and seem slower than it is.
         """
         with _punctually():
-            self._run(until_s)
+            while time.monotonic() < until_s:
+                self._round()
 
-    def _run(self, until_s: float) -> None:
-        while (now := time.monotonic()) < until_s:
-            sent = 0
-            for index, stream in enumerate(self._streams):
-                due = stream.head + int((now - self._start_s) * stream.rate_per_s) - self._done[index]
-                if due > 0:
-                    self._send(index, min(due, 4))
-                    sent += min(due, 4)
-            if not sent:
-                time.sleep(0.0003)
+    def keep_up(self, within_s: float = 0.5) -> float:
+        """Send on until all that was due is sent and an absence of the host, if there was one, is made up for.
+
+        Returns:
+            How late what was sent to may be all the same, seconds: 0 unless the host did not come to rest.
+        """
+        began_s = time.monotonic()
+        with _punctually():
+            while time.monotonic() < began_s + within_s:
+                if not self._round() and self._calm_from_s <= self.seen_s:
+                    return 0.0
+        behind = any(self._due(index) > 0 for index in range(len(self._streams)))
+        return within_s if behind else max(self.absences_s(began_s), default=0.0)
+
+    def absences_s(self, since_s: float) -> tuple[float, ...]:
+        """How long each absence of the host since a moment was, seconds."""
+        return tuple(end_s - max(begin_s, since_s) for begin_s, end_s in self._absences if end_s > since_s)
+
+    def _round(self) -> bool:
+        """Send a few frames of each stream that has some due; whether any had."""
+        sent = False
+        self._look()
+        for index in range(len(self._streams)):
+            if (due := self._due(index)) > 0:
+                self._send(index, min(due, 4))
+                sent = True
+        if not sent:
+            time.sleep(0.0003)
+        return sent
+
+    def _due(self, index: int) -> int:
+        """Frames of a stream that should have been sent by now, and were not."""
+        stream = self._streams[index]
+        return stream.head + int((self.seen_s - self._start_s) * stream.rate_per_s) - self._done[index]
 
     def _send(self, index: int, count: int) -> None:
         stream = self._streams[index]
@@ -177,7 +212,15 @@ class Pacer:
         for _ in range(count):
             self._accepted[index] += stream.injector.send(stream.data)
         self._done[index] += count
-        self._last_s[index] = time.monotonic()
+        self._look()
+        self._last_s[index] = self.seen_s
+
+    def _look(self) -> None:
+        """Whoever was away for longer than is allowed for waits as long again, until that is made up for."""
+        before_s, self.seen_s = self.seen_s, time.monotonic()
+        if self.seen_s - before_s > SWITCH_LATENESS_S:
+            self._absences.append((before_s, self.seen_s))
+            self._calm_from_s = self.seen_s + max(_CALM_S, self.seen_s - before_s)
 
     def sent(self) -> tuple[Sent, ...]:
         """What each stream has sent so far."""

@@ -1,0 +1,76 @@
+"""Counters of ports read while a probe's traffic runs, so that a pause of the host makes them unsure and not wrong.
+
+A queue that a pause has made late makes up for it afterwards, out of its burst. Read in between it has sent too little,
+and from there on too much: a right one would look too fast. So a port is read when the host has not been away for a
+while, and what it may have missed is known.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from controller import traffic_control
+from controller.counters import ClassCounters
+from testbed.emulation.probe_checks import Passed
+from testbed.emulation.probe_traffic import Pacer
+
+Classes = Mapping[str, Mapping[int, ClassCounters]]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The classes of a port as a punctual host had them at some moment between two readings of CLOCK_MONOTONIC."""
+
+    classes: Classes
+    earliest_s: float
+    latest_s: float
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """A port while it was offered more than it lets through.
+
+    Attributes:
+        first: At the beginning.
+        last: At the end.
+        absences_s: How long each absence of the host in between was, seconds.
+    """
+
+    first: Reading
+    last: Reading
+    absences_s: tuple[float, ...] = ()
+
+    def passed(self, bits: int, outlasts_s: float = float("inf")) -> Passed:
+        """What came through, with how long that took and how sure that is.
+
+        Args:
+            bits: How much.
+            outlasts_s: How long an absence may be without that anything was forgone.
+        """
+        shortest_s = self.last.earliest_s - self.first.latest_s
+        longest_s = self.last.latest_s - self.first.earliest_s
+        forgone_s = sum(max(0.0, absence_s - outlasts_s) for absence_s in self.absences_s)
+        return Passed(bits, (shortest_s + longest_s) / 2, (longest_s - shortest_s) / 2 + forgone_s)
+
+
+def watch(pacer: Pacer, ports: Iterable[str], lead_s: float, drive_s: float) -> dict[str, Stretch]:
+    """Send for a while, and then watch ports for a while longer.
+
+    Args:
+        pacer: Sends.
+        ports: Whose classes are read.
+        lead_s: How long until they are watched, seconds.
+        drive_s: For how long they are, seconds.
+    """
+    pacer.run(time.monotonic() + lead_s)
+    first = {port: _read(port, pacer) for port in ports}
+    pacer.run(time.monotonic() + drive_s)
+    last = {port: _read(port, pacer) for port in first}
+    return {port: Stretch(first[port], last[port], pacer.absences_s(first[port].latest_s)) for port in first}
+
+
+def _read(port: str, pacer: Pacer) -> Reading:
+    late_s = pacer.keep_up()
+    return Reading(traffic_control.counters([port]), pacer.seen_s - late_s, time.monotonic())

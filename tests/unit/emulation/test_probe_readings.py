@@ -1,0 +1,142 @@
+"""A host that pauses while a queue is watched: the probe measures around that, or says that it cannot tell."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from controller import traffic_control
+from controller.counters import ClassCounters
+from controller.program import Queue
+from testbed.emulation import probe_readings, probe_traffic
+from testbed.emulation.probe_checks import SWITCH_LATENESS_S, ProbeResult, queue_rate
+from testbed.emulation.probe_readings import watch
+from testbed.emulation.probe_traffic import Pacer, Stream
+
+RATE_BPS = 500_000
+OUTLASTS_S = 0.1
+QUEUE = Queue(0x11, RATE_BPS, RATE_BPS, int(RATE_BPS * OUTLASTS_S / 8), quantum_bytes=1514, limit_packets=1000)
+FRAME_BYTES = 200
+LEAD_S, DRIVE_S = 0.03, 0.3
+SENDING_S = 0.5e-3
+TIMER_S = 0.0003
+
+
+class Host:
+    """A clock, a token bucket behind it, and pauses in which neither moves; what it sends to is served as it sends."""
+
+    def __init__(self, rate_bps: float, pauses: dict[float, float], sending_s: float = SENDING_S) -> None:
+        self.now_s = 0.0
+        self.pauses = sorted(pauses.items())
+        self.rate_bps, self.burst_bits = rate_bps, 8 * QUEUE.burst_bytes
+        self.sending_s = sending_s
+        self.waiting_bits, self.sent_bits = 0, 0
+        self.tokens, self.served_s = float(self.burst_bits), 0.0
+
+    def _pass(self, seconds: float) -> bool:
+        """Let time go by; whether there was a pause in it."""
+        self.now_s += seconds
+        paused = False
+        while self.pauses and self.pauses[0][0] <= self.now_s:
+            self.now_s += self.pauses.pop(0)[1]
+            paused = True
+        return paused
+
+    def monotonic(self) -> float:
+        self._pass(1e-6)
+        return self.now_s
+
+    def sleep(self, seconds: float) -> None:
+        # Who sleeps through a pause wakes up before the queue's timer is served.
+        if not self._pass(max(seconds, TIMER_S)):
+            self._serve()
+
+    def send(self, data: bytes) -> bool:
+        self.waiting_bits += 8 * len(data)
+        if not self._pass(self.sending_s):
+            self._serve()
+        return True
+
+    def _serve(self) -> None:
+        self.tokens = min(self.burst_bits, self.tokens + (self.now_s - self.served_s) * self.rate_bps)
+        self.served_s = self.now_s
+        frames = min(self.waiting_bits, int(self.tokens)) // (8 * FRAME_BYTES)
+        self.waiting_bits -= 8 * FRAME_BYTES * frames
+        self.tokens -= 8 * FRAME_BYTES * frames
+        self.sent_bits += 8 * FRAME_BYTES * frames
+
+    def counters(self, ports: list[str]) -> dict[str, dict[int, ClassCounters]]:
+        counted = ClassCounters(self.sent_bits // 8 // FRAME_BYTES, self.sent_bits // 8, 0, 0, 0)
+        self._pass(1e-4)
+        return {port: {QUEUE.minor: counted} for port in ports}
+
+
+@pytest.fixture
+def patched(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    monkeypatch.setattr(os, "sched_setscheduler", lambda *_: None)
+    return monkeypatch
+
+
+def probed(patched: pytest.MonkeyPatch, host: Host) -> ProbeResult:
+    """What a probe of the queue says on this host."""
+    patched.setattr(probe_traffic, "time", host)
+    patched.setattr(probe_readings, "time", host)
+    patched.setattr(traffic_control, "counters", host.counters)
+    per_s = 1.1 * RATE_BPS / (8 * FRAME_BYTES)
+    head = int(0.02 * per_s + QUEUE.burst_bytes / FRAME_BYTES) + 2
+    stream = Stream(host, b"\0" * FRAME_BYTES, per_s, head)  # type: ignore[arg-type]
+    stretch = watch(Pacer([stream]), ["p"], LEAD_S, DRIVE_S)["p"]
+    first, last = (reading.classes["p"][QUEUE.minor].sent_bytes for reading in (stretch.first, stretch.last))
+    passed = stretch.passed(8 * (last - first), OUTLASTS_S)
+    return queue_rate("d", "t", "p", QUEUE, passed=passed, frame_bits=8 * FRAME_BYTES)
+
+
+def moments() -> Iterator[float]:
+    """Closely around those in which a counter is read, some between, and none."""
+    yield from (2e-4 * step for step in (*range(100, 260), *range(300, 1500, 100), *range(1500, 1800), 10**6))
+
+
+@pytest.mark.parametrize("length_s", [0.003, 0.02, 0.09, 0.3])
+def test_a_pause_at_any_moment_makes_no_right_queue_look_wrong(patched: pytest.MonkeyPatch, length_s: float) -> None:
+    results = {at_s: probed(patched, Host(RATE_BPS, {at_s: length_s})) for at_s in moments()}
+    wrong = {at_s: str(result) for at_s, result in results.items() if not (result.ok or result.blunt)}
+    assert wrong == {}
+    # Unsure only where it fell between a look at the clock and the counter.
+    if length_s < OUTLASTS_S:
+        assert sum(result.ok for result in results.values()) > 0.9 * len(results)
+
+
+@pytest.mark.parametrize("factor", [0.9, 1.1])
+def test_a_pause_makes_no_wrong_queue_look_right(patched: pytest.MonkeyPatch, factor: float) -> None:
+    for at_s in moments():
+        result = probed(patched, Host(factor * RATE_BPS, {at_s: 0.05}))
+        assert not result.ok, (at_s, str(result))
+
+
+def test_a_host_too_slow_to_spend_a_burst_at_once_is_waited_for(patched: pytest.MonkeyPatch) -> None:
+    result = probed(patched, Host(RATE_BPS, {}, sending_s=0.0015))
+    assert result.ok, result
+
+
+def test_a_host_that_cannot_send_as_fast_as_it_should_says_that_it_cannot_tell(patched: pytest.MonkeyPatch) -> None:
+    result = probed(patched, Host(RATE_BPS, {}, sending_s=0.0035))
+    assert result.blunt, result
+
+
+def test_a_host_that_is_never_long_at_hand_is_late_by_its_longest_absence(patched: pytest.MonkeyPatch) -> None:
+    host = Host(RATE_BPS, {0.004 * step: 0.003 for step in range(1, 1000)})
+    patched.setattr(probe_traffic, "time", host)
+    pacer = Pacer([Stream(host, b"\0" * FRAME_BYTES, 100.0)])  # type: ignore[arg-type]
+    pacer.run(0.01)
+    assert SWITCH_LATENESS_S < pacer.keep_up(0.1) < 0.004
+
+
+def test_absences_are_those_since_a_moment_and_short_ones_are_none(patched: pytest.MonkeyPatch) -> None:
+    host = Host(RATE_BPS, {0.1: 0.02, 0.2: 0.0005, 0.3: 0.04}, sending_s=1e-4)
+    patched.setattr(probe_traffic, "time", host)
+    pacer = Pacer([Stream(host, b"\0" * FRAME_BYTES, 100.0)])  # type: ignore[arg-type]
+    pacer.run(0.5)
+    assert pacer.absences_s(0.0) == pytest.approx([0.02, 0.04], abs=0.001)
+    assert pacer.absences_s(0.25) == pytest.approx([0.04], abs=0.001)
