@@ -90,6 +90,7 @@ def _settings(arguments: list[str] | None) -> Settings:
     parser.add_argument("--impairment-record", type=Path, metavar="FILE", help="append what begins and ends")
     parser.add_argument("--allow-impairments", action="store_true", help="let clients ask for impairments")
     parser.add_argument("--impairment-socket", type=Path, metavar="FILE", help="let who may open it ask for them")
+    parser.add_argument("--calls-per-connection", type=_count, help="most that one connection has here; default: any")
     options = parser.parse_args(arguments)
     if (options.tls_certificate is None) != (options.tls_key is None):
         parser.error("--tls-certificate and --tls-key are needed together")
@@ -116,6 +117,7 @@ def _settings(arguments: list[str] | None) -> Settings:
         impairment_record=options.impairment_record,
         allow_impairments=options.allow_impairments,
         impairment_socket=options.impairment_socket,
+        calls=options.calls_per_connection,
     )
 
 

@@ -27,7 +27,7 @@ from google.protobuf import json_format
 
 from inference_server.errors import InvalidRequestError
 from inference_server.generated import open_inference_pb2 as pb
-from inference_server.protocol import IMPAIRMENTS, Kind, LostTime, Stamps
+from inference_server.protocol import IMPAIRMENTS, NOTHING_LOST, Kind, LostTime, Stamps
 from inference_server.tensors import Array
 
 CRASHED = 70
@@ -224,7 +224,7 @@ class Impairments:
             slowed_ns: How much longer than it had to its computation took.
         """
         if not self._all:
-            return outputs, (), LostTime()
+            return outputs, (), NOTHING_LOST
         lost = self._lost(stamps, slowed_ns)
         kinds: set[Kind] = {Kind.SLOW_DOWN} if lost.behind_ns else set()
         for impairment in self._all:

@@ -33,7 +33,7 @@ class _Page(Collector):
         for share, count in self._waiting().items():
             waiting.add_metric([share], count)
         yield waiting
-        with self._statistics.lock:
+        with self._statistics.read():
             yield from (*self._requests(), *self._executions(), self._impaired())
 
     def _requests(self) -> list[Metric]:

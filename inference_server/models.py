@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from inference_server.direct import Direct
 from inference_server.errors import InvalidRequestError, ModelError
 from inference_server.statistics import Execution
 from inference_server.tensors import DTYPES, Array, TensorSpec
@@ -60,6 +61,7 @@ class Model:
         device: Where it computes.
         max_rows: Largest first dimension of a request, where that dimension is free.
         steady: Whether a computation takes what it is expected to, and waits for nothing but the processor.
+        direct: Computes few rows without arrays, for the thread of the event loop; None where nothing does.
     """
 
     name: str
@@ -71,6 +73,7 @@ class Model:
     device: torch.device
     max_rows: int
     steady: bool = False
+    direct: Direct | None = None
 
     @cached_property
     def batched(self) -> bool:
@@ -86,6 +89,11 @@ class Model:
     def decoupled(self) -> bool:
         """Whether a request of a stream has several answers."""
         return False
+
+    @property
+    def known_by_shape(self) -> bool:
+        """Whether the shapes of the inputs alone say if a request is accepted and what it costs."""
+        return True
 
     def rows(self, inputs: Mapping[str, Array]) -> int:
         """Rows of a request, 1 where the model takes only one size.

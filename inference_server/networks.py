@@ -43,6 +43,9 @@ class FusedPerceptron(nn.Module):
     """A perceptron as it is served: as many calls of PyTorch as layers, the scaling of pixels folded into the weights.
 
     For a few rows of so small a network nearly all of the time is spent on the way to its arithmetic.
+
+    Attributes:
+        parameters_of_layers: Weights [inputs, outputs] and biases [outputs] of each layer, on their device.
     """
 
     def __init__(self, perceptron: Perceptron) -> None:
@@ -51,14 +54,14 @@ class FusedPerceptron(nn.Module):
         linear = [layer for layer in perceptron.layers if isinstance(layer, nn.Linear)]
         parameters = [(layer.weight.detach().T.contiguous(), layer.bias.detach()) for layer in linear]
         # A power of two, so that nothing is rounded.
-        self._first = (parameters[0][0] / _BRIGHTEST, parameters[0][1])
-        self._others = parameters[1:]
+        parameters[0] = (parameters[0][0] / _BRIGHTEST, parameters[0][1])
+        self.parameters_of_layers = parameters
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Logits [n, 10] of pixels [n, 64]."""
-        weight, bias = self._first
+        (weight, bias), *others = self.parameters_of_layers
         found = torch.addmm(bias, pixels, weight)
-        for weight, bias in self._others:
+        for weight, bias in others:
             found = torch.addmm(bias, found.relu_(), weight)
         return found
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from enum import StrEnum
-from typing import Self
+from typing import NamedTuple, Self
 
 from inference_server.generated.open_inference_pb2 import InferParameter, ModelInferResponse
 
@@ -52,8 +52,7 @@ def method(name: str) -> str:
     return f"/{SERVICE}/{name}"
 
 
-@dataclass(frozen=True, slots=True)
-class Stamps:
+class Stamps(NamedTuple):
     """Moments of one request within the server, CLOCK_MONOTONIC ns, as parameters of the answer.
 
     Attributes:
@@ -78,10 +77,9 @@ class Stamps:
     @classmethod
     def read(cls, response: ModelInferResponse) -> Self | None:
         """The stamps of an answer, None where its server does not give them."""
-        names = [field.name for field in fields(cls)]
-        if any(name not in response.parameters for name in names):
+        if any(name not in response.parameters for name in cls._fields):
             return None
-        return cls(*(response.parameters[name].int64_param for name in names))
+        return cls(*(response.parameters[name].int64_param for name in cls._fields))
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +108,9 @@ class LostTime:
         """What an answer says, 0 where it says nothing."""
         names = [field.name for field in fields(cls) if field.name in response.parameters]
         return cls(**{name: response.parameters[name].int64_param for name in names})
+
+
+NOTHING_LOST = LostTime()
 
 
 def impaired_by(response: ModelInferResponse) -> frozenset[Kind]:

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from inference_server import text
 from inference_server.digits import CLASSES, HELD_OUT, PIXELS
+from inference_server.direct import Direct
 from inference_server.errors import ModelError
 from inference_server.models import Model
 from inference_server.networks import NETWORKS, FusedPerceptron, Perceptron
@@ -89,7 +90,8 @@ def _shipped(name: str, folder: Path, device: torch.device, max_rows: int) -> Mo
         return TextModel(name, "1", "pytorch", text.INPUTS, text.OUTPUTS, network, device, 1)
     served = FusedPerceptron(network) if isinstance(network, Perceptron) else network
     steady = device.type == "cpu"
-    return Model(name, "1", "pytorch", _DIGIT_INPUTS, _DIGIT_OUTPUTS, served, device, max_rows, steady)
+    direct = Direct(served) if steady and isinstance(served, FusedPerceptron) else None
+    return Model(name, "1", "pytorch", _DIGIT_INPUTS, _DIGIT_OUTPUTS, served, device, max_rows, steady, direct)
 
 
 def _own(folder: Path | None) -> dict[str, Path]:

@@ -45,6 +45,10 @@ class Work(Protocol):
         """CLOCK_MONOTONIC time after which nobody wants it, None for never."""
 
     @property
+    def begin_by_ns(self) -> int | None:
+        """CLOCK_MONOTONIC time from which on it is not begun, None for none: at the latest the deadline."""
+
+    @property
     def rows(self) -> int:
         """What it counts for in a batch."""
 
@@ -130,9 +134,10 @@ class Scheduler(Generic[W]):
         self._batching = batching or Batching()
         self._now_ns = now_ns
         self._expired = expired
-        self._ready = threading.Condition()
+        self._lock = threading.Lock()
+        self._ready = threading.Condition(self._lock)
         self._virtual_s = 0.0
-        self._resting = 0
+        self._waiting = self._resting = 0
         self._closed = False
 
     def __len__(self) -> int:
@@ -140,7 +145,7 @@ class Scheduler(Generic[W]):
 
     def waiting(self) -> dict[str, int]:
         """Requests that wait, by share."""
-        with self._ready:
+        with self._lock:
             return {name: len(share.queue) for name, share in self._shares.items()}
 
     def share_of(self, tenant: str) -> str:
@@ -163,7 +168,7 @@ class Scheduler(Generic[W]):
                 f"tenant {work.tenant!r}: found no share of the server, expected one of {sorted(self._shares)}: "
                 "they hold all of it"
             )
-        with self._ready:
+        with self._lock:
             if len(share.queue) >= share.limit:
                 raise ExhaustedError(
                     f"tenant {work.tenant!r}: found {len(share.queue)} requests waiting, expected less than the limit "
@@ -172,17 +177,22 @@ class Scheduler(Generic[W]):
             if not share.queue:
                 share.begin_s = max(share.begin_s, self._virtual_s)
             share.queue[id(work)] = work
+            self._waiting += 1
             if wake:
                 self._ready.notify()
 
     def withdraw(self, work: W) -> bool:
         """Take a request back that nobody waits for any more; False where it is no longer queued."""
-        with self._ready:
-            return any(share.queue.pop(id(work), None) is not None for share in self._shares.values())
+        with self._lock:
+            share = self._shares.get(self.share_of(work.tenant))
+            if share is None or share.queue.pop(id(work), None) is None:
+                return False
+            self._waiting -= 1
+            return True
 
     def take(self) -> list[W]:
         """Wait for the next requests to compute; none when closed and empty. Expired ones cost their tenant nothing."""
-        with self._ready:
+        with self._lock:
             while (share := self._next()) is None:
                 self._rest()
                 if self._closed:
@@ -199,7 +209,7 @@ class Scheduler(Generic[W]):
         next request is not light, or a batch of it would have to wait for more, a worker is woken for it. Who was given
         something says with `done` that it has been computed.
         """
-        with self._ready:
+        with self._lock:
             if not self._resting:
                 self._ready.notify()  # a worker whose batch waits for more may want it
                 return []
@@ -212,15 +222,15 @@ class Scheduler(Generic[W]):
 
     def done(self) -> bool:
         """Say that what `take_light` gave has been computed; whether nothing waits any more."""
-        with self._ready:
-            if any(share.queue for share in self._shares.values()):
+        with self._lock:
+            if self._waiting:
                 return False
             self._rest()
             return True
 
     def close(self) -> None:
         """Let `take` return nothing once all queues are empty."""
-        with self._ready:
+        with self._lock:
             self._closed = True
             self._ready.notify_all()
 
@@ -253,19 +263,24 @@ class Scheduler(Generic[W]):
 
     def _pop(self, share: _Share[W]) -> W:
         work = share.queue.popitem(last=False)[1]
+        self._waiting -= 1
         self._virtual_s = share.begin_s
         share.begin_s += work.work_s / share.fraction
         return work
 
     def _rest(self) -> None:
         """Nothing waits: who comes next owes nothing to who came before, or a lone request would let a flood pass."""
-        self._virtual_s = max(self._virtual_s, *(share.begin_s for share in self._shares.values()))
+        for share in self._shares.values():
+            self._virtual_s = max(self._virtual_s, share.begin_s)
 
     def _next(self) -> _Share[W] | None:
         """Whose turn it is, once heads of queues that nobody wants any more are gone."""
+        if not self._waiting:
+            return None
         now_ns, first = self._now_ns(), None
         for share in self._shares.values():
-            while share.queue and (until_ns := share.head().deadline_ns) is not None and until_ns <= now_ns:
+            while share.queue and (until_ns := share.head().begin_by_ns) is not None and until_ns <= now_ns:
+                self._waiting -= 1
                 self._expired(share.queue.popitem(last=False)[1])
             if share.queue and (first is None or share.begin_s < first.begin_s):
                 first = share

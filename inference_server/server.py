@@ -67,6 +67,7 @@ class Settings:
         impairment_record: File to append to when impairments begin and end.
         allow_impairments: Whether clients may ask for impairments.
         impairment_socket: Unix socket on which its owner may ask for impairments, whatever clients may; None for none.
+        calls: Most calls of one connection that the server has at a time; its client keeps those beyond. None for all.
     """
 
     listen: str = "127.0.0.1:8001"
@@ -88,6 +89,7 @@ class Settings:
     impairment_record: Path | None = None
     allow_impairments: bool = False
     impairment_socket: Path | None = None
+    calls: int | None = None
 
 
 class InferenceServer:
@@ -147,7 +149,7 @@ class InferenceServer:
             ValueError: A certificate that is none.
         """
         settings = self._settings
-        self._server = grpc.aio.server(options=_options(settings.message_bytes))
+        self._server = grpc.aio.server(options=_options(settings.message_bytes, settings.calls))
         self._server.add_generic_rpc_handlers((self.service.handler(),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = [SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME]
@@ -225,14 +227,16 @@ class InferenceServer:
             await self._health.set(name, status)
 
 
-def _options(message_bytes: int) -> list[tuple[str, int]]:
+def _options(message_bytes: int, calls: int | None) -> list[tuple[str, int]]:
     """Channel arguments that make a connection behave like a queue.
 
     Large frames keep the requests of one connection in the order they were sent. So does a window larger than any
     backlog: where it is used up, gRPC gives every request in turn a part of what is granted next, and those sent later
     overtake. Without bandwidth probes nothing but requests and their acknowledgements is on the wire.
     """
+    limit = [] if calls is None else [("grpc.max_concurrent_streams", calls)]
     return [
+        *limit,
         ("grpc.max_receive_message_length", message_bytes),
         ("grpc.max_send_message_length", -1),
         ("grpc.so_reuseport", 0),

@@ -14,23 +14,27 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, NoReturn, TypeAlias
 
 import grpc
+import numpy as np
 from google.protobuf.message import DecodeError
 
 from inference_server import __version__, answers, batches, tensors, triton
 from inference_server.errors import InferenceError, InvalidRequestError, NotFoundError, UnavailableError
+from inference_server.forms import Form, Forms
 from inference_server.generated import open_inference_pb2 as pb
 from inference_server.models import Model
 from inference_server.protocol import SERVICE, TENANT, TIMEOUT
 from inference_server.scheduler import EVERYBODY_ELSE, Scheduler
 from inference_server.statistics import Statistics
 from inference_server.streams import Stream
-from inference_server.tensors import Array
+from inference_server.tensors import DTYPES, Array
 from inference_server.triton import Serving
 from inference_server.workers import LIGHT_S, Answer, Job, Workers
 
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 
 NAME = "tail-latency-testbed"
+_SURELY = 0.5
+"""The part of its expected work, the least of several measurements, that no computation is ever below."""
 EXTENSIONS = ("server_stamps", "tenant_shares", "model_configuration", "statistics", "model_repository")
 
 
@@ -49,23 +53,26 @@ class InferenceService:
         self.statistics = statistics
         self._serving = serving
         self._costs: Mapping[str, Callable[[Mapping[str, Array]], float]] = {}
+        self._forms = Forms()
         self._scheduler = scheduler
         self._workers = workers
         self._unanswered = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._all_answered = asyncio.Event()
 
     def serve(self, models: Sequence[Model]) -> None:
         """Serve these models from now on."""
         self._costs = {model.name: model.measure_cost() for model in models}
         self.models = {model.name: model for model in models}
+        self._forms.clear()
         self.accepting = True
 
     async def drain(self, longest_s: float) -> None:
         """Refuse what is new, and wait until everything admitted has been answered, or for so long."""
         self.accepting = False
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._idle.wait(), longest_s)
+        self._all_answered.clear()
+        if self._unanswered:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._all_answered.wait(), longest_s)
 
     def handler(self) -> grpc.GenericRpcHandler:
         """The service, to be added to a server."""
@@ -89,9 +96,7 @@ class InferenceService:
         handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(self._stream)
         return grpc.method_handlers_generic_handler(SERVICE, handlers)
 
-    def admitted(
-        self, message: bytes, context: Context, *, streaming: bool = False
-    ) -> tuple[pb.ModelInferRequest, Job]:
+    def admitted(self, message: bytes, context: Context, *, streaming: bool = False) -> Job:
         """Check a request and queue it; whoever calls this awaits `computed` next.
 
         Args:
@@ -103,16 +108,12 @@ class InferenceService:
             InferenceError: It is refused; that has been counted.
         """
         received_ns = time.monotonic_ns()
-        request = pb.ModelInferRequest()
-        tenant = EVERYBODY_ELSE
-        try:
-            _parse(message, request)
-            tenant = _tenant(request, context)
-            return request, self._job(request, context, tenant, received_ns, streaming=streaming)
-        except InferenceError as error:
-            name = request.model_name if request.model_name in self.models else ""
-            self._refused(name, tenant, error.code, received_ns)
-            raise
+        known = self._forms.find(message) if self.accepting else None
+        if known is not None:
+            form, name, contents = known
+            with contextlib.suppress(UnicodeDecodeError):  # a mistake that protobuf words
+                return self._known(form, name.decode(), contents, context, received_ns=received_ns, streaming=streaming)
+        return self._parsed(message, context, received_ns, streaming=streaming)
 
     async def computed(self, job: Job) -> Answer:
         """Wait for the answer to a request that was admitted.
@@ -121,7 +122,6 @@ class InferenceService:
             InferenceError: It is refused; that has been counted.
         """
         self._unanswered += 1
-        self._idle.clear()
         try:
             answer = await job.answer
         except asyncio.CancelledError:
@@ -135,8 +135,8 @@ class InferenceService:
             raise
         finally:
             self._unanswered -= 1
-            if self._unanswered == 0:
-                self._idle.set()
+            if self._unanswered == 0 and not self.accepting:
+                self._all_answered.set()
         self.statistics.answered(job.model.name, self._scheduler.share_of(job.tenant), answer.stamps)
         return answer
 
@@ -167,7 +167,7 @@ class InferenceService:
 
     async def _model_statistics(self, request: pb.ModelStatisticsRequest) -> pb.ModelStatisticsResponse:
         models = [self._model(request.name, request.version)] if request.name else self.models.values()
-        with self.statistics.lock:
+        with self.statistics.read():
             found = [triton.statistics(model, self.statistics.models[model.name]) for model in models]
         return pb.ModelStatisticsResponse(model_stats=found)
 
@@ -177,39 +177,102 @@ class InferenceService:
 
     async def _infer(self, message: bytes, context: Context) -> bytes:
         try:
-            request, job = self.admitted(message, context)
+            job = self.admitted(message, context)
             answer = await self.computed(job)
         except InferenceError as error:
             await _abort(context, error)
-        return answers.response_to(request, job, answer).SerializeToString()
+        return answers.encoded(job, answer)
 
     async def _stream(self, requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
         async with contextlib.aclosing(Stream(self, context).answers(requests)) as found:
             async for answer in found:
                 yield answer
 
-    def _job(
-        self, request: pb.ModelInferRequest, context: Context, tenant: str, received_ns: int, *, streaming: bool
+    def _known(
+        self,
+        form: Form,
+        name: str,
+        contents: memoryview,
+        context: Context,
+        *,
+        received_ns: int,
+        streaming: bool,
     ) -> Job:
+        """Queue a request of a form that has been checked."""
+        tenant = _named(context) if form.tenant is None else form.tenant
+        inputs: memoryview | Mapping[str, Array] = contents
+        if streaming or not form.direct:
+            (spec,) = form.model.inputs
+            inputs = {spec.name: np.frombuffer(contents, DTYPES[spec.datatype]).reshape(form.shape)}
+        try:
+            return self._queued(form, tenant, name, inputs, context, received_ns=received_ns)
+        except InferenceError as error:
+            self._refused(form.model.name, tenant, error.code, received_ns)
+            raise
+
+    def _parsed(self, message: bytes, context: Context, received_ns: int, *, streaming: bool) -> Job:
+        """Check a request by what protobuf reads in it, queue it, and remember its form."""
+        request = pb.ModelInferRequest()
+        tenant = EVERYBODY_ELSE
+        try:
+            _parse(message, request)
+            named = request.parameters[TENANT].string_param if TENANT in request.parameters else None
+            tenant = _named(context) if named is None else named
+            form, inputs = self._form(request, named)
+            parts = streaming and form.model.decoupled
+            job = self._queued(form, tenant, request.id, inputs, context, received_ns=received_ns, parts=parts)
+        except InferenceError as error:
+            name = request.model_name if request.model_name in self.models else ""
+            self._refused(name, tenant, error.code, received_ns)
+            raise
+        self._forms.learn(message, form)
+        return job
+
+    def _form(self, request: pb.ModelInferRequest, tenant: str | None) -> tuple[Form, Mapping[str, Array]]:
         model = self._model(request.model_name, request.model_version)
         inputs = tensors.inputs_of(request, model.inputs)
-        tensors.wanted_outputs(request, model.outputs)
+        outputs = tensors.wanted_outputs(request, model.outputs)
         rows = model.rows(inputs)
         work_s = self._costs[model.name](inputs)
-        job = Job(
-            tenant=tenant,
-            id=request.id,
-            work_s=work_s,
-            deadline_ns=_deadline_ns(request, context, received_ns),
-            received_ns=received_ns,
-            queued_ns=time.monotonic_ns(),
+        raw, single = bool(request.raw_input_contents), len(model.inputs) == 1
+        form = Form(
             model=model,
-            inputs=inputs,
+            tenant=tenant,
+            timeout_ns=_timeout_ns(request),
+            outputs=tuple(outputs),
+            raw=raw,
+            shape=inputs[model.inputs[0].name].shape if single else (),
             rows=rows,
             batch=batches.key(model, inputs) if self._serving.batch_rows > 1 else None,
+            work_s=work_s,
             light=model.steady and work_s <= LIGHT_S,
-            answer=asyncio.get_running_loop().create_future(),
-            parts=asyncio.Queue() if streaming and model.decoupled else None,
+            direct=raw and single and model.direct is not None and tuple(outputs) == model.outputs,
+            least_ns=int(_SURELY * work_s * 1e9) if model.steady else 0,
+        )
+        return form, inputs
+
+    def _queued(
+        self,
+        form: Form,
+        tenant: str,
+        name: str,
+        inputs: Mapping[str, Array] | memoryview,
+        context: Context,
+        *,
+        received_ns: int,
+        parts: bool = False,
+    ) -> Job:
+        deadline_ns = _deadline_ns(form.timeout_ns, context, received_ns)
+        job = Job(
+            form,
+            tenant,
+            name,
+            inputs,
+            asyncio.get_running_loop().create_future(),
+            deadline_ns=deadline_ns,
+            received_ns=received_ns,
+            queued_ns=time.monotonic_ns(),
+            parts=asyncio.Queue() if parts else None,
         )
         self._workers.submit(job)
         return job
@@ -258,20 +321,25 @@ def _parse(message: bytes, into: pb.ModelInferRequest) -> None:
         raise InvalidRequestError(f"found {len(message)} bytes that are no ModelInferRequest ({error})") from error
 
 
-def _deadline_ns(request: pb.ModelInferRequest, context: Context, received_ns: int) -> int | None:
-    """The earlier of the call's deadline and the request's own timeout."""
-    remaining_s = context.time_remaining()
-    deadline_ns = None if remaining_s is None else time.monotonic_ns() + int(remaining_s * 1e9)
+def _timeout_ns(request: pb.ModelInferRequest) -> int | None:
+    """How long the server may take, as a request says itself."""
     if TIMEOUT in request.parameters and (timeout_us := request.parameters[TIMEOUT].int64_param) > 0:
-        own_ns = received_ns + timeout_us * 1000
-        return own_ns if deadline_ns is None else min(deadline_ns, own_ns)
-    return deadline_ns
+        return timeout_us * 1000
+    return None
 
 
-def _tenant(request: pb.ModelInferRequest, context: Context) -> str:
-    """The tenant a request names in its parameters, else in the call's metadata, else everybody else."""
-    if TENANT in request.parameters:
-        return request.parameters[TENANT].string_param
+def _deadline_ns(timeout_ns: int | None, context: Context, received_ns: int) -> int | None:
+    """The earlier of the call's deadline and the request's own."""
+    remaining_s = context.time_remaining()
+    own_ns = None if timeout_ns is None else received_ns + timeout_ns
+    if remaining_s is None:
+        return own_ns
+    deadline_ns = time.monotonic_ns() + int(remaining_s * 1e9)
+    return deadline_ns if own_ns is None else min(deadline_ns, own_ns)
+
+
+def _named(context: Context) -> str:
+    """The tenant that a call's metadata names, else everybody else."""
     for key, value in context.invocation_metadata() or ():
         if key == TENANT:
             return value if isinstance(value, str) else value.decode()

@@ -31,7 +31,6 @@ FINAL = "triton_final_response"
 
 @dataclass(frozen=True, slots=True)
 class _Admitted:
-    request: pb.ModelInferRequest
     job: Job
     answer: asyncio.Task[Answer]
 
@@ -58,7 +57,8 @@ class Stream:
         try:
             while (admitted := await self._admitted.get()) is not None:
                 if isinstance(admitted, _Refused):
-                    yield _refusal(admitted.request, admitted.error)
+                    request = admitted.request
+                    yield _refusal(request.model_name, request.id, admitted.error)
                 else:
                     async for answer in _answer(admitted):
                         yield answer
@@ -76,26 +76,26 @@ class Stream:
             async for message in requests:
                 await self._room.acquire()
                 try:
-                    request, job = self._service.admitted(message, self._context, streaming=True)
+                    job = self._service.admitted(message, self._context, streaming=True)
                 except InferenceError as error:
                     self._admitted.put_nowait(_Refused(_readable(message), error))
                     continue
                 task = asyncio.create_task(self._service.computed(job))
                 self._computing.add(task)
                 task.add_done_callback(self._computing.discard)
-                self._admitted.put_nowait(_Admitted(request, job, task))
+                self._admitted.put_nowait(_Admitted(job, task))
         finally:
             self._admitted.put_nowait(None)
 
 
 async def _answer(admitted: _Admitted) -> AsyncIterator[bytes]:
-    request, job = admitted.request, admitted.job
+    job = admitted.job
     try:
         while job.parts is not None and (part := await job.parts.get()) is not None:
-            yield _message(answers.response_with(request, job, part), final=False)
-        yield _message(answers.response_to(request, job, await admitted.answer), final=True)
+            yield _message(answers.response_with(job, part), final=False)
+        yield _message(answers.response_to(job, await admitted.answer), final=True)
     except InferenceError as error:
-        yield _refusal(request, error)
+        yield _refusal(job.model.name, job.id, error)
 
 
 def _readable(message: bytes) -> pb.ModelInferRequest:
@@ -113,8 +113,8 @@ def _message(response: pb.ModelInferResponse, *, final: bool) -> bytes:
     return pb.ModelStreamInferResponse(infer_response=response).SerializeToString()
 
 
-def _refusal(request: pb.ModelInferRequest, error: InferenceError) -> bytes:
+def _refusal(model: str, name: str, error: InferenceError) -> bytes:
     """A refusal within the stream; clients know which request it is about by the id."""
-    refused = pb.ModelInferResponse(model_name=request.model_name, id=request.id)
+    refused = pb.ModelInferResponse(model_name=model, id=name)
     message = pb.ModelStreamInferResponse(error_message=f"[{error.code.name}] {error}", infer_response=refused)
     return message.SerializeToString()

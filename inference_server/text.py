@@ -82,6 +82,11 @@ class TextModel(Model):
         """Every byte can be sent as it comes."""
         return True
 
+    @property
+    def known_by_shape(self) -> bool:
+        """How many bytes are wanted is said in the contents of an input."""
+        return False
+
     def rows(self, inputs: Mapping[str, Array]) -> int:
         """One, once it has been seen that the request is not too long.
 

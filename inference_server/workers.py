@@ -12,28 +12,30 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, TypeAlias
 
+import numpy as np
 import torch
 
 from inference_server import batches
+from inference_server.direct import ROWS
 from inference_server.errors import AbandonedError, ExpiredError, FailedError
+from inference_server.forms import Form
 from inference_server.impairments import Impairments
-from inference_server.models import Model
-from inference_server.protocol import LostTime, Stamps
+from inference_server.protocol import NOTHING_LOST, LostTime, Stamps
 from inference_server.scheduler import Scheduler
-from inference_server.statistics import Statistics
-from inference_server.tensors import Array
+from inference_server.statistics import Execution, Statistics
+from inference_server.tensors import DTYPES, Array
 
 _LOG = logging.getLogger(__name__)
 
 LIGHT_S = 2e-4
 """Work that the event loop may do itself: about what waking a worker and being woken by it takes."""
+_TURN_NS = int(LIGHT_S * 1e9)
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """What a worker made of a request.
 
     Attributes:
@@ -41,48 +43,88 @@ class Answer:
         stamps: When.
         impaired: Kinds of impairment that touched it.
         lost: What they cost it.
+        contents: Raw contents of the only output where that was computed directly, instead of `outputs`.
     """
 
     outputs: Mapping[str, Array]
     stamps: Stamps
     impaired: tuple[str, ...] = ()
-    lost: LostTime = field(default_factory=LostTime)
+    lost: LostTime = NOTHING_LOST
+    contents: bytes | None = None
 
 
-@dataclass(slots=True, eq=False)
 class Job:
     """An admitted request.
 
     Attributes:
+        form: What it asks for.
         tenant: Whose share it uses.
         id: What its sender calls it.
-        work_s: Its expected cost.
+        contents: Checked raw contents of its only input, where its answer can be computed from these directly.
+        answer: Where the event loop waits.
         deadline_ns: CLOCK_MONOTONIC, None for none.
         received_ns: See `Stamps`.
         queued_ns: See `Stamps`.
-        model: What computes it.
-        inputs: Checked inputs.
-        rows: Rows of its inputs.
-        batch: What requests that are computed with it have in common, None if none can be.
-        light: Whether computing it takes less than handing it to a worker.
-        answer: Where the event loop waits.
         parts: Where the event loop waits for what is there before the answer, with None at its end; None where it
             waits for the answer only.
+        model: Of the form.
+        work_s: Of the form.
+        rows: Of the form.
+        batch: Of the form.
+        begin_by_ns: CLOCK_MONOTONIC from which on it is not begun, None for none.
     """
 
-    tenant: str
-    id: str
-    work_s: float
-    deadline_ns: int | None
-    received_ns: int
-    queued_ns: int
-    model: Model
-    inputs: Mapping[str, Array]
-    rows: int
-    batch: Hashable | None
-    light: bool
-    answer: asyncio.Future[Answer]
-    parts: asyncio.Queue[Mapping[str, Array] | None] | None = None
+    __slots__ = (
+        "_inputs",
+        "answer",
+        "batch",
+        "begin_by_ns",
+        "contents",
+        "deadline_ns",
+        "form",
+        "id",
+        "model",
+        "parts",
+        "queued_ns",
+        "received_ns",
+        "rows",
+        "tenant",
+        "work_s",
+    )
+
+    def __init__(
+        self,
+        form: Form,
+        tenant: str,
+        name: str,
+        inputs: Mapping[str, Array] | memoryview,
+        answer: asyncio.Future[Answer],
+        *,
+        deadline_ns: int | None,
+        received_ns: int,
+        queued_ns: int,
+        parts: asyncio.Queue[Mapping[str, Array] | None] | None = None,
+    ) -> None:
+        """Take what was admitted; `inputs` are the arrays by name, or the raw contents of the only one."""
+        self.form, self.tenant, self.id, self.answer = form, tenant, name, answer
+        self._inputs: Mapping[str, Array] | None = None
+        self.contents: memoryview | None = None
+        if isinstance(inputs, memoryview):
+            self.contents = inputs
+        else:
+            self._inputs = inputs
+        self.deadline_ns, self.received_ns, self.queued_ns, self.parts = deadline_ns, received_ns, queued_ns, parts
+        self.model, self.work_s, self.rows, self.batch = form.model, form.work_s, form.rows, form.batch
+        self.begin_by_ns = None if deadline_ns is None else deadline_ns - form.least_ns
+
+    @property
+    def inputs(self) -> Mapping[str, Array]:
+        """Checked inputs by name."""
+        if self._inputs is None:
+            (spec,) = self.model.inputs
+            array = np.frombuffer(self.contents or b"", DTYPES[spec.datatype]).reshape(self.form.shape)
+            self._inputs = {spec.name: array}
+        return self._inputs
 
     def resolve(self, outcome: Answer | Exception) -> None:
         """Hand the outcome to whoever waits, if somebody still does; from any thread."""
@@ -94,7 +136,7 @@ class Job:
             self.answer.get_loop().call_soon_threadsafe(self.parts.put_nowait, outputs)
 
     def expire(self) -> None:
-        """Say that the deadline passed before the answer was there."""
+        """Say that the answer cannot be there before the deadline."""
         self.resolve(ExpiredError(f"model {self.model.name!r}: the deadline passed before the answer was there"))
 
     def expired(self) -> bool:
@@ -117,27 +159,29 @@ class Job:
             self.answer.set_result(outcome)
 
 
-Outcome = tuple[Job, Answer | Exception]
+Outcome: TypeAlias = tuple[Job, Answer | Exception]
+_Compute: TypeAlias = Callable[[Sequence[Job], int], list[Outcome]]
+"""Computes a batch that was begun at a time, CLOCK_MONOTONIC."""
 
 
 class Workers:
-    """Compute threads, and the event loop in their place.
-
-    Attributes:
-        computed: Requests computed so far.
-    """
+    """Compute threads, and the event loop in their place."""
 
     def __init__(
         self, scheduler: Scheduler[Job], count: int, threads: int, statistics: Statistics, impairments: Impairments
     ) -> None:
         self._cpu_threads = threads
-        self.computed = 0
-        self._lock = threading.Lock()
         self._scheduler = scheduler
         self._statistics = statistics
         self._impairments = impairments
         self._turn_is_due = False
         self._threads = [threading.Thread(target=self._run, name=f"compute-{i}", daemon=True) for i in range(count)]
+
+    @property
+    def computed(self) -> int:
+        """Requests computed so far."""
+        with self._statistics.read():
+            return sum(counts.compute.infer.count for counts in self._statistics.models.values())
 
     def start(self) -> None:
         """Compute what is queued from now on; called in the event loop's thread."""
@@ -151,8 +195,8 @@ class Workers:
         Raises:
             ExhaustedError: Its tenant's queue is full, or it has no share.
         """
-        self._scheduler.submit(job, wake=not job.light)
-        if job.light:
+        self._scheduler.submit(job, wake=not job.form.light)
+        if job.form.light:
             self._turn_soon()
 
     def join(self) -> None:
@@ -164,7 +208,7 @@ class Workers:
         torch.set_num_threads(self._cpu_threads)  # a setting of the thread that computes
         while batch := self._scheduler.take():
             self._impairments.wait_out_pause()
-            if outcomes := self._outcomes(batch):
+            if outcomes := self._outcomes(batch, self._computed):
                 batch[0].answer.get_loop().call_soon_threadsafe(_settle, outcomes)
 
     def _turn_soon(self) -> None:
@@ -174,59 +218,77 @@ class Workers:
             asyncio.get_running_loop().call_soon(self._turn)
 
     def _turn(self) -> None:
+        """Compute what waits and is light, for as long as one light request may take; then the network has its turn."""
         self._turn_is_due = False
-        if batch := self._scheduler.take_light(self._light):
-            _settle(self._outcomes(batch))
-            if not self._scheduler.done():
+        until_ns = time.monotonic_ns() + _TURN_NS
+        while batch := self._scheduler.take_light(self._light):
+            _settle(self._outcomes(batch, self._computed_here))
+            if self._scheduler.done():
+                return
+            if time.monotonic_ns() >= until_ns:
                 self._turn_soon()
+                return
 
     def _light(self, job: Job) -> bool:
         """Whether the event loop may compute it: it must not wait out a pause, or be slowed down."""
-        return job.light and not self._impairments.any
+        return job.form.light and not self._impairments.any
 
-    def _outcomes(self, batch: Sequence[Job]) -> list[Outcome]:
+    def _outcomes(self, batch: Sequence[Job], compute: _Compute) -> list[Outcome]:
         """What became of the requests of a batch; nothing of those that nobody waits for."""
-        wanted = []
+        # The time that is compared with deadlines is the one that answers name as the beginning, so none begins late.
+        wanted, started_ns = [], time.monotonic_ns()
         for job in batch:
-            if job.expired():
+            if job.begin_by_ns is not None and job.begin_by_ns <= started_ns:
                 job.expire()
             elif not job.answer.done():
                 wanted.append(job)
         if not wanted:
             return []
         try:
-            return self._computed(wanted)
+            return compute(wanted, started_ns)
         except AbandonedError:
             if wanted[0].expired():
                 wanted[0].expire()
             return []
         # A model may raise anything; that is its requests' outcome and not the worker's end.
         except Exception as error:  # noqa: BLE001
-            return self._failed(wanted, error)
+            return self._failed(wanted, error, compute)
 
-    def _failed(self, batch: Sequence[Job], error: Exception) -> list[Outcome]:
+    def _failed(self, batch: Sequence[Job], error: Exception, compute: _Compute) -> list[Outcome]:
         """The outcome of a request that failed; of several, each is computed alone to find out whose fault it was."""
         if len(batch) == 1:
             _LOG.error("model %s failed", batch[0].model.name, exc_info=error)
             return [(batch[0], FailedError(f"model {batch[0].model.name!r}: {type(error).__name__}: {error}"))]
-        return [outcome for job in batch for outcome in self._outcomes([job])]
+        return [outcome for job in batch for outcome in self._outcomes([job], compute)]
 
-    def _computed(self, batch: Sequence[Job]) -> list[Outcome]:
+    def _computed(self, batch: Sequence[Job], started_ns: int) -> list[Outcome]:
         model, rows = batch[0].model, [job.rows for job in batch]
-        started_ns = time.monotonic_ns()
         computed = model.compute(batches.joined([job.inputs for job in batch]), batch[0] if len(batch) == 1 else None)
         divided = batches.divided(computed.outputs, rows)
         slowed_ns = self._impairments.slow_down(time.monotonic_ns() - started_ns)
         finished_ns = time.monotonic_ns()
         self._statistics.executed(model.name, computed.execution, requests=len(batch), rows=sum(rows))
-        with self._lock:
-            self.computed += len(batch)
         outcomes: list[Outcome] = []
         for job, mine in zip(batch, divided, strict=True):
             stamps = Stamps(job.received_ns, job.queued_ns, started_ns, finished_ns)
             outputs, kinds, lost = self._impairments.applied(job.tenant, job.id, mine, stamps, slowed_ns)
             outcomes.append((job, Answer(outputs, stamps, kinds, lost)))
         return outcomes
+
+    def _computed_here(self, batch: Sequence[Job], started_ns: int) -> list[Outcome]:
+        """Compute in the event loop, where nothing is impaired: directly, where all of the batch can be."""
+        model, rows = batch[0].model, sum([job.rows for job in batch])
+        contents = [job.contents for job in batch if job.contents is not None]
+        if model.direct is None or len(contents) < len(batch) or rows > ROWS:
+            return self._computed(batch, started_ns)
+        found, ready_ns, computed_ns = model.direct.compute(contents)
+        finished_ns = time.monotonic_ns()
+        execution = Execution(ready_ns - started_ns, computed_ns - ready_ns, finished_ns - computed_ns)
+        self._statistics.executed(model.name, execution, requests=len(batch), rows=rows)
+        return [
+            (job, Answer({}, Stamps(job.received_ns, job.queued_ns, started_ns, finished_ns), contents=mine))
+            for job, mine in zip(batch, found, strict=True)
+        ]
 
 
 def _settle(outcomes: Sequence[Outcome]) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import grpc
 import numpy as np
 import pytest
 
 from inference_server.impairments import Impairments
-from inference_server.workers import Workers
+from inference_server.statistics import Statistics
 from tests.unit.inference.serving import LONG_S, Running, infer, request, until
 
 
@@ -17,13 +18,13 @@ from tests.unit.inference.serving import LONG_S, Running, infer, request, until
 def threads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the threads that computed."""
     found: list[str] = []
-    compute = Workers._computed
+    executed = Statistics.executed
 
-    def seen(self: Workers, batch: object) -> object:
+    def seen(self: Statistics, *arguments: Any, **options: Any) -> None:
         found.append(threading.current_thread().name)
-        return compute(self, batch)  # type: ignore[arg-type]
+        executed(self, *arguments, **options)
 
-    monkeypatch.setattr(Workers, "_computed", seen)
+    monkeypatch.setattr(Statistics, "executed", seen)
     return found
 
 

@@ -25,6 +25,10 @@ class Item:
     rows: int = 1
     batch: str | None = None
 
+    @property
+    def begin_by_ns(self) -> int | None:
+        return self.deadline_ns
+
 
 class Clock:
     now_ns = 0
