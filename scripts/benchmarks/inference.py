@@ -42,6 +42,7 @@ _STORM = 3.0
 _OWN, _FLOODER, _FLOOD = 0.5, 0.1, 10.0
 """Shares of the two tenants, and how many times its own the second offers: all that the server computes. Clients and
 server have the same two cores, so a flood of much more would measure them."""
+_CALLS_EACH = 8
 _WIRE_RATE = 2000.0
 _STORM_S = 10.0
 _SOAK = 0.7
@@ -80,8 +81,7 @@ def _throughput(options: argparse.Namespace, folder: Path) -> Iterator[Figure]:
                 lab.server("--models", _SMALL, "--batch-rows", str(_BATCH_ROWS))
             ),
         }
-        answer = folder / "answer"
-        answer.write_bytes(lab.answer(ours["batch 1"], request))
+        answer = {"ModelInfer": lab.answer(ours["batch 1"], request)}
         servers = ours | {
             _ECHO: stack.enter_context(lab.echo(answer)),
             "MLServer": stack.enter_context(lab.mlserver(folder, weights, _free_port())),
@@ -126,28 +126,45 @@ def _agreement(options: argparse.Namespace, folder: Path) -> Iterator[Figure]:
 
 
 def _wire(options: argparse.Namespace, folder: Path) -> Iterator[Figure]:
+    """The sender's lateness before a server that costs the least, on a core of its own, and before ours."""
     how: dict[str, Any] = {"model": _SMALL, "images": 1, "rate": _WIRE_RATE, "seconds": options.seconds}
-    found = wire.captured(folder, "--models", _SMALL, deadline_s=1.0, seed=options.seed, **how)
-    samples, missed = found.samples, found.counts.missed
-    answered = float(np.mean(samples.status == OK))
-    said = f"{_WIRE_RATE:g}/s, {len(samples)} due, {answered:.0%} answered in time; {missed} packets not captured"
-    for what, seen_s in (("first", samples.first_s), ("last", samples.out_s[:, 0])):
-        late_ms = (seen_s - samples.intended_s)[np.isfinite(seen_s)] * 1e3
-        levels = np.quantile(late_ms, (0.5, 0.99, 0.999), method="higher").tolist()
-        p50, p99, p999 = levels if not missed else [np.nan] * 3
-        note = f"p50 {p50:.3f} ms, p99 {p99:.3f} ms; {said}"
-        yield at_most(f"lateness at the wire, {what} byte, p99.9", p999, 0.5, "ms", note=note)
-    handed_s = (samples.sent_s - samples.intended_s)[np.isfinite(samples.sent_s)]
-    for name, late_s in (("of handing over, p99.9", handed_s), ("of waking up on the idle host, p99.9", found.idle_s)):
-        yield Figure(f"lateness {name}", float(np.quantile(late_s, 0.999)) * 1e3, "ms", note=f"{_WIRE_RATE:g}/s")
+    for receiver in wire.Receiver:
+        found = wire.captured(folder, receiver, deadline_s=1.0, seed=options.seed, **how)
+        samples, missed = found.samples, found.counts.missed
+        answered = float(np.mean(samples.status == OK))
+        said = f"{_WIRE_RATE:g}/s, {len(samples)} due, {answered:.0%} answered in time; {missed} packets not captured"
+        for what, seen_s in (("first", samples.first_s), ("last", samples.out_s[:, 0])):
+            late_ms = (seen_s - samples.intended_s)[np.isfinite(seen_s)] * 1e3
+            levels = np.quantile(late_ms, (0.5, 0.99, 0.999), method="higher").tolist()
+            p50, p99, p999 = levels if not missed else [np.nan] * 3
+            note = f"p50 {p50:.3f} ms, p99 {p99:.3f} ms; {said}"
+            yield at_most(f"lateness at the wire to {receiver}, {what} byte, p99.9", p999, 0.5, "ms", note=note)
+        handed_s = (samples.sent_s - samples.intended_s)[np.isfinite(samples.sent_s)]
+        for name, late_s in (("handing over", handed_s), ("waking up before anything is sent", found.idle_s)):
+            about = f"lateness of {name} to {receiver}, p99.9"
+            yield Figure(about, float(np.quantile(late_s, 0.999)) * 1e3, "ms", note=f"{_WIRE_RATE:g}/s")
 
 
 def _isolation(options: argparse.Namespace, folder: Path) -> Iterator[Figure]:
     """A tenant alone, beside another that offers what it may, and beside the same when it floods."""
+    yield from _flooded(options, folder, "isolation", model=_LARGE, images=options.images)
+
+
+def _light(options: argparse.Namespace, folder: Path) -> Iterator[Figure]:
+    """The same where the event loop computes the requests, with and without a limit to the calls of a connection."""
+    yield from _flooded(options, folder, "light requests", model=_SMALL, images=1)
+    limit = ("--calls-per-connection", str(_CALLS_EACH))
+    what = f"light requests, {_CALLS_EACH} calls a connection"
+    yield from _flooded(options, folder, what, *limit, model=_SMALL, images=1)
+
+
+def _flooded(
+    options: argparse.Namespace, folder: Path, title: str, *server: str, model: str, images: int
+) -> Iterator[Figure]:
     shares = ("--share", f"alpha={_OWN}", "--share", f"bravo={_FLOODER}:64")
-    with lab.server("--models", _LARGE, *shares) as target:
-        capacity = _capacity(folder, target, options.images)
-        how: dict[str, Any] = {"model": _LARGE, "images": options.images, "seconds": options.seconds, "deadline_s": 1.0}
+    with lab.server("--models", model, *shares, *server) as target:
+        capacity = _capacity(folder, target, images, model=model)
+        how: dict[str, Any] = {"model": model, "images": images, "seconds": options.seconds, "deadline_s": 1.0}
         share, other = _OWN * capacity, _FLOODER * capacity
         found: list[RequestRecord] = []
         for times in (0.0, 1.0, _FLOOD):
@@ -158,17 +175,21 @@ def _isolation(options: argparse.Namespace, folder: Path) -> Iterator[Figure]:
             mine, *others = _sent(*senders)
             found.append(mine)
     alone, beside, flooded = found
-    refused = float(np.mean(others[0].status != OK))
-    said = f"{len(alone.schedule)} requests at .7 of its share of {capacity:.0f}/s; {refused:.0%} of the flood refused"
+    unanswered = float(np.mean(others[0].status != OK))
+    answered = float(np.mean(flooded.status == OK))
+    said = (
+        f"{len(alone.schedule)} requests at .7 of its share of {capacity:.0f}/s, {answered:.1%} of them answered "
+        f"beside the flood, of which {unanswered:.0%} was not"
+    )
     for before, what in ((beside, "beside another's own rate"), (alone, "alone")):
         for name, level, goal in (("p99", 0.99, None), ("p99.9", 0.999, 10.0)):
             was, became = (float(np.nanquantile(each.latency_s, level)) * 1e3 for each in (before, flooded))
             note = f"{was:.2f} ms {what}, {became:.2f} ms beside {_FLOOD:g} times its own; {said}"
-            title, growth = f"isolation: growth of a tenant's {name} from that {what}", 100 * (became / was - 1)
+            about, growth = f"{title}: growth of a tenant's {name} from that {what}", 100 * (became / was - 1)
             if goal is None:
-                yield Figure(title, growth, "%", note=note)
+                yield Figure(about, growth, "%", note=note)
             else:
-                yield at_most(title, growth, goal, "%", note=note)
+                yield at_most(about, growth, goal, "%", note=note)
 
 
 def _storm(options: argparse.Namespace, folder: Path) -> Iterator[Figure]:
@@ -195,12 +216,9 @@ def _storm(options: argparse.Namespace, folder: Path) -> Iterator[Figure]:
     note = f"{idle_s * 1e3:.2f} ms before, {later_s * 1e3:.2f} ms from 1 s after on; offered {_STORM:g} times capacity"
     yield at_most("storm: p99 from 1 s after it over that before it", later_s / idle_s, 1.1, note=note)
     computed, answered = (a - b for a, b in zip(after, before, strict=True))
-    late_s = np.concatenate((_begun_late_s(stormed), _begun_late_s(probed)))
-    late = late_s[late_s > 0]
     note = f"of {computed} computed, {answered} were answered; {np.mean(stormed.status == OK):.0%} of the storm were"
-    if late.size:
-        note += f"; by at most {late.max() * 1e3:.2f} ms, as gRPC's deadlines count from a call's arrival at the server"
-    yield at_most("storm: requests begun after their deadline", late.size, 0, note=note)
+    late_s = np.concatenate([_begun_late_s(each) for each in (stormed, probed)])
+    yield at_most("storm: requests begun after their deadline", np.count_nonzero(late_s > 0), 0, note=note)
 
 
 def _soak(options: argparse.Namespace, folder: Path) -> Iterator[Figure]:
@@ -211,20 +229,23 @@ def _soak(options: argparse.Namespace, folder: Path) -> Iterator[Figure]:
         sender = lab.Sender(folder, "soak", target, rate=_SOAK * capacity, seconds=options.seconds, **how)
         sender.start()
         held = []
-        end_s = time.monotonic() + options.seconds
-        while time.monotonic() < end_s:
-            held.append(lab.held(pid))
+        begin_s = time.monotonic()
+        while (now_s := time.monotonic() - begin_s) < options.seconds:
+            held.append((now_s, *lab.held(pid)))
             time.sleep(min(1.0, options.seconds / 100))
         record = sender.record()
     answered = float(np.mean(record.status == OK))
     tenth = len(held) // 10
     said = f"{options.seconds:g} s at {_SOAK:g} of {capacity:.0f}/s, {answered:.2%} of {len(record.schedule)} answered"
-    for k, (name, unit) in enumerate((("memory", "kB"), ("descriptors", ""), ("threads", ""))):
+    for k, (name, unit) in enumerate((("memory", "kB"), ("descriptors", ""), ("threads", "")), start=1):
         early, late = (max(each[k] for each in part) for part in (held[tenth : 2 * tenth], held[-tenth:]))
         note = f"at most {early} and {late} {unit}".rstrip()
         yield at_most(
             f"soak: growth of {name}", 100 * (late / early - 1), 1.0 if unit else 0.0, "%", note=f"{note}; {said}"
         )
+    at_s, memory_kb = np.array(held)[len(held) // 2 :, :2].T
+    slope = float(np.polyfit(at_s, memory_kb, 1)[0]) * 3600
+    yield Figure("soak: slope of memory over the last half", slope, "kB/h", note=f"mean {memory_kb.mean():.0f} kB")
 
 
 def _calibration(options: argparse.Namespace, folder: Path) -> Iterator[Figure]:
@@ -254,16 +275,17 @@ _PARTS: dict[str, Callable[[argparse.Namespace, Path], Iterator[Figure]]] = {
     "agreement": _agreement,
     "wire": _wire,
     "isolation": _isolation,
+    "light": _light,
     "storm": _storm,
     "calibration": _calibration,
     "soak": _soak,
 }
 
 
-def _capacity(folder: Path, target: str, images: int) -> float:
+def _capacity(folder: Path, target: str, images: int, model: str = _LARGE) -> float:
     """Requests a second that the server computes, one after another without a pause."""
     request = folder / "capacity"
-    request.write_bytes(lab.message(_LARGE, images))
+    request.write_bytes(lab.message(model, images))
     return float(lab.closed(target, request, calls=2, seconds=3.0)["per_s"])
 
 
@@ -279,7 +301,10 @@ def _sent(*senders: lab.Sender) -> list[RequestRecord]:
 
 
 def _begun_late_s(record: RequestRecord) -> npt.NDArray[np.float64]:
-    """How long after its deadline the computation of each answered request began; negative before it."""
+    """How long after its deadline the computation of each answered request began; negative before it.
+
+    The deadline is the client's: gRPC's own counts from a call's arrival at the server.
+    """
     answered = record.status == OK
     return (record.server_s[:, 2] - record.schedule.time_s - record.deadline_s)[answered]
 

@@ -7,13 +7,17 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
 
+import grpc
+
 from benchmarks.peers import environment
 from inference_server.digits import held_out
+from inference_server.generated import open_inference_pb2 as pb
+from inference_server.protocol import method
 from testbed.scenario.model import ModelSize, PoissonArrivals
 from testbed.telemetry import host
 from testbed.traffic.request_records import RequestRecord, RequestSpec
@@ -31,16 +35,18 @@ _PYTRITON_PYTHON = "/usr/bin/python3"
 LOADGEN = ("mlcommons_loadgen==6.0.17", "grpcio==1.85.1")
 
 ECHO = """
-import asyncio, sys
+import asyncio, json, sys
 import grpc
-answer = open(sys.argv[1], "rb").read()
-async def echo(message, context): return answer
+answers = {name: bytes.fromhex(answer) for name, answer in json.loads(sys.argv[2]).items()}
+def echo(answer):
+    async def answered(message, context): return answer
+    return grpc.unary_unary_rpc_method_handler(answered)
 async def main():
     server = grpc.aio.server()
-    handler = grpc.method_handlers_generic_handler(
-        "inference.GRPCInferenceService", {"ModelInfer": grpc.unary_unary_rpc_method_handler(echo)})
-    server.add_generic_rpc_handlers((handler,))
-    port = server.add_insecure_port("127.0.0.1:0")
+    handlers = {name: echo(answer) for name, answer in answers.items()}
+    server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler("inference.GRPCInferenceService", handlers),))
+    port = server.add_insecure_port(sys.argv[1] + ":0")
     await server.start()
     print(port, flush=True)
     await server.wait_for_termination()
@@ -198,10 +204,32 @@ def server_process(*options: str) -> Iterator[tuple[str, int]]:
 
 
 @contextmanager
-def echo(answer: Path) -> Iterator[str]:
-    """The bare server; gives its address."""
-    with process([sys.executable, "-c", ECHO, str(answer)]) as (_, line):
-        yield f"127.0.0.1:{int(line)}"
+def echo(answers: Mapping[str, bytes], host: str = "127.0.0.1") -> Iterator[str]:
+    """The bare server; gives its address.
+
+    Args:
+        answers: What it answers, by method.
+        host: Where it listens.
+    """
+    said = json.dumps({name: answer.hex() for name, answer in answers.items()})
+    with process([sys.executable, "-c", ECHO, host, said]) as (_, line):
+        yield f"{host}:{int(line)}"
+
+
+def answers(target: str, request: Path, model: str) -> dict[str, bytes]:
+    """What a server answers to a request, and to the questions that a sender asks before; without its stamps."""
+    with grpc.insecure_channel(target) as channel:
+        found = {
+            name: channel.unary_unary(method(name))(asked, timeout=30, wait_for_ready=True)
+            for name, asked in (
+                ("ServerReady", b""),
+                ("ModelMetadata", pb.ModelMetadataRequest(name=model).SerializeToString()),
+                ("ModelInfer", request.read_bytes()),
+            )
+        }
+    answer = pb.ModelInferResponse.FromString(found["ModelInfer"])
+    answer.parameters.clear()
+    return found | {"ModelInfer": answer.SerializeToString()}
 
 
 @contextmanager

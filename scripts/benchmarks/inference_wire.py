@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -47,29 +48,47 @@ class Wire:
     idle_s: FloatArray
 
 
-def captured(folder: Path, *server: str, **how: Any) -> Wire:
-    """Send one window over a veth pair to a server of ours, all cores kept awake, and find its requests in the capture.
+class Receiver(StrEnum):
+    """Who is sent to."""
+
+    ECHO = "a bare gRPC echo"
+    OURS = "our server"
+
+
+def captured(folder: Path, receiver: Receiver, **how: Any) -> Wire:
+    """Send one window over a veth pair, all cores kept awake, and find its requests in the capture.
+
+    The sender has the last core for itself, and receiver and capture share the others: a kernel that preempts nobody
+    inside a system call lets even a process of real-time priority wait for one.
 
     Args:
         folder: Where files go.
-        server: Options of the server.
+        receiver: Who is sent to.
         how: As of `lab.Sender`.
 
     Raises:
         PreflightError: This is not root, or there is no tcpdump.
         FidelityError: The capture does not hold the whole connection.
     """
+    *others, last = sorted(os.sched_getaffinity(0))
     with _pair() as (journal, far, near), Supervisor(journal) as supervisor:
-        with namespace.entered(far):
-            serving = lab.server("--listen", f"{_SERVER}:0", *server)
+        with namespace.entered(far), _on(others or [last]):
+            serving = _receiving(folder, receiver, how["model"], how["images"])
             target = serving.__enter__()
         port = int(target.rpartition(":")[2])
         keep_awake(supervisor)
-        idle_s = _woken(how["rate"], how["seed"])
-        with namespace.entered(near):
+        with _on([last]):
+            idle_s = _woken(how["rate"], how["seed"])
+        with namespace.entered(near), _on(others or [last]):
             capture = Capture.start(
-                supervisor, "client", folder / "wire.pcap", expression=f"tcp port {port}", snap_bytes=0, both_ways=True
+                supervisor,
+                "client",
+                folder / f"{receiver.name}.pcap",
+                expression=f"tcp port {port}",
+                snap_bytes=0,
+                both_ways=True,
             )
+        with namespace.entered(near), _on([last]):
             sender = lab.Sender(folder, "wire", target, **how)
         sender.start()
         record = sender.record()
@@ -79,6 +98,29 @@ def captured(folder: Path, *server: str, **how: Any) -> Wire:
     everywhere = RequestCaptures(sent=seen, received=seen, out=[seen, seen], back=seen)
     samples = match_requests("wire", record, everywhere, domains=["wire"], server_port=port).samples
     return Wire(samples, counts, idle_s)
+
+
+def _receiving(folder: Path, receiver: Receiver, model: str, images: int) -> AbstractContextManager[str]:
+    """A receiver that is to be started in this namespace."""
+    if receiver is Receiver.OURS:
+        return lab.server("--listen", f"{_SERVER}:0", "--models", model)
+    request = folder / "request"
+    request.write_bytes(lab.message(model, images))
+    run(["ip", "link", "set", "lo", "up"])
+    with lab.server("--models", model) as ours:
+        answers = lab.answers(ours, request, model)
+    return lab.echo(answers, _SERVER)
+
+
+@contextmanager
+def _on(cores: Sequence[int]) -> Iterator[None]:
+    """Have what is started meanwhile run on these cores."""
+    usable = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, usable)
 
 
 @contextmanager
