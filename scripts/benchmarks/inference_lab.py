@@ -38,10 +38,32 @@ ECHO = """
 import asyncio, json, sys
 import grpc
 answers = {name: bytes.fromhex(answer) for name, answer in json.loads(sys.argv[2]).items()}
+work = sys.argv[3] if len(sys.argv) > 3 else ""
 def echo(answer):
     async def answered(message, context): return answer
-    return grpc.unary_unary_rpc_method_handler(answered)
+    async def computed(message, context):
+        direct.compute([memoryview(message)[begin:end]])
+        return answer
+    async def waited(message, context):
+        future = loop.create_future()
+        loop.call_soon(future.set_result, answer)
+        return await future
+    async def read(message, context):
+        request = pb.ModelInferRequest.FromString(message)
+        pixels = request.inputs[0]
+        found = (request.model_name, request.parameters["tenant"].string_param, pixels.name, pixels.datatype,
+                 tuple(pixels.shape), request.raw_input_contents[0])
+        response = pb.ModelInferResponse(model_name=found[0], model_version="1", id=request.id)
+        for name in ("received_ns", "queued_ns", "started_ns", "finished_ns"):
+            response.parameters[name].int64_param = 1 << 48
+        response.outputs.add(name="logits", datatype="FP32", shape=[1, 10])
+        response.raw_output_contents.append(bytes(40))
+        return response.SerializeToString()
+    handlers = {"": answered, "forward": computed, "turn": waited, "protobuf": read}
+    return grpc.unary_unary_rpc_method_handler(handlers[work])
 async def main():
+    global loop
+    loop = asyncio.get_running_loop()
     server = grpc.aio.server()
     handlers = {name: echo(answer) for name, answer in answers.items()}
     server.add_generic_rpc_handlers(
@@ -50,9 +72,23 @@ async def main():
     await server.start()
     print(port, flush=True)
     await server.wait_for_termination()
+if work: from inference_server.generated import open_inference_pb2 as pb
+if work == "forward":
+    import torch
+    from inference_server import repository
+    torch.set_num_threads(1)
+    (model,) = repository.load(["digits-small"], None, device=torch.device("cpu"), max_rows=1)
+    direct, message = model.direct, open(sys.argv[4], "rb").read()
+    raw = pb.ModelInferRequest.FromString(message).raw_input_contents[0]
+    begin = message.index(raw)
+    end = begin + len(raw)
 asyncio.run(main())
 """
-"""A gRPC server that answers the bytes it was given: what is left where nothing is parsed, queued or computed."""
+"""A gRPC server that answers the bytes it was given: what is left where nothing is parsed, queued or computed.
+
+Or one that does a part of what an inference server must before it answers them: PyTorch's calls from bytes to bytes, a
+turn of the event loop, or request and answer by protobuf.
+"""
 
 CLOSED = """
 import asyncio, json, sys, time
@@ -60,20 +96,23 @@ import grpc
 target, method, path, calls, seconds = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), float(sys.argv[5])
 message = open(path, "rb").read()
 async def main():
-    taken = []
+    taken, answered = [], 1
     async with grpc.aio.insecure_channel(target) as channel:
         infer = channel.unary_unary(method)
         answer = await infer(message, timeout=30, wait_for_ready=True)
         begin = time.perf_counter() + 1.0
         end = begin + seconds
         async def ask():
+            nonlocal answered
             while (before := time.perf_counter()) < end:
                 await infer(message, timeout=30)
+                answered += 1
                 if before >= begin: taken.append(time.perf_counter() - before)
         await asyncio.gather(*(ask() for _ in range(calls)))
     taken.sort()
     at = lambda q: taken[min(len(taken) - 1, int(q * len(taken)))] * 1e3
-    print(json.dumps({"per_s": len(taken) / seconds, "p50_ms": at(.5), "p99_ms": at(.99), "answer": answer.hex()}))
+    print(json.dumps({"per_s": len(taken) / seconds, "p50_ms": at(.5), "p99_ms": at(.99), "answer": answer.hex(),
+                      "answered": answered}))
 asyncio.run(main())
 """
 """So many calls always unanswered, for so long; the first second does not count."""
@@ -133,18 +172,28 @@ Whatever Triton prints goes to standard error, so that the first line is the por
 """
 
 DRIVEN = """
-import json, re, sys, tempfile, threading
-import grpc
+import json, os, re, select, sys, tempfile, threading, time
+try: os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+except PermissionError: pass
 import mlperf_loadgen as lg
 target, method, path, rate, seconds = sys.argv[1], sys.argv[2], sys.argv[3], float(sys.argv[4]), float(sys.argv[5])
+sys.path.insert(0, sys.argv[6])
+from testbed.traffic.grpc_connection import Connection
 message = open(path, "rb").read()
-channel = grpc.insecure_channel(target)
-infer = channel.unary_unary(method)
-infer(message, timeout=30, wait_for_ready=True)
+connection, using, over = Connection(target), threading.Lock(), threading.Event()
+connection.ask(method, message, 30)
+def complete(sample):
+    return lambda call: lg.QuerySamplesComplete([lg.QuerySampleResponse(sample.id, 0, 0)])
 def issue(samples):
-    for sample in samples:
-        call = infer.future(message, timeout=30)
-        call.add_done_callback(lambda _, s=sample: lg.QuerySamplesComplete([lg.QuerySampleResponse(s.id, 0, 0)]))
+    with using:
+        for sample in samples:
+            connection.begin(method, message, time.monotonic_ns() + 30 * 10**9, complete(sample))
+def serve():
+    while not over.is_set():
+        select.select([connection], [], [], .05)
+        with using: connection.serve(0)
+serving = threading.Thread(target=serve)
+serving.start()
 sut = lg.ConstructSUT(issue, lambda: None)
 qsl = lg.ConstructQSL(64, 64, lambda _: None, lambda _: None)
 wanted = lg.TestSettings()
@@ -158,10 +207,16 @@ with tempfile.TemporaryDirectory() as folder:
     log.log_output.outdir = folder
     lg.StartTestWithLogSettings(sut, qsl, wanted, log)
     text = open(folder + "/mlperf_log_summary.txt").read()
+over.set()
+serving.join()
 found = {name: float(ns) / 1e6 for name, ns in re.findall(r"([0-9.]+) percentile latency \\(ns\\)\\s*: (\\d+)", text)}
 print(json.dumps({"p50_ms": found["50.00"], "p99_ms": found["99.00"], "p999_ms": found["99.90"]}))
 """
-"""MLPerf LoadGen in its server scenario (Poisson arrivals), with requests of ours."""
+"""MLPerf LoadGen in its server scenario (Poisson arrivals, latencies from the scheduled times), with requests of ours.
+
+They go over a connection of our sender's kind, from a process of its priority. With gRPC's client, whose threads take
+longer than the server, the clients would be compared and not what schedules and times their calls.
+"""
 
 
 def message(model: str, images: int, tenant: str = "alpha") -> bytes:
@@ -211,9 +266,23 @@ def echo(answers: Mapping[str, bytes], host: str = "127.0.0.1") -> Iterator[str]
         answers: What it answers, by method.
         host: Where it listens.
     """
+    with echo_process(answers, host) as (target, _):
+        yield target
+
+
+@contextmanager
+def echo_process(answers: Mapping[str, bytes], host: str = "127.0.0.1", *work: str) -> Iterator[tuple[str, int]]:
+    """The bare server; gives its address and its process's number.
+
+    Args:
+        answers: What it answers, by method.
+        host: Where it listens.
+        work: What it does before it answers (`forward`, `turn`, `protobuf`), and the file of a request; nothing by
+            default.
+    """
     said = json.dumps({name: answer.hex() for name, answer in answers.items()})
-    with process([sys.executable, "-c", ECHO, host, said]) as (_, line):
-        yield f"{host}:{int(line)}"
+    with process([sys.executable, "-c", ECHO, host, said, *work], cwd=ROOT) as (running, line):
+        yield f"{host}:{int(line)}", running.pid
 
 
 def answers(target: str, request: Path, model: str) -> dict[str, bytes]:
@@ -268,6 +337,12 @@ def held(pid: int) -> tuple[int, int, int]:
     return memory, len(list(Path(f"/proc/{pid}/fd").iterdir())), threads
 
 
+def busy_s(pid: int) -> float:
+    """Processor time that a process has had."""
+    threads = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    return sum(int(thread.read_text().split()[0]) for thread in threads) / 1e9
+
+
 def answer(target: str, request: Path) -> bytes:
     """What a server answers."""
     return bytes.fromhex(closed(target, request, calls=1, seconds=0.1)["answer"])
@@ -284,7 +359,7 @@ def closed(target: str, request: Path, *, calls: int, seconds: float) -> dict[st
 def loadgen(target: str, request: Path, *, rate: float, seconds: float) -> dict[str, float]:
     """Drive a server with MLPerf LoadGen."""
     python = environment("loadgen", *LOADGEN)
-    arguments = [target, INFER, str(request), str(rate), str(seconds)]
+    arguments = [target, INFER, str(request), str(rate), str(seconds), str(ROOT)]
     run = subprocess.run([python, "-I", "-c", DRIVEN, *arguments], check=True, capture_output=True, text=True)
     found: dict[str, float] = json.loads(run.stdout.splitlines()[-1])
     return found

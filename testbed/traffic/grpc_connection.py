@@ -128,6 +128,10 @@ class Connection:
     def __exit__(self, *_: object) -> None:
         self._disconnect("closed by this end")
 
+    def fileno(self) -> int:
+        """Of the socket, for who waits for answers to this and to something else; -1 where there is none just now."""
+        return -1 if self._socket is None else self._socket.fileno()
+
     def begin(self, path: str, message: bytes, deadline_ns: int, on_end: Callable[[Call], None]) -> Call:
         """Begin a call, whatever became of earlier ones; where there is no connection it ends at once.
 

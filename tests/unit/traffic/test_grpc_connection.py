@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import socket
 import struct
 import threading
@@ -73,6 +74,17 @@ def served(connection: Connection, until: Callable[[], bool]) -> None:
 
 def echo(message: bytes, _: grpc.ServicerContext) -> bytes:
     return message
+
+
+def test_who_waits_for_a_connection_beside_others_is_woken_by_an_answer() -> None:
+    with serving(echo) as port, connected(port) as connection:
+        connection.ask(PATH, b"", LONG_S)
+        call = begun(connection, b"later")
+        while not call.ended:
+            assert select.select([connection], [], [], LONG_S)[0]
+            connection.serve(0)
+        assert call.answer == b"later"
+    assert connection.fileno() == -1
 
 
 @pytest.mark.parametrize("size", [0, 1, 16_384, 100_000, 3_000_000])
