@@ -267,7 +267,7 @@ def _storm(options: argparse.Namespace, folder: Path) -> Iterator[Figure]:
     computed, answered = (a - b for a, b in zip(after, before, strict=True))
     note = f"of {computed} computed, {answered} were answered; {np.mean(stormed.status == OK):.0%} of the storm were"
     late_s = np.concatenate([_begun_late_s(each) for each in (stormed, probed)])
-    yield at_most("storm: requests begun after their deadline", np.count_nonzero(late_s > 0), 0, note=note)
+    yield at_most("storm: requests begun after their deadline", int(np.count_nonzero(late_s > 0)), 0, note=note)
 
 
 def _soak(options: argparse.Namespace, folder: Path) -> Iterator[Figure]:
