@@ -18,7 +18,7 @@ from inference_server.forms import Form
 from inference_server.generated import open_inference_pb2 as pb
 from inference_server.protocol import IMPAIRED, Stamps
 from inference_server.tensors import DTYPES, Array
-from inference_server.workers import Answer, Job
+from inference_server.workers import Answer
 
 _ID, _RAW = b"\x1a", b"\x32"
 """Tags of the fields that hold the id and the contents."""
@@ -42,17 +42,15 @@ _GOES_ON = [_lanes(sum(0x80 << 8 * k for k in range(size - 1))) for size in rang
 """The bit of every byte of a number but its last, for numbers of so many bytes."""
 
 
-def encoded(job: Job, answer: Answer) -> bytes:
-    """The answer, serialised."""
-    form = job.form
-    name = job.id.encode()
+def encoded(form: Form, name: bytes, answer: Answer) -> bytes:
+    """The answer to a request of this form and id, serialised."""
     stamps = _stamps(answer.stamps)
     if not form.raw or answer.impaired or len(name) > _LONGEST_ID or stamps is None:
-        return response_to(job, answer).SerializeToString()
+        return response_to(form, name.decode(), answer).SerializeToString()
     identity = b"".join((_ID, bytes((len(name),)), name)) if name else b""
     if answer.contents is not None and form.shapes:
         return b"".join((form.head, stamps, identity, form.marks[0], answer.contents))
-    outputs = _outputs(job, answer)
+    outputs = _outputs(form, answer)
     arrays = [np.ascontiguousarray(outputs[spec.name], dtype=DTYPES[spec.datatype]) for spec in form.outputs]
     shapes = tuple([array.shape for array in arrays])
     if shapes != form.shapes:
@@ -61,9 +59,9 @@ def encoded(job: Job, answer: Answer) -> bytes:
     return b"".join((form.head, stamps, identity, *contents))
 
 
-def response_to(job: Job, answer: Answer) -> pb.ModelInferResponse:
-    """The answer as a message."""
-    response = response_with(job, _outputs(job, answer))
+def response_to(form: Form, name: str, answer: Answer) -> pb.ModelInferResponse:
+    """The answer to a request of this form and id, as a message."""
+    response = response_with(form, name, _outputs(form, answer))
     answer.stamps.write(response.parameters)
     if answer.impaired:
         response.parameters[IMPAIRED].string_param = ",".join(answer.impaired)
@@ -71,19 +69,19 @@ def response_to(job: Job, answer: Answer) -> pb.ModelInferResponse:
     return response
 
 
-def response_with(job: Job, outputs: Mapping[str, Array]) -> pb.ModelInferResponse:
-    """A message with outputs, in the form of the request."""
-    response = pb.ModelInferResponse(model_name=job.model.name, model_version=job.model.version, id=job.id)
-    tensors.put_outputs(response, job.form.outputs, outputs, raw=job.form.raw)
+def response_with(form: Form, name: str, outputs: Mapping[str, Array]) -> pb.ModelInferResponse:
+    """A message with outputs."""
+    response = pb.ModelInferResponse(model_name=form.model.name, model_version=form.model.version, id=name)
+    tensors.put_outputs(response, form.outputs, outputs, raw=form.raw)
     return response
 
 
-def _outputs(job: Job, answer: Answer) -> Mapping[str, Array]:
+def _outputs(form: Form, answer: Answer) -> Mapping[str, Array]:
     """The outputs of an answer by name, whatever they were computed as."""
     if answer.contents is None:
         return answer.outputs
-    (spec,) = job.form.outputs
-    shape = (job.rows, *spec.shape[1:])
+    (spec,) = form.outputs
+    shape = (form.rows, *spec.shape[1:])
     return {spec.name: np.frombuffer(answer.contents, DTYPES[spec.datatype]).reshape(shape)}
 
 

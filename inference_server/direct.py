@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
+from itertools import pairwise
 
 import torch
 
@@ -19,20 +19,6 @@ ROWS = 32
 """Most rows at a time."""
 _layer_with_relu = torch._addmm_activation  # noqa: SLF001 - in one call of PyTorch, which costs more than its arithmetic
 _ROW_BYTES, _ANSWER_BYTES = 4 * PIXELS, 4 * CLASSES
-
-
-class Contents(NamedTuple):
-    """What a computation gave.
-
-    Attributes:
-        outputs: Raw contents of each request's answer.
-        ready_ns: CLOCK_MONOTONIC when the inputs were in place.
-        computed_ns: CLOCK_MONOTONIC when the outputs were.
-    """
-
-    outputs: list[bytes]
-    ready_ns: int
-    computed_ns: int
 
 
 class Direct:
@@ -51,11 +37,31 @@ class Direct:
             self._rows.append((layers, views[-2], views[-1]))
         self._inputs, self._outputs = buffers[0].numpy().data.cast("B"), buffers[-1].numpy().data.cast("B")
 
-    def compute(self, contents: Sequence[memoryview]) -> Contents:
+    def one(self, contents: memoryview) -> tuple[bytes, int, int]:
+        """Compute one request.
+
+        Args:
+            contents: Little-endian FP32 of at most `ROWS` whole rows.
+
+        Returns:
+            Raw contents of the answer, and CLOCK_MONOTONIC ns when the inputs and when the outputs were in place.
+        """
+        size = len(contents)
+        self._inputs[:size] = contents
+        ready_ns = time.monotonic_ns()
+        rows = size // _ROW_BYTES
+        self._forward(rows)
+        computed_ns = time.monotonic_ns()
+        return bytes(self._outputs[: rows * _ANSWER_BYTES]), ready_ns, computed_ns
+
+    def many(self, contents: Sequence[memoryview]) -> tuple[list[bytes], int, int]:
         """Compute requests together.
 
         Args:
-            contents: Little-endian FP32 of whole rows for each request, `ROWS` in all at most.
+            contents: Of each as in `one`, `ROWS` rows in all at most.
+
+        Returns:
+            As `one`, the contents of each answer.
         """
         end, ends = 0, []
         for each in contents:
@@ -63,14 +69,14 @@ class Direct:
             self._inputs[begin:end] = each
             ends.append(end // _ROW_BYTES * _ANSWER_BYTES)
         ready_ns = time.monotonic_ns()
-        hidden, found, into = self._rows[end // _ROW_BYTES]
+        self._forward(end // _ROW_BYTES)
+        computed_ns = time.monotonic_ns()
+        return [bytes(self._outputs[begin:end]) for begin, end in pairwise((0, *ends))], ready_ns, computed_ns
+
+    def _forward(self, rows: int) -> None:
+        """From the first rows of the inputs to those of the outputs."""
+        hidden, found, into = self._rows[rows]
         for bias, x, weight, y in hidden:
             _layer_with_relu(bias, x, weight, out=y)
         weight, bias = self._last
         torch.addmm(bias, found, weight, out=into)
-        computed_ns = time.monotonic_ns()
-        outputs, begin = [], 0
-        for end in ends:
-            outputs.append(bytes(self._outputs[begin:end]))
-            begin = end
-        return Contents(outputs, ready_ns, computed_ns)

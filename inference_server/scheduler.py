@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, KeysView, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
@@ -147,6 +147,16 @@ class Scheduler(Generic[W]):
         """Requests that wait, by share."""
         with self._lock:
             return {name: len(share.queue) for name, share in self._shares.items()}
+
+    @property
+    def shares(self) -> KeysView[str]:
+        """Names of all shares."""
+        return self._shares.keys()
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits and a worker rests."""
+        return not self._waiting and self._resting > 0
 
     def share_of(self, tenant: str) -> str:
         """Name of the share that a tenant uses."""

@@ -92,8 +92,9 @@ async def _answer(admitted: _Admitted) -> AsyncIterator[bytes]:
     job = admitted.job
     try:
         while job.parts is not None and (part := await job.parts.get()) is not None:
-            yield _message(answers.response_with(job, part), final=False)
-        yield _message(answers.response_to(job, await admitted.answer), final=True)
+            yield _message(answers.response_with(job.form, job.id, part), final=False)
+        answer = await admitted.answer
+        yield _message(answers.response_to(job.form, job.id, answer), final=True)
     except InferenceError as error:
         yield _refusal(job.model.name, job.id, error)
 

@@ -183,6 +183,11 @@ class Workers:
         with self._statistics.read():
             return sum(counts.compute.infer.count for counts in self._statistics.models.values())
 
+    @property
+    def free(self) -> bool:
+        """Whether the event loop may compute now: nothing waits, a worker rests, and none is impaired."""
+        return self._scheduler.idle and not self._impairments.any
+
     def start(self) -> None:
         """Compute what is queued from now on; called in the event loop's thread."""
         torch.set_num_threads(self._cpu_threads)
@@ -281,7 +286,7 @@ class Workers:
         contents = [job.contents for job in batch if job.contents is not None]
         if model.direct is None or len(contents) < len(batch) or rows > ROWS:
             return self._computed(batch, started_ns)
-        found, ready_ns, computed_ns = model.direct.compute(contents)
+        found, ready_ns, computed_ns = model.direct.many(contents)
         finished_ns = time.monotonic_ns()
         execution = Execution(ready_ns - started_ns, computed_ns - ready_ns, finished_ns - computed_ns)
         self._statistics.executed(model.name, execution, requests=len(batch), rows=rows)

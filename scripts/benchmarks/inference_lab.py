@@ -42,7 +42,7 @@ work = sys.argv[3] if len(sys.argv) > 3 else ""
 def echo(answer):
     async def answered(message, context): return answer
     async def computed(message, context):
-        direct.compute([memoryview(message)[begin:end]])
+        direct.one(memoryview(message)[begin:end])
         return answer
     async def waited(message, context):
         future = loop.create_future()

@@ -15,10 +15,11 @@ import torch
 
 from inference_server import repository, workers
 from inference_server.direct import ROWS
+from inference_server.generated import open_inference_pb2 as pb
 from inference_server.impairments import Impairments
 from inference_server.models import Model
-from inference_server.scheduler import Scheduler
-from inference_server.server import Settings
+from inference_server.scheduler import Batching, Scheduler
+from inference_server.server import InferenceServer, Settings
 from inference_server.statistics import Statistics
 from inference_server.workers import LIGHT_S, Job, Workers
 from tests.unit.inference.serving import LONG_S, infer, request, serving, until
@@ -35,11 +36,13 @@ def test_few_rows_are_computed_directly_as_they_are_from_arrays(perceptron: Mode
     rng = np.random.default_rng(1)
     for sizes in ([1], [3], [ROWS], [1] * ROWS, [2, 5, 1], [1, 31]):
         each = [rng.uniform(0, 16, (rows, 64)).astype("<f4") for rows in sizes]
-        found = perceptron.direct.compute([memoryview(array.tobytes()) for array in each])
-        assert found.ready_ns <= found.computed_ns
+        found, ready_ns, computed_ns = perceptron.direct.many([memoryview(array.tobytes()) for array in each])
+        assert ready_ns <= computed_ns
         expected = perceptron.compute({"pixels": np.concatenate(each)}).outputs["logits"]
-        assert np.allclose(np.frombuffer(b"".join(found.outputs), "<f4").reshape(-1, 10), expected, atol=1e-5)
-        assert [len(contents) for contents in found.outputs] == [40 * rows for rows in sizes]
+        assert np.allclose(np.frombuffer(b"".join(found), "<f4").reshape(-1, 10), expected, atol=1e-5)
+        assert [len(contents) for contents in found] == [40 * rows for rows in sizes]
+        alone = [perceptron.direct.one(memoryview(array.tobytes()))[0] for array in each]
+        assert np.allclose(np.frombuffer(b"".join(alone), "<f4").reshape(-1, 10), expected, atol=1e-5)
 
 
 def test_requests_of_a_known_form_are_answered_as_the_first_of_it_was() -> None:
@@ -83,6 +86,57 @@ def jobs(perceptron: Model) -> Iterator[Any]:
         return job
 
     return make
+
+
+class Hurried(Caller):
+    """A call with a deadline."""
+
+    def __init__(self, left_s: float) -> None:
+        super().__init__()
+        self._left_s = left_s
+
+    def time_remaining(self) -> Any:
+        return self._left_s
+
+
+@pytest.mark.parametrize(
+    ("what", "at_once"),
+    [("nothing", True), ("an unknown form", False), ("a worker that computes", False), ("a short deadline", False),
+     ("a long deadline", True), ("an id that is no ASCII", False), ("a server that drains", False)],
+)  # fmt: skip
+def test_what_is_light_and_next_is_answered_at_once_unless(perceptron: Model, what: str, at_once: bool) -> None:
+    async def ask() -> bytes | None:
+        made, kept = service()
+        made._costs, made.models = {"digits": lambda _: LIGHT_S}, {"digits": replace(perceptron, name="digits")}
+        name = "\u00e4" if what == "an id that is no ASCII" else "seven"
+        message = request("digits", id=name).SerializeToString()
+        if what != "an unknown form":
+            made.admitted(message, Caller())  # type: ignore[arg-type]
+        kept.free = what != "a worker that computes"
+        made.accepting = what != "a server that drains"
+        caller = {"a short deadline": Hurried(0.4 * LIGHT_S), "a long deadline": Hurried(LONG_S)}.get(what, Caller())
+        return made._at_once(message, caller)  # type: ignore[arg-type]
+
+    found = asyncio.run(ask())
+    assert (found is not None) is at_once
+    if found is not None:
+        assert pb.ModelInferResponse.FromString(found).id == "seven"
+
+
+@pytest.mark.parametrize(
+    ("shares", "batching", "in_order"),
+    [
+        ({}, Batching(), True),
+        ({}, Batching(4), True),
+        ({}, Batching(4, 1e-3), False),
+        ({"alpha": 0.5}, Batching(), False),
+    ],
+)
+def test_nothing_is_answered_at_once_where_shares_give_the_order_or_batches_wait(
+    shares: dict[str, float], batching: Batching, in_order: bool
+) -> None:
+    settings = Settings(shares=shares, batching=batching, device="cpu")
+    assert InferenceServer(settings).service._in_order is in_order
 
 
 @pytest.mark.parametrize("directly", [True, False])

@@ -36,6 +36,8 @@ class Kept:
     def submit(self, job: Job) -> None:
         self.job = job
 
+    free = True
+
 
 class Caller:
     """A call with metadata and without a deadline."""
@@ -240,9 +242,10 @@ def test_an_answer_put_together_means_what_protobuf_writes(
     wanted = tuple(spec for spec, want in zip(specs, asked, strict=False) if want)
     model = Model("digits", "1", "test", PIXELS, specs, nn.Identity(), torch.device("cpu"), 9)
     form = Form(model, None, None, wanted, raw, (1, 64), 1, None, 0.0, True, False, 0)
-    job = Job(form, "", name, {}, None, deadline_ns=None, received_ns=0, queued_ns=0)  # type: ignore[arg-type]
     kinds, lost = (("pause",), LostTime(5, 0, 7)) if impaired else ((), LostTime())
     for turn in range(2):
         outputs = {spec.name: np.full(shape[turn:], 1.5) for spec, shape in zip(specs, found, strict=True)}
         answer = Answer(outputs, moments, kinds, lost)
-        assert pb.ModelInferResponse.FromString(answers.encoded(job, answer)) == answers.response_to(job, answer)
+        assert pb.ModelInferResponse.FromString(answers.encoded(form, name.encode(), answer)) == answers.response_to(
+            form, name, answer
+        )
