@@ -10,11 +10,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from testbed.management.bounds import Bounds
 from testbed.report.bound_plot import BoundCurve, save_bounds
 from testbed.report.terminal import milliseconds
 from testbed.scenario.loader import load
 from testbed.scenario.model import Scenario
-from testbed.simulation.bounds import Bounds, bounds_on_paper
+from testbed.simulation.bounds import bounds_on_paper
 
 _PICTURES = {".svg", ".png", ".pdf"}
 

@@ -13,7 +13,7 @@ from testbed.cli.impairments import impairments
 from testbed.cli.watching import Interrupt, shown
 from testbed.errors import ScenarioError
 from testbed.report.html import REPORT_NAME
-from testbed.report.record import RECORD_NAME, RunRecord, read_record
+from testbed.report.record import RECORD_NAME, read_record
 from testbed.report.terminal import print_summary
 from testbed.scenario import market
 from testbed.scenario.loader import load
@@ -107,7 +107,6 @@ def simulate(  # noqa: PLR0917 - options of a command line
         typer.echo((folder / RECORD_NAME).read_text(encoding="utf-8"))
     else:
         print_summary(record)
-        _say_unbound(record)
         typer.echo(f"{record.packets:,} packets, {(record.packet_hops_per_s or 0) / 1e6:.3g} million packet-hops/s")
         typer.echo(f"report: {folder / REPORT_NAME}" if page else f"folder: {folder}")
     if record.partial:
@@ -115,16 +114,6 @@ def simulate(  # noqa: PLR0917 - options of a command line
     if any(tenant.bound_broken for tenant in record.tenants):
         raise typer.Exit(Exit.FAIL)
     raise typer.Exit(exit_of_verdict(record.verdict))
-
-
-def _say_unbound(record: RunRecord) -> None:
-    """Name tenants that reserve and have no bound, where the scheduler keeps promises, and say why."""
-    reasons: dict[str, list[str]] = {}
-    for found in record.tenants:
-        if found.unbound:
-            reasons.setdefault(found.unbound, []).append(found.name)
-    for why, names in reasons.items():
-        typer.echo(f"no bound: {', '.join(names)}: {why}")
 
 
 def require_reservations(file: Path) -> None:

@@ -34,7 +34,7 @@ from testbed.management.generated import management_pb2 as wire
 from testbed.management.installer import ControllerError, Installer, body_of
 from testbed.management.ledger import Ledger
 from testbed.scenario.federation import Operator, ServedModel, Site
-from testbed.scenario.model import Domain, Reservation
+from testbed.scenario.model import Domain, Reservation, whole_kbit
 
 LOG = logging.getLogger("testbed.agent")
 
@@ -360,6 +360,11 @@ class Agent:
             raise ReservationError(
                 f"domain {self.operator.name}: {demand.network.rate_bps} bit/s asked for, "
                 f"{self.operator.reservable_bps} are sold altogether; ask for less"
+            )
+        if (bits := demand.network.burst_bits) != whole_kbit(bits):
+            raise ReservationError(
+                f"demand of {demand.tenant}: found a burst of {bits} bits, expected whole kbit, which is what a meter "
+                f"holds; ask for {whole_kbit(bits)}"
             )
         for name, value in (("network.client", demand.network.client), ("network.server", demand.network.server)):
             if not value:

@@ -10,8 +10,8 @@ said of a tenant without a reservation, and so of none in a queue that others sh
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -49,6 +49,19 @@ _HOST_ASSUMPTION = (
     f"the host delays at most {HOST_RISK:.0%} of epsilon of the packets beyond its allowance, which a gate polices"
 )
 CURVE_EPSILONS = np.geomspace(0.5, 1e-5, 48)
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Bounds of the tenants that reserve.
+
+    Attributes:
+        found: Bound of each tenant that has one, by name.
+        missing: Why the others have none, by name.
+    """
+
+    found: Mapping[str, BoundRecord] = field(default_factory=dict)
+    missing: Mapping[str, str] = field(default_factory=dict)
 
 
 def arrival_of(tenant: Tenant, *, metered: bool = True) -> Arrival:
@@ -135,6 +148,15 @@ def _model(tenant: Tenant) -> Arrival | None:
             return Renewal(GammaGap(1.0 / rate, cv**-2), bits)
         case _:
             return None
+
+
+def speaks_of_sent(tenant: Tenant) -> bool:
+    """Whether a tenant's bound says which share of all packets that it *sends* arrive late, those dropped among them.
+
+    It does where a model of what is sent is relied on (`testbed.calculus.Metered`). Where it is the meter alone, the
+    bound speaks of what passes that. Either promises nothing to what the tenant's own meters drop.
+    """
+    return tenant.keeps_its_law and (tenant.requests is not None or _model(tenant) is not None)
 
 
 def _without_host(service: EnvelopeService, envelope: Envelope) -> EnvelopeService:

@@ -6,7 +6,6 @@ may have bunched together, so its burst follows from their promises. Any failure
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,7 +23,7 @@ from testbed.errors import ReservationError, TestbedError
 from testbed.management.domain import Controller, DomainAgent
 from testbed.management.sealing import Computation, Demand
 from testbed.management.sizing import PAUSE_S
-from testbed.scenario.model import Reservation, Scenario, Tenant
+from testbed.scenario.model import Reservation, Scenario, Tenant, whole_kbit
 
 Calibrated = Mapping[str, tuple[Stochastic, Evidence]]
 
@@ -200,13 +199,13 @@ class Federation:
 
 
 def _burst_behind(upstream: Sequence[Envelope], asked: Reservation) -> int:
-    """The burst in which what passed the first meter may arrive behind these domains.
+    """The burst in which what passed the first meter may arrive behind these domains, as a meter holds it.
 
     A hard cap on the excess makes it sure; a packet that exceeds the cap is a miss of its domain.
     """
     bucket = TokenBucket(asked.meter_rate_bps, asked.burst_bits)
     capped = [replace(to_service(e), latency_s=e.latency_s + e.guardrails.delay_cap_s, excess=None) for e in upstream]
-    return math.ceil(burst_after(bucket, capped)) if upstream else int(bucket.burst_bits)
+    return whole_kbit(burst_after(bucket, capped)) if upstream else asked.burst_bits
 
 
 def found(

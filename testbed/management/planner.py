@@ -25,7 +25,7 @@ from testbed.management.routes import Barred, Route, routes
 from testbed.management.search import Proposals, Wish, answer_wire_bits, peak_per_s, propose
 from testbed.scenario import guardrails
 from testbed.scenario.federation import Intent, Market
-from testbed.scenario.model import FULL_FRAME_BITS, OnOffArrivals, RenewalArrivals
+from testbed.scenario.model import OnOffArrivals, RenewalArrivals, whole_kbit
 
 _CHUNK = 256
 """Tenants whose proposals are computed in one sweep: their arrays stay in the processor's cache."""
@@ -268,14 +268,14 @@ def demand_of(rule: Rule, wish: Wish, path: RequestPath | None, rate_bps: int) -
 
 
 def meter_burst_bits(rule: Rule, wish: Wish, rate_bps: int) -> int:
-    """Burst of the first meter.
+    """Burst of the first meter, in whole kbit.
 
     A rule that counts on the contract alone gets the contract; where the model is believed, the bucket also holds what
     TCP may have held back, so that no conforming request is dropped for it.
     """
     if rule is not Rule.STOCHASTIC:
         return wish.burst_bits
-    return wish.burst_bits + math.ceil(guardrails.HELD_BACK_S * rate_bps)
+    return whole_kbit(wish.burst_bits + guardrails.HELD_BACK_S * rate_bps)
 
 
 def wish_method(wish: Wish) -> str:
@@ -295,14 +295,14 @@ def purchases(rule: Rule, wish: Wish, route: Route, rate_bps: int, share_ppm: in
     burst_bits = float(meter_burst_bits(rule, wish, rate_bps))
     for operator, latency_s in zip(route.operators, route.latencies_s, strict=True):
         last = operator is route.operators[-1]
-        burst = math.ceil(burst_bits / 1000) * 1000
+        burst = whole_kbit(burst_bits)
         price = market.network_price(operator, rate_bps)
         found.append(
             Purchase(
                 domain=operator.name,
                 rate_bps=rate_bps,
                 meter_rate_bps=wish.meter_rate_bps,
-                burst_bits=max(burst, FULL_FRAME_BITS),
+                burst_bits=burst,
                 queue_bits=guardrails.request_queue_bits(burst, rate_bps, wish.crowding),
                 latency_s=latency_s,
                 price=price + (market.compute_price(route.site, share_ppm / market.WHOLE_PPM) if last else 0.0),

@@ -14,7 +14,7 @@ from testbed.envelope.guardrails import Guardrails
 from testbed.envelope.tail import Stochastic
 from testbed.envelope.units import ns_up
 from testbed.management.sizing import ReservedClass, best_effort_class, class_minor
-from testbed.scenario.model import Domain, Reservation
+from testbed.scenario.model import Domain, Reservation, whole_kbit
 
 TENANT_CLASS = "reserved"
 FORWARDING = "packet-forwarding"
@@ -33,7 +33,8 @@ class Demand:
         client: IPv4 address of its client.
         server: IPv4 address it talks to.
         reservation: None asks for best effort, which needs no envelope.
-        burst_bits: Burst of the meter in this domain, larger than the reservation's in later domains.
+        burst_bits: Burst of the meter in this domain, larger than the reservation's in later domains; signed and
+            installed in whole kbit.
         largest_packet_bits: Largest L2 frame it sends.
         peak_rate_bps: Declared peak rate, None if unlimited.
     """
@@ -120,7 +121,7 @@ def network_envelope(
             reserved_rate_bps=reservation.rate_bps,
             meter_rate_bps=reservation.meter_rate_bps,
             peak_rate_bps=demand.peak_rate_bps,
-            burst_bits=demand.burst_bits,
+            burst_bits=whole_kbit(demand.burst_bits),
             latency_ns=ns_up(latency_s),
             host_allowance_ns=ns_up(host_allowance_s),
             largest_packet_bits=demand.largest_packet_bits,
@@ -180,7 +181,7 @@ def shared_rule(demand: Demand, queue: Queue) -> Rule:
 
 def reserved_rule(demand: Demand, guardrails: Guardrails, shaped: ReservedClass) -> Rule:
     """A meter and a class that enforce exactly what the envelope says."""
-    meter = Meter(demand.number, guardrails.meter_rate_bps // 1000, -(-guardrails.burst_bits // 1000))
+    meter = Meter(demand.number, guardrails.meter_rate_bps // 1000, whole_kbit(guardrails.burst_bits) // 1000)
     queued_bits = guardrails.delay_cap_ns * guardrails.reserved_rate_bps // (QUEUED_HOPS * 10**9)
     queue = Queue(
         minor=class_minor(demand.number),

@@ -72,5 +72,5 @@ def _bound_case(suite: ET.Element, tenant: TenantRecord) -> None:
             case,
             "BROKEN",
             f"bound {tenant.bound_s} s ({tenant.bound_method}) lies below the lower confidence limit "
-            f"{tenant.promised_lower_s} s of the measured percentile",
+            f"{tenant.held_lower_s} s of the measured percentile",
         )

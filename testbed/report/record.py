@@ -250,11 +250,14 @@ class TenantRecord(_Part):
     """One tenant's promise beside what was measured.
 
     The bound holds for a share 1 - epsilon of the packets, so it is compared with that percentile (`promised_s` and its
-    limits), which is the 99.9th for an epsilon of 0.001 and for a tenant without a promise.
+    limits), which is the 99.9th for an epsilon of 0.001 and for a tenant without a promise. It promises nothing to
+    packets that the tenant's own meters drop, which are left out of the limit that it is held against.
 
     Attributes:
+        bound_held_s: The lower confidence limit that the bound is held against; None where there is none, and in
+            records of a time when it was `promised_lower_s`.
         in_faults: Packets that no figure here counts, because a fault was to touch them.
-        unbound: Why a simulated tenant that reserves has no bound; empty where it has one, and where none is owed.
+        unbound: Why a tenant that reserves has no bound; empty where it has one, and where none is owed.
     """
 
     name: str
@@ -276,6 +279,7 @@ class TenantRecord(_Part):
     bound_method: str | None
     network_bound_s: float | None = None
     bound_broken: bool = False
+    bound_held_s: float | None = None
     deadline_s: float | None
     epsilon: float | None
     verdict: Verdict
@@ -293,6 +297,11 @@ class TenantRecord(_Part):
     offered: OfferedRecord | None = None
     in_faults: int = 0
     unbound: str = ""
+
+    @property
+    def held_lower_s(self) -> float | None:
+        """The lower confidence limit that the bound is held against."""
+        return self.promised_lower_s if self.bound_held_s is None else self.bound_held_s
 
 
 class HeldOutRecord(_Part):

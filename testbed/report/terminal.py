@@ -35,6 +35,7 @@ def summary(record: RunRecord) -> RenderableType:
     parts += [Text(line) for line in _impairment_lines(record)]
     parts += [Text(line) for line in _held_out_lines(record)]
     parts += [Text(f"{tenant.name}: {tenant.reason}") for tenant in record.tenants if tenant.reason]
+    parts += [Text(f"no bound: {', '.join(names)}: {why}") for why, names in unbound(record).items()]
     parts += [_broken(tenant) for tenant in record.tenants if tenant.bound_broken]
     parts += [_fault_table(record)] if record.faults else []
     failed = [gate for gate in record.gates if not gate.holds]
@@ -46,6 +47,15 @@ def summary(record: RunRecord) -> RenderableType:
     verdict.append(", partial: interrupted before the end)" if record.partial else ")")
     parts.append(verdict)
     return Group(*parts)
+
+
+def unbound(record: RunRecord) -> dict[str, list[str]]:
+    """Tenants that reserve and have no bound, by why they have none."""
+    reasons: dict[str, list[str]] = {}
+    for tenant in record.tenants:
+        if tenant.unbound:
+            reasons.setdefault(tenant.unbound, []).append(tenant.name)
+    return reasons
 
 
 def print_summary(record: RunRecord) -> None:
@@ -186,6 +196,6 @@ def _gate_table(record: RunRecord) -> Table:
 def _broken(tenant: TenantRecord) -> Text:
     return Text(
         f"{tenant.name}: BOUND BROKEN: {milliseconds(tenant.bound_s)} ms ({tenant.bound_method}) lies below the lower "
-        f"confidence limit {milliseconds(tenant.promised_lower_s)} ms of a valid measurement",
+        f"confidence limit {milliseconds(tenant.held_lower_s)} ms of a valid measurement",
         style="bold white on red",
     )

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 import testbed
+from testbed.management.bounds import Bounds
 from testbed.management.federation import Signed
 from testbed.report.record import (
-    BoundRecord,
     EnvelopeRecord,
     FaultRecord,
     GateRecord,
@@ -81,7 +81,7 @@ def assemble(
     scenario: Scenario,
     folder: Path,
     measured: Sequence[Measured],
-    bounds: Mapping[str, BoundRecord],
+    bounds: Bounds,
     reservations: Reservations,
     *,
     failure: Sequence[str] = (),
@@ -92,7 +92,7 @@ def assemble(
         scenario: What was run.
         folder: Receives the samples.
         measured: Its windows; none if the run failed before the first one ended.
-        bounds: By tenant.
+        bounds: Of its tenants, and why some have none.
         reservations: Holds the envelopes in force.
         failure: Why the run could not go on; empty if it could.
     """
@@ -119,7 +119,7 @@ def assemble(
         windows.append(_window_record(item, files, requests, held_out))
 
     def judged(tenant: Tenant) -> TenantRecord:
-        bound = bounds.get(tenant.name)
+        bound = bounds.found.get(tenant.name)
         if not measured:
             return unmeasured(tenant, bound)
         if tenant.requests is None:
@@ -146,7 +146,10 @@ def assemble(
         )
 
     tenants = tuple(
-        judged(tenant).model_copy(update={"offered": _offered(tenant, measured)}) for tenant in scenario.tenants
+        judged(tenant).model_copy(
+            update={"offered": _offered(tenant, measured), "unbound": bounds.missing.get(tenant.name, "")}
+        )
+        for tenant in scenario.tenants
     )
     faults = tuple(fault for item in measured for fault in _faults(scenario, item))
     return RunRecord(

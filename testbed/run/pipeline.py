@@ -18,22 +18,21 @@ from pathlib import Path
 from typing import Any
 
 from controller.client import ControllerClient
-from testbed.calculus import CalculusError
 from testbed.emulation.layout import controller_port
 from testbed.emulation.network import TandemNetwork
 from testbed.emulation.placement import Placement
 from testbed.emulation.probe import probe
 from testbed.emulation.probe_checks import ProbeResult
 from testbed.errors import FidelityError, InterruptedRunError, PreflightError
-from testbed.management.bounds import bound_tenant
+from testbed.management.bounds import Bounds
 from testbed.management.domain import HOST_ALLOWANCE_CAP_S
 from testbed.management.federation import Federation, found
-from testbed.management.request_bounds import bound_requests
 from testbed.report.html import write_report
 from testbed.report.junit import write_junit
-from testbed.report.record import BoundRecord, ProbeRecord, write_record
+from testbed.report.record import ProbeRecord, write_record
 from testbed.run import faults, room
 from testbed.run.assemble import Measured, assemble
+from testbed.run.bounds import bounds_of
 from testbed.run.calibrate import PATH_FLOOR_S, calibrate
 from testbed.run.faults import Injector, Site
 from testbed.run.gates import gates_of
@@ -220,7 +219,7 @@ class _Evidence:
         failure: Why it could not go on; empty if it could.
     """
 
-    bounds: Mapping[str, BoundRecord] = field(default_factory=dict)
+    bounds: Bounds = field(default_factory=Bounds)
     probes: Sequence[ProbeResult] = ()
     measured: list[Measured] = field(default_factory=list)
     installed: dict[str, Any] = field(default_factory=dict)
@@ -244,7 +243,7 @@ def _gather(evidence: _Evidence, stage: Stage, reservations: Reservations, optio
         evidence.probes = probe(network, reservations.programs, before_each=steps.require_wanted)
         network.enlarge_buffers()
     evidence.installed = {name: client.read_back() for name, client in stage.controllers.items()}
-    evidence.bounds = _bounds(network.scenario, reservations, granted)
+    evidence.bounds = bounds_of(reservations, granted.host_s, granted.requests)
     for measured in _measure(stage, reservations, granted, options, steps):
         evidence.measured.append(measured)
 
@@ -304,30 +303,6 @@ class _Granted:
     host_s: float
     idle_path_s: Mapping[str, FloatArray]
     requests: Mapping[str, Granted]
-
-
-def _bounds(scenario: Scenario, reservations: Reservations, granted: _Granted) -> dict[str, BoundRecord]:
-    """The bound of every tenant that has a contract, by name.
-
-    Raises:
-        FidelityError: What the warm-up measured leaves a tenant without one.
-    """
-    found = {}
-    for tenant in scenario.tenants:
-        try:
-            if tenant.requests is None:
-                bound = bound_tenant(tenant, reservations.envelopes(tenant), host_s=granted.host_s)
-            else:
-                own = granted.requests.get(tenant.name)
-                bound = None if own is None else bound_requests(tenant, own.terms, host_s=own.host_s)
-        except CalculusError as error:
-            raise FidelityError(
-                f"tenant {tenant.name}: no bound with what the warm-up measured ({error}); reserve more of the "
-                "network or of the server, or end what else runs on this host"
-            ) from error
-        if bound is not None:
-            found[tenant.name] = bound
-    return found
 
 
 def _calibrate(stage: Stage, reservations: Reservations, step: Step, stop: Callable[[], bool]) -> _Granted:

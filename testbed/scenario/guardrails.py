@@ -12,7 +12,7 @@ The choices are open and fixed, so that two readers of a file derive the same nu
   the largest backlog of its own endless repetition. Requests count with all they put on the wire, and their bucket
   holds 100 ms of R more: what TCP held back leaves at the rate of the queue.
 * The queue holds b and 50 ms of R, room for what a late scheduler leaves behind; of requests, in packets as small as
-  theirs.
+  theirs, and of a trace in as many packets as so many bits of it can be.
 
 Nothing here judges whether a reservation makes sense; `testbed.scenario.tenants` does.
 """
@@ -34,6 +34,7 @@ from testbed.scenario.model import (
     PoissonArrivals,
     RenewalArrivals,
     TraceArrivals,
+    whole_kbit,
 )
 from testbed.traffic.modulation import stationary
 from testbed.traffic.request_demand import Demand
@@ -74,7 +75,7 @@ def burst_bits(arrivals: Arrivals, meter_bps: int) -> int:
         backlog_bits = -math.log(OVERFLOW) / decay_per_bit(arrivals, meter_bps)
     packet_bits = arrivals.size_bits
     needed = backlog_bits + 2 * packet_bits + REFILL_GRAIN_S * meter_bps
-    return _whole_kbit(max(needed, LEAST_PACKETS * packet_bits))
+    return whole_kbit(max(needed, LEAST_PACKETS * packet_bits))
 
 
 def request_burst_bits(arrivals: Arrivals, demand: Demand, meter_bps: int, rate_bps: int) -> int:
@@ -103,7 +104,7 @@ def request_burst_bits(arrivals: Arrivals, demand: Demand, meter_bps: int, rate_
     else:
         backlog_bits = -math.log(OVERFLOW) / decay_per_bit(arrivals, meter_bps, demand)
     needed = backlog_bits + 2 * largest + REFILL_GRAIN_S * meter_bps + HELD_BACK_S * rate_bps
-    return _whole_kbit(max(needed, LEAST_PACKETS * FULL_FRAME_BITS))
+    return whole_kbit(max(needed, LEAST_PACKETS * FULL_FRAME_BITS))
 
 
 def request_queue_bits(burst: int, rate_bps: int, crowding: float) -> int:
@@ -114,12 +115,60 @@ def request_queue_bits(burst: int, rate_bps: int, crowding: float) -> int:
         rate_bps: Reserved rate.
         crowding: How many packets its requests are for each full one that would carry their bits, at most.
     """
-    return _whole_kbit(max(SMALL_PACKETS, crowding) * queue_bits(burst, rate_bps))
+    return whole_kbit(max(SMALL_PACKETS, crowding) * queue_bits(burst, rate_bps))
 
 
 def queue_bits(burst: int, rate_bps: int) -> int:
-    """Queue limit for a bucket of `burst` bits, in whole kbit."""
-    return _whole_kbit(burst + QUEUE_HEADROOM_S * rate_bps)
+    """Queue limit for a bucket of `burst` bits, in whole kbit, where all packets are equal."""
+    return whole_kbit(burst + QUEUE_HEADROOM_S * rate_bps)
+
+
+def packet_queue_bits(arrivals: Arrivals, burst: int, meter_bps: int, rate_bps: int) -> int:
+    """Queue limit of a tenant that sends packets for a bucket of `burst` bits, in whole kbit.
+
+    Args:
+        arrivals: What it sends.
+        burst: The bucket.
+        meter_bps: Rate of the meter.
+        rate_bps: Reserved rate.
+
+    Raises:
+        ScenarioError: A trace that cannot be read.
+    """
+    needed = queue_bits(burst, rate_bps)
+    if not isinstance(arrivals, TraceArrivals):
+        return needed
+    return whole_kbit(most_packets(arrivals, needed, bucket=(meter_bps, burst)) * arrivals.size_bits)
+
+
+def most_packets(arrivals: Arrivals, bits: float, *, bucket: tuple[int, int] | None) -> int:
+    """Most packets of a tenant's that so many bits waiting in one queue can be.
+
+    Packets of a trace differ in size. Those that wait together came in a row, unless a meter dropped some of them; then
+    all that wait may be the smallest.
+
+    Args:
+        arrivals: What the tenant sends.
+        bits: What waits.
+        bucket: Rate and burst of its meter; None where it breaks its contract.
+
+    Raises:
+        ScenarioError: A trace that cannot be read.
+    """
+    if not isinstance(arrivals, TraceArrivals):
+        return int(bits // arrivals.size_bits)
+    requests = read_requests(arrivals)
+    sizes = requests.packets(np.arange(requests.time_s.size), requests.time_s).size_bits.astype(np.int64)
+    if (
+        bucket is None
+        or largest_backlog_bits(requests.time_s, requests.size_bits, requests.period_s, bucket[0]) > bucket[1]
+    ):
+        return int(bits // sizes.min())
+    rounds, rest = divmod(bits, sizes.sum())
+    ends = np.cumsum(np.tile(sizes, 2))
+    before = np.arange(sizes.size)
+    in_row = np.searchsorted(ends, ends[before] - sizes + rest, side="right") - before
+    return int(rounds) * sizes.size + int(in_row.max())
 
 
 def decay_per_bit(
@@ -241,7 +290,3 @@ def largest_backlog_bits(time_s: np.ndarray, size_bits: np.ndarray, period_s: fl
     spare = np.cumsum(size_bits) - rate_bps * time_s
     before = np.minimum.accumulate(spare - size_bits)
     return float(np.max(spare - before))
-
-
-def _whole_kbit(bits: float) -> int:
-    return math.ceil(bits / _KBIT) * _KBIT

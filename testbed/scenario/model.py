@@ -7,6 +7,7 @@ Sizes are L2 frames without FCS, the one accounting rule of meters, queues, boun
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -229,6 +230,15 @@ class Requests:
     work: Work | None = None
 
 
+def whole_kbit(bits: float) -> int:
+    """The bucket of a meter that is to hold so many bits: OpenFlow counts bursts in kbit, and holds no bit less here.
+
+    Whatever speaks of a meter's burst (what is asked for, signed, installed, bounded and simulated) has passed through
+    here, so that it is one number. Rounded up, or a packet that the asker counted on would be dropped.
+    """
+    return math.ceil(bits / 1000) * 1000
+
+
 @dataclass(frozen=True)
 class Reservation:
     """What the tenant buys in every domain of the path.
@@ -236,7 +246,8 @@ class Reservation:
     Attributes:
         rate_bps: Rate R of the tenant's queue.
         meter_rate_bps: Rate r of the tenant's meter, below R and above the tenant's mean.
-        burst_bits: Burst b of the tenant's meter in the first domain.
+        burst_bits: Burst b of the tenant's meter in the first domain, as the meter holds it: in whole kbit, to which
+            what is asked for is rounded up.
         queue_bits: Limit of the tenant's queue in each domain (its leaf), from which the excess cap follows.
     """
 
@@ -244,6 +255,9 @@ class Reservation:
     meter_rate_bps: int
     burst_bits: int
     queue_bits: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "burst_bits", whole_kbit(self.burst_bits))
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,9 @@ _RESERVATION = Record(
         Field(
             "queue",
             QUEUE,
-            "Limit of the tenant's queue in each domain. Left out: the burst and 50 ms of the reserved rate.",
+            "Limit of the tenant's queue in each domain, kept in packets as large as its largest. Left out: the burst "
+            "and 50 ms of the reserved rate, in packets as small as its own. One that may be full before anything is "
+            "as late as a bound would say leaves the tenant without a bound.",
         ),
     ),
 )

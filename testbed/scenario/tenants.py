@@ -95,7 +95,7 @@ def reservation(tenant: Section, arrives: Arrivals | None, asked: Demand | None,
         return None
     if asked is None:
         burst = int(section.get("burst", guardrails.burst_bits(arrives, meter)))
-        queue = int(section.get("queue", guardrails.queue_bits(burst, rate)))
+        queue = int(section.get("queue", guardrails.packet_queue_bits(arrives, burst, meter, rate)))
     else:
         burst = int(section.get("burst", guardrails.request_burst_bits(arrives, asked, meter, rate)))
         queue = int(section.get("queue", guardrails.request_queue_bits(burst, rate, asked.crowding)))

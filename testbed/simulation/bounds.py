@@ -7,14 +7,14 @@ host what they declare. A tenant without a reservation has no bound and no reaso
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from testbed.calculus import NotApplicableError
 from testbed.errors import ScenarioError
-from testbed.management.bounds import DECLARED_HOST_S, arrival_of, bound_tenant
+from testbed.management.bounds import DECLARED_HOST_S, Bounds, arrival_of, bound_tenant
 from testbed.management.federation import Federation
 from testbed.management.paper import on_paper
+from testbed.management.queues import SHORT_QUEUE, Calls, latencies_s, queues_hold
 from testbed.report.record import BoundRecord
 from testbed.scenario.model import Scenario, Tenant
 from testbed.simulation.choices import Choices
@@ -25,24 +25,6 @@ TOO_LITTLE_SHARE = (
     "the meter lets more computations pass than the share of the server is sure to do in time; reserve a larger "
     "compute-share, or let requests take less work"
 )
-
-SHORT_QUEUE = (
-    "its queue may be full, and drop packets, before any is as late as a bound would say; allow for a longer queue, or "
-    "reserve more"
-)
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """Bounds of the tenants that reserve.
-
-    Attributes:
-        found: Bound of each tenant that has one, by name.
-        missing: Why the others have none, by name.
-    """
-
-    found: Mapping[str, BoundRecord]
-    missing: Mapping[str, str]
 
 
 def bounds_of(
@@ -75,8 +57,14 @@ def bounds_of(
             bound = bound_tenant(tenant, federation.envelopes(tenant), host_s=host_s, metered=choices.metered)
         elif not why:
             bound = bound_asking(scenario, tenant, federation, known, host_s=host_s)
-        latencies_s = _latencies_s(scenario, tenant, federation)
-        if bound is not None and not _queues_hold(tenant, bound, latencies_s, known, metered=choices.metered):
+        if bound is not None and not queues_hold(
+            tenant,
+            bound,
+            latencies_s(scenario.path(tenant), federation.envelopes(tenant)),
+            host_s=host_s,
+            metered=choices.metered,
+            calls=_calls(tenant, known),
+        ):
             bound, why = None, SHORT_QUEUE
         if bound is None:
             missing[tenant.name] = why or TOO_LITTLE_SHARE
@@ -109,44 +97,13 @@ def bounds_on_paper(scenario: Scenario, measured: Path | None = None) -> Bounds:
     return bounds_of(scenario, scenario.tenants, federation, known, Choices(), host_s=DECLARED_HOST_S)
 
 
-def _queues_hold(
-    tenant: Tenant,
-    bound: BoundRecord,
-    latencies_s: Sequence[float],
-    known: Mapping[str, Known],
-    *,
-    metered: bool,
-) -> bool:
-    """Whether no more packets find a queue of the tenant's full than its bound lets be late.
-
-    In domain d a tenant has no more than R (W0 + T_1 + .. + T_d) bits waiting, and behind a meter (r, b) no more than
-    b + r (T_1 + .. + T_d). So a queue of R w bits drops only what would be later than w, and one of the latter nothing.
-
-    Requests must find one of the latter: their bound gives all of epsilon to the whole way. Their queue is counted in
-    packets that are not all full, and one of them may be cut anywhere, so a call more must fit. What waits on the way
-    back is no more than R times what that way's bound allows.
-    """
-    bought = tenant.reservation
-    if bought is None:
-        raise AssertionError(f"tenant {tenant.name}: nothing reserved, so no bound")
-    metered_bits = bought.burst_bits + bought.meter_rate_bps * sum(latencies_s)
+def _calls(tenant: Tenant, known: Mapping[str, Known]) -> tuple[Calls, Calls] | None:
+    """What a tenant's requests and answers are as packets, None where it sends packets."""
     if tenant.requests is None:
-        enough = bought.queue_bits >= bought.rate_bps * bound.network_bound_s
-        return enough or (metered and bought.queue_bits >= metered_bits)
+        return None
     asking = asking_of(tenant, tenant.requests, known[tenant.name])
-    back_s = sum(part.delay_s for part in bound.parts if part.name.endswith(" back"))
-    limit_packets = -(-bought.queue_bits // tenant.packet_bits)
-    ways = (
-        (asking.out.crowding(asking.request_bytes), metered_bits),
-        (asking.back.crowding([asking.answer_bytes]), bought.rate_bps * back_s),
-    )
-    return all(limit_packets >= crowding * bits / tenant.packet_bits + one_call for (crowding, one_call), bits in ways)
-
-
-def _latencies_s(scenario: Scenario, tenant: Tenant, federation: Federation) -> list[float]:
-    """What the queues of each domain of a tenant's path are promised to take, links and hosts left out."""
-    pairs = zip(scenario.path(tenant), federation.envelopes(tenant), strict=True)
-    return [e.latency_s - e.guardrails.host_allowance_s - domain.link_delay_s for domain, e in pairs]
+    out, back = asking.out.crowding(asking.request_bytes), asking.back.crowding([asking.answer_bytes])
+    return Calls(*out), Calls(*back)
 
 
 def _unpromised(scenario: Scenario, tenant: Tenant, choices: Choices) -> str:

@@ -13,6 +13,7 @@ from types import MappingProxyType
 
 from testbed.envelope.descriptor import Envelope
 from testbed.errors import ScenarioError
+from testbed.management.bounds import Bounds
 from testbed.management.federation import Federation
 from testbed.management.paper import on_paper
 from testbed.management.sealing import QUEUED_HOPS
@@ -21,7 +22,7 @@ from testbed.report.record import BoundRecord
 from testbed.run.requests import WORKERS
 from testbed.scenario.model import FULL_FRAME_BITS, Domain, Scenario, Tenant
 from testbed.simulation.asking import Asking
-from testbed.simulation.bounds import Bounds, bounds_of
+from testbed.simulation.bounds import bounds_of
 from testbed.simulation.choices import Choices
 from testbed.simulation.clock import to_ps
 from testbed.simulation.known import Known
@@ -94,7 +95,7 @@ def network(scenario: Scenario, choices: Choices, known: Mapping[str, Known] = M
     federation = on_paper(scenario, host_allowance_s=0.0)
     federation.collect_offers()
     sign(scenario, federation, known)
-    bounds = Bounds({}, {})
+    bounds = Bounds()
     if promises(choices.scheduler):
         bounds = bounds_of(scenario, tenants, federation, known, choices, host_s=0.0)
     numbers = {tenant.name: number for number, tenant in enumerate(scenario.tenants, start=1)}
@@ -160,7 +161,7 @@ def _hop(
         if not choices.metered or tenant.name not in promised:
             return None
         guardrails = promised[tenant.name].guardrails
-        return Policy(1000.0 * (guardrails.meter_rate_bps // 1000), 1000.0 * -(-guardrails.burst_bits // 1000))
+        return Policy(1000.0 * (guardrails.meter_rate_bps // 1000), float(guardrails.burst_bits))
 
     # A domain with one queue is simulated with it where everybody else has what the data plane would install.
     one_queue = domain.shared_queue_bits is not None and choices.scheduler is Scheduler.RESERVED

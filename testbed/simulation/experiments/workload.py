@@ -18,7 +18,7 @@ from testbed.calculus.delay import smallest_rate
 from testbed.errors import ReservationError
 from testbed.management.admission import Demand, Rule, confirm
 from testbed.management.sizing import DRAIN_BPS, ClassDemand, design_classes
-from testbed.scenario.model import OnOffArrivals
+from testbed.scenario.model import OnOffArrivals, whole_kbit
 from testbed.simulation.clock import PS_PER_S
 from testbed.simulation.link import Reserved
 from testbed.simulation.meter import Meter, Policy
@@ -87,7 +87,10 @@ class Reservation:
 
 @cache
 def smallest_burst_bits(workload: Workload, *, duration_s: float = 20_000.0) -> float:
-    """The smallest bucket, in whole packets, that drops less than a tenth of epsilon of a long stream's packets."""
+    """The smallest bucket that drops less than a tenth of epsilon of a long stream's packets, as a meter holds it.
+
+    It is sought in whole packets.
+    """
     times = stream(workload.arrivals, np.random.SeedSequence(BURST_SEED)).until(round(duration_s * PS_PER_S)).time_ps
     n = times.size
     sizes = np.full(n, workload.arrivals.size_bits, np.int32)
@@ -104,7 +107,7 @@ def smallest_burst_bits(workload: Workload, *, duration_s: float = 20_000.0) -> 
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if enough(middle) else (middle, high)
-    return float(high * workload.arrivals.size_bits)
+    return float(whole_kbit(high * workload.arrivals.size_bits))
 
 
 def demand(workload: Workload, burst_bits: float) -> Demand:

@@ -93,6 +93,15 @@ def test_an_offer_is_signed_for_network_and_compute_under_one_number(core: Lab) 
     assert offered.price_micro == 600_000
 
 
+def test_a_burst_that_no_meter_holds_is_refused_with_one_that_it_does(core: Lab) -> None:
+    asked = demand()
+    asked.network.burst_bits = 400_001
+    with core.client("core") as client:
+        (offered,) = client.offer([asked])
+    assert "found a burst of 400001 bits, expected whole kbit" in offered.refused
+    assert "ask for 401000" in offered.refused
+
+
 def test_a_committed_reservation_is_on_the_switch_and_a_released_one_is_not(core: Lab) -> None:
     with core.client("core") as client:
         offered = hold(client)

@@ -14,7 +14,7 @@ from testbed.management import market
 from testbed.management.admission import Rule, confirm
 from testbed.management.bounds import HOST_RISK
 from testbed.management.market import Prospectus
-from testbed.management.planner import Decision, Planner, demand_of, path_of, permits, plan, wish_method
+from testbed.management.planner import Decision, Planner, demand_of, path_of, permits, plan, purchases, wish_method
 from testbed.management.search import Wish, propose
 from testbed.scenario.federation import Intent
 from testbed.scenario.market import load
@@ -172,6 +172,20 @@ def test_the_bound_is_what_the_calculus_says_of_the_purchase() -> None:
     assert demand.flow is not None
     best = delay_bound(demand.flow, path.services, asked.epsilon - demand.meter_loss)
     assert best.delay_s == pytest.approx(decision.bound_s)
+
+
+@pytest.mark.parametrize("rule", [Rule.DETERMINISTIC, Rule.STOCHASTIC])
+@pytest.mark.parametrize("rate_bps", [3_000_000, 3_000_001, 3_123_457])
+def test_the_bound_counts_the_burst_that_the_meter_holds(rule: Rule, rate_bps: int) -> None:
+    wish = Wish.of(intent(), host_risk=0.0)
+    route = decide(intent()).route
+    assert route is not None
+    bought = purchases(rule, wish, route, rate_bps, 100_000)
+    assert all(each.burst_bits % 1000 == 0 for each in bought)
+    path = path_of(wish, route, rate_bps, 100_000)
+    contract = demand_of(rule, wish, path, rate_bps).contract
+    seconds_per_bit = path.virtual_sizes_s.max() / wish.least_bits
+    assert contract.burst_bits == pytest.approx(bought[0].burst_bits * seconds_per_bit, rel=1e-12)
 
 
 def test_later_meters_let_through_what_earlier_domains_bunch() -> None:

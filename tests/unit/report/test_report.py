@@ -332,3 +332,10 @@ def test_a_gate_that_a_fault_explains_is_shown_as_such_and_breaks_nothing(run_fo
     assert "no, by the fault cut" in render(folder)
     suites = {suite.get("name"): suite for suite in ET.fromstring(junit_xml(record).encode())}
     assert (suites["fidelity"].get("failures"), suites["fidelity"].get("skipped")) == ("0", "1")
+
+
+def test_who_has_no_bound_is_told_why_on_the_terminal_and_the_page(run_folder: FolderMaker) -> None:
+    folder, record = run_folder(tenant(bound=None, bound_s=None, unbound="its queue may be full"))
+    assert "no bound: alpha: its queue may be full" in text_of(record)
+    write_record(folder, record)
+    assert "No bound: its queue may be full." in write_report(folder).read_text(encoding="utf-8")

@@ -101,7 +101,7 @@ def judged(folder: Path, *done: Occurrence, **lost: dict[int, tuple[float, float
     gates = gates_of(SCENARIO, window, terms, {}, ())
     (folder / "window-1").mkdir()
     measured = [Measured(window, gates, terms, {})]
-    return assemble(SCENARIO, folder, measured, bounds_on_paper(SCENARIO).found, federation)
+    return assemble(SCENARIO, folder, measured, bounds_on_paper(SCENARIO), federation)
 
 
 def test_a_fault_that_did_what_it_should_leaves_the_run_valid_and_the_rest_of_the_promise_judged(

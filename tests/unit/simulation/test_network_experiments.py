@@ -23,6 +23,7 @@ from testbed.simulation.experiments.overload import OverloadOptions, visits
 from testbed.simulation.experiments.plot import draw
 from testbed.simulation.experiments.point import ExperimentPoint, Kept
 from testbed.simulation.experiments.scenarios import NetworkOptions, PointPlan, isolation_plans, overload_plans, seats
+from testbed.simulation.experiments.workload import smallest_burst_bits
 from testbed.simulation.pipeline import Options as Simulated
 from testbed.simulation.pipeline import simulate_scenario
 from testbed.traffic.arrivals import schedules
@@ -202,3 +203,8 @@ def test_a_point_without_packets_claims_no_compliance() -> None:
         "load", 1.0, "rule", "none", None, (None, None), float("nan"), (0.0, 1.0), NOBODY, 1.0, (0.0, 1.0), 0.0, None, 0
     )
     assert empty.to_dict()["compliance"] is None
+
+
+def test_simulated_meters_hold_the_whole_kbit_that_those_of_a_network_do(isolation: list[PointPlan]) -> None:
+    reserved = [tenant.reservation for plan in isolation for tenant in plan.scenario.tenants if tenant.reservation]
+    assert {bought.burst_bits for bought in reserved} == {smallest_burst_bits(OPTIONS.workload)}

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from testbed.errors import ScenarioError
+from testbed.management.queues import SHORT_QUEUE
 from testbed.report.record import read_record
 from testbed.run.progress import Silent
 from testbed.scenario import guardrails
 from testbed.scenario.loader import load
 from testbed.scenario.model import Misbehaviour, Scenario
-from testbed.simulation.bounds import SHORT_QUEUE
 from testbed.simulation.choices import Choices
 from testbed.simulation.clock import PS_PER_S
 from testbed.simulation.known import known

@@ -1,0 +1,110 @@
+"""Queues count packets: a bound holds only where they have room for all that it lets wait."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from testbed.management.queues import Calls, queues_hold
+from testbed.report.record import BoundPart, BoundRecord
+from testbed.scenario import guardrails
+from testbed.scenario.model import (
+    FULL_FRAME_BITS,
+    DrawnSize,
+    PoissonArrivals,
+    Requests,
+    Reservation,
+    Tenant,
+    TraceArrivals,
+)
+
+# 100 packets of 10 kbit.
+BOUGHT = Reservation(rate_bps=10_000_000, meter_rate_bps=5_000_000, burst_bits=900_000, queue_bits=1_000_000)
+STEADY = Tenant("steady", PoissonArrivals(400.0, 10_000), "east", BOUGHT)
+ASKING = replace(STEADY, requests=Requests("digits-small", 1, DrawnSize((8_000,)), 4, 0.3, 0.5))
+
+
+def bound(bound_s: float, back_s: float = 0.0) -> BoundRecord:
+    parts = (BoundPart(name="east back", delay_s=back_s, note=""),)
+    return BoundRecord(bound_s=bound_s, network_bound_s=bound_s, method="lundberg", assumptions=(), parts=parts)
+
+
+@pytest.mark.parametrize(
+    ("bound_s", "queues_s", "host_s", "metered", "holds"),
+    [
+        (0.100, [9.0], 0.0, True, True),
+        (0.101, [9.0], 0.0, True, False),
+        (0.5, [0.01, 0.01], 0.0, True, True),
+        (0.5, [0.01, 0.013], 0.0, True, False),
+        (0.5, [0.01, 0.01], 0.003, True, False),
+        (0.5, [0.01, 0.01], 0.0, False, False),
+    ],
+    ids=[
+        "as late as the bound", "later", "all that the meter passes", "more of it", "a host that stands still",
+        "no meter",
+    ],
+)  # fmt: skip
+def test_a_queue_holds_what_is_as_late_as_the_bound_or_all_that_the_meter_lets_pass(
+    bound_s: float, queues_s: list[float], host_s: float, metered: bool, holds: bool
+) -> None:
+    assert queues_hold(STEADY, bound(bound_s), queues_s, host_s=host_s, metered=metered) is holds
+
+
+def test_requests_wait_in_queues_of_both_ways() -> None:
+    calls = Calls(crowding=1.0, largest=2)
+    # Some 82 full packets, of which 2 are the whole call that may be cut, and 74 that the meter lets pass.
+    assert queues_hold(ASKING, bound(9.0), [], host_s=0.0, calls=(calls, calls))
+    assert not queues_hold(ASKING, bound(9.0), [], host_s=0.0, calls=(replace(calls, crowding=1.1), calls))
+    assert not queues_hold(ASKING, bound(9.0), [], host_s=0.0, calls=(replace(calls, largest=9), calls))
+    assert queues_hold(ASKING, bound(9.0, back_s=0.09), [], host_s=0.0, calls=(calls, calls))
+    assert not queues_hold(ASKING, bound(9.0, back_s=0.1), [], host_s=0.0, calls=(calls, calls))
+
+
+def test_small_messages_are_more_packets_than_their_bits() -> None:
+    small, large = Calls.of([800]), Calls.of([8_000_000])
+    assert small.largest == 3
+    assert large.crowding == pytest.approx(1.0, rel=0.01)
+    assert small.most_packets(FULL_FRAME_BITS) > 3 * large.crowding
+
+
+@pytest.fixture
+def trace(tmp_path: Path) -> TraceArrivals:
+    """A second of 10 full packets, one each 10 ms, then 300 of 100 bytes, one each 3 ms."""
+    sizes = np.repeat([1250, 100], [10, 300])
+    times = np.concatenate((0.01 * np.arange(10), 0.1 + 0.003 * np.arange(300)))
+    rows = "\n".join(f"{time:.3f},{size}" for time, size in zip(times, sizes, strict=True))
+    path = tmp_path / "packets.csv"
+    path.write_text(f"time_s,size_bytes\n{rows}\n", encoding="utf-8")
+    return TraceArrivals(path, "packets", 1.0, 0, 10_000)
+
+
+@pytest.mark.parametrize(
+    ("bits", "packets"),
+    [(799, 0), (800, 1), (80_000, 100), (240_000, 300), (250_000, 301), (340_000, 310), (580_000, 610)],
+)
+def test_packets_of_a_trace_wait_in_the_order_in_which_it_has_them(
+    trace: TraceArrivals, bits: float, packets: int
+) -> None:
+    assert guardrails.most_packets(trace, bits, bucket=(2_000_000, 1_000_000)) == packets
+
+
+@pytest.mark.parametrize("bucket", [None, (500_000, 10_000)], ids=["a flood", "a bucket that drops some"])
+def test_where_a_meter_drops_some_all_that_wait_may_be_the_smallest(
+    trace: TraceArrivals, bucket: tuple[int, int] | None
+) -> None:
+    assert guardrails.most_packets(trace, 250_000, bucket=bucket) == 312
+
+
+def test_a_trace_of_small_packets_gets_a_queue_of_as_many(trace: TraceArrivals) -> None:
+    rate_bps, meter_bps = 2_000_000, 1_800_000
+    burst = guardrails.burst_bits(trace, meter_bps)
+    found = guardrails.packet_queue_bits(trace, burst, meter_bps, rate_bps)
+    as_full = guardrails.queue_bits(burst, rate_bps)
+    assert found // trace.size_bits >= guardrails.most_packets(trace, as_full, bucket=(meter_bps, burst)) > 200
+    tenant = Tenant("replayed", trace, "east", Reservation(rate_bps, meter_bps, burst, found))
+    assert queues_hold(tenant, bound(9.0), [0.01], host_s=0.01)
+    full = replace(tenant, reservation=Reservation(rate_bps, meter_bps, burst, as_full))
+    assert not queues_hold(full, bound(9.0), [0.01], host_s=0.01)
