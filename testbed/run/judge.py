@@ -2,7 +2,7 @@
 
 The data say PASS, FAIL or UNDETERMINED (`testbed.audit`). Here the host may overrule them with INVALID and the tenant's
 own breach of contract with EXCUSED, and the bound is held against the lower confidence limit of the measurement,
-whatever the verdict.
+whatever the verdict: of one that is EXCUSED, against what its meters let pass.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import numpy as np
 
 from testbed.audit.compliance import judge
 from testbed.audit.conformance import nonconforming
-from testbed.audit.quantile import quantiles
+from testbed.audit.quantile import quantile, quantiles
+from testbed.management.bounds import speaks_of_sent
 from testbed.report.record import (
     BoundRecord,
     ConformanceRecord,
@@ -58,6 +59,22 @@ class Observed:
         return samples if self.outside is None else samples.take(self.outside)
 
     @property
+    def dropped_by_meters(self) -> BoolArray:
+        """Which of the packets that are judged its meters dropped, [n].
+
+        How many they are is counted, by the meters; which of those that were lost is taken from where. A domain's meter
+        comes before its queue and later meters are wide enough for all that the first lets pass, so they are those lost
+        first on the path.
+        """
+        samples = self.match.samples
+        last = samples.last_border
+        lost = np.flatnonzero(~samples.delivered & (last >= 0))
+        first = lost[np.argsort(last[lost], kind="stable")]
+        found = np.zeros(len(samples), dtype=np.bool_)
+        found[first[: self.meter_dropped]] = True
+        return found if self.outside is None else found[self.outside]
+
+    @property
     def judged_replay(self) -> Replay | None:
         """What the ideal server made of them."""
         return self.replay if self.replay is None or self.outside is None else self.replay.take(self.outside)
@@ -95,6 +112,7 @@ def judge_tenant(
     verdict, reason = _verdict(tenant, latency, runs, contract, valid=valid)
     promise = tenant.promise
     data = judge(latency, promise.deadline_s, promise.epsilon, promise.confidence, runs) if promise else None
+    held_s = _held_lower_s(tenant, observed, level)
     rate_per_s = latency.size / sum(window.window_s for window in observed)
     lower = promised.one_sided_lower_s
     return TenantRecord(
@@ -116,7 +134,8 @@ def judge_tenant(
         bound_s=bound.bound_s if bound else None,
         bound_method=bound.method if bound else None,
         network_bound_s=bound.network_bound_s if bound else None,
-        bound_broken=bool(valid and verdict != "EXCUSED" and bound and lower is not None and bound.bound_s < lower),
+        bound_broken=bool(valid and bound and held_s is not None and bound.bound_s < held_s),
+        bound_held_s=finite_or_none(held_s) if bound else None,
         deadline_s=promise.deadline_s if promise else None,
         epsilon=promise.epsilon if promise else None,
         verdict=verdict,
@@ -155,6 +174,23 @@ def unmeasured(tenant: Tenant, bound: BoundRecord | None) -> TenantRecord:
         reason="the run ended before anything was measured" if promise else "",
         bound=bound,
     )
+
+
+def _held_lower_s(tenant: Tenant, observed: Sequence[Observed], level: float) -> float | None:
+    """The lower confidence limit that a bound is held against, of the packets that it speaks of.
+
+    Those are not what its meters dropped, to which no bound promises anything; but a tenant that exceeded its contract
+    is still owed the bound that counts its meter. Where that is the share of all packets *sent* that may be late, a
+    dropped one is one that was not.
+    """
+    latency, runs = [], []
+    for run, window in enumerate(observed):
+        dropped, own = window.dropped_by_meters, window.judged.latency_s
+        own = np.where(dropped, 0.0, own) if speaks_of_sent(tenant) else own[~dropped]
+        latency.append(own)
+        runs.append(np.full(own.size, run))
+    found = np.concatenate(latency)
+    return quantile(found, level, runs=np.concatenate(runs)).one_sided_lower_s if found.size else None
 
 
 def _verdict(

@@ -104,7 +104,15 @@ def judge_requests(
         bound_s=bound.bound_s if bound else None,
         bound_method=bound.method if bound else None,
         network_bound_s=bound.network_bound_s if bound else None,
-        bound_broken=bool(valid and not beyond and bound and lower is not None and bound.bound_s < lower),
+        bound_broken=bool(
+            # What a meter drops TCP sends again later, in front of others, and no bound says how late they are then.
+            valid
+            and not beyond
+            and bound
+            and lower is not None
+            # A request that its client gave up is known to have taken longer than that and no more.
+            and bound.bound_s < min(lower, asked.timeout_s)
+        ),
         deadline_s=promise.deadline_s if promise else None,
         epsilon=promise.epsilon if promise else None,
         verdict=verdict,

@@ -99,6 +99,17 @@ def quantile(tally: Tally, tenant: int, level: float, effect: float | None, conf
     )
 
 
+def beyond(tally: Tally, tenant: int, latency_s: float) -> int:
+    """Packets of one tenant that were surely later than a latency, those that never arrived among them."""
+    top = tally.top[tenant, : tally.top_count[tenant]]
+    slow = int(np.count_nonzero(top > latency_s * PS_PER_S))
+    if slow == top.size:
+        # All extremes are slower, and so may be packets that only bins know of; the latency's own bin may be faster.
+        above = fine_edges_ps()[:-1] > latency_s * PS_PER_S
+        slow = max(slow, int(tally.fine[tenant, above].sum()))
+    return slow + int(tally.lost[tenant].sum())
+
+
 def _lower(tally: Tally, tenant: int, rate: float, size: float, alpha: float) -> float | None:
     k = np.arange(1, _plausible(rate, size))
     unlikely = betainc(k, np.maximum(size - k + 1, 1e-12), rate) <= alpha  # P(at least k of them above the quantile)

@@ -7,12 +7,60 @@ questions are put to counts.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+
+import numpy as np
 
 from testbed.audit.compliance import lower_limit, upper_limit
+from testbed.management.bounds import speaks_of_sent
 from testbed.report.record import BoundRecord, ConformanceRecord, TenantRecord, Verdict
 from testbed.scenario.model import Promise, Tenant
-from testbed.simulation.estimate import design_effect, quantile
-from testbed.simulation.tally import METER, QUEUE, Tally
+from testbed.simulation.clock import to_ps
+from testbed.simulation.estimate import beyond, design_effect, quantile
+from testbed.simulation.tally import METER, QUEUE, TIMEOUT, Tally
+
+
+def spoken_of(tenant: Tenant, index: int, tally: Tally) -> Tally:
+    """What a bound speaks of: one tenant's tally without what its meters dropped.
+
+    It says how late the others are and that no queue drops them, either of all that is sent or of all that passes.
+    """
+    return tally.unmetered(index, sent=speaks_of_sent(tenant))
+
+
+def is_broken(tenant: Tenant, index: int, tally: Tally, bound: BoundRecord, confidence: float = 0.95) -> bool:
+    """Whether counts show that more packets are later than a bound, or never arrive, than it says.
+
+    Meters' drops are left out (`spoken_of`). Of requests that their clients gave up no more is known than that they
+    took longer than the timeout, which a bound above it does not deny.
+
+    Args:
+        tenant: Whose bound it is.
+        index: Its place in the tally.
+        tally: All windows together.
+        bound: The bound.
+        confidence: Of the lower limit of the share that is later.
+    """
+    own = spoken_of(tenant, index, tally)
+    sizes = own.coarse[:, 0].sum(axis=1)
+    if not sizes.any():
+        return False
+    effect = design_effect(replace(own, deadline_ps=np.array([to_ps(bound.bound_s)])), 0)
+    if effect is None:
+        # Where nearly none is late, or all are equally, each part of a window counts for no more than one packet.
+        effect = max(1.0, own.n[0] / np.count_nonzero(sizes))
+    later = beyond(own, 0, bound.bound_s)
+    if tenant.requests is not None and bound.bound_s >= tenant.requests.timeout_s:
+        later -= int(own.lost[0, TIMEOUT])
+    lower = lower_limit(math.floor(later / effect), own.n[0] / effect, confidence)
+    return lower > (tenant.promise.epsilon if tenant.promise else 1e-3)
+
+
+def _held_lower_s(tenant: Tenant, index: int, tally: Tally) -> float | None:
+    """The lower limit of the percentile that a bound is made for, of what it speaks of."""
+    own = spoken_of(tenant, index, tally)
+    level = 1.0 - (tenant.promise.epsilon if tenant.promise else 1e-3)
+    return quantile(own, 0, level, design_effect(own, 0)).one_sided_lower_s if own.n[0] else None
 
 
 def judge_tally(
@@ -61,7 +109,8 @@ def judge_tally(
             "ideal_promised_s": None,
             "network_p999_s": quantile(tally, way_out, 0.999, None).estimate_s,
             "ideal_p999_s": None,
-            "bound_broken": bool(verdict != "EXCUSED" and bound and lower_s is not None and bound.bound_s < lower_s),
+            "bound_broken": bound is not None and is_broken(tenant, index, tally, bound),
+            "bound_held_s": None if bound is None else _held_lower_s(tenant, index, tally),
             "verdict": verdict,
             "reason": reason,
             "n_effective": None if effect is None else n / effect,

@@ -13,7 +13,7 @@ import testbed
 from testbed.errors import PreflightError, ScenarioError
 from testbed.report.html import write_report
 from testbed.report.junit import write_junit
-from testbed.report.record import RunRecord, TenantRecord, WindowRecord, write_record
+from testbed.report.record import RECORD_NAME, RunRecord, TenantRecord, WindowRecord, read_record, write_record
 from testbed.run.assemble import envelope_records
 from testbed.run.judge import judge_tenant, run_verdict, unmeasured
 from testbed.run.judge_requests import judge_requests
@@ -25,7 +25,7 @@ from testbed.scenario.model import Scenario, Tenant
 from testbed.simulation import crossing
 from testbed.simulation.choices import Choices
 from testbed.simulation.crossing import Asked, Crossing
-from testbed.simulation.judge import judge_tally
+from testbed.simulation.judge import is_broken, judge_tally
 from testbed.simulation.known import known, sources
 from testbed.simulation.network import Network, network, promises
 from testbed.simulation.tally import Tally, merge
@@ -103,10 +103,25 @@ def simulate_scenario(scenario: Scenario, options: Options, progress: Progress) 
 
 
 def _folder(options: Options, name: str) -> Path:
+    if options.resume is not None:
+        _require_simulation(options.resume)
     stamp = dt.datetime.now(dt.UTC).strftime("%Y%m%dT%H%M%SZ")
     folder = options.resume or options.out / f"{stamp}-{name}-{secrets.token_hex(3)}"
     make_folder(folder, exist_ok=options.resume is not None)
     return folder
+
+
+def _require_simulation(folder: Path) -> None:
+    """Refuse to go on with what no simulation began; a measured run's record would be lost."""
+    if not folder.is_dir():
+        raise PreflightError(
+            f"{folder}: found no such folder, expected that of an interrupted simulation; correct the name, or leave "
+            "--resume out to begin"
+        )
+    if (folder / RECORD_NAME).is_file() and (kind := read_record(folder).kind) != "simulation":
+        raise PreflightError(
+            f"{folder}: found a run of the kind {kind}, expected the folder of a simulation; leave --resume out"
+        )
 
 
 def _tasks(ready: Network, options: Options, folder: Path) -> list[Task]:
@@ -238,10 +253,14 @@ def _judge(ready: Network, windows: _Windows, index: int) -> TenantRecord:
     tenant, whole = ready.tenants[index], windows.whole
     unbound = ready.unbound.get(tenant.name, "")
     recorded = _judge_recorded(ready, windows, index).model_copy(update={"unbound": unbound})
+    bound = ready.bounds.get(tenant.name)
     if recorded.n == whole.n[index] > 0:
-        return recorded
+        if tenant.requests is None or bound is None:
+            return recorded
+        # Here it is known which requests meters dropped, and none of them is sent again to hold up others, as in a run.
+        return recorded.model_copy(update={"bound_broken": is_broken(tenant, index, whole, bound)})
     row = index if tenant.requests is None else ready.system.way_out(index)
-    return judge_tally(tenant, index, whole, ready.bounds.get(tenant.name), recorded, way_out=row)
+    return judge_tally(tenant, index, whole, bound, recorded, way_out=row)
 
 
 def _judge_recorded(ready: Network, windows: _Windows, index: int) -> TenantRecord:

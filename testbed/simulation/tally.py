@@ -35,7 +35,8 @@ FINE_BINS = _OCTAVES << _FINE_BITS
 COARSE_BINS = (_OCTAVES << _COARSE_BITS) + 1
 """The last coarse bin counts packets that never arrived."""
 
-_ARRAYS = ("fine", "coarse", "top", "top_count", "n", "lost", "late", "smallest_ps", "sum_ps")
+_BY_PART = ("coarse", "metered")
+_ARRAYS = (*_BY_PART, "fine", "top", "top_count", "n", "lost", "late", "smallest_ps", "sum_ps")
 
 RANDOM, METER, QUEUE, TIMEOUT = 0, 1, 2, 3
 """What lost a packet, or a request; the last only a request, whose answer came too late for its client."""
@@ -52,6 +53,7 @@ class Tally:
         deadline_ps: Deadline of each tenant, int64[K]; a packet above it is late.
         fine: Delivered packets by latency, int64[K, FINE_BINS].
         coarse: All packets by part of the window and latency, int64[B, K, COARSE_BINS].
+        metered: Those that meters dropped by part of the window, int64[B, K].
         top: Largest latencies, unordered, int64[K, 2 EXTREMES], of which `top_count` are filled: those of all delivered
             packets, or no fewer than the `EXTREMES` largest.
         top_count: int64[K].
@@ -65,6 +67,7 @@ class Tally:
     deadline_ps: TimeArray
     fine: IntArray
     coarse: IntArray
+    metered: IntArray
     top: TimeArray
     top_count: IntArray
     n: IntArray
@@ -86,6 +89,7 @@ class Tally:
             deadline_ps=np.array([NEVER if one is None else one for one in deadlines_ps], dtype=np.int64),
             fine=np.zeros((k, FINE_BINS), np.int64),
             coarse=np.zeros((BATCHES, k, COARSE_BINS), np.int64),
+            metered=np.zeros((BATCHES, k), np.int64),
             top=np.zeros((k, 2 * EXTREMES), np.int64),
             top_count=np.zeros(k, np.int64),
             n=np.zeros(k, np.int64),
@@ -105,8 +109,28 @@ class Tally:
     def only(self, tenant: int) -> Tally:
         """The tally of one tenant."""
         chosen = slice(tenant, tenant + 1)
-        columns = {name: getattr(self, name)[chosen] for name in ("deadline_ps", *_ARRAYS) if name != "coarse"}
-        return Tally(**columns, coarse=self.coarse[:, chosen], _floor=self._floor[chosen])
+        columns = {name: getattr(self, name)[chosen] for name in ("deadline_ps", *_ARRAYS) if name not in _BY_PART}
+        parts = {name: getattr(self, name)[:, chosen] for name in _BY_PART}
+        return Tally(**columns, **parts, _floor=self._floor[chosen])
+
+    def unmetered(self, tenant: int, *, sent: bool) -> Tally:
+        """The tally of one tenant without the losses to its meters.
+
+        Args:
+            tenant: Index of the tenant.
+            sent: Whether what they dropped counts as sent, and in time; else it counts for nothing.
+        """
+        own = self.only(tenant)
+        n, fine, coarse, lost = own.n.copy(), own.fine.copy(), own.coarse.copy(), own.lost.copy()
+        dropped = lost[:, METER].copy()
+        lost[:, METER] = 0
+        coarse[:, :, -1] -= own.metered
+        if sent:
+            fine[:, 0] += dropped
+            coarse[:, :, 0] += own.metered
+        else:
+            n -= dropped
+        return replace(own, n=n, fine=fine, coarse=coarse, lost=lost, metered=np.zeros_like(own.metered))
 
     def with_coarse(self, coarse: IntArray) -> Tally:
         """The same tally with other counts by part of the window."""
@@ -146,6 +170,8 @@ class Tally:
             self.n[:] += lost
             self.lost[:, cause] += lost
             self.coarse[:, :, COARSE_BINS - 1] += by_part.reshape(BATCHES, tenants)
+            if cause == METER:
+                self.metered[:] += by_part.reshape(BATCHES, tenants)
 
     def save(self, path: Path) -> None:
         """Write the counts to an `.npz` file, all at once or not at all."""
@@ -170,11 +196,12 @@ def merge(tallies: Iterable[Tally]) -> Tally:
     """
     rest = iter(tallies)
     first = next(rest)
-    whole, coarse = first, [first.coarse]
+    whole, parts = first, {name: [getattr(first, name)] for name in _BY_PART}
     for one in rest:
         if whole is first:
-            whole = replace(first, **{name: getattr(first, name).copy() for name in _ARRAYS if name != "coarse"})
-        coarse.append(one.coarse)
+            whole = replace(first, **{name: getattr(first, name).copy() for name in _ARRAYS if name not in _BY_PART})
+        for name, found in parts.items():
+            found.append(getattr(one, name))
         for name in ("fine", "n", "lost", "late", "sum_ps"):
             np.add(getattr(whole, name), getattr(one, name), out=getattr(whole, name))
         np.minimum(whole.smallest_ps, one.smallest_ps, out=whole.smallest_ps)
@@ -182,7 +209,7 @@ def merge(tallies: Iterable[Tally]) -> Tally:
             largest = extremes((whole.top[k, : whole.top_count[k]], one.top[k, : one.top_count[k]]))
             whole.top[k, : largest.size] = largest
             whole.top_count[k] = largest.size
-    return whole if whole is first else whole.with_coarse(np.concatenate(coarse))
+    return whole if whole is first else replace(whole, **{name: np.concatenate(found) for name, found in parts.items()})
 
 
 def extremes(parts: Iterable[TimeArray]) -> TimeArray:

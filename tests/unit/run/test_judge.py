@@ -11,7 +11,7 @@ import pytest
 
 from testbed.report.record import BoundRecord, TenantRecord
 from testbed.run.judge import Observed, judge_tenant, run_verdict
-from testbed.scenario.model import PoissonArrivals, Promise, Reservation, Tenant
+from testbed.scenario.model import Misbehaviour, PoissonArrivals, Promise, Reservation, Tenant
 from testbed.telemetry.lag import replay
 from testbed.telemetry.match import Match
 from testbed.telemetry.samples import TenantSamples
@@ -107,6 +107,47 @@ def test_a_bound_is_held_against_the_percentile_that_it_was_made_for() -> None:
     between, below = (found.promised_s + found.p999_lower_s) / 2, 0.9 * found.promised_lower_s
     assert not judge_tenant(loose, [observed(often_late)], bound(between), valid=True).bound_broken
     assert judge_tenant(loose, [observed(often_late)], bound(below), valid=True).bound_broken
+
+
+def test_a_tenant_beyond_its_contract_is_still_owed_the_bound_that_counts_its_meter() -> None:
+    """Of a flood one packet in two is dropped, and no bound promises these anything; of what passes 1 % are late."""
+    flood = replace(TENANT, misbehaviour=Misbehaviour("flood", offered_bps=2 * RATE_BPS))
+
+    def dropping(rng: np.random.Generator, n: int) -> np.ndarray:
+        return np.where(rng.random(n) < 0.5, np.nan, often_late(rng, n))
+
+    seen = observed(dropping, gap_s=1e-4)
+    seen = replace(seen, meter_dropped=seen.queue_dropped, queue_dropped=0)
+    above, below = (judge_tenant(flood, [seen], bound(bound_s), valid=True) for bound_s in (0.2, 0.05))
+    assert (above.verdict, above.bound_broken, above.promised_lower_s) == ("EXCUSED", False, None)
+    assert (below.verdict, below.bound_broken) == ("EXCUSED", True)
+    assert below.held_lower_s == pytest.approx(0.1)
+
+
+def test_a_loss_that_no_meter_counted_is_nothing_that_a_bound_forgives() -> None:
+    """Of 1 % that are lost the meter counts 0.7 %: the rest is more than one in a thousand."""
+    seen = observed(often_lost, gap_s=1e-4)
+    lost = seen.queue_dropped
+    most = replace(seen, meter_dropped=lost - 3 * N // 1000, queue_dropped=0)
+    every = replace(seen, meter_dropped=lost, queue_dropped=0)
+    found = [judge_tenant(TENANT, [one], bound(1.0), valid=True) for one in (every, most)]
+    assert [row.verdict for row in found] == ["EXCUSED", "EXCUSED"]
+    assert [row.bound_broken for row in found] == [False, True]
+
+
+def test_where_a_model_is_relied_on_a_bound_speaks_of_all_packets_that_are_sent() -> None:
+    """Of what passes, a tenth, 0.5 % are late: 0.05 % of what is sent, too many where only the meter is relied on."""
+
+    def late(rng: np.random.Generator, n: int) -> np.ndarray:
+        found = np.where(rng.random(n) < 0.005, 0.1, 0.001)
+        return np.where(rng.random(n) < 0.9, np.nan, found)
+
+    seen = observed(late, gap_s=1e-4)
+    seen = replace(seen, meter_dropped=seen.queue_dropped, queue_dropped=0)
+    lawful = judge_tenant(TENANT, [seen], bound(0.05), valid=True)
+    flood = replace(TENANT, misbehaviour=Misbehaviour("flood", offered_bps=2 * RATE_BPS))
+    lawless = judge_tenant(flood, [seen], bound(0.05), valid=True)
+    assert (lawful.bound_broken, lawless.bound_broken) == (False, True)
 
 
 def test_windows_are_pooled_and_their_losses_added() -> None:

@@ -280,6 +280,18 @@ def test_a_bound_below_the_lower_limit_is_broken() -> None:
     assert judge_requests(TENANT, ASKED, [outcome()], small, SHAPER, seconds=200.0, valid=True).bound_broken
 
 
+def test_a_request_that_its_client_gave_up_breaks_no_bound_above_its_timeout() -> None:
+    """A tenth of them is never answered: they are known to have taken longer than the 300 ms of the timeout."""
+    seen = outcome()
+    status = seen.record.status.copy()
+    status[::10] = TIMEOUT
+    given_up = RequestOutcome(replace(seen.record, status=status), seen.match)
+    assert not np.isfinite(given_up.record.latency_s[::10]).any()
+    bounds = [bound_requests(TENANT, terms(), host_s=0.0).model_copy(update={"bound_s": s}) for s in (0.25, 0.35)]
+    rows = [judge_requests(TENANT, ASKED, [given_up], each, SHAPER, seconds=200.0, valid=True) for each in bounds]
+    assert [row.bound_broken for row in rows] == [True, False]
+
+
 def test_a_server_promises_what_all_but_its_paused_computations_take() -> None:
     seen = outcome()
     compute_s = np.random.default_rng(3).uniform(1e-3, 2e-3, len(seen.record.schedule))

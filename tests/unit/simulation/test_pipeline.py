@@ -20,7 +20,7 @@ from testbed.audit.folder import audit_run
 from testbed.audit.table import audit_table
 from testbed.errors import PreflightError, ScenarioError
 from testbed.report.html import write_report
-from testbed.report.record import RunRecord, read_record
+from testbed.report.record import RECORD_NAME, RunRecord, read_record
 from testbed.run.progress import Silent
 from testbed.scenario.loader import load
 from testbed.simulation.choices import Choices
@@ -223,6 +223,7 @@ def wait_for(folder: Path, pattern: str, process: subprocess.Popen[bytes]) -> No
 
 def test_a_simulation_that_is_killed_goes_on_where_it_was(tmp_path: Path) -> None:
     folder = tmp_path / "killed"
+    folder.mkdir()
     arguments = ["--packets", "400000", "--replications", "6", "--record-packets", "1000", "--no-page"]
     command = [*COMMAND, "simulate", str(DEMO), *arguments, "--resume", str(folder), "--json"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -246,3 +247,15 @@ def test_a_scenario_that_breaks_a_network_is_refused_before_there_is_a_folder(tm
     with pytest.raises(ScenarioError, match="found the faults cut, squeeze"):
         simulate_scenario(load(ROOT / "topologies" / "faults.yaml"), Options(out=tmp_path / "runs"), Silent())
     assert not (tmp_path / "runs").exists()
+
+
+def test_only_a_simulation_is_gone_on_with(tmp_path: Path) -> None:
+    with pytest.raises(PreflightError, match=r"typo: found no such folder"):
+        simulated(tmp_path, resume=tmp_path / "typo")
+    assert not any(tmp_path.iterdir())
+    folder = simulated(tmp_path)
+    network_run = (folder / RECORD_NAME).read_text(encoding="utf-8").replace('"simulation"', '"network"')
+    (folder / RECORD_NAME).write_text(network_run, encoding="utf-8")
+    with pytest.raises(PreflightError, match="found a run of the kind network"):
+        simulated(tmp_path, resume=folder)
+    assert (folder / RECORD_NAME).read_text(encoding="utf-8") == network_run

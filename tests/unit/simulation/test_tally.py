@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 
 from testbed.simulation.clock import PS_PER_S
-from testbed.simulation.estimate import design_effect, quantile
+from testbed.simulation.estimate import beyond, design_effect, quantile
 from testbed.simulation.tally import (
     BATCHES,
     COARSE_BINS,
     EXTREMES,
     FINE_BINS,
+    METER,
+    QUEUE,
     Tally,
     coarse_edges_ps,
     fine_edges_ps,
@@ -162,3 +164,44 @@ def test_the_design_effect_is_the_scatter_of_parts_over_that_of_coins() -> None:
 
 def test_too_few_slow_packets_say_nothing() -> None:
     assert design_effect(tally_of(lognormal(500)), 0) is None
+
+
+def lossy() -> Tally:
+    """Two tenants' windows: of the first 100 in time, 3 lost in a queue, 20 dropped by its meter."""
+    tally = Tally.of([None, None])
+    tally.deliver(delivered(np.full(100, 1e9)), BATCH_PS)
+    tally.lose(delivered(np.zeros(3)), BATCH_PS, QUEUE)
+    tally.lose(delivered(np.zeros(20)), BATCH_PS, METER)
+    return tally
+
+
+@pytest.mark.parametrize(("sent", "n", "in_time"), [(True, 123, 120), (False, 103, 100)])
+def test_without_what_its_meter_dropped_a_tenant_has_lost_the_rest(sent: bool, n: int, in_time: int) -> None:
+    tally = merge([lossy(), lossy()])
+    own = tally.unmetered(0, sent=sent)
+    assert (own.n[0], own.fine[0].sum(), own.lost[0, METER], own.lost[0, QUEUE]) == (2 * n, 2 * in_time, 0, 6)
+    assert own.coarse.sum() == 2 * n
+    assert own.coarse[:, 0, -1].sum() == 6
+    assert (tally.n[0], tally.lost[0, METER], tally.coarse[:, 0, -1].sum()) == (246, 40, 46)
+
+
+def test_what_meters_dropped_is_kept_by_part_of_the_window_on_disk(tmp_path: Path) -> None:
+    tally = lossy()
+    tally.save(tmp_path / "tally.npz")
+    found = Tally.load(tmp_path / "tally.npz").metered
+    assert found.tolist() == tally.metered.tolist()
+    assert found[:, 0].sum() == 20
+    assert np.count_nonzero(found[:, 0]) > 10
+
+
+@pytest.mark.parametrize("n", [100, 50_000])
+def test_packets_beyond_a_latency_are_counted_with_those_that_never_arrived(n: int) -> None:
+    latency = lognormal(n)
+    tally = tally_of(latency)
+    tally.lose(delivered(np.zeros(5)), BATCH_PS, QUEUE)
+    for level in (0.3, 0.9, 0.999):
+        limit_s = float(np.quantile(latency, level)) / PS_PER_S
+        exact = int(np.count_nonzero(latency > limit_s * PS_PER_S)) + 5
+        found = beyond(tally, 0, limit_s)
+        assert found <= exact
+        assert found == (exact if exact < EXTREMES else pytest.approx(exact, rel=0.01))
