@@ -76,8 +76,26 @@ def sweep(  # noqa: PLR0917 - options of a command line
     else:
         console = Console()
         (console if console.is_terminal else Console(width=_PLAIN_WIDTH)).print(_table(file, rows))
+        for why, places in _unbound(rows).items():
+            typer.echo(f"no bound: {', '.join(places)}: {why}")
     if len(rows) < len(points(axes)):
         raise typer.Exit(Exit.INTERRUPTED)
+
+
+def _unbound(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
+    """Tenants that reserve and have no bound, with the point where all that is so of some only, by why."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for row in rows:
+        where = ", ".join(f"{key}={value}" for key, value in row["settings"].items())
+        for tenant in row["tenants"]:
+            if tenant["unbound"]:
+                found.setdefault(tenant["unbound"], {}).setdefault(tenant["name"], []).append(where)
+    return {
+        why: [
+            name if len(places) == len(rows) else f"{name} at {'; '.join(places)}" for name, places in tenants.items()
+        ]
+        for why, tenants in found.items()
+    }
 
 
 def _table(file: Path, rows: list[dict[str, Any]]) -> Table:
@@ -96,6 +114,7 @@ def _table(file: Path, rows: list[dict[str, Any]]) -> Table:
                 f"{milliseconds(low)} .. {milliseconds(high)}",
                 f"{tenant['n']:,}",
                 f"{tenant['lost']:,}",
-                f"[{STYLES[tenant['verdict']]}]{tenant['verdict']}[/]",
+                f"[{STYLES[tenant['verdict']]}]{tenant['verdict']}[/]"
+                + " [bold white on red]BOUND BROKEN[/]" * tenant["bound_broken"],
             )
     return table

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -100,11 +101,23 @@ def vary_scenario(scenario: Scenario, settings: Settings) -> Scenario:
     Raises:
         ScenarioError: Not a positive number.
     """
-    load = dict(settings).get("load")
-    if load is None:
+    factor = load_of(settings)
+    if factor == 1:
         return scenario
-    factor = _number("load", load, above=0.0)
     return replace(scenario, tenants=tuple(_faster(tenant, factor) for tenant in scenario.tenants))
+
+
+def load_of(settings: Settings) -> float:
+    """By how much the settings compress the time of all arrivals; 1 where they do not say.
+
+    Raises:
+        ScenarioError: Not a positive number.
+    """
+    load = dict(settings).get("load", "1")
+    factor = _number("load", load)
+    if factor == 0:
+        raise ScenarioError(f"grid: found load={load}, expected a number above 0")
+    return factor
 
 
 def vary_choices(choices: Choices, settings: Settings) -> Choices:
@@ -167,13 +180,14 @@ def _replace(document: Any, key: str, value: Any, file: Path) -> None:
     place[last] = value  # type: ignore[index]
 
 
-def _number(key: str, text: str, *, above: float = -1.0, most: float = float("inf")) -> float:
+def _number(key: str, text: str, *, most: float = float("inf")) -> float:
     try:
         value = float(text)
     except ValueError:
         value = float("nan")
-    if not above < value <= most:
-        raise ScenarioError(f"grid: found {key}={text}, expected a number above {above:g} and at most {most:g}")
+    if not (0 <= value <= most and math.isfinite(value)):
+        expected = "a number of at least 0" if math.isinf(most) else f"a number from 0 to {most:g}"
+        raise ScenarioError(f"grid: found {key}={text}, expected {expected}")
     return value
 
 

@@ -20,7 +20,7 @@ from testbed.run.progress import Progress, Step
 from testbed.scenario.loader import load
 from testbed.scenario.model import Scenario
 from testbed.simulation.choices import Choices
-from testbed.simulation.grid import Axis, Settings, points, vary_choices, vary_file, vary_scenario
+from testbed.simulation.grid import Axis, Settings, load_of, points, vary_choices, vary_file, vary_scenario
 from testbed.simulation.known import known
 from testbed.simulation.pipeline import Options, simulate_scenario
 from testbed.simulation.windows import make_folder
@@ -41,6 +41,8 @@ COLUMNS = (
     "ideal_p999_s",
     "bound_s",
     "bound_method",
+    "bound_broken",
+    "unbound",
     "deadline_s",
     "epsilon",
     "verdict",
@@ -79,7 +81,7 @@ class Point:
         own = self.options
         measured = None if own.measured is None else _sha256((own.measured / RECORD_NAME).read_bytes())
         shape = (own.packets, own.replications, own.recorded_packets, own.choices, measured)
-        return _sha256(repr((testbed.__version__, self.settings, self.text, shape)).encode())
+        return _sha256(repr((COLUMNS, testbed.__version__, self.settings, self.text, shape)).encode())
 
 
 @dataclass(frozen=True)
@@ -172,6 +174,8 @@ def _carry_out(missing: Sequence[Point], options: SweepOptions, step: Step) -> A
 
 def _point(file: Path, number: int, settings: Settings, options: SweepOptions) -> Point:
     folder = options.out / f"point-{number}"
+    # Refused before there is a folder, as the other settings are.
+    load_of(settings)
     own = Options(
         out=folder,
         packets=options.packets,

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 import testbed
+from testbed.cli.app import app
 from testbed.errors import PreflightError, ScenarioError
 from testbed.report.record import RECORD_NAME, read_record
 from testbed.run.progress import Silent
@@ -70,11 +72,34 @@ def test_a_path_that_leads_nowhere_is_refused(key: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("scheduler", "magic"), ("loss", "2"), ("correlation", "-1.5"), ("excess-ms", "much")]
+    ("key", "value"),
+    [
+        ("scheduler", "magic"),
+        ("loss", "2"),
+        ("loss", "-0.1"),
+        ("correlation", "-0.5"),
+        ("correlation", "1.1"),
+        ("correlation", "nan"),
+        ("excess-ms", "much"),
+        ("excess-ms", "-0.5"),
+        ("excess-ms", "inf"),
+    ],
 )
 def test_a_value_that_makes_no_sense_is_refused(key: str, value: str) -> None:
     with pytest.raises(ScenarioError, match=key):
         vary_choices(Choices(), ((key, value),))
+
+
+@pytest.mark.parametrize("value", ["0", "-0.5", "inf", "nan", "heavy"])
+def test_a_load_that_makes_no_sense_is_refused(value: str) -> None:
+    with pytest.raises(ScenarioError, match="load"):
+        vary_scenario(load(DEMO), (("load", value),))
+
+
+def test_a_setting_that_makes_no_sense_leaves_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(ScenarioError, match="load"):
+        sweep(DEMO, [Axis("load", ("0.5", "0"))], SweepOptions(out=tmp_path / "sweep", packets=4000), Silent())
+    assert not (tmp_path / "sweep").exists()
 
 
 def test_choices_of_a_point_override_those_of_the_sweep() -> None:
@@ -92,6 +117,22 @@ def test_rows_say_of_each_tenant_what_a_run_says(tmp_path: Path) -> None:
             assert set(tenant) == set(COLUMNS)
             assert tenant["p999_s"] == recorded.p999_s
     assert json.loads((tmp_path / "sweep.json").read_text())["rows"] == rows
+
+
+def test_a_sweep_shows_broken_bounds_and_says_who_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = swept(tmp_path / "sweep")
+    rows[0]["tenants"][0]["bound_broken"] = True
+    for row in rows:
+        row["tenants"][1]["unbound"] = "a queue"
+    rows[1]["tenants"][0]["unbound"] = "a meter"
+    monkeypatch.setattr("testbed.cli.sweep.sweep_grid", lambda *_: rows)
+    grid = [argument for axis in AXES for argument in ("--grid", f"{axis.key}={','.join(axis.values)}")]
+    said = CliRunner().invoke(app, ["sweep", str(DEMO), *grid, "--out", str(tmp_path / "sweep")]).stdout
+    assert said.count("BOUND BROKEN") == 1
+    name, other = (tenant["name"] for tenant in rows[0]["tenants"][:2])
+    assert f"no bound: {other}: a queue" in said
+    settings = ", ".join(f"{key}={value}" for key, value in rows[1]["settings"].items())
+    assert f"no bound: {name} at {settings}: a meter" in said
 
 
 def test_the_number_of_workers_changes_no_row(tmp_path: Path) -> None:
