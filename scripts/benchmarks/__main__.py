@@ -16,15 +16,20 @@ from rich.table import Table
 
 from benchmarks.figures import Figure, Goal
 from testbed import __version__
+from testbed.errors import TestbedError
 
-_SUPPORT = {"blame", "figures", "inference_lab", "inference_wire", "loads", "peers", "repeats", "__main__"}
+_SUPPORT = {"blame", "figures", "inference_lab", "inference_wire", "loads", "peers", "repeats", "simulated", "__main__"}
+
+
+def names_of() -> list[str]:
+    """Names of the benchmarks."""
+    package = importlib.import_module("benchmarks")
+    return sorted(entry.name for entry in pkgutil.iter_modules(package.__path__) if entry.name not in _SUPPORT)
 
 
 def subjects() -> dict[str, str]:
-    """Names of the benchmarks, each with its first line of documentation."""
-    package = importlib.import_module("benchmarks")
-    names = sorted(entry.name for entry in pkgutil.iter_modules(package.__path__) if entry.name not in _SUPPORT)
-    return {name: (importlib.import_module(f"benchmarks.{name}").__doc__ or "").split("\n")[0] for name in names}
+    """The same, each with its first line of documentation."""
+    return {name: (importlib.import_module(f"benchmarks.{name}").__doc__ or "").split("\n")[0] for name in names_of()}
 
 
 def main(arguments: list[str]) -> int:
@@ -33,9 +38,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("name", nargs="?", help="what to measure; none: list the names")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the rows to FILE as well")
     options, rest = parser.parse_known_args(arguments)
-    names = subjects()
+    names = names_of()
     if options.name is None:
-        for name, about in names.items():
+        for name, about in subjects().items():
             print(f"{name:12} {about}")
         return 0
     if options.name not in names:
@@ -45,7 +50,11 @@ def main(arguments: list[str]) -> int:
     own = argparse.ArgumentParser(prog=f"scripts/bench {options.name}", description=module.__doc__)
     if hasattr(module, "add_options"):
         module.add_options(own)
-    figures = list(_announced(module.measure(own.parse_args(rest))))
+    try:
+        figures = list(_announced(module.measure(own.parse_args(rest))))
+    except TestbedError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 2
     Console().print(_table(options.name, figures))
     if options.json is not None:
         options.json.write_text(json.dumps(_document(options.name, figures), indent=1) + "\n")

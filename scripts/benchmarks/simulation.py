@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from scipy.optimize import brentq
 from benchmarks.figures import Figure, at_least, at_most
 from benchmarks.simulated import BITS, HOPS, LINK_BPS, LOAD, equal_tenants
 from testbed.audit.quantile import quantiles
+from testbed.errors import PreflightError
 from testbed.management.admission import Rule
 from testbed.report.record import read_record
 from testbed.run.progress import Silent
@@ -34,6 +36,7 @@ from testbed.simulation.clock import PS_PER_S
 from testbed.simulation.domain import Server
 from testbed.simulation.experiments.isolation import IsolationOptions, isolation
 from testbed.simulation.experiments.overload import OverloadOptions, overload
+from testbed.simulation.experiments.workload import Workload, reservation, smallest_burst_bits
 from testbed.simulation.fifo import Bucket, FifoLink, Passed
 from testbed.simulation.link import Reserved, priority_link, reserved_link, weighted_link
 from testbed.simulation.meter import Meter, Policy
@@ -48,6 +51,7 @@ from tests.unit.simulation.references import wave_of
 NS = 1000
 CROWD = 1000
 QUEUED = 1000
+CONTRACTS = (1.1, 1.25, 1.5, 2.0)
 
 _NS3_SOURCE = Path(__file__).with_name("tandem_ns3.cc")
 _NS3_HEADER = Path("/usr/include/ns3/point-to-point-module.h")
@@ -71,12 +75,17 @@ def measure(options: argparse.Namespace) -> Iterator[Figure]:
         "memory": _memory,
         "crowd": _crowd,
         "overload": _overload,
+        "contract": _contract,
         "isolation": _isolation,
         "network": _network,
     }
-    for name, group in groups.items():
-        if options.only in name:
-            yield from group(options)
+    chosen = {name: group for name, group in groups.items() if options.only in name}
+    if not chosen:
+        raise PreflightError(f"--only: found {options.only}, expected a part of one of {', '.join(groups)}")
+    if set(chosen) == {"network"} and options.run is None:
+        raise PreflightError("--only network: found no --run, expected the folder of a run; name one on the network")
+    for group in chosen.values():
+        yield from group(options)
 
 
 def _exactness(options: argparse.Namespace) -> Iterator[Figure]:
@@ -267,6 +276,20 @@ def _overload(options: argparse.Namespace) -> Iterator[Figure]:
     late = max((found[load, Rule.NONE] for load in asked.loads if load > 1), key=lambda point: point.compliance)
     note = f"best of the loads above 1, at {late.value:g}"
     yield at_most("in time without control", 100 * late.compliance, 100 * (1 - asked.workload.epsilon), "%", note=note)
+
+
+def _contract(_: argparse.Namespace) -> Iterator[Figure]:
+    """How the ratio of the rules depends on what tenants declare, and on how bursty they are."""
+    bursty = Workload()
+    smoother = replace(bursty, arrivals=replace(bursty.arrivals, peak_bps=5e6, mean_off_s=7.5e-3))
+    for name, workload in (("on a tenth of the time", bursty), ("on two fifths", smoother)):
+        for factor in CONTRACTS:
+            asked = replace(workload, contract_factor=factor)
+            burst_bits = smallest_burst_bits(asked)
+            rates = [reservation(rule, asked, burst_bits).rate_bps for rule in (Rule.DETERMINISTIC, Rule.STOCHASTIC)]
+            note = f"burst {burst_bits / 1e6:.3f} Mbit; {rates[0] / 1e6:.2f} and {rates[1] / 1e6:.2f} Mbit/s"
+            what = f"contract of {factor} times the mean, {name}: deterministic over stochastic rate"
+            yield Figure(what, rates[0] / rates[1], note=note)
 
 
 def _isolation(options: argparse.Namespace) -> Iterator[Figure]:
