@@ -11,6 +11,7 @@ import pytest
 from testbed.management.queues import Calls, queues_hold
 from testbed.report.record import BoundPart, BoundRecord
 from testbed.scenario import guardrails
+from testbed.scenario.loader import load
 from testbed.scenario.model import (
     FULL_FRAME_BITS,
     DrawnSize,
@@ -108,3 +109,18 @@ def test_a_trace_of_small_packets_gets_a_queue_of_as_many(trace: TraceArrivals) 
     assert queues_hold(tenant, bound(9.0), [0.01], host_s=0.01)
     full = replace(tenant, reservation=Reservation(rate_bps, meter_bps, burst, as_full))
     assert not queues_hold(full, bound(9.0), [0.01], host_s=0.01)
+
+
+def test_a_file_that_leaves_the_queue_out_gets_one_for_the_small_packets_of_its_trace(trace: TraceArrivals) -> None:
+    arrivals = f"{{model: trace, file: {trace.path.name}, format: packets, size: 1250 B}}"
+    file = trace.path.parent / "traced.yaml"
+    file.write_text(
+        "name: n\ndomains: [{name: a, link-rate: 9 Mbit/s, compute: true}]\n"
+        f"tenants: [{{name: t, arrivals: {arrivals}, reservation: {{rate: 2 Mbit/s}}}}]\n",
+        encoding="utf-8",
+    )
+    bought = load(file).tenants[0].reservation
+    assert bought is not None
+    bucket = bought.meter_rate_bps, bought.burst_bits
+    waiting = guardrails.queue_bits(bought.burst_bits, bought.rate_bps)
+    assert bought.queue_bits // trace.size_bits >= guardrails.most_packets(trace, waiting, bucket=bucket)
