@@ -63,9 +63,8 @@ def observe(tenant: Tenant, item: Measured) -> Observed:
     """One tenant of one window, replayed through its ideal server."""
     match = item.window.matches[tenant.name]
     replay, terms = None, item.terms.get(tenant.name)
-    kept = outside(item.window.faults, tenant, match.samples.intended_s)
     if terms is not None and terms.latencies_s:
-        replay = terms.replay(match.samples, kept)
+        replay = terms.replay(match.samples)
     grown = [item.window.grown(domain, tenant.name) for domain in match.samples.domains]
     return Observed(
         match=match,
@@ -73,7 +72,7 @@ def observe(tenant: Tenant, item: Measured) -> Observed:
         meter_dropped=sum(counted.meter_dropped for counted in grown),
         queue_dropped=sum(counted.queue_dropped for counted in grown),
         window_s=item.window.duration_s,
-        outside=kept,
+        outside=outside(item.window.faults, tenant, match.samples.intended_s),
     )
 
 

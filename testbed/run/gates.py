@@ -95,9 +95,9 @@ def _tenant_gates(tenant: Tenant, window: Window, terms: Mapping[str, Terms], sl
     if tenant.reservation is None or tenant.promise is None or not tenant.keeps_its_law:
         return gates
     own, epsilon = terms[tenant.name], tenant.promise.epsilon
+    replayed = own.replay(samples)
     # What a fault was to do to a tenant is not the host's doing; all else must be as without it.
     kept = outside(window.faults, tenant, samples.intended_s)
-    replayed = own.replay(samples, kept)
     samples, replayed = samples.take(kept), replayed.take(kept)
     return [
         *gates,
@@ -110,7 +110,7 @@ def _tenant_gates(tenant: Tenant, window: Window, terms: Mapping[str, Terms], sl
         fidelity.host_allowance(
             tenant.name, samples, replayed, queues_s=own.queues_s, host_s=own.host_s, share=HOST_RISK * epsilon
         ),
-        fidelity.idle_path(tenant.name, own.idle_course_s(samples, replayed), own.queues_s - own.links_s),
+        fidelity.idle_path(tenant.name, own.idle_path_s, own.queues_s - own.links_s),
         fidelity.replay(
             tenant.name,
             samples,

@@ -56,8 +56,7 @@ def judge_requests(
     """
     beyond = _nonconforming(tenant, outcomes)
     # A queue is fed by every request, also by those that are not judged.
-    untouched = [None] * len(outcomes) if outside is None else outside
-    ideals = [ideal_network_s(o, shaper, idle_s, u) for o, u in zip(outcomes, untouched, strict=True)] if shaper else []
+    ideals = [ideal_network_s(outcome, shaper, idle_s) for outcome in outcomes] if shaper else []
     everyone = sum(int(outcome.record.attempted.sum()) for outcome in outcomes)
     behind = [_behind(outcome, shaper, latencies_s) for outcome in outcomes]
     if outside is not None:

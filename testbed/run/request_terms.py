@@ -24,7 +24,6 @@ from testbed.run.window import Shaper
 from testbed.scenario.model import Scenario, Tenant
 from testbed.telemetry import idle_path
 from testbed.telemetry.fidelity import LATENESS_MAX_S, Gate, lateness, percentile, quantile
-from testbed.telemetry.fidelity import idle_path as idle_path_gate
 from testbed.telemetry.lag import fifo
 from testbed.traffic.request_demand import demand
 from testbed.traffic.request_makers import maker_of
@@ -133,9 +132,7 @@ def host_lateness(outcome: RequestOutcome, terms: RequestTerms) -> FloatArray:
     return np.asarray(record.latency_s - wait_s - sum(service.latency_s for service in path.services))
 
 
-def ideal_network_s(
-    outcome: RequestOutcome, shaper: Shaper, idle_s: FloatArray | None = None, untouched: BoolArray | None = None
-) -> FloatArray:
+def ideal_network_s(outcome: RequestOutcome, shaper: Shaper, idle_s: FloatArray | None = None) -> FloatArray:
     """Network part of each request sent, in an ideal queue of the rate and burst read back; NaN otherwise; [n].
 
     Fed its own calls at their intended times, each as large on the wire as the messages of the window were on average.
@@ -145,33 +142,14 @@ def ideal_network_s(
     Args:
         outcome: The window.
         shaper: The queue.
-        idle_s: What the path took of requests of the warm-up that waited for nobody, [k]: see `idle_path_s`; None for a
-            path that takes nothing.
-        untouched: Which requests may tell what it takes in the window, [n]; None for all.
+        idle_s: What the path takes of a request, queue or no queue, [k]: see `idle_path_s`.
     """
     sent, wait_s, own_s = _ideal_parts_s(outcome, shaper)
     found = np.full(sent.size, np.nan)
-    found[sent] = np.maximum(0.0, wait_s + own_s)
-    if idle_s is not None:
-        beyond_s = _beyond_s(outcome, sent, own_s, untouched)
-        found[sent] += idle_path.followed_s(idle_s, beyond_s, wait_s, outcome.record.schedule.time_s[sent])
+    found[sent] = np.maximum(0.0, wait_s + own_s) + idle_path.drawn_s(
+        idle_path.NONE if idle_s is None else idle_s, wait_s.size
+    )
     return found
-
-
-def idle_course_s(
-    outcome: RequestOutcome, shaper: Shaper, idle_s: FloatArray, untouched: BoolArray | None = None
-) -> FloatArray:
-    """What the idle path took of requests in the course of a window: see `testbed.telemetry.idle_path.course_s`.
-
-    Args:
-        outcome: As for `ideal_network_s`.
-        shaper: As for `ideal_network_s`.
-        idle_s: As for `ideal_network_s`.
-        untouched: As for `ideal_network_s`.
-    """
-    sent, wait_s, own_s = _ideal_parts_s(outcome, shaper)
-    beyond_s = _beyond_s(outcome, sent, own_s, untouched)
-    return idle_path.course_s(idle_s, beyond_s, wait_s, outcome.record.schedule.time_s[sent])
 
 
 def idle_path_s(outcome: RequestOutcome, shaper: Shaper) -> FloatArray:
@@ -180,7 +158,8 @@ def idle_path_s(outcome: RequestOutcome, shaper: Shaper) -> FloatArray:
     That is the sender, two TCP stacks, every switch and every link once: see `testbed.telemetry.idle_path`.
     """
     sent, wait_s, own_s = _ideal_parts_s(outcome, shaper)
-    return idle_path.law_s(_beyond_s(outcome, sent, own_s), wait_s)
+    beyond_s = outcome.match.samples.network_out_s[sent] - np.maximum(0.0, own_s)
+    return idle_path.law_s(beyond_s, wait_s)
 
 
 def idle_ends_s(outcome: RequestOutcome, shaper: Shaper) -> float:
@@ -227,8 +206,7 @@ def request_gates(
     beyond, answered = int(np.count_nonzero(late_s > granted.host_s)), int(np.count_nonzero(np.isfinite(late_s)))
     level = 1.0 - tenant.promise.epsilon
     both = np.isfinite(samples.network_out_s)
-    ideal = ideal_network_s(outcome, shaper, granted.idle_path_s, kept)[kept]
-    course_s = idle_course_s(outcome, shaper, granted.idle_path_s, kept) - granted.ends_s
+    ideal = ideal_network_s(outcome, shaper, granted.idle_path_s)[kept]
     both &= np.isfinite(ideal)
     measured_s, ideal_s = quantile(samples.network_out_s[both], level), quantile(ideal[both], level)
     return [
@@ -246,7 +224,13 @@ def request_gates(
             "what passed of a request of the warm-up that waited for nobody until its first byte was in the network",
             "s",
         ),
-        idle_path_gate(name, course_s, granted.declared_s),
+        Gate.at_most(
+            f"idle path, {name}",
+            granted.idle_s - granted.ends_s,
+            granted.declared_s,
+            "what it then took beyond its own transmission, against what the domains declare without their host",
+            "s",
+        ),
         Gate.at_most(
             f"replay, {name}",
             abs(measured_s - ideal_s),
@@ -268,14 +252,6 @@ def _ideal_parts_s(outcome: RequestOutcome, shaper: Shaper) -> tuple[BoolArray, 
     wait_s = _wait_s(outcome.record.schedule.time_s[sent], bits / shaper.rate_bps)
     before_last_bits = np.maximum(0.0, bits - outcome.match.last_bits[sent])
     return sent, wait_s, (before_last_bits - shaper.burst_bits) / shaper.rate_bps
-
-
-def _beyond_s(
-    outcome: RequestOutcome, sent: BoolArray, own_s: FloatArray, untouched: BoolArray | None = None
-) -> FloatArray:
-    """What each request sent took beyond its own transmission, NaN where touched or not seen, [those]."""
-    beyond_s = outcome.match.samples.network_out_s[sent] - np.maximum(0.0, own_s)
-    return beyond_s if untouched is None else np.where(untouched[sent], beyond_s, np.nan)
 
 
 def _wire_bits(outcome: RequestOutcome) -> tuple[BoolArray, FloatArray]:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from testbed.run.reservations import Reservations
 from testbed.run.window import Shaper
 from testbed.scenario.model import Scenario
-from testbed.telemetry import idle_path
-from testbed.telemetry.lag import beyond_queues_s, replay
-from testbed.telemetry.samples import BoolArray, FloatArray, Replay, TenantSamples
+from testbed.telemetry.idle_path import NONE
+from testbed.telemetry.lag import replay
+from testbed.telemetry.samples import FloatArray, Replay, TenantSamples
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,7 @@ class Terms:
         queues_s: Latency of all queues and links of the path together, without anything for the host.
         links_s: Propagation delay of all links of the path together, part of `queues_s`.
         host_s: What the host may add on the whole path.
-        idle_path_s: What packets of the warm-up took of an idle path, links not counted, [k]: see
-            `testbed.telemetry.idle_path`. None where nothing is known of it.
+        idle_path_s: What packets took of an idle path, links not counted, [k]: see `testbed.telemetry.idle_path`.
     """
 
     shaper: Shaper
@@ -33,10 +32,10 @@ class Terms:
     queues_s: float
     links_s: float
     host_s: float
-    idle_path_s: FloatArray | None
+    idle_path_s: FloatArray
 
-    def replay(self, samples: TenantSamples, untouched: BoolArray | None = None) -> Replay:
-        """The tenant's packets in the ideal servers of its path; those untouched by faults tell what it takes."""
+    def replay(self, samples: TenantSamples) -> Replay:
+        """The tenant's packets in the ideal servers of its path."""
         return replay(
             samples,
             self.shaper.rate_bps,
@@ -44,14 +43,7 @@ class Terms:
             burst_bits=self.shaper.burst_bits,
             links_s=self.links_s,
             idle_path_s=self.idle_path_s,
-            untouched=untouched,
         )
-
-    def idle_course_s(self, samples: TenantSamples, replayed: Replay) -> FloatArray:
-        """What the idle path took of packets in the course of a window: see `testbed.telemetry.idle_path.course_s`."""
-        warm_up = idle_path.NONE if self.idle_path_s is None else self.idle_path_s
-        beyond_s = beyond_queues_s(samples, self.links_s)
-        return idle_path.course_s(warm_up, beyond_s, replayed.ideal_s, samples.intended_s)
 
 
 def terms_of(
@@ -72,6 +64,6 @@ def terms_of(
                 queues_s=sum(e.latency_s - e.guardrails.host_allowance_s for e in envelopes),
                 links_s=sum(domain.link_delay_s for domain in reservations.scenario.path(tenant)),
                 host_s=host_s,
-                idle_path_s=idle_path_s.get(tenant.name),
+                idle_path_s=idle_path_s.get(tenant.name, NONE),
             )
     return found

@@ -71,8 +71,7 @@ def replay(
     *,
     burst_bits: float = 0.0,
     links_s: float = 0.0,
-    idle_path_s: FloatArray | None = None,
-    untouched: BoolArray | None = None,
+    idle_path_s: FloatArray = idle_path.NONE,
 ) -> Replay:
     """Replays a tenant's window through ideal servers, one for the whole path and one for each domain.
 
@@ -86,9 +85,7 @@ def replay(
         latency_s: Declared latency T of each domain, [D].
         burst_bits: Burst of the tenant's slowest queue, as read back: what it sends at once after a pause.
         links_s: Propagation delay of all links of the path together.
-        idle_path_s: What the path took of packets of the warm-up that waited for nobody, links not counted, [k]; None
-            for a path that takes nothing.
-        untouched: Which packets may tell what it takes in the window, [n]; None for all.
+        idle_path_s: What the path takes of packets that wait for nobody, links not counted, [k].
     """
     if len(latency_s) != len(samples.domains):
         raise ValueError(f"{len(samples.domains)} domains, found {len(latency_s)} declared latencies")
@@ -101,28 +98,17 @@ def replay(
         lag[crossed, d] = lag_s(leave[crossed], server.start_s, latency)
         excess[crossed, d] = lingering_s(lag[crossed, d], server.idle_s)
     served = np.isfinite(samples.border_s[:, 0]) & np.isfinite(samples.border_s[:, 1])
-    wait_s = ideal_wait_s(samples.border_s[:, 0], samples.size_bits, rate_bps, served)
-    idle_s = np.zeros(len(samples))
-    if idle_path_s is not None:
-        beyond_s = beyond_queues_s(samples, links_s, untouched)
-        idle_s = idle_path.followed_s(idle_path_s, beyond_s, wait_s, samples.intended_s)
     return Replay(
         rate_bps=rate_bps,
         latency_s=tuple(latency_s),
         credit_s=burst_bits / rate_bps,
-        ideal_s=wait_s,
+        ideal_s=ideal_wait_s(samples.border_s[:, 0], samples.size_bits, rate_bps, served),
         ideal_intended_s=ideal_wait_s(samples.intended_s, samples.size_bits, rate_bps, served),
         lag_s=lag,
         excess_s=excess,
-        idle_s=idle_s,
+        idle_s=idle_path.drawn_s(idle_path_s, len(samples)),
         links_s=links_s,
     )
-
-
-def beyond_queues_s(samples: TenantSamples, links_s: float, untouched: BoolArray | None = None) -> FloatArray:
-    """What a path took of each packet beyond its links, waits included; NaN where touched or not delivered; [n]."""
-    beyond_s = samples.network_s - links_s
-    return beyond_s if untouched is None else np.where(untouched, beyond_s, np.nan)
 
 
 def ideal_wait_s(

@@ -209,7 +209,7 @@ def test_an_ideal_has_the_whole_law_of_an_idle_path_without_the_hosts_pauses() -
         for network_s in (
             seen.match.samples.network_out_s,
             ideal_network_s(seen, SHAPER, path_s),
-            ideal_network_s(seen, SHAPER) + np.median(path_s),
+            ideal_network_s(seen, SHAPER, np.array([np.median(path_s)])),
         )
     )
     assert law_s == pytest.approx(measured_s, rel=0.05)
@@ -317,7 +317,7 @@ def test_of_a_warm_up_that_answered_too_little_half_as_much_again_as_the_longest
     ("late_s", "idle_s", "closed"),
     [
         (0.0, 0.0, set()),
-        (0.05, 0.0, {"host allowance, alpha", "idle path, alpha"}),
+        (0.05, 0.0, {"host allowance, alpha", "replay, alpha"}),
         (0.0015, 0.0015, set()),
         (0.004, 0.004, {"idle path, alpha"}),
     ],
@@ -331,13 +331,6 @@ def test_of_a_warm_up_that_answered_too_little_half_as_much_again_as_the_longest
 def test_gates_close_on_a_host_that_holds_requests_up(late_s: float, idle_s: float, closed: set[str]) -> None:
     gates = request_gates(TENANT, outcome(late_s=late_s), Granted(terms(), 0.01, np.array([idle_s])), SHAPER)
     assert {gate.name for gate in gates if not gate.ok} == closed
-
-
-def test_a_gate_closes_on_a_queue_slower_than_it_was_read_back_to() -> None:
-    for faster, closed in ((1.0, set()), (1.08, {"replay, alpha"})):
-        said = replace(SHAPER, rate_bps=faster * SHAPER.rate_bps)
-        gates = request_gates(TENANT, outcome(), Granted(terms(), 0.01, np.zeros(1)), said)
-        assert {gate.name for gate in gates if not gate.ok} == closed
 
 
 def test_a_gate_closes_on_a_sender_that_is_slow_even_when_it_is_idle() -> None:
@@ -362,7 +355,7 @@ def test_requests_that_a_fault_was_to_touch_are_counted_apart_and_judged_by_noth
     )
     broken = RequestOutcome(record, replace(ideal.match, samples=samples))
     granted = Granted(terms(), 0.01, np.zeros(1))
-    late = {"host allowance, alpha", "idle path, alpha"}
+    late = {"host allowance, alpha", "replay, alpha"}
     for outside, missed, closed in ((~touched, 0, set()), (None, int(touched.sum()), late)):
         told = None if outside is None else [outside]
         row = judge_requests(TENANT, ASKED, [broken], None, SHAPER, seconds=200.0, valid=True, outside=told)
