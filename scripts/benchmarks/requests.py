@@ -40,6 +40,7 @@ _SCENARIO = """
 name: requests-{name}
 seed: {seed}
 warm-up: {warm_up:g} s
+cool-down: {warm_up:g} s
 duration: {seconds:g} s
 allow-zero-delay: true
 domains:
@@ -151,7 +152,7 @@ def _poisson(load: float, run: dict[str, Any]) -> Iterator[Figure]:
         f"idle path at load {load:g}",
         idle_s * 1e3,
         "ms",
-        note="median of the warm-up; its law is in every ideal",
+        note="median of the warm-up or the cool-down; their law is in every ideal",
     )
     lower_s, measured_s = tenant["promised_lower_s"], tenant["p999_s"]
     beside = f"bound {bound_s * 1e3:.1f} ms ({tenant['bound_method']}), measured {measured_s * 1e3:.1f} ms"

@@ -57,6 +57,7 @@ def scenario_of(sold: Market, decisions: Sequence[Decision], *, workers: int) ->
         seed=sold.seed,
         warmup_s=sold.warmup_s,
         duration_s=sold.duration_s,
+        cooldown_s=sold.cooldown_s,
         datapath=sold.datapath,
         allow_zero_delay=sold.allow_zero_delay,
         source=sold.source,

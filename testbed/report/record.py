@@ -142,7 +142,8 @@ class RequestsRecord(_Part):
         reordered: Requests that HTTP/2 let overtake others.
         network_s: p50, p99 and p99.9 of the network part: from the intended time to the compute host.
         ideal_network_s: The same of an ideal queue fed the tenant's own calls, with what an idle path takes.
-        idle_s: What a request of the warm-up that waited for nobody took beyond its own transmission, in the median.
+        idle_s: What a request of the warm-up (or of a cool-down, if longer) that waited for nobody took beyond its own
+            transmission, in the median.
         nonconforming: Requests proved to be beyond the tenant's token bucket.
         last_packet_bits: Wire bits of a request in its last packet, in the mean; 0 in records of a time when it was not
             told apart.

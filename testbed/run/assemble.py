@@ -37,6 +37,7 @@ from testbed.scenario.dictionary import to_dict
 from testbed.scenario.model import Scenario, Tenant
 from testbed.scenario.slow_down import corrections
 from testbed.telemetry import request_samples, samples
+from testbed.telemetry.idle_path import NONE
 
 STALL_S = 2e-3
 """Shorter absences of a core are every busy host's and are not recorded one by one."""
@@ -126,7 +127,6 @@ def assemble(
         outcomes = [item.window.requests[tenant.name] for item in measured]
         terms = measured[0].terms.get(tenant.name) if tenant.reservation else None
         shaper = None if terms is None else terms.shaper
-        granted = measured[0].granted.get(tenant.name)
         kept = [
             outside(item.window.faults, tenant, outcome.record.schedule.time_s)
             for item, outcome in zip(measured, outcomes, strict=True)
@@ -138,7 +138,7 @@ def assemble(
             bound,
             shaper,
             latencies_s=() if shaper is None or terms is None else terms.latencies_s,
-            idle_s=None if granted is None else granted.idle_path_s,
+            idle=[item.granted[tenant.name].idle if tenant.name in item.granted else NONE for item in measured],
             seconds=seconds,
             valid=valid,
             outside=kept,

@@ -23,9 +23,8 @@ from testbed.run.terms import Terms
 from testbed.run.window import Window
 from testbed.scenario.model import Scenario
 from testbed.telemetry.fidelity import host_lateness
-from testbed.telemetry.idle_path import law_s
+from testbed.telemetry.idle_path import IdlePath, law_s
 from testbed.telemetry.lag import replay
-from testbed.telemetry.samples import FloatArray
 
 DOMAIN_FLOOR_S = 2.5e-3
 """No host is trusted to be better than this in a domain, however quiet its warm-up was."""
@@ -50,13 +49,13 @@ class Allowances:
     Attributes:
         domains_s: Per domain, part of the latency it signs.
         path_s: On a whole path, from the intended send time to the server.
-        idle_path_s: Per tenant that sends packets, what its path takes of those that wait for nobody; see
-            `testbed.telemetry.idle_path`. It is granted to the ideal replay alone: no bound counts it.
+        idle: Per tenant that sends packets, what its path takes of those that wait for nobody. It is granted to the
+            ideal replay alone: no bound counts it.
     """
 
     domains_s: Mapping[str, float]
     path_s: float
-    idle_path_s: Mapping[str, FloatArray]
+    idle: Mapping[str, IdlePath]
 
 
 def calibrate(
@@ -72,7 +71,7 @@ def calibrate(
     """
     lags = {domain.name: 0.0 for domain in scenario.domains}
     latest_s = 0.0
-    idle_path_s = {}
+    idle = {}
     for tenant in scenario.tenants:
         envelopes = reservations.envelopes(tenant)
         if not envelopes or tenant.requests is not None:
@@ -81,7 +80,7 @@ def calibrate(
         seen = replay(samples, own.shaper.rate_bps, [e.latency_s - e.guardrails.host_allowance_s for e in envelopes])
         risk = HOST_RISK * (tenant.promise.epsilon if tenant.promise else 1e-3)
         latest_s = max(latest_s, _quantile(host_lateness(samples, seen, own.queues_s), 1.0 - risk))
-        idle_path_s[tenant.name] = law_s(samples.network_s - own.links_s, seen.ideal_s)
+        idle[tenant.name] = IdlePath(law_s(samples.network_s - own.links_s, seen.ideal_s))
         for d, envelope in enumerate(envelopes):
             lag_s = _quantile(seen.lag_s[:, d], 1.0 - risk / len(envelopes))
             lags[envelope.domain] = max(lags[envelope.domain], lag_s)
@@ -89,7 +88,26 @@ def calibrate(
     path_cap_s, domain_cap_s = scenario.slow_down * PATH_CAP_S, scenario.slow_down * HOST_ALLOWANCE_CAP_S
     path_s = min(path_cap_s, max(PATH_FLOOR_S, _grain(HEADROOM * latest_s)))
     domains_s = {name: min(domain_cap_s, max(DOMAIN_FLOOR_S, _grain(HEADROOM * lag))) for name, lag in lags.items()}
-    return Allowances(domains_s, path_s, idle_path_s)
+    return Allowances(domains_s, path_s, idle)
+
+
+def bracketed(
+    known: Mapping[str, IdlePath], cool_down: Window, terms: Mapping[str, Terms], window_s: float
+) -> dict[str, IdlePath]:
+    """What idle paths take of packets in a window, by tenant, with what a cool-down behind it says.
+
+    Args:
+        known: What the warm-up said.
+        cool_down: A window of conforming traffic.
+        terms: What it ran under.
+        window_s: Length of the window between the two.
+    """
+    found = {}
+    for name, before in known.items():
+        samples, own = cool_down.matches[name].samples, terms[name]
+        after_s = law_s(samples.network_s - own.links_s, own.replay(samples).ideal_s)
+        found[name] = IdlePath(before.before_s, after_s, window_s)
+    return found
 
 
 def _quantile(values: np.ndarray, level: float) -> float:

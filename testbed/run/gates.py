@@ -110,7 +110,7 @@ def _tenant_gates(tenant: Tenant, window: Window, terms: Mapping[str, Terms], sl
         fidelity.host_allowance(
             tenant.name, samples, replayed, queues_s=own.queues_s, host_s=own.host_s, share=HOST_RISK * epsilon
         ),
-        fidelity.idle_path(tenant.name, own.idle_path_s, own.queues_s - own.links_s),
+        fidelity.idle_path(tenant.name, own.idle, own.queues_s - own.links_s),
         fidelity.replay(
             tenant.name,
             samples,

@@ -22,6 +22,7 @@ from testbed.run.request_terms import ideal_network_s
 from testbed.run.requests import RequestOutcome
 from testbed.run.window import Shaper
 from testbed.scenario.model import Requests, Tenant
+from testbed.telemetry.idle_path import NONE, IdlePath
 from testbed.telemetry.samples import BoolArray, FloatArray
 from testbed.traffic.request_records import Endings
 
@@ -34,7 +35,7 @@ def judge_requests(
     shaper: Shaper | None,
     *,
     latencies_s: Sequence[float] = (),
-    idle_s: FloatArray | None = None,
+    idle: Sequence[IdlePath] = (),
     seconds: float,
     valid: bool,
     outside: Sequence[BoolArray] | None = None,
@@ -48,7 +49,7 @@ def judge_requests(
         bound: Its analytical bound, None where nothing is reserved.
         shaper: Its narrowest queue, None for best effort.
         latencies_s: Latency that each domain of its path promises, [D]; empty for best effort.
-        idle_s: What its path took of requests of the warm-up that waited for nobody, [k]; nothing where not known.
+        idle: What its path takes of requests that wait for nobody, a window each; nothing where not known.
         seconds: Length of all windows together.
         valid: Whether every fidelity gate of every window held.
         outside: Which requests of each window are judged, those outside the faults that the tenant is to fail by, [n];
@@ -56,7 +57,8 @@ def judge_requests(
     """
     beyond = _nonconforming(tenant, outcomes)
     # A queue is fed by every request, also by those that are not judged.
-    ideals = [ideal_network_s(outcome, shaper, idle_s) for outcome in outcomes] if shaper else []
+    idle = idle or [NONE] * len(outcomes)
+    ideals = [ideal_network_s(outcome, shaper, known) for outcome, known in zip(outcomes, idle, strict=True) if shaper]
     everyone = sum(int(outcome.record.attempted.sum()) for outcome in outcomes)
     behind = [_behind(outcome, shaper, latencies_s) for outcome in outcomes]
     if outside is not None:
@@ -123,12 +125,16 @@ def judge_requests(
         seconds_needed=data.samples_needed * seconds / latency.size if data and data.samples_needed else None,
         bound=bound,
         domains=_domains(outcomes, behind, latency),
-        requests=_requests(asked, outcomes, latency, network, ideal, idle_s=_typical(idle_s), nonconforming=beyond),
+        requests=_requests(
+            asked,
+            outcomes,
+            latency,
+            network,
+            ideal,
+            idle_s=max(known.typical_s for known in idle),
+            nonconforming=beyond,
+        ),
     )
-
-
-def _typical(idle_s: FloatArray | None) -> float:
-    return 0.0 if idle_s is None else float(np.median(idle_s))
 
 
 def _nonconforming(tenant: Tenant, outcomes: Sequence[RequestOutcome]) -> int:

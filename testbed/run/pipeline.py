@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from testbed.report.record import ProbeRecord, write_record
 from testbed.run import faults, room
 from testbed.run.assemble import Measured, assemble
 from testbed.run.bounds import bounds_of
-from testbed.run.calibrate import PATH_FLOOR_S, calibrate
+from testbed.run.calibrate import PATH_FLOOR_S, bracketed, calibrate
 from testbed.run.faults import Injector, Site
 from testbed.run.gates import gates_of
 from testbed.run.keepsakes import discard_captures, keep_captures
@@ -55,7 +55,7 @@ from testbed.run.terms import terms_of
 from testbed.run.window import Stage
 from testbed.scenario.model import Scenario
 from testbed.telemetry import host
-from testbed.telemetry.samples import FloatArray
+from testbed.telemetry.idle_path import IdlePath
 
 JUNIT_NAME = "junit.xml"
 
@@ -296,12 +296,12 @@ class _Granted:
 
     Attributes:
         host_s: What the host may add to packets on a path.
-        idle_path_s: What packets take of an idle path, by tenant.
+        idle: What packets take of an idle path, by tenant.
         requests: Request tenants' terms, by tenant.
     """
 
     host_s: float
-    idle_path_s: Mapping[str, FloatArray]
+    idle: Mapping[str, IdlePath]
     requests: Mapping[str, Granted]
 
 
@@ -323,7 +323,37 @@ def _calibrate(stage: Stage, reservations: Reservations, step: Step, stop: Calla
     reservations.calibrated(allowances.domains_s, warm_up)
     reservations.serve(computations(scenario, reservations, warm_up.requests))
     requests = calibrate_requests(scenario, reservations, warm_up.requests, stage.shapers())
-    return _Granted(allowances.path_s, allowances.idle_path_s, requests)
+    return _Granted(allowances.path_s, allowances.idle, requests)
+
+
+def _cool_down(
+    stage: Stage,
+    reservations: Reservations,
+    granted: _Granted,
+    index: int,
+    *,
+    step: Step,
+    stop: Callable[[], bool],
+) -> _Granted:
+    """What a window was granted, with what idle paths take behind it; the same if the user ends it early."""
+    scenario, shapers = stage.network.scenario, stage.shapers()
+    cool_down = stage.play(
+        index,
+        seed=scenario.seed,
+        duration_s=scenario.cooldown_s,
+        conforming=True,
+        step=step,
+        stop=stop,
+        faults=Injector(_site(stage, reservations), []),
+    )
+    if not cool_down.complete:
+        return granted
+    terms = terms_of(scenario, reservations, shapers, granted.host_s, granted.idle)
+    requests = {
+        name: own.bracketed(cool_down.requests[name], shapers[name], scenario.duration_s)
+        for name, own in granted.requests.items()
+    }
+    return replace(granted, idle=bracketed(granted.idle, cool_down, terms, scenario.duration_s), requests=requests)
 
 
 def _site(stage: Stage, reservations: Reservations) -> Site:
@@ -337,7 +367,7 @@ def _measure(
     for index in range(1, options.seeds + 1):
         with steps.step(f"measuring {index} of {options.seeds}") as step:
             drift = reservations.drift()
-            terms = terms_of(scenario, reservations, stage.shapers(), granted.host_s, granted.idle_path_s)
+            shapers = stage.shapers()
             seed = scenario.seed + index - 1
             window = stage.play(
                 index,
@@ -353,8 +383,18 @@ def _measure(
                 steps.require_wanted()
                 return
             drift = (*drift, *reservations.drift())
-            gates = gates_of(scenario, window, terms, granted.requests, drift)
         steps.measured = True
-        yield Measured(window, gates, terms, granted.requests)
+        failure, own = None, granted
+        if scenario.cooldown_s and not options.stop():
+            with steps.step(f"cooling down {index} of {options.seeds}") as step:
+                try:
+                    own = _cool_down(stage, reservations, granted, options.seeds + index, step=step, stop=options.stop)
+                except FidelityError as error:
+                    failure = error
+        terms = terms_of(scenario, reservations, shapers, own.host_s, own.idle)
+        yield Measured(window, gates_of(scenario, window, terms, own.requests, drift), terms, own.requests)
+        if failure:
+            # What was measured before is judged all the same.
+            raise failure
         if options.stop():
             return

@@ -99,7 +99,7 @@ def require_room(out: Path, scenario: Scenario, windows: int) -> None:
     Raises:
         PreflightError: They might not.
     """
-    seconds = scenario.warmup_s + windows * scenario.duration_s
+    seconds = scenario.warmup_s + windows * (scenario.duration_s + scenario.cooldown_s)
     needed = int(seconds * _PACKETS_PER_S_AND_BORDER / scenario.slow_down * _CAPTURE_BYTES_PER_PACKET)
     existing = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.is_dir())
     free = shutil.disk_usage(existing).free
@@ -116,7 +116,8 @@ def require_memory(scenario: Scenario, *, meminfo: Path = Path("/proc/meminfo"))
     Raises:
         PreflightError: They might not.
     """
-    packets = max(scenario.warmup_s, scenario.duration_s) * _PACKETS_PER_S_AND_BORDER / scenario.slow_down
+    seconds = max(scenario.warmup_s, scenario.duration_s, scenario.cooldown_s)
+    packets = seconds * _PACKETS_PER_S_AND_BORDER / scenario.slow_down
     asking = [tenant for tenant in scenario.tenants if tenant.requests is not None]
     needed = (
         _RUN_BYTES

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -22,8 +22,8 @@ from testbed.run.requests import WORKERS, RequestOutcome, asking
 from testbed.run.reservations import Reservations
 from testbed.run.window import Shaper
 from testbed.scenario.model import Scenario, Tenant
-from testbed.telemetry import idle_path
 from testbed.telemetry.fidelity import LATENESS_MAX_S, Gate, lateness, percentile, quantile
+from testbed.telemetry.idle_path import NONE, IdlePath, law_s
 from testbed.telemetry.lag import fifo
 from testbed.traffic.request_demand import demand
 from testbed.traffic.request_makers import maker_of
@@ -53,19 +53,25 @@ class Granted:
     Attributes:
         terms: What the warm-up says of it and its path.
         host_s: What the host may add.
-        idle_path_s: What requests took on an idle path beyond their own transmission, [k]: see `idle_path_s`.
+        idle: What requests take on an idle path beyond their own transmission: see `idle_law_s`.
         ends_s: Part of `idle_s`: until the request's first byte has entered the first domain.
     """
 
     terms: RequestTerms
     host_s: float
-    idle_path_s: FloatArray = field(default_factory=lambda: idle_path.NONE)
+    idle: IdlePath = NONE
     ends_s: float = 0.0
 
-    @property
-    def idle_s(self) -> float:
-        """What an idle path takes of a request, in the median."""
-        return float(np.median(self.idle_path_s))
+    def bracketed(self, cool_down: RequestOutcome, shaper: Shaper, window_s: float) -> Granted:
+        """The same with what a cool-down behind a window says of the idle path.
+
+        Args:
+            cool_down: The tenant's requests there.
+            shaper: Its narrowest queue.
+            window_s: Length of the window.
+        """
+        idle = IdlePath(self.idle.before_s, idle_law_s(cool_down, shaper), window_s)
+        return replace(self, idle=idle, ends_s=max(self.ends_s, idle_ends_s(cool_down, shaper)))
 
     @property
     def declared_s(self) -> float:
@@ -112,7 +118,7 @@ def calibrate_requests(
         found[tenant.name] = Granted(
             terms,
             host_s,
-            idle_path_s(outcome, shaper),
+            IdlePath(idle_law_s(outcome, shaper)),
             idle_ends_s(outcome, shaper),
         )
     return found
@@ -132,7 +138,7 @@ def host_lateness(outcome: RequestOutcome, terms: RequestTerms) -> FloatArray:
     return np.asarray(record.latency_s - wait_s - sum(service.latency_s for service in path.services))
 
 
-def ideal_network_s(outcome: RequestOutcome, shaper: Shaper, idle_s: FloatArray | None = None) -> FloatArray:
+def ideal_network_s(outcome: RequestOutcome, shaper: Shaper, idle: IdlePath = NONE) -> FloatArray:
     """Network part of each request sent, in an ideal queue of the rate and burst read back; NaN otherwise; [n].
 
     Fed its own calls at their intended times, each as large on the wire as the messages of the window were on average.
@@ -142,28 +148,26 @@ def ideal_network_s(outcome: RequestOutcome, shaper: Shaper, idle_s: FloatArray 
     Args:
         outcome: The window.
         shaper: The queue.
-        idle_s: What the path takes of a request, queue or no queue, [k]: see `idle_path_s`.
+        idle: What the path takes of a request, queue or no queue.
     """
     sent, wait_s, own_s = _ideal_parts_s(outcome, shaper)
     found = np.full(sent.size, np.nan)
-    found[sent] = np.maximum(0.0, wait_s + own_s) + idle_path.drawn_s(
-        idle_path.NONE if idle_s is None else idle_s, wait_s.size
-    )
+    found[sent] = np.maximum(0.0, wait_s + own_s) + idle.drawn_s(outcome.record.schedule.time_s[sent])
     return found
 
 
-def idle_path_s(outcome: RequestOutcome, shaper: Shaper) -> FloatArray:
-    """What each request that waits for nobody takes beyond its own transmission, [k]; one 0 if every one waited.
+def idle_law_s(outcome: RequestOutcome, shaper: Shaper) -> FloatArray:
+    """What each request that waits for nobody takes beyond its own transmission, [k]; empty if every one waited.
 
     That is the sender, two TCP stacks, every switch and every link once: see `testbed.telemetry.idle_path`.
     """
     sent, wait_s, own_s = _ideal_parts_s(outcome, shaper)
     beyond_s = outcome.match.samples.network_out_s[sent] - np.maximum(0.0, own_s)
-    return idle_path.law_s(beyond_s, wait_s)
+    return law_s(beyond_s, wait_s)
 
 
 def idle_ends_s(outcome: RequestOutcome, shaper: Shaper) -> float:
-    """Of `idle_path_s`, what sender and the client's TCP take: until the first byte is in the first domain."""
+    """Of `idle_law_s`, what sender and the client's TCP take: until the first byte is in the first domain."""
     sent, wait_s, _ = _ideal_parts_s(outcome, shaper)
     samples = outcome.match.samples
     handed_s = (samples.first_s - samples.intended_s)[sent]
@@ -206,7 +210,7 @@ def request_gates(
     beyond, answered = int(np.count_nonzero(late_s > granted.host_s)), int(np.count_nonzero(np.isfinite(late_s)))
     level = 1.0 - tenant.promise.epsilon
     both = np.isfinite(samples.network_out_s)
-    ideal = ideal_network_s(outcome, shaper, granted.idle_path_s)[kept]
+    ideal = ideal_network_s(outcome, shaper, granted.idle)[kept]
     both &= np.isfinite(ideal)
     measured_s, ideal_s = quantile(samples.network_out_s[both], level), quantile(ideal[both], level)
     return [
@@ -226,7 +230,7 @@ def request_gates(
         ),
         Gate.at_most(
             f"idle path, {name}",
-            granted.idle_s - granted.ends_s,
+            granted.idle.typical_s - granted.ends_s,
             granted.declared_s,
             "what it then took beyond its own transmission, against what the domains declare without their host",
             "s",

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from testbed.run.reservations import Reservations
 from testbed.run.window import Shaper
 from testbed.scenario.model import Scenario
-from testbed.telemetry.idle_path import NONE
+from testbed.telemetry.idle_path import NONE, IdlePath
 from testbed.telemetry.lag import replay
-from testbed.telemetry.samples import FloatArray, Replay, TenantSamples
+from testbed.telemetry.samples import Replay, TenantSamples
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Terms:
         queues_s: Latency of all queues and links of the path together, without anything for the host.
         links_s: Propagation delay of all links of the path together, part of `queues_s`.
         host_s: What the host may add on the whole path.
-        idle_path_s: What packets took of an idle path, links not counted, [k]: see `testbed.telemetry.idle_path`.
+        idle: What packets take of an idle path, links not counted.
     """
 
     shaper: Shaper
@@ -32,7 +32,7 @@ class Terms:
     queues_s: float
     links_s: float
     host_s: float
-    idle_path_s: FloatArray
+    idle: IdlePath
 
     def replay(self, samples: TenantSamples) -> Replay:
         """The tenant's packets in the ideal servers of its path."""
@@ -42,7 +42,7 @@ class Terms:
             self.latencies_s,
             burst_bits=self.shaper.burst_bits,
             links_s=self.links_s,
-            idle_path_s=self.idle_path_s,
+            idle=self.idle,
         )
 
 
@@ -51,7 +51,7 @@ def terms_of(
     reservations: Reservations,
     shapers: Mapping[str, Shaper],
     host_s: float,
-    idle_path_s: Mapping[str, FloatArray],
+    idle: Mapping[str, IdlePath],
 ) -> dict[str, Terms]:
     """The terms of every tenant that has a queue of its own, by name."""
     found = {}
@@ -64,6 +64,6 @@ def terms_of(
                 queues_s=sum(e.latency_s - e.guardrails.host_allowance_s for e in envelopes),
                 links_s=sum(domain.link_delay_s for domain in reservations.scenario.path(tenant)),
                 host_s=host_s,
-                idle_path_s=idle_path_s.get(tenant.name, NONE),
+                idle=idle.get(tenant.name, NONE),
             )
     return found

@@ -74,6 +74,12 @@ RUN_FIELDS = (
     Field("warm-up", _DURATION, "Calibration traffic before the measured window.", default="10 s"),
     Field("duration", _DURATION, "Length of the measured window.", default="60 s"),
     Field(
+        "cool-down",
+        _DURATION,
+        "Calibration traffic behind each measured window: what an idle path takes is then known on both sides of it, "
+        "so that a host may drift. Left out: none.",
+    ),
+    Field(
         "datapath",
         Choice(("auto", "userspace", "kernel")),
         "Open vSwitch datapath; auto takes the kernel's where it works.",
@@ -115,6 +121,7 @@ def run_settings(section: Section) -> dict[str, Any]:
         "seed": section.get("seed", 1),
         "warmup_s": float(section.get("warm-up", 10)),
         "duration_s": float(section.get("duration", 60)),
+        "cooldown_s": float(section.get("cool-down", 0)),
         "datapath": Datapath(section.get("datapath", "auto")),
         "allow_zero_delay": section.get("allow-zero-delay", False),
     }

@@ -125,6 +125,7 @@ class Market:
         seed: Root of every random stream of a run.
         warmup_s: Calibration traffic before the measured window.
         duration_s: Length of the measured window.
+        cooldown_s: Calibration traffic behind each measured window, 0 for none.
         datapath: Datapath wanted.
         allow_zero_delay: Whether link delays may become zero (in the network and in the bound) without netem.
         source: The file it came from, None if built in Python.
@@ -139,6 +140,7 @@ class Market:
     seed: int = 1
     warmup_s: float = 10.0
     duration_s: float = 60.0
+    cooldown_s: float = 0.0
     datapath: Datapath = Datapath.AUTO
     allow_zero_delay: bool = False
     source: Path | None = None

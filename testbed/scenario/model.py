@@ -363,6 +363,7 @@ class Scenario:
         seed: Root of every random stream of the run.
         warmup_s: Calibration traffic before the measured window.
         duration_s: Length of the measured window.
+        cooldown_s: Calibration traffic behind each measured window, 0 for none.
         datapath: Datapath wanted.
         allow_zero_delay: Whether link delays may become zero (in the network and in the bound) without netem.
         source: The file it came from, None if built in Python.
@@ -382,6 +383,7 @@ class Scenario:
     source: Path | None = None
     slow_down: float = 1.0
     faults: tuple[Fault, ...] = ()
+    cooldown_s: float = 0.0
 
     def path(self, tenant: Tenant) -> tuple[Domain, ...]:
         """Domains that carry `tenant`, in the order its packets cross them."""

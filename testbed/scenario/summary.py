@@ -32,6 +32,8 @@ def lines(scenario: Scenario) -> list[str]:
     """Headline, domains, and a block a tenant, each line without its end."""
     width = max(len(tenant.name) for tenant in scenario.tenants)
     times = f"warm-up {quantity(scenario.warmup_s, TIME)}, window {quantity(scenario.duration_s, TIME)}"
+    if scenario.cooldown_s:
+        times += f", cool-down {quantity(scenario.cooldown_s, TIME)}"
     described = [
         f"{scenario.name}: {times}, seed {scenario.seed}, datapath {scenario.datapath}",
         "domains: " + " > ".join(_domains(scenario)),

@@ -17,7 +17,7 @@ import numpy as np
 
 from testbed.telemetry.capture import CaptureCounts
 from testbed.telemetry.host import Change
-from testbed.telemetry.idle_path import FENCE
+from testbed.telemetry.idle_path import FENCE, IdlePath
 from testbed.telemetry.match import Match
 from testbed.telemetry.samples import FloatArray, Replay, TenantSamples
 from testbed.telemetry.stalls import StallRecord
@@ -277,15 +277,14 @@ def host_allowance(
     return Gate.at_most(f"host allowance, {tenant}", found / delivered if delivered else 0.0, share, detail)
 
 
-def idle_path(tenant: str, idle_path_s: FloatArray, declared_s: float) -> Gate:
+def idle_path(tenant: str, known: IdlePath, declared_s: float) -> Gate:
     """What the switches of a path take of a packet that waits for nobody, within the latency that they declare.
 
     So the idle path that an ideal replay is granted can hide no queue.
     """
-    detail = (
-        f"what half of {idle_path_s.size} packets of the warm-up that waited for nobody took, against what is declared"
-    )
-    return Gate.at_most(f"idle path, {tenant}", float(np.median(idle_path_s)), declared_s, detail, "s")
+    where = "warm-up" if known.after_s is None else "warm-up or the cool-down"
+    detail = f"what half of {known.size} packets of the {where} that waited for nobody took, against what is declared"
+    return Gate.at_most(f"idle path, {tenant}", known.typical_s, declared_s, detail, "s")
 
 
 def replay(

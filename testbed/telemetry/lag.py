@@ -17,7 +17,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from testbed.telemetry import idle_path
+from testbed.telemetry.idle_path import NONE, IdlePath
 from testbed.telemetry.samples import BoolArray, FloatArray, Replay, TenantSamples
 
 
@@ -71,7 +71,7 @@ def replay(
     *,
     burst_bits: float = 0.0,
     links_s: float = 0.0,
-    idle_path_s: FloatArray = idle_path.NONE,
+    idle: IdlePath = NONE,
 ) -> Replay:
     """Replays a tenant's window through ideal servers, one for the whole path and one for each domain.
 
@@ -85,7 +85,7 @@ def replay(
         latency_s: Declared latency T of each domain, [D].
         burst_bits: Burst of the tenant's slowest queue, as read back: what it sends at once after a pause.
         links_s: Propagation delay of all links of the path together.
-        idle_path_s: What the path takes of packets that wait for nobody, links not counted, [k].
+        idle: What the path takes of packets that wait for nobody, links not counted.
     """
     if len(latency_s) != len(samples.domains):
         raise ValueError(f"{len(samples.domains)} domains, found {len(latency_s)} declared latencies")
@@ -106,7 +106,7 @@ def replay(
         ideal_intended_s=ideal_wait_s(samples.intended_s, samples.size_bits, rate_bps, served),
         lag_s=lag,
         excess_s=excess,
-        idle_s=idle_path.drawn_s(idle_path_s, len(samples)),
+        idle_s=idle.drawn_s(samples.intended_s),
         links_s=links_s,
     )
 

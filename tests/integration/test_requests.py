@@ -18,6 +18,7 @@ SCENARIO = """
 name: asking
 seed: 11
 warm-up: 3 s
+cool-down: 3 s
 duration: 5 s
 allow-zero-delay: true
 domains:
@@ -75,6 +76,8 @@ def test_requests_are_answered_found_and_bounded(testbed: Command, tmp_path: Pat
     assert parts == pytest.approx(samples.latency_s, abs=1e-9)
     assert "digits-medium" in (folder / "report.html").read_text(encoding="utf-8")
     assert not list(folder.glob("**/*.pcap"))
+    assert {"cooling down 1 of 1"} <= set(record.timings_s)
+    assert (folder / "window-2" / "vision.requests.npz").exists()
 
     audited = json.loads(testbed("audit", str(folder), "--json").stdout)["tenants"]["vision"]
     assert (audited["verdict"], audited["n"], audited["misses"]) == (vision.verdict, vision.n, vision.misses)

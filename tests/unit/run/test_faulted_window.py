@@ -97,7 +97,7 @@ def judged(folder: Path, *done: Occurrence, **lost: dict[int, tuple[float, float
         faults=done,
     )  # fmt: skip
     shapers = {name: Shaper(4_000_000, 80_000) for name in matches}
-    terms = terms_of(SCENARIO, federation, shapers, host_s=0.005, idle_path_s={})
+    terms = terms_of(SCENARIO, federation, shapers, host_s=0.005, idle={})
     gates = gates_of(SCENARIO, window, terms, {}, ())
     (folder / "window-1").mkdir()
     measured = [Measured(window, gates, terms, {})]
@@ -152,10 +152,10 @@ def test_a_warm_up_tells_what_an_idle_path_takes_of_packets_that_wait_for_nobody
     federation = on_paper(SCENARIO)
     federation.collect_offers()
     terms = terms_of(SCENARIO, federation, {name: Shaper(4_000_000, 80_000) for name in matches}, 0.0, {})
-    found = calibrate(SCENARIO, federation, cast("Window", SimpleNamespace(matches=matches)), terms).idle_path_s
+    found = calibrate(SCENARIO, federation, cast("Window", SimpleNamespace(matches=matches)), terms).idle
     assert found.keys() == matches.keys()
     for name, match in matches.items():
         least_s = PER_DOMAIN_S * len(match.samples.domains)
-        assert least_s <= found[name].min() <= np.median(found[name]) < least_s + PER_DOMAIN_S
+        assert least_s <= found[name].before_s.min() <= found[name].typical_s < least_s + PER_DOMAIN_S
         granted = terms_of(SCENARIO, federation, {name: terms[name].shaper}, 0.0, found)[name]
-        assert np.median(granted.replay(match.samples).idle_s) == pytest.approx(np.median(found[name]), rel=0.1)
+        assert np.median(granted.replay(match.samples).idle_s) == pytest.approx(found[name].typical_s, rel=0.1)

@@ -24,7 +24,7 @@ from testbed.run.request_terms import (
     host_lateness,
     ideal_network_s,
     idle_ends_s,
-    idle_path_s,
+    idle_law_s,
     request_gates,
 )
 from testbed.run.requests import RequestOutcome
@@ -41,6 +41,7 @@ from testbed.scenario.model import (
     TokenSize,
     TraceArrivals,
 )
+from testbed.telemetry.idle_path import IdlePath
 from testbed.telemetry.lag import fifo
 from testbed.telemetry.request_samples import RequestSamples
 from testbed.telemetry.requests import Framing, Passages, RequestMatch
@@ -187,10 +188,12 @@ def test_the_parts_add_up_to_the_mean_latency() -> None:
 
 def test_what_an_idle_path_takes_is_told_by_requests_that_wait_for_nobody_and_is_in_every_ideal() -> None:
     seen = outcome(late_s=1.5e-3)
-    assert idle_path_s(outcome(), SHAPER) == pytest.approx(0.0, abs=1e-9)
-    assert idle_path_s(seen, SHAPER) == pytest.approx(1.5e-3, rel=1e-6)
+    assert idle_law_s(outcome(), SHAPER) == pytest.approx(0.0, abs=1e-9)
+    assert idle_law_s(seen, SHAPER) == pytest.approx(1.5e-3, rel=1e-6)
     took = np.full(3, 1.5e-3)
-    asked = judge_requests(TENANT, ASKED, [seen], None, SHAPER, idle_s=took, seconds=200.0, valid=True).requests
+    asked = judge_requests(
+        TENANT, ASKED, [seen], None, SHAPER, idle=[IdlePath(took)], seconds=200.0, valid=True
+    ).requests
     assert asked is not None
     assert asked.idle_s == 1.5e-3
     assert asked.network_s == pytest.approx(asked.ideal_network_s)
@@ -202,14 +205,14 @@ def test_an_ideal_has_the_whole_law_of_an_idle_path_without_the_hosts_pauses() -
     took_s = rng.exponential(1e-3, len(outcome().record.schedule))
     took_s[::100] = 80e-3
     warm, seen = outcome(late_s=took_s), outcome(late_s=rng.exponential(1e-3, took_s.size))
-    path_s = idle_path_s(warm, SHAPER)
+    path_s = idle_law_s(warm, SHAPER)
     assert 3e-3 < path_s.max() < 10e-3
     measured_s, law_s, median_s = (
         float(np.quantile(network_s, 0.3))
         for network_s in (
             seen.match.samples.network_out_s,
-            ideal_network_s(seen, SHAPER, path_s),
-            ideal_network_s(seen, SHAPER, np.array([np.median(path_s)])),
+            ideal_network_s(seen, SHAPER, IdlePath(path_s)),
+            ideal_network_s(seen, SHAPER, IdlePath(np.array([np.median(path_s)]))),
         )
     )
     assert law_s == pytest.approx(measured_s, rel=0.05)
@@ -223,9 +226,7 @@ def test_a_request_waits_for_its_own_packets_but_for_the_last_one_and_for_all_th
     whole = RequestOutcome(seen.record, replace(seen.match, last_bits=np.zeros(len(bits))))
     earlier_s = ideal_network_s(whole, SHAPER) - ideal_network_s(seen, SHAPER)
     assert earlier_s == pytest.approx(unpaid_s)
-    assert not idle_path_s(whole, SHAPER).any(), (
-        "a path that pays for less than its queues would is no faster than none"
-    )
+    assert not idle_law_s(whole, SHAPER).any(), "a path that pays for less than its queues would is no faster than none"
 
 
 def test_a_bound_is_held_against_the_percentile_it_was_made_for() -> None:
@@ -329,8 +330,29 @@ def test_of_a_warm_up_that_answered_too_little_half_as_much_again_as_the_longest
     ],
 )
 def test_gates_close_on_a_host_that_holds_requests_up(late_s: float, idle_s: float, closed: set[str]) -> None:
-    gates = request_gates(TENANT, outcome(late_s=late_s), Granted(terms(), 0.01, np.array([idle_s])), SHAPER)
+    gates = request_gates(TENANT, outcome(late_s=late_s), Granted(terms(), 0.01, IdlePath(np.array([idle_s]))), SHAPER)
     assert {gate.name for gate in gates if not gate.ok} == closed
+
+
+def test_a_gate_closes_on_a_queue_slower_than_it_was_read_back_to() -> None:
+    for faster, closed in ((1.0, set()), (1.08, {"replay, alpha"})):
+        said = replace(SHAPER, rate_bps=faster * SHAPER.rate_bps)
+        gates = request_gates(TENANT, outcome(), Granted(terms(), 0.01), said)
+        assert {gate.name for gate in gates if not gate.ok} == closed
+
+
+def test_what_a_path_takes_behind_a_window_counts_too() -> None:
+    granted = Granted(terms(), 0.01, IdlePath(np.array([1e-3])), 0.5e-3)
+    cool_down = outcome(late_s=1.8e-3)
+    both = granted.bracketed(cool_down, SHAPER, 200.0)
+    assert both.idle.typical_s == pytest.approx(1.8e-3)
+    assert (both.idle.window_s, both.terms, both.ends_s) == (200.0, granted.terms, 0.5e-3)
+    for known, closed in (
+        (granted, set()),
+        (granted.bracketed(outcome(late_s=4e-3), SHAPER, 200.0), {"idle path, alpha"}),
+    ):
+        found = request_gates(TENANT, cool_down, known, SHAPER)
+        assert {gate.name for gate in found if not gate.ok} == closed
 
 
 def test_a_gate_closes_on_a_sender_that_is_slow_even_when_it_is_idle() -> None:
@@ -338,7 +360,7 @@ def test_a_gate_closes_on_a_sender_that_is_slow_even_when_it_is_idle() -> None:
     for at_sender_s, closed in ((0.0015, set()), (0.0025, {"idle sender, alpha"}), (0.0, {"idle path, alpha"})):
         samples = replace(seen.match.samples, first_s=seen.match.samples.first_s + at_sender_s)
         partly = RequestOutcome(seen.record, replace(seen.match, samples=samples))
-        granted = Granted(terms(), 0.01, idle_path_s(partly, SHAPER), idle_ends_s(partly, SHAPER))
+        granted = Granted(terms(), 0.01, IdlePath(idle_law_s(partly, SHAPER)), idle_ends_s(partly, SHAPER))
         assert granted.ends_s == pytest.approx(at_sender_s)
         assert {gate.name for gate in request_gates(TENANT, partly, granted, SHAPER) if not gate.ok} == closed
 
@@ -354,7 +376,7 @@ def test_requests_that_a_fault_was_to_touch_are_counted_apart_and_judged_by_noth
         received_s=record.received_s,
     )
     broken = RequestOutcome(record, replace(ideal.match, samples=samples))
-    granted = Granted(terms(), 0.01, np.zeros(1))
+    granted = Granted(terms(), 0.01)
     late = {"host allowance, alpha", "replay, alpha"}
     for outside, missed, closed in ((~touched, 0, set()), (None, int(touched.sum()), late)):
         told = None if outside is None else [outside]

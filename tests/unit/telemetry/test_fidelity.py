@@ -10,6 +10,7 @@ from testbed.telemetry import fidelity, lag
 from testbed.telemetry.capture import CaptureCounts
 from testbed.telemetry.fidelity import Gate, Ledger
 from testbed.telemetry.host import Change
+from testbed.telemetry.idle_path import IdlePath
 from testbed.telemetry.match import BorderCount, Match
 from testbed.telemetry.samples import Replay, TenantSamples
 from testbed.telemetry.stalls import StallRecord
@@ -210,8 +211,8 @@ ROWS: dict[str, tuple[str, Callable[[], Iterable[Gate]], Callable[[], Iterable[G
     "lag beyond the declared latency": ("host allowance, a", lambda: one(lagging(2)), lambda: one(lagging(3))),
     "an idle path that takes longer than queues declare": (
         "idle path, a",
-        lambda: one(fidelity.idle_path("a", np.array([1e-3, 2e-3, 9e-3]), 2e-3)),
-        lambda: one(fidelity.idle_path("a", np.array([1e-3, 2.1e-3, 2.2e-3]), 2e-3)),
+        lambda: one(fidelity.idle_path("a", IdlePath(np.array([1e-3, 2e-3, 9e-3])), 2e-3)),
+        lambda: one(fidelity.idle_path("a", IdlePath(np.array([1e-3]), np.array([1e-3, 2.1e-3, 2.2e-3])), 2e-3)),
     ),
     "a network slower than its ideal": (
         "replay, a",
