@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
 import pytest
+
+from tests.integration.controller_lab import wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = ("sh", "cat", "ls", "mkdir", "touch", "ip", "rm", "hostname", "readlink")
@@ -41,9 +44,11 @@ class Checkout:
     def write(self, name: str, text: str) -> None:
         (self.root / name).write_text(text)
 
+    def command(self, *arguments: str) -> list[str]:
+        return [str(self.root / "scripts" / "container"), "--tree", str(self.tree), *arguments]
+
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [str(self.root / "scripts" / "container"), "--tree", str(self.tree), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        return subprocess.run(self.command(*arguments), capture_output=True, text=True, check=False, timeout=60)
 
     @staticmethod
     def _plain(target: Path) -> None:
@@ -96,6 +101,18 @@ def test_what_a_command_writes_is_thrown_away_and_volumes_stay(checkout: Checkou
     assert (tmp_path / "new").exists()
     assert sorted(path.name for path in checkout.tree.iterdir()) == ["base-bookworm", "image", "image.json"]
     assert str(checkout.tree) not in Path("/proc/self/mounts").read_text()
+
+
+def test_asked_to_end_it_ends_the_command_and_leaves_no_layer(checkout: Checkout) -> None:
+    said = checkout.root.parent / "said"
+    said.mkdir()
+    command = [*checkout.command("--volume", f"{said}:/said"), "--", "sh", "-c", "touch /said/here && cat"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL) as running:
+        wait_for((said / "here").exists, "the command in the tree", deadline_s=60)
+        running.terminate()
+        assert running.wait(timeout=30) == 128 + signal.SIGTERM
+    assert list(checkout.tree.glob("layer.*")) == []
+    assert str(checkout.tree) not in Path("/proc/mounts").read_text()
 
 
 def test_the_image_is_made_again_only_when_something_in_it_changed(checkout: Checkout) -> None:
