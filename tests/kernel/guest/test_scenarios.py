@@ -24,6 +24,7 @@ TOPOLOGIES = ROOT / "topologies"
 HOW: Mapping[str, tuple[float, float, float]] = {
     "chat": (4, 5, 20),
     "faults": (8, 3, 8),
+    "smoke": (8, 2, 5),
 }
 """How many times slower, and warm-up and window in the scenario's own seconds; `kernel` has a module of its own."""
 
