@@ -34,8 +34,9 @@ _UNFITTED = ("No flow was fitted", *(f"Rejected: {method}, no bound" for method 
 _TRACE = Path(__file__).parents[3] / "shared" / "traces" / "AzureLLMInferenceTrace_code.csv"
 _TOKEN_BITS = {20.0: 32, 3.0: 8}
 """Bits of a token of the trace, by how much that is compressed."""
-_WARM_UP_S, _LULL_S = 10.0, 240.0
-"""Warm-up of independent arrivals, and of the trace in its own time: longer than its longest pause."""
+_WARM_UP_S, _LULL_S = 60.0, 240.0
+"""Warm-up and cool-down of independent arrivals: what an idle path takes differs by 4 % between one ten seconds and the
+next, and the median of a load of .7 is nothing else. Of the trace, in its own time, longer than its longest pause."""
 _SCENARIO = """
 name: requests-{name}
 seed: {seed}

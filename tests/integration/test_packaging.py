@@ -99,6 +99,6 @@ def test_the_command_works_from_a_wheel_in_a_fresh_environment(wheel: Path, tmp_
         assert json.loads(said(tmp_path, command, "validate", "--json", scenario))["ok"]
     answer = json.loads(said(tmp_path, command, "bound", "--json", shipped / "demo.yaml"))
     bounds_s = {row["name"]: row["bound_s"] for row in answer["tenants"]}
-    assert bounds_s.keys() == {"alpha", "bravo", "charlie"}
+    assert bounds_s.keys() == {"alpha", "bravo", "charlie", "vision"}
     assert all(0 < bound_s < 1 for bound_s in bounds_s.values())
     assert "--domain" in said(tmp_path, python, "-m", "controller", "--help")
