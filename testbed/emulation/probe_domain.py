@@ -64,7 +64,8 @@ class DomainProbe:
             ReservationError: Traffic of the probe does not come to rest, so nothing can be counted.
         """
         if self._program.rules:
-            self._find_flows()
+            if self._network.datapath is Datapath.KERNEL:
+                self._find_flows()
             self._drive_forward()
             self._drive_reverse()
             self._drive_ports()
@@ -74,7 +75,7 @@ class DomainProbe:
         """One frame of every kind, and nothing that comes in numbers until it is through.
 
         A packet that finds no flow in the kernel's datapath waits for the switch's process to make one, in a socket's
-        buffer: with it wait, or are lost, all that follow.
+        buffer: with it wait, or are lost, all that follow. The userspace datapath is that process.
         """
         with Injector(self._entry, bypass=True) as entry:
             for rule in self._program.rules:
