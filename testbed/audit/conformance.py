@@ -15,20 +15,26 @@ METER_GRAIN_S = 1e-3
 
 
 def nonconforming(
-    arrival_s: NDArray[np.float64], size_bits: NDArray[np.integer], *, rate_bps: float, burst_bits: float
+    arrival_s: NDArray[np.float64],
+    size_bits: NDArray[np.integer],
+    *,
+    rate_bps: float,
+    burst_bits: float,
+    grain_s: float = METER_GRAIN_S,
 ) -> int:
-    """Packets that a token bucket (rate, burst plus one meter grain), full at the start, would drop.
+    """Packets that a token bucket (rate, burst plus a grain of it), full at the start, would drop.
 
     Args:
         arrival_s: float64[n], arrivals in increasing order, seconds.
         size_bits: int[n], L2 frames without FCS.
         rate_bps: Token rate.
         burst_bits: Bucket size.
+        grain_s: What the rate gives in this time is added to it, and taken from it if negative.
 
     Returns:
         How many of the n packets exceed the contract.
     """
-    bucket = burst_bits + rate_bps * METER_GRAIN_S
+    bucket = burst_bits + rate_bps * grain_s
     return int(_excess(arrival_s, np.asarray(size_bits, dtype=np.float64), float(rate_bps), float(bucket)))
 
 

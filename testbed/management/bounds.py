@@ -154,7 +154,7 @@ def speaks_of_sent(tenant: Tenant) -> bool:
     """Whether a tenant's bound says which share of all packets that it *sends* arrive late, those dropped among them.
 
     It does where a model of what is sent is relied on (`testbed.calculus.Metered`). Where it is the meter alone, the
-    bound speaks of what passes that. Either promises nothing to what the tenant's own meters drop.
+    bound speaks of what passes that. Either promises nothing to what the first of its meters drops.
     """
     return tenant.keeps_its_law and (tenant.requests is not None or _model(tenant) is not None)
 

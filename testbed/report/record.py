@@ -251,7 +251,7 @@ class TenantRecord(_Part):
 
     The bound holds for a share 1 - epsilon of the packets, so it is compared with that percentile (`promised_s` and its
     limits), which is the 99.9th for an epsilon of 0.001 and for a tenant without a promise. It promises nothing to
-    packets that the tenant's own meters drop, which are left out of the limit that it is held against.
+    packets that the first meter of its path drops, which are left out of the limit that it is held against.
 
     Attributes:
         bound_held_s: The lower confidence limit that the bound is held against; None where there is none, and in

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 import testbed
+from testbed.audit.conformance import METER_GRAIN_S
 from testbed.management.bounds import Bounds
 from testbed.management.federation import Signed
 from testbed.report.record import (
@@ -26,7 +27,7 @@ from testbed.report.record import (
 )
 from testbed.run.excess import computed_under, excess_of, refuted
 from testbed.run.expectations import Packets, expectations, left_out_s, outside
-from testbed.run.judge import Observed, judge_tenant, run_verdict, unmeasured
+from testbed.run.judge import Observed, beyond_contract, judge_tenant, run_verdict, unmeasured
 from testbed.run.judge_requests import judge_requests
 from testbed.run.offered import offered
 from testbed.run.request_terms import Granted
@@ -67,12 +68,18 @@ def observe(tenant: Tenant, item: Measured) -> Observed:
     if terms is not None and terms.latencies_s:
         replay = terms.replay(match.samples)
     grown = [item.window.grown(domain, tenant.name) for domain in match.samples.domains]
+    forgiven = 0
+    if tenant.reservation is not None:
+        # Its meter is the coarser by a grain and may drop what a bucket that is smaller by one would.
+        most = beyond_contract(tenant.reservation, match.samples, grain_s=-METER_GRAIN_S)
+        forgiven = min(grown[0].meter_dropped, most)
     return Observed(
         match=match,
         replay=replay,
         meter_dropped=sum(counted.meter_dropped for counted in grown),
         queue_dropped=sum(counted.queue_dropped for counted in grown),
         window_s=item.window.duration_s,
+        forgiven=forgiven,
         outside=outside(item.window.faults, tenant, match.samples.intended_s),
     )
 

@@ -2,7 +2,7 @@
 
 The data say PASS, FAIL or UNDETERMINED (`testbed.audit`). Here the host may overrule them with INVALID and the tenant's
 own breach of contract with EXCUSED, and the bound is held against the lower confidence limit of the measurement,
-whatever the verdict: of one that is EXCUSED, against what its meters let pass.
+whatever the verdict: of one that is EXCUSED, against what its first meter let pass.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from testbed.audit.compliance import judge
-from testbed.audit.conformance import nonconforming
+from testbed.audit.conformance import METER_GRAIN_S, nonconforming
 from testbed.audit.quantile import quantile, quantiles
 from testbed.management.bounds import speaks_of_sent
 from testbed.report.record import (
@@ -25,7 +25,7 @@ from testbed.report.record import (
     Verdict,
     worst_verdict,
 )
-from testbed.scenario.model import Tenant
+from testbed.scenario.model import Reservation, Tenant
 from testbed.telemetry.match import Match
 from testbed.telemetry.samples import BoolArray, FloatArray, Replay, TenantSamples
 
@@ -42,6 +42,9 @@ class Observed:
         meter_dropped: Packets its meters dropped, all domains together.
         queue_dropped: Packets its queues dropped, all domains together.
         window_s: Length of the window.
+        forgiven: Packets that the meter of its first domain dropped because they broke the contract; no other drop,
+            of that meter or of a later one, is the tenant's own doing.
+        nonconforming: Packets that broke it, where that is counted; None where their arrivals are to tell.
         outside: Which packets are judged, those outside the faults that the tenant is to fail by, [n]; None for all.
     """
 
@@ -50,6 +53,8 @@ class Observed:
     meter_dropped: int
     queue_dropped: int
     window_s: float
+    forgiven: int = 0
+    nonconforming: int | None = None
     outside: BoolArray | None = None
 
     @property
@@ -59,19 +64,15 @@ class Observed:
         return samples if self.outside is None else samples.take(self.outside)
 
     @property
-    def dropped_by_meters(self) -> BoolArray:
-        """Which of the packets that are judged its meters dropped, [n].
+    def dropped_for_breach(self) -> BoolArray:
+        """Which of the packets that are judged its first meter dropped because they broke the contract, [n].
 
-        How many they are is counted, by the meters; which of those that were lost is taken from where. A domain's meter
-        comes before its queue and later meters are wide enough for all that the first lets pass, so they are those lost
-        first on the path.
+        How many they are is counted; that they are among those lost in the first domain is all that is known of which.
         """
         samples = self.match.samples
-        last = samples.last_border
-        lost = np.flatnonzero(~samples.delivered & (last >= 0))
-        first = lost[np.argsort(last[lost], kind="stable")]
+        lost = np.flatnonzero(~samples.delivered & (samples.last_border == 0))
         found = np.zeros(len(samples), dtype=np.bool_)
-        found[first[: self.meter_dropped]] = True
+        found[lost[: self.forgiven]] = True
         return found if self.outside is None else found[self.outside]
 
     @property
@@ -179,13 +180,13 @@ def unmeasured(tenant: Tenant, bound: BoundRecord | None) -> TenantRecord:
 def _held_lower_s(tenant: Tenant, observed: Sequence[Observed], level: float) -> float | None:
     """The lower confidence limit that a bound is held against, of the packets that it speaks of.
 
-    Those are not what its meters dropped, to which no bound promises anything; but a tenant that exceeded its contract
-    is still owed the bound that counts its meter. Where that is the share of all packets *sent* that may be late, a
-    dropped one is one that was not.
+    Those are not what its first meter dropped for breaking the contract, to which no bound promises anything; but a
+    tenant that exceeded it is still owed the bound that counts its meter. Where that is the share of all packets *sent*
+    that may be late, a dropped one is one that was not.
     """
     latency, runs = [], []
     for run, window in enumerate(observed):
-        dropped, own = window.dropped_by_meters, window.judged.latency_s
+        dropped, own = window.dropped_for_breach, window.judged.latency_s
         own = np.where(dropped, 0.0, own) if speaks_of_sent(tenant) else own[~dropped]
         latency.append(own)
         runs.append(np.full(own.size, run))
@@ -210,21 +211,27 @@ def _verdict(
     return found.verdict.value, found.reason
 
 
+def beyond_contract(contract: Reservation, samples: TenantSamples, *, grain_s: float = METER_GRAIN_S) -> int:
+    """Packets of a window that a contract's token bucket, deeper by what it is given in `grain_s`, would drop."""
+    arrival = samples.border_s[:, 0]
+    seen = np.flatnonzero(np.isfinite(arrival))
+    order = seen[np.argsort(arrival[seen], kind="stable")]
+    return nonconforming(
+        arrival[order],
+        samples.size_bits[order],
+        rate_bps=contract.meter_rate_bps,
+        burst_bits=contract.burst_bits,
+        grain_s=grain_s,
+    )
+
+
 def _conformance(tenant: Tenant, observed: Sequence[Observed]) -> ConformanceRecord | None:
     if tenant.reservation is None:
         return None
     excess = 0
     for window in observed:
-        samples = window.match.samples
-        arrival = samples.border_s[:, 0]
-        seen = np.flatnonzero(np.isfinite(arrival))
-        order = seen[np.argsort(arrival[seen], kind="stable")]
-        excess += nonconforming(
-            arrival[order],
-            samples.size_bits[order],
-            rate_bps=tenant.reservation.meter_rate_bps,
-            burst_bits=tenant.reservation.burst_bits,
-        )
+        counted = window.nonconforming
+        excess += beyond_contract(tenant.reservation, window.match.samples) if counted is None else counted
     return ConformanceRecord(
         offered=sum(len(window.match.samples) for window in observed),
         nonconforming=excess,

@@ -120,7 +120,11 @@ class Answering:
             self.asks[k], self._way_out[k], self._timeout_ps[k] = True, system.way_out(k), one.timeout_ps
         self._back = {
             border: SimulatedDomain(
-                replace(system.hops[border - 1], meters=(), compute=None), members, seeds[border - 1], computes=False
+                replace(system.hops[border - 1], meters=(), compute=None),
+                members,
+                seeds[border - 1],
+                computes=False,
+                first=False,
             )
             for border in range(max(self._servers), 0, -1)
         }

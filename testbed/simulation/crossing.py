@@ -17,7 +17,7 @@ from testbed.simulation.answering import ANSWERED, Answers
 from testbed.simulation.asking import Asking
 from testbed.simulation.clock import PS_PER_S
 from testbed.simulation.recorder import Passage
-from testbed.simulation.tally import METER, QUEUE, TIMEOUT
+from testbed.simulation.tally import LATER_METER, METER, QUEUE, TIMEOUT
 from testbed.simulation.wave import IndexArray
 from testbed.telemetry import lag, request_samples, samples
 from testbed.telemetry.match import BorderCount, Match
@@ -207,13 +207,22 @@ def write(
     samples.write(path, seen, replay)
 
 
-def observed(path: Path, lost: IndexArray, duration_s: float) -> Observed:
-    """What judging a source needs of one window: its file of samples and, by cause, what of it was lost, int64[4]."""
+def observed(path: Path, lost: IndexArray, duration_s: float, *, metered: bool) -> Observed:
+    """What judging a source needs of one window.
+
+    Args:
+        path: Its file of samples.
+        lost: What of it was lost in the window, by cause, int64[CAUSES].
+        duration_s: Length of the window.
+        metered: Whether it has a meter where it enters, which then drops exactly what breaks the contract.
+    """
     seen, replay = samples.read(path)
     return Observed(
         match=_match(seen),
         replay=replay,
-        meter_dropped=int(lost[METER]),
+        meter_dropped=int(lost[METER] + lost[LATER_METER]),
+        forgiven=int(lost[METER]),
+        nonconforming=int(lost[METER]) if metered else None,
         queue_dropped=int(lost[QUEUE]),
         window_s=duration_s,
     )

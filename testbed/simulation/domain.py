@@ -14,7 +14,7 @@ from testbed.simulation.impairment import Delayer, Loser
 from testbed.simulation.link import priority_link, reserved_link, weighted_link
 from testbed.simulation.meter import Meter
 from testbed.simulation.system import Hop, Scheduler
-from testbed.simulation.tally import METER, QUEUE, RANDOM
+from testbed.simulation.tally import LATER_METER, METER, QUEUE, RANDOM
 from testbed.simulation.wave import Wave
 
 Lose = Callable[[Wave, int], None]
@@ -36,14 +36,17 @@ class SimulatedDomain:
         members: Indices of the sources.
         seed: Of its impairments and computations in this window.
         computes: Whether packets of some source end here, so that its stage serves them.
+        first: Whether it is the first of the path, whose meter drops what breaks the contract.
     """
 
-    def __init__(self, hop: Hop, members: Sequence[int], seed: np.random.SeedSequence, *, computes: bool) -> None:
+    def __init__(
+        self, hop: Hop, members: Sequence[int], seed: np.random.SeedSequence, *, computes: bool, first: bool
+    ) -> None:
         loss, excess, compute = seed.spawn(3)
         self.delay_ps = hop.delay_ps
         self._servers: list[tuple[Server, int]] = []
         if any(policy is not None for policy in hop.meters):
-            self._servers.append((Meter(hop.meters), METER))
+            self._servers.append((Meter(hop.meters), METER if first else LATER_METER))
         self._servers.append((_port(hop, members), QUEUE))
         if hop.excess is not None:
             self._servers.append((Delayer(hop.excess, excess), RANDOM))

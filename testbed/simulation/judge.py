@@ -17,11 +17,11 @@ from testbed.report.record import BoundRecord, ConformanceRecord, TenantRecord, 
 from testbed.scenario.model import Promise, Tenant
 from testbed.simulation.clock import to_ps
 from testbed.simulation.estimate import beyond, design_effect, quantile
-from testbed.simulation.tally import METER, QUEUE, TIMEOUT, Tally
+from testbed.simulation.tally import LATER_METER, METER, QUEUE, TIMEOUT, Tally
 
 
 def spoken_of(tenant: Tenant, index: int, tally: Tally) -> Tally:
-    """What a bound speaks of: one tenant's tally without what its meters dropped.
+    """What a bound speaks of: one tenant's tally without what its first meter dropped.
 
     It says how late the others are and that no queue drops them, either of all that is sent or of all that passes.
     """
@@ -31,8 +31,8 @@ def spoken_of(tenant: Tenant, index: int, tally: Tally) -> Tally:
 def is_broken(tenant: Tenant, index: int, tally: Tally, bound: BoundRecord, confidence: float = 0.95) -> bool:
     """Whether counts show that more packets are later than a bound, or never arrive, than it says.
 
-    Meters' drops are left out (`spoken_of`). Of requests that their clients gave up no more is known than that they
-    took longer than the timeout, which a bound above it does not deny.
+    The first meter's drops are left out (`spoken_of`). Of requests that their clients gave up no more is known than
+    that they took longer than the timeout, which a bound above it does not deny.
 
     Args:
         tenant: Whose bound it is.
@@ -90,9 +90,12 @@ def judge_tally(
     levels = (0.5, 0.99, 0.999, promised_level)
     median, p99, p999, promised = (quantile(tally, index, level, effect) for level in levels)
     dropped = int(tally.lost[index, METER])
-    verdict, reason, upper = _verdict(tenant, n, misses, effect, dropped)
+    contract, requests = recorded.conformance, recorded.requests
+    # Without a meter only what is recorded tells.
+    told = contract.nonconforming if contract else requests.nonconforming if requests else 0
+    beyond = max(dropped, told)
+    verdict, reason, upper = _verdict(tenant, n, misses, effect, beyond)
     lower_s = promised.one_sided_lower_s
-    contract = recorded.conformance
     return recorded.model_copy(
         update={
             "n": n,
@@ -121,27 +124,31 @@ def judge_tally(
             "conformance": contract
             and ConformanceRecord(
                 offered=n,
-                nonconforming=dropped,
-                meter_dropped=dropped,
+                nonconforming=beyond,
+                meter_dropped=dropped + int(tally.lost[index, LATER_METER]),
                 queue_dropped=int(tally.lost[index, QUEUE]),
                 delivered=n - lost,
             ),
-            "requests": recorded.requests
-            and recorded.requests.model_copy(
-                update={"answered": n - lost, "timeouts": lost, "nonconforming": dropped},
+            "requests": requests
+            and requests.model_copy(
+                update={"answered": n - lost, "timeouts": lost, "nonconforming": beyond},
             ),
         }
     )
 
 
 def _verdict(
-    tenant: Tenant, n: int, misses: int, effect: float | None, dropped: int
+    tenant: Tenant, n: int, misses: int, effect: float | None, beyond: int
 ) -> tuple[Verdict, str, float | None]:
     what = "packets" if tenant.requests is None else "requests"
     if tenant.promise is None:
         return "NONE", "", None
-    if dropped:
-        return "EXCUSED", f"the tenant broke its own contract: its meters dropped {dropped:,} of {n:,} {what}", None
+    if beyond:
+        return (
+            "EXCUSED",
+            f"the tenant broke its own contract: {beyond:,} of {n:,} {what} exceeded its token bucket",
+            None,
+        )
     if effect is None:
         return "UNDETERMINED", f"of {n:,} {what} too few are slow to tell how misses cluster; simulate more", None
     return _counted(tenant.promise, n, misses, effect, what)

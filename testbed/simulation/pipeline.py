@@ -263,6 +263,11 @@ def _judge(ready: Network, windows: _Windows, index: int) -> TenantRecord:
     return judge_tally(tenant, index, whole, bound, recorded, way_out=row)
 
 
+def _has_meter(ready: Network, index: int) -> bool:
+    meters = ready.system.hops[0].meters
+    return bool(meters) and meters[index] is not None
+
+
 def _judge_recorded(ready: Network, windows: _Windows, index: int) -> TenantRecord:
     """Judge a tenant by what of it was recorded."""
     tenant, own = ready.tenants[index], _crossing(ready, index)
@@ -288,7 +293,7 @@ def _judge_recorded(ready: Network, windows: _Windows, index: int) -> TenantReco
         )
     else:
         seen = [
-            crossing.observed(path, lost[index], one.duration_s)
+            crossing.observed(path, lost[index], one.duration_s, metered=_has_meter(ready, index))
             for path, lost, one in zip(paths, windows.lost, done, strict=True)
         ]
         sent = [one.match.samples for one in seen]

@@ -38,9 +38,10 @@ COARSE_BINS = (_OCTAVES << _COARSE_BITS) + 1
 _BY_PART = ("coarse", "metered")
 _ARRAYS = (*_BY_PART, "fine", "top", "top_count", "n", "lost", "late", "smallest_ps", "sum_ps")
 
-RANDOM, METER, QUEUE, TIMEOUT = 0, 1, 2, 3
-"""What lost a packet, or a request; the last only a request, whose answer came too late for its client."""
-CAUSES = 4
+RANDOM, METER, QUEUE, TIMEOUT, LATER_METER = 0, 1, 2, 3, 4
+"""What lost a packet, or a request: `METER` is that of the first domain, which drops what breaks the contract, and
+`LATER_METER` that of any other, which should drop nothing; `TIMEOUT` ends only a request, answered too late."""
+CAUSES = 5
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,12 +54,12 @@ class Tally:
         deadline_ps: Deadline of each tenant, int64[K]; a packet above it is late.
         fine: Delivered packets by latency, int64[K, FINE_BINS].
         coarse: All packets by part of the window and latency, int64[B, K, COARSE_BINS].
-        metered: Those that meters dropped by part of the window, int64[B, K].
+        metered: Those that the first domain's meter dropped by part of the window, int64[B, K].
         top: Largest latencies, unordered, int64[K, 2 EXTREMES], of which `top_count` are filled: those of all delivered
             packets, or no fewer than the `EXTREMES` largest.
         top_count: int64[K].
         n: Packets, lost ones included, int64[K].
-        lost: Packets that never arrived, by what lost them (`RANDOM`, `METER`, `QUEUE`, `TIMEOUT`), int64[K, 4].
+        lost: Packets that never arrived, by what lost them (`RANDOM` to `LATER_METER`), int64[K, CAUSES].
         late: Delivered packets above the deadline, int64[K].
         smallest_ps: Smallest latency, int64[K].
         sum_ps: Sum of latencies, float64[K].
@@ -114,11 +115,11 @@ class Tally:
         return Tally(**columns, **parts, _floor=self._floor[chosen])
 
     def unmetered(self, tenant: int, *, sent: bool) -> Tally:
-        """The tally of one tenant without the losses to its meters.
+        """The tally of one tenant without the losses to its first meter; to a later one no contract lets it lose.
 
         Args:
             tenant: Index of the tenant.
-            sent: Whether what they dropped counts as sent, and in time; else it counts for nothing.
+            sent: Whether what it dropped counts as sent, and in time; else it counts for nothing.
         """
         own = self.only(tenant)
         n, fine, coarse, lost = own.n.copy(), own.fine.copy(), own.coarse.copy(), own.lost.copy()

@@ -138,6 +138,7 @@ class _Tandem:
                 members,
                 _impaired(plan, d, members),
                 computes=any(source.hops == d + 1 and source.asking is None for source in sources),
+                first=d == 0,
             )
             for d, hop in enumerate(system.hops[:longest])
         ]

@@ -23,7 +23,7 @@ from testbed.simulation.window import Outcome, Plan, simulate
 from testbed.traffic.arrivals import tenant_seed
 
 TALLY_NAME = "tally.npz"
-_FORMAT = 2
+_FORMAT = 3
 """Of what is counted of a window; one that was counted otherwise is simulated again."""
 _DONE_NAME = "window.json"
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from testbed.audit.conformance import METER_GRAIN_S
 from testbed.report.record import BoundRecord, TenantRecord
-from testbed.run.judge import Observed, judge_tenant, run_verdict
+from testbed.run.assemble import observe
+from testbed.run.judge import Observed, beyond_contract, judge_tenant, run_verdict
+from testbed.run.window import Counted
 from testbed.scenario.model import Misbehaviour, PoissonArrivals, Promise, Reservation, Tenant
 from testbed.telemetry.lag import replay
 from testbed.telemetry.match import Match
@@ -117,22 +121,52 @@ def test_a_tenant_beyond_its_contract_is_still_owed_the_bound_that_counts_its_me
         return np.where(rng.random(n) < 0.5, np.nan, often_late(rng, n))
 
     seen = observed(dropping, gap_s=1e-4)
-    seen = replace(seen, meter_dropped=seen.queue_dropped, queue_dropped=0)
+    seen = replace(seen, meter_dropped=seen.queue_dropped, forgiven=seen.queue_dropped, queue_dropped=0)
     above, below = (judge_tenant(flood, [seen], bound(bound_s), valid=True) for bound_s in (0.2, 0.05))
     assert (above.verdict, above.bound_broken, above.promised_lower_s) == ("EXCUSED", False, None)
     assert (below.verdict, below.bound_broken) == ("EXCUSED", True)
     assert below.held_lower_s == pytest.approx(0.1)
 
 
-def test_a_loss_that_no_meter_counted_is_nothing_that_a_bound_forgives() -> None:
-    """Of 1 % that are lost the meter counts 0.7 %: the rest is more than one in a thousand."""
+def test_a_loss_that_is_no_breach_of_the_contract_is_nothing_that_a_bound_forgives() -> None:
+    """Of 1 % that are lost 0.7 % broke the contract: the rest is more than one in a thousand."""
     seen = observed(often_lost, gap_s=1e-4)
     lost = seen.queue_dropped
-    most = replace(seen, meter_dropped=lost - 3 * N // 1000, queue_dropped=0)
-    every = replace(seen, meter_dropped=lost, queue_dropped=0)
+    most = replace(seen, meter_dropped=lost, forgiven=lost - 3 * N // 1000, queue_dropped=0)
+    every = replace(seen, meter_dropped=lost, forgiven=lost, queue_dropped=0)
     found = [judge_tenant(TENANT, [one], bound(1.0), valid=True) for one in (every, most)]
     assert [row.verdict for row in found] == ["EXCUSED", "EXCUSED"]
     assert [row.bound_broken for row in found] == [False, True]
+
+
+@pytest.mark.parametrize(("gap_s", "forgiven"), [(1e-3, 0), (1e-4, 502)], ids=["conforming", "flooding"])
+def test_a_tenant_that_keeps_its_contract_is_not_forgiven_what_its_meter_drops(gap_s: float, forgiven: int) -> None:
+    """502 in its first domain, 7 in the second; both count as its meters' drops."""
+    match = observed(fast, gap_s).match
+    window = SimpleNamespace(
+        matches={"alpha": match},
+        grown=lambda domain, _: Counted(N, 502 if domain == "west" else 7, N, 0),
+        duration_s=1.0,
+        faults=(),
+    )
+    seen = observe(TENANT, SimpleNamespace(window=window, terms={}))  # type: ignore[arg-type]
+    assert (seen.meter_dropped, seen.forgiven) == (509, forgiven)
+
+
+def test_what_a_meter_drops_that_refills_once_a_grain_is_a_breach_too() -> None:
+    samples = observed(fast, 1e-4).match.samples
+    told, drops = (beyond_contract(BUCKET, samples, grain_s=grain * METER_GRAIN_S) for grain in (1, -1))
+    assert told < drops <= told + 2 * (RATE_BPS * METER_GRAIN_S // SIZE + 1)
+
+
+def test_what_is_lost_behind_the_first_domain_is_never_forgiven() -> None:
+    seen = observed(often_lost, gap_s=1e-4)
+    lost = seen.queue_dropped
+    borders = seen.match.samples.border_s.copy()
+    borders[:, 1] = np.where(np.isnan(borders[:, 1]), borders[:, 0], borders[:, 1])
+    later = replace(seen.match, samples=replace(seen.match.samples, border_s=borders))
+    found = judge_tenant(TENANT, [replace(seen, match=later, forgiven=lost)], bound(1.0), valid=True)
+    assert found.bound_broken
 
 
 def test_where_a_model_is_relied_on_a_bound_speaks_of_all_packets_that_are_sent() -> None:
@@ -143,7 +177,7 @@ def test_where_a_model_is_relied_on_a_bound_speaks_of_all_packets_that_are_sent(
         return np.where(rng.random(n) < 0.9, np.nan, found)
 
     seen = observed(late, gap_s=1e-4)
-    seen = replace(seen, meter_dropped=seen.queue_dropped, queue_dropped=0)
+    seen = replace(seen, meter_dropped=seen.queue_dropped, forgiven=seen.queue_dropped, queue_dropped=0)
     lawful = judge_tenant(TENANT, [seen], bound(0.05), valid=True)
     flood = replace(TENANT, misbehaviour=Misbehaviour("flood", offered_bps=2 * RATE_BPS))
     lawless = judge_tenant(flood, [seen], bound(0.05), valid=True)

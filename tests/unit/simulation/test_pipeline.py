@@ -19,6 +19,7 @@ from testbed.audit.findings import Outcome, recompute, run_statements
 from testbed.audit.folder import audit_run
 from testbed.audit.table import audit_table
 from testbed.errors import PreflightError, ScenarioError
+from testbed.management import federation
 from testbed.report.html import write_report
 from testbed.report.record import RECORD_NAME, RunRecord, read_record
 from testbed.run.progress import Silent
@@ -39,6 +40,23 @@ ROOT = Path(__file__).parents[3]
 DEMO = ROOT / "topologies" / "smoke.yaml"
 
 COMMAND = [sys.executable, "-c", "from testbed.cli import main; main()"]
+
+
+LATER = """
+name: later
+seed: 3
+duration: 60 s
+allow-zero-delay: true
+domains:
+  - {name: near, link-rate: 20 Mbit/s}
+  - {name: far, link-rate: 20 Mbit/s, compute: true}
+tenants:
+  - name: steady
+    site: far
+    arrivals: {model: poisson, rate: 4 Mbit/s, size: 1000 B}
+    reservation: {rate: 8 Mbit/s}
+    promise: {deadline: 100 ms, epsilon: 0.001}
+"""
 
 
 def simulated(out: Path, **more: object) -> Path:
@@ -131,6 +149,22 @@ def test_counted_and_recorded_packets_give_the_same_answers(folder: Path, tmp_pa
         assert other.offered.rate_per_s == pytest.approx(one.offered.rate_per_s, rel=0.3), "of the part it recorded"
     files = [samples.read(tmp_path / counted_path)[0] for counted_path in _sample_paths(tmp_path, counted)]
     assert sum(len(seen) for seen in files) == pytest.approx(2000, rel=0.3)
+
+
+@pytest.mark.parametrize("recorded", [500, 100_000])
+def test_what_a_too_small_meter_of_a_later_domain_drops_is_nobodys_breach(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorded: int
+) -> None:
+    """It lets two packets in a row pass, so that one in ten of a tenant that keeps its contract is lost to it."""
+    monkeypatch.setattr(federation, "_burst_behind", lambda upstream, asked: 16_000 if upstream else asked.burst_bits)
+    file = tmp_path / "later.yaml"
+    file.write_text(LATER, encoding="utf-8")
+    options = Options(out=tmp_path, page=False, packets=20_000, recorded_packets=recorded)
+    (row,) = read_record(simulate_scenario(load(file), options, Silent())).tenants
+    assert row.conformance is not None
+    assert row.conformance.nonconforming == 0
+    assert row.conformance.meter_dropped == row.lost > 500
+    assert (row.verdict, row.bound_broken) == ("FAIL", True)
 
 
 def _sample_paths(out: Path, record: RunRecord) -> list[Path]:
