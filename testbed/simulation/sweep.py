@@ -13,14 +13,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import testbed
 from testbed.errors import PreflightError
 from testbed.report.record import RECORD_NAME, TenantRecord, read_record
 from testbed.run.progress import Progress, Step
 from testbed.scenario.loader import load
-from testbed.scenario.model import Scenario
+from testbed.scenario.model import Arrivals, Scenario
 from testbed.simulation.choices import Choices
 from testbed.simulation.grid import Axis, Settings, load_of, points, vary_choices, vary_file, vary_scenario
+from testbed.simulation.inputs import code_digest, traces_digest
 from testbed.simulation.known import known
 from testbed.simulation.pipeline import Options, simulate_scenario
 from testbed.simulation.windows import make_folder
@@ -58,11 +58,13 @@ class Point:
         settings: What is varied.
         text: The scenario file with its part of them.
         options: How it is simulated; `resume` is the point's folder.
+        arrivals: What its tenants send.
     """
 
     settings: Settings
     text: str
     options: Options
+    arrivals: tuple[Arrivals, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -76,12 +78,13 @@ class Point:
         Of a run that measured requests the record counts, wherever it lies; it stands for the samples beside it.
 
         Raises:
-            OSError: That record cannot be read.
+            OSError: That record, or a trace, cannot be read.
         """
         own = self.options
         measured = None if own.measured is None else _sha256((own.measured / RECORD_NAME).read_bytes())
         shape = (own.packets, own.replications, own.recorded_packets, own.choices, measured)
-        return _sha256(repr((COLUMNS, testbed.__version__, self.settings, self.text, shape)).encode())
+        traces = traces_digest(self.arrivals)
+        return _sha256(repr((COLUMNS, code_digest(), self.settings, self.text, shape, traces)).encode())
 
 
 @dataclass(frozen=True)
@@ -125,8 +128,7 @@ def sweep(file: Path, axes: Sequence[Axis], options: SweepOptions, progress: Pro
         PreflightError: The folder cannot be made, or Ray is not there.
     """
     all_points = [_point(file, number, settings, options) for number, settings in enumerate(points(axes), start=1)]
-    for point in all_points:
-        _prepare(point)
+    all_points = [_prepared(point) for point in all_points]
     missing = [point for point in all_points if _row(point) is None]
     with progress.step(f"{len(missing)} of {len(all_points)} points") as step:
         if missing:
@@ -199,11 +201,13 @@ def _never() -> bool:
     return False
 
 
-def _prepare(point: Point) -> None:
-    """Check the point's scenario before any is simulated."""
+def _prepared(point: Point) -> Point:
+    """The point with what its tenants send, its scenario checked before any is simulated."""
     make_folder(point.folder)
     (point.folder / SCENARIO_NAME).write_text(point.text, encoding="utf-8")
-    known(_scenario(point), point.options.measured)
+    scenario = _scenario(point)
+    known(scenario, point.options.measured)
+    return replace(point, arrivals=tuple(tenant.arrivals for tenant in scenario.tenants))
 
 
 def _scenario(point: Point) -> Scenario:

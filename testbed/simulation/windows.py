@@ -12,19 +12,17 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import testbed
 from testbed.errors import PreflightError
 from testbed.simulation import crossing
 from testbed.simulation.calls import SEEDS_OF_CALLS
 from testbed.simulation.crossing import Crossing
+from testbed.simulation.inputs import code_digest, traces_digest
 from testbed.simulation.system import System
 from testbed.simulation.tally import Tally
 from testbed.simulation.window import Outcome, Plan, simulate
 from testbed.traffic.arrivals import tenant_seed
 
 TALLY_NAME = "tally.npz"
-_FORMAT = 3
-"""Of what is counted of a window; one that was counted otherwise is simulated again."""
 _DONE_NAME = "window.json"
 
 
@@ -47,8 +45,13 @@ class Task:
 
     @property
     def digest(self) -> str:
-        """Changes with everything that changes the result."""
-        told = (_FORMAT, testbed.__version__, self.system, self.plan, self.crossings)
+        """Changes with everything that changes the result.
+
+        Raises:
+            OSError: A trace cannot be read.
+        """
+        traces = traces_digest(source.arrivals for source in self.system.sources)
+        told = (code_digest(), traces, self.system, self.plan, self.crossings)
         return hashlib.sha256(repr(told).encode()).hexdigest()
 
 

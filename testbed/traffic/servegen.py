@@ -127,8 +127,13 @@ def read_client(path: Path) -> Client:
     return Client(path, start_s, rate_per_s, law, shape, _read_tokens(path))
 
 
+def dataset_of(trace: Path) -> Path:
+    """The dataset file beside a client's trace file."""
+    return trace.with_name(trace.name.removesuffix("-trace.csv") + "-dataset.json")
+
+
 def _read_tokens(trace: Path) -> dict[int, dict[str, str]]:
-    path = trace.with_name(trace.name.removesuffix("-trace.csv") + "-dataset.json")
+    path = dataset_of(trace)
     try:
         data: Any = json.loads(path.read_text(encoding="utf-8"))
         return {

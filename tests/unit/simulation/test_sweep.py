@@ -21,6 +21,7 @@ from testbed.scenario.loader import load
 from testbed.scenario.model import OnOffArrivals
 from testbed.simulation.choices import Choices
 from testbed.simulation.grid import Axis, axis, points, vary_choices, vary_file, vary_scenario
+from testbed.simulation.inputs import code_digest
 from testbed.simulation.pipeline import Options
 from testbed.simulation.sweep import COLUMNS, Point, SweepOptions, sweep
 from testbed.simulation.system import Scheduler
@@ -149,7 +150,7 @@ def test_a_finished_point_is_not_simulated_again_unless_it_changed(tmp_path: Pat
     assert changed != rows
 
 
-def test_a_point_changes_with_the_version_and_with_what_was_measured_but_not_with_where(
+def test_a_point_changes_with_the_code_and_with_what_was_measured_but_not_with_where(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def digest(run: Path | None) -> str:
@@ -162,8 +163,44 @@ def test_a_point_changes_with_the_version_and_with_what_was_measured_but_not_wit
     one, same, another = map(digest, runs)
     assert one == same
     assert len({digest(None), one, another}) == 3
-    monkeypatch.setattr(testbed, "__version__", "another")
+    monkeypatch.setattr("testbed.simulation.sweep.code_digest", lambda: "another")
     assert digest(runs[0]) != one
+
+
+TRACED = """
+name: traced
+duration: 5 s
+allow-zero-delay: true
+domains: [{name: only, link-rate: 10 Mbit/s, compute: true}]
+tenants: [{name: a, site: only, arrivals: {model: trace, file: packets.csv, format: packets}}]
+"""
+
+
+def test_a_point_and_a_window_change_with_what_is_in_a_trace(tmp_path: Path) -> None:
+    file, trace = tmp_path / "traced.yaml", tmp_path / "packets.csv"
+    file.write_text(TRACED, encoding="utf-8")
+
+    def sent(gap_s: float) -> tuple[int, str]:
+        rows = "".join(f"{gap_s * row:.3f},500\n" for row in range(100))
+        trace.write_text(f"time_s,size_bytes\n{rows}", encoding="utf-8")
+        (row,) = sweep(file, [Axis("seed", ("1",))], SweepOptions(out=tmp_path / "out"), Silent())
+        left = json.loads((tmp_path / "out" / "point-1" / "window-1" / "window.json").read_text(encoding="utf-8"))
+        return row["packets"], left["digest"]
+
+    (few, before), (more, after) = sent(0.01), sent(0.005)
+    assert more == 2 * few
+    assert before != after
+
+
+def test_the_digest_of_the_code_is_that_of_every_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = tmp_path / "deep" / "module.py"
+    module.parent.mkdir()
+    monkeypatch.setattr(testbed, "__file__", str(tmp_path / "__init__.py"))
+    found = set()
+    for text in ("one", "another"):
+        module.write_text(text, encoding="utf-8")
+        found.add(code_digest.__wrapped__())
+    assert len(found) == 2
 
 
 def test_a_sweep_that_is_killed_goes_on_where_it_was(tmp_path: Path) -> None:
