@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import argparse
 import pkgutil
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 import benchmarks
+from benchmarks import simulation
 from benchmarks.__main__ import main, names_of
+from benchmarks.figures import Figure
+from testbed.errors import PreflightError
+from testbed.scenario.model import Reservation
+from testbed.simulation.experiments.isolation import IsolationOptions
+from testbed.simulation.replay import Replayed
+from testbed.simulation.system import Scheduler
 
 
 @pytest.mark.parametrize(
@@ -37,3 +47,47 @@ def test_every_name_of_a_benchmark_measures_something_and_nothing_else_does() ->
         if "\ndef measure(" in (folder / f"{entry.name}.py").read_text(encoding="utf-8")
     }
     assert set(names_of()) == measuring
+
+
+def test_a_victim_whose_tail_is_not_known_at_one_correlation_has_not_been_isolated(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def isolation(asked: IsolationOptions, *_: object) -> list[SimpleNamespace]:
+        known = [(c, None if c == asked.correlations[-1] else 0.07) for c in asked.correlations]
+        return [SimpleNamespace(value=c, name=one, p999_s=p999_s) for one in Scheduler for c, p999_s in known]
+
+    monkeypatch.setattr(simulation, "isolation", isolation)
+    figures = list(simulation.measure(argparse.Namespace(only="isolation")))
+    assert [figure.reached for figure in figures] == [False, False]
+
+
+def replayed(monkeypatch: pytest.MonkeyPatch, *, verdict: str, reserved: bool) -> list[Figure]:
+    """What is said of a run in which the simulator is right about two tenants, neither of them with a bound."""
+    contract = Reservation(1_000_000, 900_000, 40_000, 80_000)
+    tenants = [SimpleNamespace(name="a", reservation=contract if reserved else None)]
+    tenants.append(SimpleNamespace(name="b", reservation=None))
+    windows = [SimpleNamespace(index=1, valid=verdict != "INVALID")]
+    rows = [SimpleNamespace(name=name, bound_s=None) for name in "ab"]
+    delays_s = np.linspace(0.01, 0.02, 1000)
+    monkeypatch.setattr(
+        simulation,
+        "read_record",
+        lambda _: SimpleNamespace(windows=windows, tenants=rows, scenario=None, verdict=verdict),
+    )
+    monkeypatch.setattr(simulation, "from_dict", lambda _: SimpleNamespace(tenants=tenants))
+    monkeypatch.setattr(simulation, "replay_run", lambda _: [Replayed(name, 1, delays_s, delays_s) for name in "ab"])
+    return list(simulation.measure(argparse.Namespace(only="network", run=Path("run"))))
+
+
+def test_the_packets_of_every_tenant_with_a_reservation_are_held_against_the_simulators(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    figures = replayed(monkeypatch, verdict="PASS", reserved=True)
+    assert {figure.name[0] for figure in figures} == {"a"}
+    assert [figure.said for figure in figures] == ["yes"] * 3
+    with pytest.raises(PreflightError, match="no tenant with a reservation"):
+        replayed(monkeypatch, verdict="PASS", reserved=False)
+
+
+def test_packets_of_a_run_that_was_not_valid_show_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [figure.said for figure in replayed(monkeypatch, verdict="INVALID", reserved=True)] == ["not shown"] * 3
