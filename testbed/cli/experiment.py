@@ -166,7 +166,7 @@ def _table(points: list[ExperimentPoint]) -> Table:
         table.add_column(heading)
     for heading in ("bound", "p99.9", "limits", "on time", "limits", "kept", "limits", "broken", "worst", "tenants"):
         table.add_column(heading, justify="right")
-    for heading in ("admitted", "limits", "used", "packets"):
+    for heading in ("admitted", "limits", "used", "limits", "packets"):
         table.add_column(heading, justify="right")
     for point in points:
         low, high = point.p999_interval_s
@@ -188,6 +188,7 @@ def _table(points: list[ExperimentPoint]) -> Table:
             f"{100 * point.admitted:.0f}",
             _percent(point.admitted_interval, 0),
             f"{100 * point.utilisation:.0f}",
+            _percent(point.utilisation_interval, 0),
             f"{point.packets:,}",
         )
     return table
