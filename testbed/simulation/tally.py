@@ -193,16 +193,16 @@ class Tally:
 def merge(tallies: Iterable[Tally]) -> Tally:
     """The tally of several windows of the same tenants; parts of windows stay apart, [B windows, K, COARSE_BINS].
 
-    Tallies are taken one at a time, so that of those that are still to be read none is in memory.
+    Tallies are taken one at a time, so that of all of them the parts alone are in memory, once.
     """
     rest = iter(tallies)
     first = next(rest)
-    whole, parts = first, {name: [getattr(first, name)] for name in _BY_PART}
+    whole = first
     for one in rest:
         if whole is first:
-            whole = replace(first, **{name: getattr(first, name).copy() for name in _ARRAYS if name not in _BY_PART})
-        for name, found in parts.items():
-            found.append(getattr(one, name))
+            whole = replace(first, **{name: getattr(first, name).copy() for name in _ARRAYS})
+        for name in _BY_PART:
+            _append(getattr(whole, name), getattr(one, name))
         for name in ("fine", "n", "lost", "late", "sum_ps"):
             np.add(getattr(whole, name), getattr(one, name), out=getattr(whole, name))
         np.minimum(whole.smallest_ps, one.smallest_ps, out=whole.smallest_ps)
@@ -210,7 +210,15 @@ def merge(tallies: Iterable[Tally]) -> Tally:
             largest = extremes((whole.top[k, : whole.top_count[k]], one.top[k, : one.top_count[k]]))
             whole.top[k, : largest.size] = largest
             whole.top_count[k] = largest.size
-    return whole if whole is first else replace(whole, **{name: np.concatenate(found) for name, found in parts.items()})
+    return whole
+
+
+def _append(found: IntArray, more: IntArray) -> None:
+    """Make an array longer where it lies: together with its parts it would need its memory twice."""
+    filled = len(found)
+    # Nothing else looks into it: it was copied for this.
+    found.resize((filled + len(more), *found.shape[1:]), refcheck=False)
+    found[filled:] = more
 
 
 def extremes(parts: Iterable[TimeArray]) -> TimeArray:

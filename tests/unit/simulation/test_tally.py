@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -205,3 +208,22 @@ def test_packets_beyond_a_latency_are_counted_with_those_that_never_arrived(n: i
         found = beyond(tally, 0, limit_s)
         assert found <= exact
         assert found == (exact if exact < EXTREMES else pytest.approx(exact, rel=0.01))
+
+
+def test_many_windows_together_need_no_more_memory_than_what_is_found_of_them() -> None:
+    one = lossy()
+
+    def windows() -> Iterator[Tally]:
+        for _ in range(50):
+            yield replace(one, coarse=one.coarse.copy(), metered=one.metered.copy())
+
+    tracemalloc.start()
+    try:
+        found = merge(windows())
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert found.coarse.shape[0] == 50 * BATCHES
+    assert np.array_equal(found.coarse, np.concatenate([one.coarse] * 50))
+    assert np.array_equal(found.metered, np.concatenate([one.metered] * 50))
+    assert most < 1.3 * found.coarse.nbytes
