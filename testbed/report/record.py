@@ -303,6 +303,17 @@ class TenantRecord(_Part):
         """The lower confidence limit that the bound is held against."""
         return self.promised_lower_s if self.bound_held_s is None else self.bound_held_s
 
+    @property
+    def broken_at_s(self) -> float | None:
+        """The limit that a broken bound lies below; None where it is that too many never arrived, at no percentile."""
+        lower_s = self.held_lower_s
+        return lower_s if lower_s is not None and self.bound_s is not None and lower_s > self.bound_s else None
+
+    @property
+    def allowed_later(self) -> float:
+        """The share that a bound lets be later than it says, or never arrive."""
+        return 1e-3 if self.epsilon is None else self.epsilon
+
 
 class HeldOutRecord(_Part):
     """A tail that a domain signed from the warm-up, held against a window that it was not made from.

@@ -194,8 +194,11 @@ def _gate_table(record: RunRecord) -> Table:
 
 
 def _broken(tenant: TenantRecord) -> Text:
-    return Text(
-        f"{tenant.name}: BOUND BROKEN: {milliseconds(tenant.bound_s)} ms ({tenant.bound_method}) lies below the lower "
-        f"confidence limit {milliseconds(tenant.held_lower_s)} ms of a valid measurement",
-        style="bold white on red",
+    said = (
+        f"more than {tenant.allowed_later:g} of a valid measurement were later or never arrived"
+        if tenant.broken_at_s is None
+        else f"lies below the lower confidence limit {milliseconds(tenant.broken_at_s)} ms of a valid measurement"
     )
+    bound = f"{milliseconds(tenant.bound_s)} ms ({tenant.bound_method})"
+    joint = ": " if tenant.broken_at_s is None else " "
+    return Text(f"{tenant.name}: BOUND BROKEN: {bound}{joint}{said}", style="bold white on red")

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from testbed.calculus import CalculusError
 from testbed.errors import FidelityError
 from testbed.management.bounds import Bounds, bound_tenant
-from testbed.management.queues import SHORT_QUEUE, Calls, latencies_s, queues_hold
+from testbed.management.queues import SHORT_QUEUE, Calls, latencies_s, queues_hold, requests_behind_meter
 from testbed.management.request_bounds import bound_requests
 from testbed.report.record import BoundRecord
 from testbed.run.request_terms import Granted
 from testbed.run.reservations import Reservations
+from testbed.scenario.model import Tenant
 
 
 def bounds_of(reservations: Reservations, host_s: float, requests: Mapping[str, Granted]) -> Bounds:
@@ -46,10 +47,17 @@ def bounds_of(reservations: Reservations, host_s: float, requests: Mapping[str, 
             ) from error
         if bound is None:
             continue
-        calls = None if own is None else (Calls.of(own.terms.demand.message_bits), Calls.of([own.terms.answer_bits]))
+        calls = None if own is None else _calls(tenant, own)
         queues_s = latencies_s(scenario.path(tenant), envelopes)
         if queues_hold(tenant, bound, queues_s, host_s=allowed_s, calls=calls):
             found[tenant.name] = bound
         else:
             missing[tenant.name] = SHORT_QUEUE
     return Bounds(found, missing)
+
+
+def _calls(tenant: Tenant, own: Granted) -> tuple[Calls, Calls]:
+    """What a tenant's requests behind its meter, and its answers, are as packets."""
+    declared = own.terms.demand
+    requests = requests_behind_meter(tenant, declared, Calls.of(declared.message_bits))
+    return requests, Calls.of([own.terms.answer_bits])

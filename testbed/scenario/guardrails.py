@@ -37,7 +37,7 @@ from testbed.scenario.model import (
     whole_kbit,
 )
 from testbed.traffic.modulation import stationary
-from testbed.traffic.request_demand import Demand
+from testbed.traffic.request_demand import Demand, packets, wire_bits
 from testbed.traffic.workloads import read_requests, read_workload
 
 OVERFLOW = 1e-7
@@ -116,6 +116,18 @@ def request_queue_bits(burst: int, rate_bps: int, crowding: float) -> int:
         crowding: How many packets its requests are for each full one that would carry their bits, at most.
     """
     return whole_kbit(max(SMALL_PACKETS, crowding) * queue_bits(burst, rate_bps))
+
+
+def answer_queue_bits(rate_bps: int, wait_s: float) -> int:
+    """Queue limit that the smallest answers reach only where `wait_s` of the reserved rate wait, in whole kbit.
+
+    Args:
+        rate_bps: Reserved rate.
+        wait_s: After which an answer is late.
+    """
+    smallest = np.zeros(1, dtype=np.int64)
+    crowding, own = float(packets(smallest)[0] / wire_bits(smallest)[0]), float(packets(smallest)[0])
+    return whole_kbit((crowding * rate_bps * wait_s + own) * FULL_FRAME_BITS)
 
 
 def queue_bits(burst: int, rate_bps: int) -> int:

@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from testbed.simulation.asking import EMPTY_BITS, Asking
+from testbed.simulation.asking import Asking
 from testbed.simulation.calls import Calls
 from testbed.simulation.domain import SimulatedDomain
 from testbed.simulation.shares import Jobs, SharedServer
 from testbed.simulation.system import System
 from testbed.simulation.tally import TIMEOUT, Tally
 from testbed.simulation.wave import IndexArray, TimeArray, Wave
+from testbed.traffic.request_demand import EMPTY_BITS
 
 ANSWERED, UNDER_WAY = -1, -2
 """What became of a request, where nothing lost it."""

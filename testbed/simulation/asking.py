@@ -18,13 +18,10 @@ from testbed.errors import ScenarioError
 from testbed.scenario.model import FULL_FRAME_BITS
 from testbed.simulation.impairment import Draw
 from testbed.telemetry.requests import Framing
-from testbed.traffic.request_demand import ACKNOWLEDGEMENTS, FRAMES_BYTES, HEADERS_BYTES, SEGMENT_BYTES
+from testbed.traffic.request_demand import ACKNOWLEDGEMENTS, EMPTY_BITS, FRAMES_BYTES, HEADERS_BYTES, SEGMENT_BYTES
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
-
-EMPTY_BITS = 8 * HEADERS_BYTES
-"""A packet without payload."""
 
 
 class Cut(NamedTuple):

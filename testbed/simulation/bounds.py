@@ -14,12 +14,12 @@ from testbed.errors import ScenarioError
 from testbed.management.bounds import DECLARED_HOST_S, Bounds, arrival_of, bound_tenant
 from testbed.management.federation import Federation
 from testbed.management.paper import on_paper
-from testbed.management.queues import SHORT_QUEUE, Calls, latencies_s, queues_hold
+from testbed.management.queues import SHORT_QUEUE, Calls, latencies_s, queues_hold, requests_behind_meter
 from testbed.report.record import BoundRecord
 from testbed.scenario.model import Scenario, Tenant
 from testbed.simulation.choices import Choices
 from testbed.simulation.known import Known, known_of_some, unknown
-from testbed.simulation.serving import asking_of, at_server_of, bound_asking, sign
+from testbed.simulation.serving import asking_of, at_server_of, bound_asking, demand_of, sign
 
 TOO_LITTLE_SHARE = (
     "the meter lets more computations pass than the share of the server is sure to do in time; reserve a larger "
@@ -98,12 +98,12 @@ def bounds_on_paper(scenario: Scenario, measured: Path | None = None) -> Bounds:
 
 
 def _calls(tenant: Tenant, known: Mapping[str, Known]) -> tuple[Calls, Calls] | None:
-    """What a tenant's requests and answers are as packets, None where it sends packets."""
+    """What a tenant's requests behind its meter, and its answers, are as packets; None where it sends packets."""
     if tenant.requests is None:
         return None
     asking = asking_of(tenant, tenant.requests, known[tenant.name])
     out, back = asking.out.crowding(asking.request_bytes), asking.back.crowding([asking.answer_bytes])
-    return Calls(*out), Calls(*back)
+    return requests_behind_meter(tenant, demand_of(tenant, tenant.requests), Calls(*out)), Calls(*back)
 
 
 def _unpromised(scenario: Scenario, tenant: Tenant, choices: Choices) -> str:

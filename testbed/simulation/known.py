@@ -22,12 +22,12 @@ from testbed.errors import ScenarioError
 from testbed.report.record import RunRecord, read_record
 from testbed.scenario.model import Requests, Scenario, Tenant, Work
 from testbed.scenario.tenant_fields import ACCURACIES
-from testbed.simulation.asking import EMPTY_BITS, Wire
+from testbed.simulation.asking import Wire
 from testbed.simulation.impairment import AtMost, Constant, Draw, Lognormal, Measured
 from testbed.simulation.law import Law
 from testbed.telemetry import request_samples
 from testbed.telemetry.request_samples import RequestSamples
-from testbed.traffic.request_demand import HEADERS_BYTES, SEGMENT_BYTES
+from testbed.traffic.request_demand import EMPTY_BITS, HEADERS_BYTES, SEGMENT_BYTES
 from testbed.traffic.request_records import OK
 from testbed.traffic.request_wire import ID_DIGITS, OUTPUT
 

@@ -40,6 +40,8 @@ SEGMENT_BYTES = 1448
 """What a full packet carries."""
 HEADERS_BYTES = 66
 """Ethernet, IPv4 and TCP with time stamps."""
+EMPTY_BITS = 8 * HEADERS_BYTES
+"""A packet without payload."""
 ACKNOWLEDGEMENTS = 2
 """Packets without payload that a call costs the client: for its answer, and for what HTTP/2 says now and then."""
 

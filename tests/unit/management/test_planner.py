@@ -18,7 +18,7 @@ from testbed.management.planner import Decision, Planner, demand_of, path_of, pe
 from testbed.management.search import Wish, propose
 from testbed.scenario.federation import Intent
 from testbed.scenario.market import load
-from testbed.scenario.model import OnOffArrivals, PoissonArrivals, RenewalArrivals
+from testbed.scenario.model import FULL_FRAME_BITS, OnOffArrivals, PoissonArrivals, RenewalArrivals
 
 from .federation_lab import OPERATORS, SEGMENTS, intent
 
@@ -192,6 +192,14 @@ def test_later_meters_let_through_what_earlier_domains_bunch() -> None:
     first, second, third = decide(intent()).purchases
     assert first.burst_bits < second.burst_bits < third.burst_bits
     assert second.burst_bits - first.burst_bits == pytest.approx(first.meter_rate_bps * first.latency_s, abs=1000)
+
+
+def test_a_plan_buys_queues_that_hold_all_answers_that_are_not_yet_late() -> None:
+    asked = intent(deadline_s=0.4, price=1e6)
+    for bought in decide(asked).purchases:
+        # The smallest answer: 96 bytes of frames in one packet of 66 of headers, and two without payload.
+        answers = bought.rate_bps * asked.deadline_s / (8 * (96 + 3 * 66))
+        assert bought.queue_bits / FULL_FRAME_BITS >= 3 * answers + 3
 
 
 def test_what_is_admitted_is_gone_for_those_behind_until_given_back() -> None:

@@ -8,19 +8,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from testbed.management.queues import Calls, queues_hold
+from testbed.management.queues import Calls, queues_hold, requests_behind_meter
 from testbed.report.record import BoundPart, BoundRecord
 from testbed.scenario import guardrails
 from testbed.scenario.loader import load
 from testbed.scenario.model import (
     FULL_FRAME_BITS,
     DrawnSize,
+    Misbehaviour,
     PoissonArrivals,
     Requests,
     Reservation,
     Tenant,
     TraceArrivals,
 )
+from testbed.traffic.request_demand import Demand
 
 # 100 packets of 10 kbit.
 BOUGHT = Reservation(rate_bps=10_000_000, meter_rate_bps=5_000_000, burst_bits=900_000, queue_bits=1_000_000)
@@ -57,11 +59,29 @@ def test_a_queue_holds_what_is_as_late_as_the_bound_or_all_that_the_meter_lets_p
 def test_requests_wait_in_queues_of_both_ways() -> None:
     calls = Calls(crowding=1.0, largest=2)
     # Some 82 full packets, of which 2 are the whole call that may be cut, and 74 that the meter lets pass.
-    assert queues_hold(ASKING, bound(9.0), [], host_s=0.0, calls=(calls, calls))
-    assert not queues_hold(ASKING, bound(9.0), [], host_s=0.0, calls=(replace(calls, crowding=1.1), calls))
-    assert not queues_hold(ASKING, bound(9.0), [], host_s=0.0, calls=(replace(calls, largest=9), calls))
-    assert queues_hold(ASKING, bound(9.0, back_s=0.09), [], host_s=0.0, calls=(calls, calls))
-    assert not queues_hold(ASKING, bound(9.0, back_s=0.1), [], host_s=0.0, calls=(calls, calls))
+    assert queues_hold(ASKING, bound(0.09), [], host_s=0.0, calls=(calls, calls))
+    assert not queues_hold(ASKING, bound(0.09), [], host_s=0.0, calls=(replace(calls, crowding=1.1), calls))
+    assert not queues_hold(ASKING, bound(0.09), [], host_s=0.0, calls=(replace(calls, largest=9), calls))
+
+
+def test_answers_that_piled_up_at_the_server_wait_on_the_way_back_for_as_long_as_the_whole_bound() -> None:
+    calls = Calls(crowding=1.0, largest=2)
+    # A million bits are 83 full packets: 81, which take 98.1 ms, and a call that may be cut.
+    assert queues_hold(ASKING, bound(0.098, back_s=0.01), [], host_s=0.0, calls=(calls, calls))
+    assert not queues_hold(ASKING, bound(0.0985, back_s=0.01), [], host_s=0.0, calls=(calls, calls))
+    crowded = calls, replace(calls, crowding=1.1)
+    assert not queues_hold(ASKING, bound(0.098, back_s=0.01), [], host_s=0.0, calls=crowded)
+
+
+def test_a_meter_that_may_drop_lets_small_packets_pass_alone() -> None:
+    calls, declared = Calls(crowding=1.7, largest=3), Demand(np.array([8_000]), np.ones(1), 400.0)
+    needed = guardrails.request_burst_bits(ASKING.arrivals, declared, BOUGHT.meter_rate_bps, 0)
+    enough, short = (replace(ASKING, reservation=replace(BOUGHT, burst_bits=b)) for b in (needed, needed - 1000))
+    assert requests_behind_meter(enough, declared, calls) == calls
+    assert requests_behind_meter(replace(enough, misbehaviour=Misbehaviour("flood", 1e7)), declared, calls) != calls
+    sifted = requests_behind_meter(short, declared, calls)
+    # 66 bytes of headers and nothing in them.
+    assert sifted.most_packets(528_000) == pytest.approx(1000 + 3)
 
 
 def test_small_messages_are_more_packets_than_their_bits() -> None:

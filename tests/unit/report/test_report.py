@@ -164,6 +164,20 @@ def test_a_broken_bound_is_never_hidden(run_folder: FolderMaker, broken: bool) -
     assert ("BROKEN" in junit_xml(record)) is broken
 
 
+@pytest.mark.parametrize(("held_s", "late"), [(0.09, True), (None, False)])
+def test_a_bound_that_is_broken_by_what_never_arrived_is_below_no_percentile(
+    run_folder: FolderMaker, held_s: float | None, late: bool
+) -> None:
+    folder, record = run_folder(
+        tenant(bound_broken=True, bound_s=0.06, bound_held_s=held_s, promised_lower_s=None, epsilon=0.02)
+    )
+    write_record(folder, record)
+    for said in (render(folder), text_of(record), junit_xml(record)):
+        words = " ".join(said.split())
+        assert ("lower confidence limit" in words) is late
+        assert ("ore than 0.02" in words and "never arrived" in words) is not late
+
+
 def test_an_invalid_run_says_that_it_says_nothing(run_folder: FolderMaker) -> None:
     folder, record = run_folder(tenant(verdict="INVALID"), gates=(STALLED,), verdict="INVALID")
     write_record(folder, record)

@@ -1,13 +1,15 @@
 """Random scenarios, simulated and held against the bounds that the simulation itself shows.
 
 Of one to four domains and one to six tenants: every arrival model, traces of small packets, floods, short buckets and
-queues, long links, excess latency, requests, meters on and off. A bound is held against exactly what it promises
-(`testbed.simulation.judge.is_broken`): what a tenant's own meters drop is left out, and nothing else.
+queues, long links, excess latency, requests (in bursts, and beside others that come and go), meters on and off. A
+bound is held against exactly what it promises (`testbed.simulation.judge.is_broken`): what a tenant's own meters drop
+is left out, and nothing else.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -60,9 +62,14 @@ class Held:
 
     @property
     def quantile_s(self) -> float | None:
-        """The percentile that its bound is made for, of what the bound speaks of."""
+        """The percentile that its bound is made for, of what the bound speaks of.
+
+        Infinite where queues dropped more than that leaves; None where too few were sent.
+        """
         own = spoken_of(self.tenant, self.place, self.tally)
         epsilon = self.tenant.promise.epsilon if self.tenant.promise else 1e-3
+        if int(own.lost[0, QUEUE]) > max(1.0, epsilon * int(own.n[0])):
+            return math.inf
         return quantile(own, 0, 1 - epsilon, design_effect(own, 0)).estimate_s
 
     def is_broken(self, confidence: float) -> bool:
@@ -93,6 +100,23 @@ def arrivals(draw: random.Random, kbps: int) -> dict[str, Any]:
     )
 
 
+def calls(draw: random.Random) -> dict[str, Any]:
+    """An arrival process of requests: smooth, in bursts, or there for so long that a server hardly rests in between."""
+    on_ms, bursty = draw.choice([(20, 4), (200, 2), (5000, 1.05)])
+    return draw.choice(
+        [
+            {"model": "poisson", "rate": "1280 kbit/s", "size": "4 kB"},
+            {
+                "model": "on-off",
+                "peak": f"{1280 * bursty} kbit/s",
+                "mean-on": f"{on_ms} ms",
+                "mean-off": f"{on_ms * (bursty - 1):.0f} ms",
+                "size": "4 kB",
+            },
+        ]
+    )
+
+
 def trace() -> str:
     """Frames of unequal sizes, as a file, some `TRACE_KBPS` of them."""
     draw = random.Random(0)  # noqa: S311 - nothing here is a secret
@@ -111,7 +135,7 @@ def tenant(draw: random.Random, name: str, site: str) -> tuple[dict[str, Any], i
     if draw.random() < 0.15:
         return found, 0
     if draw.random() < 0.2:
-        found["arrivals"] = {"model": "poisson", "rate": "1280 kbit/s", "size": "4 kB"}
+        found["arrivals"] = calls(draw)
         work = {"mean": f"{draw.choice([0.5, 1, 3])} ms", "cv": draw.choice([0, 0.3, 1])}
         found["requests"] = {"model": "digits-small", "timeout": "60 s", "work": work}
         kbps = 1600
@@ -120,7 +144,11 @@ def tenant(draw: random.Random, name: str, site: str) -> tuple[dict[str, Any], i
     found["reservation"] = {"rate": f"{rate} kbit/s"}
     if draw.random() < 0.3 and "requests" not in found:
         found["reservation"] |= {"burst": f"{draw.choice([20, 50, 200])} kbit"}
-    if draw.random() < 0.2:
+    if "requests" in found and draw.random() < 0.3:
+        found["reservation"] |= {"burst": f"{draw.choice([200, 500, 1000])} kbit"}
+    if "requests" in found and draw.random() < 0.7:
+        found["reservation"] |= {"queue": f"{draw.choice([100, 500, 2000, 8000])} kB"}
+    elif draw.random() < 0.2:
         found["reservation"] |= {"queue": f"{draw.choice([8, 40])} kB"}
     if draw.random() < 0.15 and found["arrivals"]["model"] != "renewal" and "requests" not in found:
         found["misbehaviour"] = {"kind": "flood", "offered": f"{3 * rate} kbit/s"}

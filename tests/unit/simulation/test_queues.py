@@ -225,3 +225,62 @@ def test_queues_of_requests_hold_as_many_packets_as_small_messages_are(tmp_path:
     twice = replace(vision, reservation=replace(bought, queue_bits=2 * declared))
     shorter = network(replace(scenario, tenants=(twice,)), Choices(), known(scenario))
     assert shorter.unbound == {"vision": SHORT_QUEUE}
+
+
+PILED_UP = """
+name: piled-up
+seed: 3
+duration: 10 s
+allow-zero-delay: true
+domains:
+  - {name: only, link-rate: 20 Mbit/s, compute: true}
+tenants:
+  - name: vision
+    site: only
+    arrivals: {model: poisson, rate: 345 kbit/s, size: 400 B}
+    requests: {model: digits-small, images: 1, timeout: 60 s, compute-share: 0.01, work: {mean: 0.1 ms, cv: 0}}
+    reservation: {rate: 1 Mbit/s, burst: 80 kbit, queue: 76 kB}
+    promise: {deadline: 59 s, epsilon: 0.0001}
+  - name: other
+    site: only
+    arrivals: {model: poisson, rate: 400 kbit/s, size: 400 B}
+    requests: {model: digits-small, images: 1, timeout: 25 ms, compute-share: 0.9, work: {mean: 10 ms, cv: 0}}
+    reservation: {rate: 3 Mbit/s}
+"""
+
+SIFTED = """
+name: sifted
+seed: 3
+duration: 10 s
+allow-zero-delay: true
+domains:
+  - {name: only, link-rate: 20 Mbit/s, compute: true}
+tenants:
+  - name: vision
+    arrivals: {model: poisson, rate: 345 kbit/s, size: 400 B}
+    requests: {model: digits-small, images: 1, timeout: 60 s, compute-share: 0.9, work: {mean: 0.1 ms, cv: 0}}
+    reservation: {rate: 1 Mbit/s, burst: BURST, queue: 180 kB}
+    promise: {deadline: 59 s, epsilon: 0.001}
+"""
+
+
+def asked(tmp_path: Path, text: str) -> Scenario:
+    path = tmp_path / "asked.yaml"
+    path.write_text(text, encoding="utf-8")
+    return load(path)
+
+
+def test_a_queue_that_answers_may_fill_that_piled_up_at_the_server_leaves_no_bound(tmp_path: Path) -> None:
+    scenario = asked(tmp_path, PILED_UP)
+    assert network(scenario, Choices(), known(scenario)).unbound["vision"] == SHORT_QUEUE
+    longer = asked(tmp_path, PILED_UP.replace("76 kB", "4 MB"))
+    assert network(longer, Choices(), known(longer)).bounds["vision"].bound_s > 1
+
+
+def test_a_queue_that_small_packets_may_fill_behind_a_meter_that_drops_the_others_leaves_no_bound(
+    tmp_path: Path,
+) -> None:
+    # A bucket that drops nothing needs no room for small packets alone, although it is larger.
+    for burst, unbound in (("80 kbit", {"vision": SHORT_QUEUE}), ("200 kbit", {})):
+        scenario = asked(tmp_path, SIFTED.replace("BURST", burst))
+        assert network(scenario, Choices(), known(scenario)).unbound == unbound

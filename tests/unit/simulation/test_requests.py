@@ -49,7 +49,9 @@ LITTLE = replace(ASKED, model="digits-small", images=1, compute_share=0.25, work
 
 
 def vision(name: str = "vision", asked: Requests = ASKED, rate_bps: int | None = 4_000_000) -> Tenant:
-    return tenant(name, PoissonArrivals(60.0, 32_000), rate_bps, requests=asked)
+    """One whose queues, where it reserves, hold all answers that may have piled up and all that a meter lets pass."""
+    found = tenant(name, PoissonArrivals(60.0, 32_000), rate_bps, requests=asked)
+    return replace(found, reservation=found.reservation and replace(found.reservation, queue_bits=80_000_000))
 
 
 def asked(duration_s: float = 10.0) -> Scenario:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections import Counter
 
 import pytest
 
 from testbed.simulation.clock import PS_PER_S
+from testbed.simulation.tally import QUEUE
 from tests.unit.simulation.random_scenarios import Held, simulated
 
 PACKETS = 60_000
 CONFIDENCE = 0.9999
-SEEDS = range(20)
+SEEDS = range(22)
 
 
 @pytest.fixture(scope="module")
@@ -41,3 +44,10 @@ def test_a_tenant_whose_meter_drops_is_held_against_its_bound_all_the_same(held:
     for each in (each for those in held.values() for each in those if each.metered):
         small = each.bound.model_copy(update={"bound_s": each.tally.smallest_ps[each.place] / PS_PER_S / 2})
         assert Held(each.tenant, small, each.place, each.tally).is_broken(CONFIDENCE), each.tenant.name
+
+
+def test_a_tenant_whose_queues_dropped_more_than_its_bound_leaves_is_above_it(held: dict[int, list[Held]]) -> None:
+    one = next(each for those in held.values() for each in those if each.quantile_s is not None)
+    tally, n = copy.deepcopy(one.tally), int(one.tally.n[one.place])
+    tally.lost[one.place, QUEUE] = n // 5
+    assert Held(one.tenant, one.bound, one.place, tally).quantile_s == math.inf
