@@ -144,9 +144,12 @@ class DomainProbe:
         streams = []
         for rule in rules:
             size, per_s = SMALLEST_FRAME_BYTES, _UNMETERED_FRAMES / (effort.emptying_s + effort.rate_drive_s)
+            bucket = tokens_per_s = 0.0
             if rule.meter is not None:
                 size, per_s = effort.overload(rule.meter)
-            streams.append(Stream(entry, frame(*_forward(rule), size), per_s))
+                bucket, tokens_per_s = (125 * kbit / size for kbit in (rule.meter.burst_kbit, rule.meter.rate_kbps))
+            data = frame(*_forward(rule), size)
+            streams.append(Stream(entry, data, per_s, bucket=bucket, tokens_per_s=tokens_per_s))
         ports = [_ports_to_server(self._program, rule)[0] for rule in rules]
         pacer = Pacer(streams)
         watched = watch(pacer, set(ports), effort.emptying_s, effort.rate_drive_s)
@@ -191,7 +194,8 @@ class DomainProbe:
             self._exactly("(all)", f"own packets in the default class at {port}", found, 0)
 
     def _drive_some_ports(self, ports: Sequence[str]) -> None:
-        busy_bps, shared = self._effort.busy_bps(), sharers(self._program.rules)
+        busy_bps, served_bps = self._effort.busy_bps(), self._effort.served_bps()
+        shared = sharers(self._program.rules)
         with ExitStack() as stack:
             streams = []
             for port in ports:
@@ -199,10 +203,11 @@ class DomainProbe:
                 for rule in self._program.rules:
                     size, per_s = self._effort.busy(busy_bps[rule.number])
                     # Spends the burst of a class that was idle, and leaves it with a backlog.
-                    burst_bytes = rule.queue.burst_bytes / len(shared[rule.queue])
-                    head = int(0.02 * per_s + burst_bytes / size) + 2
+                    bucket = rule.queue.burst_bytes / len(shared[rule.queue]) / size
+                    head = int(0.02 * per_s + bucket) + 2
                     data = frame(rule.number, *self._ends(port, rule), size)
-                    streams.append(Stream(into[rule.number], data, per_s, head))
+                    tokens_per_s = served_bps[rule.number] / (8 * size)
+                    streams.append(Stream(into[rule.number], data, per_s, head, bucket, tokens_per_s))
             watched = watch(Pacer(streams), ports, _LEAD_S, self._effort.queue_drive_s)
         for port, stretch in watched.items():
             self._check_rates(port, stretch)

@@ -36,11 +36,13 @@ class Stretch:
         first: At the beginning.
         last: At the end.
         absences_s: How long each absence of the host in between was, seconds.
+        wasted_s: For how long, in between, a bucket may have been full for want of frames, seconds.
     """
 
     first: Reading
     last: Reading
     absences_s: tuple[float, ...] = ()
+    wasted_s: float = 0.0
 
     def passed(self, bits: int, outlasts_s: float = float("inf")) -> Passed:
         """What came through, with how long that took and how sure that is.
@@ -52,7 +54,8 @@ class Stretch:
         shortest_s = self.last.earliest_s - self.first.latest_s
         longest_s = self.last.latest_s - self.first.earliest_s
         forgone_s = sum(max(0.0, absence_s - outlasts_s) for absence_s in self.absences_s)
-        return Passed(bits, (shortest_s + longest_s) / 2, (longest_s - shortest_s) / 2 + forgone_s)
+        unsure_s = (longest_s - shortest_s) / 2 + forgone_s + self.wasted_s
+        return Passed(bits, (shortest_s + longest_s) / 2, unsure_s)
 
 
 def watch(pacer: Pacer, ports: Iterable[str], lead_s: float, drive_s: float) -> dict[str, Stretch]:
@@ -65,10 +68,12 @@ def watch(pacer: Pacer, ports: Iterable[str], lead_s: float, drive_s: float) -> 
         drive_s: For how long they are, seconds.
     """
     pacer.run(time.monotonic() + lead_s)
+    wasted_s = pacer.wasted_s
     first = {port: _read(port, pacer) for port in ports}
     pacer.run(time.monotonic() + drive_s)
     last = {port: _read(port, pacer) for port in first}
-    return {port: Stretch(first[port], last[port], pacer.absences_s(first[port].latest_s)) for port in first}
+    most_s = max(after_s - before_s for before_s, after_s in zip(wasted_s, pacer.wasted_s, strict=True))
+    return {port: Stretch(first[port], last[port], pacer.absences_s(first[port].latest_s), most_s) for port in first}
 
 
 def _read(port: str, pacer: Pacer) -> Reading:

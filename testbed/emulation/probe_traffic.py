@@ -133,12 +133,16 @@ class Stream:
         data: The frame.
         rate_per_s: Frames per second.
         head: Frames sent at once, before the first paced one.
+        bucket: Frames for which there are tokens in the full bucket of what they are sent to, as it is at first.
+        tokens_per_s: Frames a second for which it gets more; 0 where there is no bucket, or it may fill up.
     """
 
     injector: Injector
     data: bytes
     rate_per_s: float
     head: int = 0
+    bucket: float = 0.0
+    tokens_per_s: float = 0.0
 
 
 class Pacer:
@@ -157,6 +161,7 @@ class Pacer:
         self._last_s = [self._start_s] * len(streams)
         self.seen_s = self._start_s
         self._calm_from_s = self._start_s
+        self._wasted_s = [0.0] * len(streams)
         self._absences: list[tuple[float, float]] = []
 
     def run(self, until_s: float) -> None:
@@ -171,7 +176,7 @@ class Pacer:
                 self._round()
 
     def keep_up(self, within_s: float = 0.5) -> float:
-        """Send on until all that was due is sent and an absence of the host, if there was one, is made up for.
+        """Send on until every bucket is empty and an absence of the host, if there was one, is made up for.
 
         Returns:
             How late what was sent to may be all the same, seconds: 0 unless the host did not come to rest.
@@ -179,10 +184,18 @@ class Pacer:
         began_s = time.monotonic()
         with _punctually():
             while time.monotonic() < began_s + within_s:
-                if not self._round() and self._calm_from_s <= self.seen_s:
+                self._round()
+                if self._calm_from_s <= self.seen_s and not any(map(self._unspent_s, range(len(self._streams)))):
                     return 0.0
-        behind = any(self._due(index) > 0 for index in range(len(self._streams)))
-        return within_s if behind else max(self.absences_s(began_s), default=0.0)
+        return max(0.0, *map(self._unspent_s, range(len(self._streams))), *self.absences_s(began_s))
+
+    @property
+    def wasted_s(self) -> tuple[float, ...]:
+        """How long, of each stream, the bucket can have been full for want of frames since the start, seconds.
+
+        A sender that is behind wastes no token as long as there are frames left of what it has sent.
+        """
+        return tuple(self._wasted_s)
 
     def absences_s(self, since_s: float) -> tuple[float, ...]:
         """How long each absence of the host since a moment was, seconds."""
@@ -205,8 +218,25 @@ class Pacer:
         stream = self._streams[index]
         return stream.head + int((self.seen_s - self._start_s) * stream.rate_per_s) - self._done[index]
 
+    def _lacked_s(self, index: int) -> float:
+        """How much longer than its frames last a stream's bucket has been getting tokens for them, seconds."""
+        stream = self._streams[index]
+        if not stream.tokens_per_s:
+            return 0.0
+        return self.seen_s - self._start_s - self._done[index] / stream.tokens_per_s
+
+    def _unspent_s(self, index: int) -> float:
+        """For how long a stream's bucket has been getting the tokens that are in it, seconds."""
+        stream = self._streams[index]
+        if not stream.tokens_per_s:
+            return 0.0
+        wasted_s = max(self._wasted_s[index], self._lacked_s(index))
+        return max(0.0, stream.bucket / stream.tokens_per_s + self._lacked_s(index) - wasted_s)
+
     def _send(self, index: int, count: int) -> None:
         stream = self._streams[index]
+        # It is fullest just before frames come.
+        self._wasted_s[index] = max(self._wasted_s[index], self._lacked_s(index))
         if not self._done[index]:
             self._first_s[index] = time.monotonic()
         for _ in range(count):

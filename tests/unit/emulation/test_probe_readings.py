@@ -85,8 +85,9 @@ def probed(patched: pytest.MonkeyPatch, host: Host) -> ProbeResult:
     patched.setattr(probe_readings, "time", host)
     patched.setattr(traffic_control, "counters", host.counters)
     per_s = 1.1 * RATE_BPS / (8 * FRAME_BYTES)
-    head = int(0.02 * per_s + QUEUE.burst_bytes / FRAME_BYTES) + 2
-    stream = Stream(host, b"\0" * FRAME_BYTES, per_s, head)  # type: ignore[arg-type]
+    bucket = QUEUE.burst_bytes / FRAME_BYTES
+    head = int(0.02 * per_s + bucket) + 2
+    stream = Stream(host, b"\0" * FRAME_BYTES, per_s, head, bucket, per_s / 1.1)  # type: ignore[arg-type]
     stretch = watch(Pacer([stream]), ["p"], LEAD_S, DRIVE_S)["p"]
     first, last = (reading.classes["p"][QUEUE.minor].sent_bytes for reading in (stretch.first, stretch.last))
     passed = stretch.passed(8 * (last - first), OUTLASTS_S)
@@ -131,6 +132,43 @@ def test_a_host_that_is_never_long_at_hand_is_late_by_its_longest_absence(patche
     pacer = Pacer([Stream(host, b"\0" * FRAME_BYTES, 100.0)])  # type: ignore[arg-type]
     pacer.run(0.01)
     assert SWITCH_LATENESS_S < pacer.keep_up(0.1) < 0.004
+
+
+def test_a_host_that_is_always_behind_and_yet_leaves_no_queue_empty_can_tell(patched: pytest.MonkeyPatch) -> None:
+    # 331 frames a second where 344 are due and 312 are passed on.
+    result = probed(patched, Host(RATE_BPS, {}, sending_s=0.00302))
+    assert result.ok, result
+    wrong = probed(patched, Host(1.1 * RATE_BPS, {}, sending_s=0.0015))
+    assert not wrong.ok, wrong
+
+
+def test_nothing_is_read_before_every_bucket_is_empty(patched: pytest.MonkeyPatch) -> None:
+    host = Host(RATE_BPS, {}, sending_s=0.0004)
+    patched.setattr(probe_traffic, "time", host)
+    # 625 frames a second of each, of which 300 are passed on.
+    streams = [Stream(host, b"\0" * FRAME_BYTES, 330.0, 40, 31.0, 300.0)] * 4  # type: ignore[arg-type]
+    pacer = Pacer(streams)
+    pacer.run(0.03)
+    assert pacer.keep_up() == 0.0
+    assert host.now_s == pytest.approx(31 / (625 - 300), abs=0.01)
+
+
+def test_a_sender_that_was_too_slow_for_a_while_makes_no_right_queue_look_wrong(patched: pytest.MonkeyPatch) -> None:
+    # Each pause is too short to be an absence.
+    pauses = {0.15 + 0.004 * step: 0.0019 for step in range(60)}
+    result = probed(patched, Host(RATE_BPS, pauses, sending_s=0.0028))
+    assert result.blunt, result
+
+
+def test_a_bucket_that_was_full_for_want_of_frames_makes_the_rate_unsure_by_that(patched: pytest.MonkeyPatch) -> None:
+    host = Host(RATE_BPS, {0.2: 0.25}, sending_s=1e-4)
+    patched.setattr(probe_traffic, "time", host)
+    pacer = Pacer([Stream(host, b"\0" * FRAME_BYTES, 110.0, 5, 5.0, 100.0)])  # type: ignore[arg-type]
+    pacer.run(0.19)
+    assert pacer.wasted_s == pytest.approx((0.0,), abs=0.001)
+    pacer.run(0.5)
+    # At 0.2 s 5 and 22 frames are sent, which last until 0.27 s.
+    assert pacer.wasted_s == pytest.approx((0.45 - 0.27,), abs=0.02)
 
 
 def test_absences_are_those_since_a_moment_and_short_ones_are_none(patched: pytest.MonkeyPatch) -> None:
