@@ -158,14 +158,16 @@ class DomainController(Application):
             result = self._carry_out(work)
         except ControllerError as error:
             self._program = previous
-            self._put_back(program, previous, error)
-            raise
+            result = self._put_back(program, previous, error)
+            if program != previous:
+                raise
+            # Somebody changed what was just being looked at, and what was asked for has been put back.
         self._release_switches()
         return result
 
-    def _put_back(self, program: DomainProgram, previous: DomainProgram, cause: ControllerError) -> None:
+    def _put_back(self, program: DomainProgram, previous: DomainProgram, cause: ControllerError) -> dict[str, Any]:
         try:
-            self._carry_out(self._work(program, previous))
+            return self._carry_out(self._work(program, previous))
         except ControllerError as second:
             failed = "the previous program could not be put back:"
             raise type(cause)([*cause.problems, failed, *second.problems]) from second

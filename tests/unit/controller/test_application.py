@@ -193,6 +193,36 @@ def test_a_refusal_that_cannot_be_undone_says_both(world: World) -> None:
     )
 
 
+def test_what_somebody_removes_while_it_is_looked_at_is_put_back_and_counted(world: World) -> None:
+    """The root is seen, then it goes with everything below it: its classes are missing and cannot be added."""
+    world.connect()
+    world.controller.install(program())
+    before = dict(world.kernel.objects)
+    observe, apply = world.kernel.observe, world.kernel.apply
+    root = next(key for key in before if isinstance(key, RootKey))
+
+    def observe_while_it_goes(ports: Iterable[str]) -> Observation:
+        traffic_control.observe = observe  # type: ignore[assignment]
+        below = {key for key in before if isinstance(key, PortKey) and key.port == root.port}
+        world.kernel.objects = {key: value for key, value in before.items() if key not in below}
+        seen = observe(ports)
+        return Observation(objects={**seen.objects, root: before[root]})
+
+    def apply_below_roots(changes: Iterable[Change], observation: Observation) -> int:
+        changes = list(changes)
+        if {root} == {RootKey(change.key.port) for change in changes if isinstance(change.key, PortKey)}:
+            there = {change.key for change in changes} | world.kernel.objects.keys()
+            if root not in there:
+                raise KernelError("class of d0i-up: No such file or directory")
+        return apply(changes, observation)
+
+    traffic_control.observe = observe_while_it_goes  # type: ignore[assignment]
+    traffic_control.apply = apply_below_roots  # type: ignore[assignment]
+    assert len(world.controller.install(program())["added"]) > 1
+    assert world.kernel.objects == before
+    assert world.controller.verify() == []
+
+
 def test_drift_is_named_with_its_tenant(world: World) -> None:
     world.connect()
     world.controller.install(program())
