@@ -6,7 +6,9 @@ all bad rows to be refused together. What the columns mean is `testbed.traffic.t
 
 from __future__ import annotations
 
+import csv
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +33,16 @@ _DECIMAL = r"^\d+(\.\d*)?([eE][+-]?\d{1,2})?$"
 class Rows:
     """The columns of one file as text, with what is wrong so far."""
 
-    def __init__(self, path: Path, table: pa.Table, lines: IntArray, bad: dict[int, str]) -> None:
+    def __init__(
+        self, path: Path, table: pa.Table, lines: IntArray, bad: dict[int, str], *, quoted: bool = False
+    ) -> None:
         if table.num_rows < 2 and not bad:
             raise ScenarioError(f"trace {path}: found {table.num_rows} rows, expected at least 2; a trace needs a gap")
         self._path = path
         self._table = table
         self._lines = lines
         self._bad = bad
+        self._quoted = quoted
 
     @classmethod
     def from_csv(cls, path: Path, wanted: tuple[str, ...], *, header: bool = True) -> Rows:
@@ -62,7 +67,9 @@ class Rows:
                 path,
                 # Line numbers are only known to a single thread.
                 read_options=pyarrow.csv.ReadOptions(use_threads=False, column_names=None if header else wanted),
-                parse_options=pyarrow.csv.ParseOptions(invalid_row_handler=skip, ignore_empty_lines=False),
+                parse_options=pyarrow.csv.ParseOptions(
+                    invalid_row_handler=skip, ignore_empty_lines=False, newlines_in_values=True
+                ),
                 convert_options=pyarrow.csv.ConvertOptions(
                     include_columns=list(wanted),
                     column_types=dict.fromkeys(wanted, pa.string()),
@@ -82,7 +89,7 @@ class Rows:
         filled = np.flatnonzero(np.asarray(pc.not_equal(table[wanted[0]], "")))
         # Blank lines at the end of a file are how editors leave it, not rows.
         rows = int(filled[-1]) + 1 if filled.size else 0
-        return cls(path, table.slice(0, rows), lines[:rows], bad)
+        return cls(path, table.slice(0, rows), lines[:rows], bad, quoted=True)
 
     @classmethod
     def from_json_lines(cls, path: Path, wanted: tuple[str, ...]) -> Rows:
@@ -164,7 +171,10 @@ class Rows:
         if not self._bad:
             return
         total = len(set(self._lines.tolist()) | set(self._bad))
-        problems = [f"trace {self._path}, line {line}: {self._bad[line]}" for line in sorted(self._bad)[:_SHOWN]]
+        begins = _beginnings(self._path) if self._quoted else {}
+        problems = [
+            f"trace {self._path}, line {begins.get(row, row)}: {self._bad[row]}" for row in sorted(self._bad)[:_SHOWN]
+        ]
         problems.append(
             f"trace {self._path}: {len(self._bad):,} of {total:,} rows are bad; correct or remove them, none is skipped"
         )
@@ -176,6 +186,17 @@ class Rows:
         matches = pc.match_substring_regex(text, pattern)
         self.note(name, _mask(pc.invert(matches)), expected)
         return pc.if_else(matches, text, pa.scalar(None, pa.string()))
+
+
+def _beginnings(path: Path) -> dict[int, int]:
+    """The line on which each row of a CSV file begins, both from 1: a quoted value may go over several."""
+    found, line = {}, 1
+    with path.open(newline="", encoding="utf-8", errors="replace") as file, suppress(csv.Error):
+        reader = csv.reader(file)
+        for row, _ in enumerate(reader, start=1):
+            found[row] = line
+            line = reader.line_num + 1
+    return found
 
 
 def _members(line: str, wanted: tuple[str, ...]) -> tuple[str, ...] | str:

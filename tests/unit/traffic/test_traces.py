@@ -240,6 +240,13 @@ def test_lines_are_numbered_right_in_a_file_of_many_blocks(tmp_path: Path) -> No
     assert "2 of 150,000 rows" in counted
 
 
+def test_a_quoted_value_over_several_lines_moves_no_line_number(tmp_path: Path) -> None:
+    rows = ('0,100,"one\ntwo\nthree"', "1,none,four", "2,100,five,six")
+    first, second, _ = problems(write(tmp_path, PACKET_HEADER + ",note", *rows), "packets")
+    assert "line 5: found size_bytes 'none'" in first
+    assert "line 6: found 4 values" in second
+
+
 @pytest.mark.parametrize(
     ("lines", "format_name", "message"),
     [
