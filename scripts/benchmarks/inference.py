@@ -7,11 +7,13 @@ peers are measured the same way in the same run. `--parts` chooses what to measu
 from __future__ import annotations
 
 import argparse
+import math
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -20,10 +22,11 @@ import grpc
 import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import load_file
+from scipy import stats
 
 from benchmarks import inference_lab as lab
 from benchmarks import inference_wire as wire
-from benchmarks.figures import Figure, at_least, at_most
+from benchmarks.figures import Figure, Goal, at_least, at_most
 from benchmarks.loads import Load, busiest, within
 from inference_server.digits import HELD_OUT
 from inference_server.generated import open_inference_pb2 as pb
@@ -36,6 +39,8 @@ _SMALL, _LARGE = "digits-small", "digits-large"
 _CALLS = (1, 2, 4, 8, 16)
 """Unanswered calls of a closed loop: from a server that waits to one that is always busy."""
 _ROUNDS = 3
+_TURNS = 15
+"""Of a generator, in place of the rounds: as long in all."""
 _ECHO = "a bare gRPC echo"
 _BATCH_ROWS = 32
 _WORK = {
@@ -147,38 +152,55 @@ def _cost(options: argparse.Namespace, folder: Path) -> Iterator[Figure]:
 
 
 def _agreement(options: argparse.Namespace, folder: Path) -> Iterator[Figure]:
-    """Both generators in turn, several times over; both count from the times at which requests were due."""
-    request = folder / "request"
+    """Both generators in turn, many times for a short while: a host's moods outlast a turn and hit both.
+
+    Both count from the times at which requests were due.
+    """
+    request, seconds = folder / "request", options.seconds * _ROUNDS / _TURNS
     request.write_bytes(lab.message(_SMALL, 1))
     rate, records, driven = 300.0, list[RequestRecord](), list[dict[str, float]]()
     with lab.server("--models", _SMALL) as target:
-        for k in range(_ROUNDS):
-            driven.append(lab.loadgen(target, request, rate=rate, seconds=options.seconds))
-            how: dict[str, Any] = {"model": _SMALL, "images": 1, "rate": rate, "seconds": options.seconds}
+        for k in range(_TURNS):
+            driven.append(lab.loadgen(target, request, rate=rate, seconds=seconds))
+            how: dict[str, Any] = {"model": _SMALL, "images": 1, "rate": rate, "seconds": seconds}
             sender = lab.Sender(folder, "alone", target, deadline_s=1.0, seed=options.seed + k, **how)
             records += _sent(sender)
     for name, level, target_share in (("p50", 0.5, None), ("p99", 0.99, 5.0), ("p999", 0.999, 10.0)):
         mine = [float(np.quantile(each.latency_s[each.status == OK], level, method="higher")) * 1e3 for each in records]
         theirs = [each[f"{name}_ms"] for each in driven]
-        apart = 100 * abs(float(np.median(mine)) / float(np.median(theirs)) - 1)
+        ratio, limits = _mean_ratio(mine, theirs)
         note = (
-            f"ours {_listed(mine)} ms, LoadGen {_listed(theirs)} ms, in turn; {rate:g}/s for {options.seconds:g} s each"
+            f"ours over LoadGen's {ratio:.3f} ({limits[0]:.3f} to {limits[1]:.3f}); medians {np.median(mine):.3f} and "
+            f"{np.median(theirs):.3f} ms of {_TURNS} turns of {seconds:g} s each, {rate:g}/s"
         )
-        title = f"generator against LoadGen, {name}: medians apart"
-        if target_share is None:
-            yield Figure(title, apart, "%", note=note)
-        else:
-            yield at_most(title, apart, target_share, "%", note=note)
+        apart = Figure(f"generator against LoadGen, {name}: apart", _apart(ratio), "%", note=note)
+        if target_share is not None:
+            least = 0.0 if limits[0] <= 1.0 <= limits[1] else min(map(_apart, limits))
+            known = (least, max(map(_apart, limits)))
+            apart = replace(apart, goal=Goal.AT_MOST, target=target_share, limits=known)
+        yield apart
     late = np.concatenate([each.lateness_s for each in records])
     late = late[np.isfinite(late)]
     yield Figure("lateness of handing over, p99.9", float(np.quantile(late, 0.999)) * 1e3, "ms", note=f"{rate:g}/s")
+
+
+def _mean_ratio(mine: Sequence[float], theirs: Sequence[float]) -> tuple[float, tuple[float, float]]:
+    """Geometric mean of the ratios of turns, and where it lies with 95 % confidence (Student's t)."""
+    logs = np.log(np.array(mine) / np.array(theirs))
+    half = float(stats.t.ppf(0.975, logs.size - 1) * stats.sem(logs))
+    mean = float(logs.mean())
+    return math.exp(mean), (math.exp(mean - half), math.exp(mean + half))
+
+
+def _apart(ratio: float) -> float:
+    return 100 * abs(ratio - 1)
 
 
 def _wire(options: argparse.Namespace, folder: Path) -> Iterator[Figure]:
     """The sender's lateness before a server that costs the least, on a core of its own, and before ours."""
     how: dict[str, Any] = {"model": _SMALL, "images": 1, "rate": _WIRE_RATE, "seconds": options.seconds}
     for receiver in wire.Receiver:
-        found = wire.captured(folder, receiver, deadline_s=1.0, seed=options.seed, **how)
+        found = wire.captured(folder, receiver, deadline_s=1.0, seed=options.seed, awake=True, **how)
         samples, missed = found.samples, found.counts.missed
         answered = float(np.mean(samples.status == OK))
         said = f"{_WIRE_RATE:g}/s, {len(samples)} due, {answered:.0%} answered in time; {missed} packets not captured"
@@ -337,10 +359,6 @@ def _capacity(folder: Path, target: str, images: int, model: str = _LARGE) -> fl
     request = folder / "capacity"
     request.write_bytes(lab.message(model, images))
     return float(lab.closed(target, request, calls=2, seconds=3.0)["per_s"])
-
-
-def _listed(values: list[float]) -> str:
-    return ", ".join(f"{value:.3f}" for value in values)
 
 
 def _sent(*senders: lab.Sender) -> list[RequestRecord]:
