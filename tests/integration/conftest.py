@@ -29,6 +29,8 @@ _NOISE = (
     "io pressure",
     "sender lateness",
     "host allowance",
+    "idle path",
+    "idle sender",
     "replay",
     "tail shift",
 )

@@ -287,3 +287,18 @@ def test_the_curve_falls_and_holds_for_left_over_servers_too():
     curve = delay_curve(flow, path, np.array([1e-1, 1e-2, 1e-3]), "time")
     assert np.all(np.diff(curve) > 0.0)
     assert curve[2] == delay_bound(flow, path, 1e-3, "time").delay_s
+
+
+@COMMON
+@given(
+    st.lists(st.tuples(positive(), st.integers(1, 9)), min_size=1, max_size=5), positive(0.01, 100.0), positive(0.01, 1)
+)
+def test_frequencies_need_not_add_up_to_one(seen: list[tuple[float, int]], unit: float, theta: float) -> None:
+    """However they are counted, they describe the values written out."""
+    values, counts = zip(*seen, strict=True)
+    counted = Empirical(values, tuple(unit * count for count in counts))
+    written = np.repeat(values, counts)
+    weights = np.exp(theta * written)
+    assert counted.mean == pytest.approx(written.mean())
+    assert float(counted.log_mgf(theta)) == pytest.approx(np.log(weights.mean()))
+    assert counted.tilted_mean(theta) == pytest.approx(np.average(written, weights=weights))
