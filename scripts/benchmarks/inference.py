@@ -200,7 +200,7 @@ def _wire(options: argparse.Namespace, folder: Path) -> Iterator[Figure]:
     """The sender's lateness before a server that costs the least, on a core of its own, and before ours."""
     how: dict[str, Any] = {"model": _SMALL, "images": 1, "rate": _WIRE_RATE, "seconds": options.seconds}
     for receiver in wire.Receiver:
-        found = wire.captured(folder, receiver, deadline_s=1.0, seed=options.seed, awake=True, **how)
+        found = wire.captured(folder, receiver, deadline_s=1.0, seed=options.seed, **how)
         samples, missed = found.samples, found.counts.missed
         answered = float(np.mean(samples.status == OK))
         said = f"{_WIRE_RATE:g}/s, {len(samples)} due, {answered:.0%} answered in time; {missed} packets not captured"

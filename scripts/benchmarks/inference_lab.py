@@ -380,7 +380,6 @@ class Sender:
         seconds: float,
         deadline_s: float,
         seed: int,
-        awake: bool = False,
     ) -> None:
         maker = RequestMaker(name, model, images, held_out())
         drawn = request_schedule(PoissonArrivals(rate, 8), ModelSize(), maker, seed=seed, duration_s=seconds)
@@ -396,7 +395,6 @@ class Sender:
             result=str(self._result),
             clock_offset_ns=host.clock_offset_ns(),
             deadline_s=deadline_s,
-            awake=awake,
         )
         spec.save(folder / f"{name}.json")
         command = [sys.executable, "-m", "testbed.traffic.requests", str(folder / f"{name}.json")]

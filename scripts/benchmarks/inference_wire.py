@@ -58,8 +58,8 @@ class Receiver(StrEnum):
 def captured(folder: Path, receiver: Receiver, **how: Any) -> Wire:
     """Send one window over a veth pair, all cores kept awake, and find its requests in the capture.
 
-    The sender has the last core for itself and never sleeps there; receiver and capture share the others: a kernel
-    that preempts nobody inside a system call lets even a process of real-time priority wait for one.
+    The sender has the last core for itself, and receiver and capture share the others: a kernel that preempts nobody
+    inside a system call lets even a process of real-time priority wait for one.
 
     Args:
         folder: Where files go.

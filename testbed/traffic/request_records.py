@@ -139,9 +139,6 @@ class RequestSpec:
             bytes to generate of each row of the trace; None for a digit classifier.
         spin_ns: How long before a request is due the sender stops sleeping and watches the clock instead; a wake-up is
             late by some 50 us as a rule, which costs 1 % of a core at 100 requests/s and 20 % at 2,000.
-        awake: Never sleep, and look for answers all the time: for a sender with a core of its own, which no timer of a
-            virtual machine then makes late. It runs at the highest usual priority and not in real time, since Linux
-            takes a twentieth of every second away from who never sleeps there.
     """
 
     tenant: int
@@ -158,7 +155,6 @@ class RequestSpec:
     priority: int | None = 1
     tokens: str | None = None
     spin_ns: int = 100_000
-    awake: bool = False
 
     def save(self, path: Path) -> None:
         """Write the specification as JSON."""
@@ -183,8 +179,6 @@ class RequestSpec:
             value = getattr(spec, name)
             if type(value) not in {int, float} or not value > 0:
                 raise ValueError(f"{path}: {name} is {value!r}, expected a number above 0")
-        if type(spec.awake) is not bool:
-            raise ValueError(f"{path}: awake is {spec.awake!r}, expected true or false")
         if spec.tokens is not None and type(spec.tokens) is not str:
             raise ValueError(f"{path}: tokens is {spec.tokens!r}, expected text or null")
         if spec.images < (spec.tokens is None) or spec.in_flight < 1:

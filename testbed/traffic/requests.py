@@ -37,7 +37,7 @@ from testbed.traffic.request_records import IMPAIRMENTS, NOT_ATTEMPTED, OK, OVER
 from testbed.traffic.request_schedules import RequestSchedule
 from testbed.traffic.request_wire import Maker, RequestMaker, TextMaker
 from testbed.traffic.schedules import load_arrays
-from testbed.traffic.sender import Stop, become_punctual, go_first, leave, read_start, step_back
+from testbed.traffic.sender import Stop, become_punctual, leave, read_start, step_back
 
 IntArray = npt.NDArray[np.int64]
 
@@ -204,7 +204,7 @@ class Calls:
             if wake_ns - now_ns > _MAKING_NS and len(self._made) < _MADE_AHEAD and ahead < len(self.schedule):
                 self._made.append(self._make(ahead))
                 until_ns = now_ns
-            connection.serve(now_ns if self.spec.awake else until_ns)
+            connection.serve(until_ns)
             self._read_ns = time.monotonic_ns()
         while time.monotonic_ns() < due_ns and not stop.requested:
             pass
@@ -266,9 +266,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"requests: tenant {spec.name}: {error}", file=sys.stderr)
             return 2
         calls = Calls(spec, schedule, maker)
-        realtime = become_punctual(None if spec.awake else spec.priority)
-        if spec.awake:
-            go_first()
+        realtime = become_punctual(spec.priority)
         print(json.dumps({"ready": True, "tenant": spec.tenant, "requests": len(schedule)}), flush=True)
         start_ns = read_start(stop)
         if start_ns is None:

@@ -17,7 +17,6 @@ import select
 import signal
 import socket
 import sys
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -34,7 +33,6 @@ from testbed.traffic.schedules import Schedule
 _PR_SET_TIMERSLACK = 29
 _LOOK_UP_S = 0.1
 _STEP_BACK = 10
-_FIRST = -20
 _IP_MTU_DISCOVER, _IP_PMTUDISC_DO = 10, 2
 
 
@@ -69,12 +67,6 @@ def become_punctual(priority: int | None) -> bool:
     except PermissionError:
         return False
     return True
-
-
-def go_first() -> None:
-    """Run before everything of the usual scheduler, where permitted."""
-    with suppress(PermissionError):
-        os.setpriority(os.PRIO_PROCESS, 0, _FIRST)
 
 
 def step_back() -> None:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import select
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +35,6 @@ from testbed.scenario.model import (
     TokenSize,
     TraceArrivals,
 )
-from testbed.traffic import grpc_connection
 from testbed.traffic.arrivals import group_seed, tenant_seed
 from testbed.traffic.grpc_connection import Connection
 from testbed.traffic.modulation import on_off_path
@@ -381,7 +378,7 @@ def test_the_process_ends_with_one_line_where_there_is_no_server(tmp_path: Path,
 @pytest.mark.parametrize(
     ("key", "value"),
     [("images", 0), ("images", 1.5), ("deadline_s", 0), ("deadline_s", "1"), ("target", 5), ("priority", "high"),
-     ("in_flight", 0), ("unknown", 1), ("awake", 1)],
+     ("in_flight", 0), ("unknown", 1)],
 )  # fmt: skip
 def test_a_specification_that_makes_no_sense_is_refused(tmp_path: Path, key: str, value: Any) -> None:
     good = RequestSpec(1, "alpha", "127.0.0.1:1", "digits-small", 4, "s", "r", 0, 1.0)
@@ -421,25 +418,6 @@ def test_what_a_server_says_it_suffered_is_on_record_request_by_request(stop: St
     assert np.array_equal(back.lost_time_s, record.lost_time_s)
     ends = Endings.of(record.status, record.correct, record.images, record.impaired)
     assert str(ends).endswith(f"impaired on purpose: 40 by slow-down, {counts['wrong-answers']} by wrong-answers.")
-
-
-@pytest.mark.parametrize("awake", [True, False])
-def test_only_a_sender_that_is_not_to_sleep_waits_for_nothing(
-    running: Running, stop: Stop, monkeypatch: pytest.MonkeyPatch, *, awake: bool
-) -> None:
-    slept_s: list[float] = []
-    monkeypatch.setattr(grpc_connection.select, "select", partial(_noting, slept_s, select.select))
-    schedule = RequestSchedule(0.02 * np.arange(10), MAKER.message_bytes(np.zeros(10)), np.arange(10))
-    record = sent(running, schedule, stop, awake=awake)
-    assert (record.status == OK).all()
-    assert (record.sent_s >= schedule.time_s).all()
-    # The last answers are waited for as ever.
-    assert sum(s > 0 for s in slept_s) <= 3 if awake else sum(s > 0.001 for s in slept_s) > 5
-
-
-def _noting(slept_s: list[float], wait: Callable[..., Any], *arguments: Any) -> Any:
-    slept_s.append(arguments[-1])
-    return wait(*arguments)
 
 
 def test_a_record_of_a_sound_server_says_nothing_of_impairments(running: Running, stop: Stop, tmp_path: Path) -> None:
