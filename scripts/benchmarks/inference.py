@@ -35,7 +35,7 @@ from testbed.envelope import Validity
 from testbed.management.compute_envelope import calibrate_compute, contradictions
 from testbed.traffic.request_records import OK, RequestRecord
 
-_SMALL, _LARGE = "digits-small", "digits-large"
+_SMALL, _MEDIUM, _LARGE = "digits-small", "digits-medium", "digits-large"
 _CALLS = (1, 2, 4, 8, 16)
 """Unanswered calls of a closed loop: from a server that waits to one that is always busy."""
 _ROUNDS = 3
@@ -53,6 +53,9 @@ _STORM = 3.0
 _OWN, _FLOODER, _FLOOD = 0.5, 0.1, 10.0
 """Shares of the two tenants, and how many times its own the second offers: all that the server computes. Clients and
 server have the same two cores, so a flood of much more would measure them."""
+_FLOODED_TURNS = 9
+"""Of each kind, in place of the rounds: as long in all."""
+_BOOTSTRAPS = 1000
 _CALLS_EACH = 8
 _WIRE_RATE = 2000.0
 _STORM_S = 10.0
@@ -218,7 +221,7 @@ def _wire(options: argparse.Namespace, folder: Path) -> Iterator[Figure]:
 
 def _isolation(options: argparse.Namespace, folder: Path) -> Iterator[Figure]:
     """A tenant alone, beside another that offers what it may, and beside the same when it floods."""
-    yield from _flooded(options, folder, "isolation", model=_LARGE, images=options.images)
+    yield from _flooded(options, folder, "isolation", model=_MEDIUM, images=options.images)
 
 
 def _light(options: argparse.Namespace, folder: Path) -> Iterator[Figure]:
@@ -232,35 +235,62 @@ def _light(options: argparse.Namespace, folder: Path) -> Iterator[Figure]:
 def _flooded(
     options: argparse.Namespace, folder: Path, title: str, *server: str, model: str, images: int
 ) -> Iterator[Figure]:
+    """A tenant alone, beside one times and ten times another's share, in turns; all turns of a kind count as one."""
     shares = ("--share", f"alpha={_OWN}", "--share", f"bravo={_FLOODER}:64")
+    seconds = options.seconds / _FLOODED_TURNS * _ROUNDS
+    found: dict[float, list[RequestRecord]] = {times: [] for times in (0.0, 1.0, _FLOOD)}
+    others: list[RequestRecord] = []
     with lab.server("--models", model, *shares, *server) as target:
         capacity = _capacity(folder, target, images, model=model)
-        how: dict[str, Any] = {"model": model, "images": images, "seconds": options.seconds, "deadline_s": 1.0}
+        how: dict[str, Any] = {"model": model, "images": images, "seconds": seconds, "deadline_s": 1.0}
         share, other = _OWN * capacity, _FLOODER * capacity
-        found: list[RequestRecord] = []
-        for times in (0.0, 1.0, _FLOOD):
-            senders = [lab.Sender(folder, "alpha", target, rate=0.7 * share, seed=options.seed, **how)]
+        for turn, times in product(range(_FLOODED_TURNS), found):
+            seed = options.seed + 2 * turn
+            senders = [lab.Sender(folder, "alpha", target, rate=0.7 * share, seed=seed, **how)]
             if times:
-                seed = options.seed + 1
-                senders.append(lab.Sender(folder, "bravo", target, rate=times * other, seed=seed, **how))
-            mine, *others = _sent(*senders)
-            found.append(mine)
-    alone, beside, flooded = found
-    unanswered = float(np.mean(others[0].status != OK))
-    answered = float(np.mean(flooded.status == OK))
-    said = (
-        f"{len(alone.schedule)} requests at .7 of its share of {capacity:.0f}/s, {answered:.1%} of them answered "
-        f"beside the flood, of which {unanswered:.0%} was not"
+                senders.append(lab.Sender(folder, "bravo", target, rate=times * other, seed=seed + 1, **how))
+            mine, *theirs = _sent(*senders)
+            found[times].append(mine)
+            others += theirs if times == _FLOOD else []
+    of_flood, answered = (
+        float(np.mean(np.concatenate([each.status for each in records]) == OK)) for records in (others, found[_FLOOD])
     )
-    for before, what in ((beside, "beside another's own rate"), (alone, "alone")):
+    said = (
+        f"{sum(len(each.schedule) for each in found[0.0])} requests at .7 of its share of {capacity:.0f}/s in "
+        f"{_FLOODED_TURNS} turns, {answered:.1%} of them answered beside the flood, {of_flood:.0%} of it answered"
+    )
+    for times, what in ((1.0, "beside another's own rate"), (0.0, "alone")):
         for name, level, goal in (("p99", 0.99, None), ("p99.9", 0.999, 10.0)):
-            was, became = (float(np.nanquantile(each.latency_s, level)) * 1e3 for each in (before, flooded))
+            was, became, limits = _growth(found[times], found[_FLOOD], level)
             note = f"{was:.2f} ms {what}, {became:.2f} ms beside {_FLOOD:g} times its own; {said}"
-            about, growth = f"{title}: growth of a tenant's {name} from that {what}", 100 * (became / was - 1)
-            if goal is None:
-                yield Figure(about, growth, "%", note=note)
-            else:
-                yield at_most(about, growth, goal, "%", note=note)
+            about = f"{title}: growth of a tenant's {name} from that {what}"
+            figure = Figure(about, 100 * (became / was - 1), "%", note=note, limits=limits)
+            yield figure if goal is None else replace(figure, goal=Goal.AT_MOST, target=goal)
+
+
+def _growth(
+    before: Sequence[RequestRecord], after: Sequence[RequestRecord], level: float
+) -> tuple[float, float, tuple[float, float]]:
+    """A quantile of the latencies of all turns before and after, ms, and 95 % limits of its growth, per cent.
+
+    The limits come from drawing whole turns anew (percentile bootstrap): what a host does outlasts a request.
+    """
+    turns = [
+        (one.latency_s[one.status == OK], other.latency_s[other.status == OK])
+        for one, other in zip(before, after, strict=True)
+    ]
+
+    def levels(chosen: Sequence[int]) -> tuple[float, float]:
+        was, became = (
+            float(np.quantile(np.concatenate([turns[k][side] for k in chosen]), level, method="higher")) * 1e3
+            for side in (0, 1)
+        )
+        return was, became
+
+    rng = np.random.default_rng(1)
+    drawn = [levels(rng.integers(len(turns), size=len(turns)).tolist()) for _ in range(_BOOTSTRAPS)]
+    low, high = np.quantile([100 * (became / was - 1) for was, became in drawn], (0.025, 0.975)).tolist()
+    return *levels(range(len(turns))), (low, high)
 
 
 def _storm(options: argparse.Namespace, folder: Path) -> Iterator[Figure]:
