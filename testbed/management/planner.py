@@ -303,10 +303,7 @@ def purchases(rule: Rule, wish: Wish, route: Route, rate_bps: int, share_ppm: in
                 rate_bps=rate_bps,
                 meter_rate_bps=wish.meter_rate_bps,
                 burst_bits=burst,
-                queue_bits=max(
-                    guardrails.request_queue_bits(burst, rate_bps, wish.crowding),
-                    guardrails.answer_queue_bits(rate_bps, wish.intent.deadline_s),
-                ),
+                queue_bits=guardrails.request_queue_bits(burst, rate_bps, wish.crowding, wish.intent.deadline_s),
                 latency_s=latency_s,
                 price=price + (market.compute_price(route.site, share_ppm / market.WHOLE_PPM) if last else 0.0),
                 share_ppm=share_ppm if last else 0,

@@ -107,18 +107,20 @@ def request_burst_bits(arrivals: Arrivals, demand: Demand, meter_bps: int, rate_
     return whole_kbit(max(needed, LEAST_PACKETS * FULL_FRAME_BITS))
 
 
-def request_queue_bits(burst: int, rate_bps: int, crowding: float) -> int:
+def request_queue_bits(burst: int, rate_bps: int, crowding: float, deadline_s: float | None) -> int:
     """Queue limit of a request tenant for a bucket of `burst` bits, in whole kbit: not all of its packets are full.
 
     Args:
         burst: The bucket.
         rate_bps: Reserved rate.
         crowding: How many packets its requests are for each full one that would carry their bits, at most.
+        deadline_s: After which an answer is late; None where none is promised.
     """
-    return whole_kbit(max(SMALL_PACKETS, crowding) * queue_bits(burst, rate_bps))
+    requests = whole_kbit(max(SMALL_PACKETS, crowding) * queue_bits(burst, rate_bps))
+    return requests if deadline_s is None else max(requests, _answer_queue_bits(rate_bps, deadline_s))
 
 
-def answer_queue_bits(rate_bps: int, wait_s: float) -> int:
+def _answer_queue_bits(rate_bps: int, wait_s: float) -> int:
     """Queue limit that the smallest answers reach only where `wait_s` of the reserved rate wait, in whole kbit.
 
     Args:

@@ -45,8 +45,9 @@ _RESERVATION = Record(
             "queue",
             QUEUE,
             "Limit of the tenant's queue in each domain, kept in packets as large as its largest. Left out: the burst "
-            "and 50 ms of the reserved rate, in packets as small as its own. One that may be full before anything is "
-            "as late as a bound would say leaves the tenant without a bound.",
+            "and 50 ms of the reserved rate, in packets as small as its own; for requests at least what waits, in the "
+            "smallest packets, when an answer is as late as promised. One that may be full before anything is as late "
+            "as a bound would say leaves the tenant without a bound.",
         ),
     ),
 )

@@ -98,7 +98,7 @@ def reservation(tenant: Section, arrives: Arrivals | None, asked: Demand | None,
         queue = int(section.get("queue", guardrails.packet_queue_bits(arrives, burst, meter, rate)))
     else:
         burst = int(section.get("burst", guardrails.request_burst_bits(arrives, asked, meter, rate)))
-        queue = int(section.get("queue", guardrails.request_queue_bits(burst, rate, asked.crowding)))
+        queue = int(section.get("queue", guardrails.request_queue_bits(burst, rate, asked.crowding, _late_s(tenant))))
     largest = arrives.size_bits if asked is None else FULL_FRAME_BITS
     fits = [_holds_a_packet(section, key, bits, largest, report) for key, bits in (("burst", burst), ("queue", queue))]
     if burst > LARGEST_BUCKET_BITS:
@@ -112,6 +112,13 @@ def reservation(tenant: Section, arrives: Arrivals | None, asked: Demand | None,
         )
         return None
     return Reservation(rate, meter, burst, queue) if all(fits) else None
+
+
+def _late_s(tenant: Section) -> float | None:
+    """After which an answer is late, None where nothing is promised or it cannot be used."""
+    section: Section | None = tenant.get("promise")
+    deadline = None if section is None else section.get("deadline")
+    return None if deadline is None else float(deadline)
 
 
 def promise(tenant: Section, propagation_s: Fraction | None, report: Report) -> Promise | None:

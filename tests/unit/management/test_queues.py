@@ -144,3 +144,18 @@ def test_a_file_that_leaves_the_queue_out_gets_one_for_the_small_packets_of_its_
     bucket = bought.meter_rate_bps, bought.burst_bits
     waiting = guardrails.queue_bits(bought.burst_bits, bought.rate_bps)
     assert bought.queue_bits // trace.size_bits >= guardrails.most_packets(trace, waiting, bucket=bucket)
+
+
+def test_a_file_that_leaves_the_queue_out_gets_one_for_all_answers_that_are_not_too_late_yet(tmp_path: Path) -> None:
+    file = tmp_path / "asking.yaml"
+    arrivals, requests = "{model: poisson, rate: 20 requests/s, size: 8 kB}", "{model: digits-small}"
+    file.write_text(
+        "name: n\ndomains: [{name: a, link-rate: 9 Mbit/s, compute: true}]\n"
+        f"tenants: [{{name: t, arrivals: {arrivals}, requests: {requests}, reservation: {{rate: 4 Mbit/s}}, "
+        "promise: {deadline: 2 s, epsilon: 0.01}}]\n",
+        encoding="utf-8",
+    )
+    tenant = load(file).tenants[0]
+    smallest = Calls.of([8 * 5])
+    assert queues_hold(tenant, bound(2.0), [0.01], host_s=0.01, calls=(Calls.of([64_000]), smallest))
+    assert not queues_hold(tenant, bound(2.5), [0.01], host_s=0.01, calls=(Calls.of([64_000]), smallest))
