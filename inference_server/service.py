@@ -15,12 +15,13 @@ from typing import Any, NoReturn, TypeAlias
 
 import grpc
 import numpy as np
-from google.protobuf.message import DecodeError
 
 from inference_server import __version__, answers, batches, tensors, triton
-from inference_server.errors import InferenceError, InvalidRequestError, NotFoundError, UnavailableError
+from inference_server.direct import ROWS
+from inference_server.errors import InferenceError, NotFoundError, UnavailableError
 from inference_server.forms import Form, Forms
 from inference_server.generated import open_inference_pb2 as pb
+from inference_server.messages import parsed
 from inference_server.models import Model
 from inference_server.protocol import SERVICE, TENANT, TIMEOUT, Stamps
 from inference_server.scheduler import EVERYBODY_ELSE, Scheduler
@@ -89,9 +90,7 @@ class InferenceService:
             "RepositoryIndex": (self._index, pb.RepositoryIndexRequest),
         }
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-            name: grpc.unary_unary_rpc_method_handler(
-                _refusing(call), request_deserializer=request.FromString, response_serializer=_serialised
-            )
+            name: grpc.unary_unary_rpc_method_handler(_refusing(call, request), response_serializer=_serialised)
             for name, (call, request) in calls.items()
         }
         handlers["ModelInfer"] = grpc.unary_unary_rpc_method_handler(self._infer)
@@ -247,7 +246,7 @@ class InferenceService:
         request = pb.ModelInferRequest()
         tenant = EVERYBODY_ELSE
         try:
-            _parse(message, request)
+            parsed(message, request)
             named = request.parameters[TENANT].string_param if TENANT in request.parameters else None
             tenant = _named(context) if named is None else named
             form, inputs = self._form(request, named)
@@ -278,7 +277,7 @@ class InferenceService:
             batch=batches.key(model, inputs) if self._serving.batch_rows > 1 else None,
             work_s=work_s,
             light=model.steady and work_s <= LIGHT_S,
-            direct=raw and single and model.direct is not None and tuple(outputs) == model.outputs,
+            direct=raw and single and rows <= ROWS and model.direct is not None and tuple(outputs) == model.outputs,
             least_ns=int(_SURELY * work_s * 1e9) if model.steady else 0,
         )
         return form, inputs
@@ -324,12 +323,12 @@ class InferenceService:
         return model
 
 
-def _refusing(call: Callable[[Any], Any]) -> Callable[[Any, Context], Any]:
-    """A call whose errors become the status they name."""
+def _refusing(call: Callable[[Any], Any], kind: type[Any]) -> Callable[[bytes, Context], Any]:
+    """A call that takes messages of this kind, whose errors become the status they name."""
 
-    async def answered(request: Any, context: Context) -> Any:
+    async def answered(message: bytes, context: Context) -> Any:
         try:
-            return await call(request)
+            return await call(parsed(message, kind()))
         except InferenceError as error:
             await _abort(context, error)
 
@@ -344,13 +343,6 @@ async def _abort(context: Context, error: InferenceError) -> NoReturn:
         await context.abort(error.code, str(error))
     except grpc.aio.InternalError:
         raise asyncio.CancelledError from error
-
-
-def _parse(message: bytes, into: pb.ModelInferRequest) -> None:
-    try:
-        into.ParseFromString(message)
-    except DecodeError as error:
-        raise InvalidRequestError(f"found {len(message)} bytes that are no ModelInferRequest ({error})") from error
 
 
 def _timeout_ns(request: pb.ModelInferRequest) -> int | None:

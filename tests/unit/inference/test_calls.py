@@ -184,6 +184,17 @@ def test_a_wrong_request_gets_its_status_and_says_what_was_found(channel: grpc.C
     assert infer(channel)(request(), timeout=LONG_S).outputs, "the next request is answered all the same"
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelConfig", "ModelStatistics",
+     "RepositoryIndex"],
+)  # fmt: skip
+def test_bytes_that_are_no_request_are_the_clients_mistake_in_every_call(channel: grpc.Channel, name: str) -> None:
+    with pytest.raises(grpc.RpcError, match=f"found 3 bytes that are no {name}Request") as caught:
+        channel.unary_unary(method(name))(b"\xff\xff\xff", timeout=LONG_S)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
 def test_metadata_of_an_unknown_model_is_not_found(channel: grpc.Channel) -> None:
     with pytest.raises(grpc.RpcError, match="digits-huge") as caught:
         call(channel, "ModelMetadata", pb.ModelMetadataRequest(name="digits-huge"))

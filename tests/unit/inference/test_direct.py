@@ -45,8 +45,9 @@ def test_few_rows_are_computed_directly_as_they_are_from_arrays(perceptron: Mode
         assert np.allclose(np.frombuffer(b"".join(alone), "<f4").reshape(-1, 10), expected, atol=1e-5)
 
 
-def test_requests_of_a_known_form_are_answered_as_the_first_of_it_was() -> None:
-    pixels = np.random.default_rng(2).uniform(0, 16, (3, 64))
+@pytest.mark.parametrize("rows", [3, ROWS, ROWS + 1, 200])
+def test_requests_of_a_known_form_are_answered_as_the_first_of_it_was(rows: int) -> None:
+    pixels = np.random.default_rng(2).uniform(0, 16, (rows, 64))
     settings = Settings(listen="127.0.0.1:0", models=["digits-small"], device="cpu")
     with serving(settings) as running, running.channel() as channel:
         first, *others = [infer(channel)(request(pixels=pixels, id="seven"), timeout=LONG_S) for _ in range(3)]
