@@ -73,9 +73,10 @@ class Batching:
     delay_s: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.rows < 1 or not self.delay_s >= 0:
+        if self.rows < 1 or not 0 <= self.delay_s < float("inf"):
             raise ValueError(
-                f"batching: found {self.rows} rows and {self.delay_s} s, expected at least 1 row and no negative delay"
+                f"batching: found {self.rows} rows and {self.delay_s} s, expected at least 1 row and a delay of at "
+                "least 0 that ends"
             )
 
 
@@ -257,8 +258,9 @@ class Scheduler(Generic[W]):
         until_ns = self._now_ns() + int(self._batching.delay_s * 1e9)
         while room > 0 and not self._closed:
             if (share := self._next()) is None:
-                if batch[-1].deadline_ns is not None:
-                    until_ns = min(until_ns, batch[-1].deadline_ns - int(batch[-1].work_s * 1e9))
+                deadlines = [work.deadline_ns for work in batch if work.deadline_ns is not None]
+                if deadlines:
+                    until_ns = min(until_ns, min(deadlines) - int(sum(work.work_s for work in batch) * 1e9))
                 left_s = (until_ns - self._now_ns()) / 1e9
                 if left_s <= 0:
                     return

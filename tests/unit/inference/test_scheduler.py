@@ -296,6 +296,30 @@ def test_a_batch_does_not_wait_beyond_the_deadline_of_a_request_in_it() -> None:
     assert len(queue.take()) == 1
 
 
+@pytest.mark.parametrize("others_deadline_s", [None, 3600.0])
+def test_a_batch_does_not_wait_beyond_the_deadline_of_the_first_of_several_that_waited(
+    others_deadline_s: float | None,
+) -> None:
+    queue = batching(3, 1e5, alpha=1.0)
+    now_ns = time.monotonic_ns()
+    others_ns = None if others_deadline_s is None else now_ns + int(others_deadline_s * 1e9)
+    queue.submit(Item("alpha", work_s=0.0, deadline_ns=now_ns + 200_000_000, batch="same"))
+    queue.submit(Item("alpha", work_s=0.0, deadline_ns=others_ns, batch="same"))
+    thread, taken = _taking(queue)
+    thread.join(LONG_S)
+    assert len(taken) == 2
+
+
+def test_a_batch_begins_so_early_that_all_of_it_is_done_by_the_deadline() -> None:
+    queue = batching(4, 1e5, alpha=1.0)
+    now_ns = time.monotonic_ns()
+    for _ in range(3):
+        queue.submit(Item("alpha", work_s=20.0, deadline_ns=now_ns + 61_000_000_000, batch="same"))
+    thread, taken = _taking(queue)
+    thread.join(LONG_S)
+    assert len(taken) == 3
+
+
 def test_what_is_batched_is_charged_as_if_it_were_alone() -> None:
     queue = batching(4, alpha=0.5, bravo=0.5)
     for _ in range(100):
