@@ -27,12 +27,15 @@ from google.protobuf import json_format
 
 from inference_server.errors import InvalidRequestError
 from inference_server.generated import open_inference_pb2 as pb
+from inference_server.messages import parsed
 from inference_server.protocol import IMPAIRMENTS, NOTHING_LOST, Kind, LostTime, Stamps
 from inference_server.tensors import Array
 
 CRASHED = 70
 """Exit code of a server that crashed on purpose."""
 
+_LONGEST_S = 1e9
+_LARGEST_FACTOR = 1e6
 _PAGE_BYTES = 4096
 _REMEMBERED = 1 << 16
 """Of how many times that a worker was held up the server knows; more than can happen while a request waits."""
@@ -95,19 +98,15 @@ def read(path: Path) -> pb.ImpairRequest:
 def impairment_handler(impairments: Impairments) -> grpc.GenericRpcHandler:
     """The call by which clients ask for impairments."""
 
-    async def impair(request: pb.ImpairRequest, context: grpc.aio.ServicerContext[Any, Any]) -> pb.ImpairResponse:
+    async def impair(message: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> pb.ImpairResponse:
         start_ns = time.monotonic_ns()
         try:
-            impairments.add(parse(request, start_ns))
+            impairments.add(parse(parsed(message, pb.ImpairRequest()), start_ns))
         except InvalidRequestError as error:
             await context.abort(error.code, str(error))
         return pb.ImpairResponse(start_ns=start_ns)
 
-    handler = grpc.unary_unary_rpc_method_handler(
-        impair,
-        request_deserializer=pb.ImpairRequest.FromString,
-        response_serializer=pb.ImpairResponse.SerializeToString,
-    )
+    handler = grpc.unary_unary_rpc_method_handler(impair, response_serializer=pb.ImpairResponse.SerializeToString)
     return grpc.method_handlers_generic_handler(IMPAIRMENTS, {"Impair": handler})
 
 
@@ -119,15 +118,20 @@ def _parsed(item: pb.Impairment, seed: int, start_ns: int) -> Impairment:
             f"impairment: found kind {item.kind!r}, expected one of {[*map(str, Kind)]}"
         ) from None
     to_s = item.from_s if kind is Kind.CRASH else item.to_s
-    if not 0 <= item.from_s <= to_s < float("inf"):
+    if not 0 <= item.from_s <= to_s <= _LONGEST_S:
         raise InvalidRequestError(
-            f"impairment {kind}: found it from {item.from_s} s to {to_s} s, expected 0 <= from <= to"
+            f"impairment {kind}: found it from {item.from_s} s to {to_s} s, expected 0 <= from <= to <= {_LONGEST_S:g}"
         )
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     amount, fits, expected = {
-        Kind.SLOW_DOWN: (item.factor, item.factor >= 1, "a factor of at least 1"),
+        Kind.SLOW_DOWN: (
+            item.factor, 1 <= item.factor <= _LARGEST_FACTOR, f"a factor of at least 1 and at most {_LARGEST_FACTOR:g}"
+        ),
         Kind.WRONG_ANSWERS: (item.rate, 0 <= item.rate <= 1, "a rate from 0 to 1"),
-        Kind.MEMORY_PRESSURE: (float(item.bytes), item.bytes > 0, "bytes above 0"),
-    }.get(kind, (0.0, True, ""))
+        Kind.MEMORY_PRESSURE: (
+            float(item.bytes), 0 < item.bytes <= memory, f"bytes above 0, at most the {memory} of this machine"
+        ),
+    }.get(kind, (0.0, True, ""))  # fmt: skip
     if not fits:
         raise InvalidRequestError(f"impairment {kind}: found {amount:g}, expected {expected}")
     return Impairment(kind, start_ns + int(item.from_s * 1e9), start_ns + int(to_s * 1e9), amount, seed)

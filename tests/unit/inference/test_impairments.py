@@ -48,6 +48,11 @@ WRONG = [
     ({"kind": "slow-down", "to_s": 1.0, "factor": 0.5}, "a factor of at least 1"),
     ({"kind": "wrong-answers", "to_s": 1.0, "rate": 1.5}, "a rate from 0 to 1"),
     ({"kind": "memory-pressure", "to_s": 1.0}, "bytes above 0"),
+    ({"kind": "memory-pressure", "to_s": 1.0, "bytes": 1 << 60}, "at most the [0-9]+ of this machine"),
+    ({"kind": "pause", "to_s": 1e300}, r"from <= to <= 1e\+09"),
+    ({"kind": "crash", "from_s": float("inf")}, "from inf s"),
+    ({"kind": "slow-down", "to_s": 1.0, "factor": float("inf")}, "found inf, expected a factor"),
+    ({"kind": "slow-down", "to_s": 1.0, "factor": 1e300}, "found 1e\\+300, expected a factor"),
 ]
 
 
@@ -191,9 +196,11 @@ def test_clients_may_impair_a_server_that_allows_it_and_the_answers_say_so() -> 
         assert found.parameters[IMPAIRED].string_param == "wrong-answers"
         assert found.raw_output_contents != plain.raw_output_contents
         assert running.server.service.statistics.impaired == {"wrong-answers": 1}
-        with pytest.raises(grpc.RpcError, match="haunting") as caught:
-            impair(channel)(asked({"kind": "haunting"}), timeout=LONG_S)
-        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        wrong = [(asked({"kind": "haunting"}).SerializeToString(), "haunting"), (b"\xff", "no ImpairRequest")]
+        for message, said in wrong:
+            with pytest.raises(grpc.RpcError, match=said) as caught:
+                channel.unary_unary("/inference.Impairments/Impair")(message, timeout=LONG_S)
+            assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
 def test_clients_may_not_impair_a_server_that_does_not_allow_it(channel: grpc.Channel) -> None:
