@@ -106,7 +106,9 @@ def impairment_handler(impairments: Impairments) -> grpc.GenericRpcHandler:
             await context.abort(error.code, str(error))
         return pb.ImpairResponse(start_ns=start_ns)
 
-    handler = grpc.unary_unary_rpc_method_handler(impair, response_serializer=pb.ImpairResponse.SerializeToString)
+    handler: grpc.RpcMethodHandler[bytes, pb.ImpairResponse] = grpc.unary_unary_rpc_method_handler(
+        impair, response_serializer=pb.ImpairResponse.SerializeToString
+    )
     return grpc.method_handlers_generic_handler(IMPAIRMENTS, {"Impair": handler})
 
 
