@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import json
 import logging
+import math
 import signal
 import sys
 from pathlib import Path
@@ -19,6 +20,9 @@ from inference_server.impairments import read
 from inference_server.scheduler import Batching
 from inference_server.security import Security
 from inference_server.server import InferenceServer, Settings
+
+_MOST = (1 << 31) - 1
+"""The largest number that gRPC takes as an option."""
 
 
 async def serve(settings: Settings) -> None:
@@ -71,15 +75,17 @@ def _settings(arguments: list[str] | None) -> Settings:
         metavar="TENANT=FRACTION[:LIMIT]",
         help="guarantee, and most waiting; repeatable",
     )
-    parser.add_argument("--queue-limit", type=int, default=default.queue_limit, help="most waiting for each tenant")
+    parser.add_argument("--queue-limit", type=_count, default=default.queue_limit, help="most waiting for each tenant")
     parser.add_argument("--workers", type=_count, default=default.workers, help="threads that compute")
     parser.add_argument("--threads", type=_count, default=default.threads, help="CPU threads in each computation")
     parser.add_argument("--device", choices=["cpu", "cuda"], help="default: CUDA where there is one")
     parser.add_argument("--max-message-bytes", type=_count, default=default.message_bytes, help="largest request")
     parser.add_argument("--max-rows", type=_count, default=default.max_rows, help="most rows of a request")
-    parser.add_argument("--drain-s", type=float, default=default.drain_s, help="how long the end waits for requests")
+    parser.add_argument(
+        "--drain-s", type=_duration, default=default.drain_s, help="how long the end waits for requests"
+    )
     parser.add_argument("--batch-rows", type=_count, default=1, help="most rows computed together; 1 for no batching")
-    parser.add_argument("--batch-delay-ms", type=float, default=0.0, help="how long a batch that is not full waits")
+    parser.add_argument("--batch-delay-ms", type=_duration, default=0.0, help="how long a batch that is not full waits")
     parser.add_argument("--tls-certificate", type=Path, metavar="PEM", help="serve over TLS with this certificate")
     parser.add_argument("--tls-key", type=Path, metavar="PEM", help="and its private key")
     parser.add_argument(
@@ -92,6 +98,9 @@ def _settings(arguments: list[str] | None) -> Settings:
     parser.add_argument("--impairment-socket", type=Path, metavar="FILE", help="let who may open it ask for them")
     parser.add_argument("--calls-per-connection", type=_count, help="most that one connection has here; default: any")
     options = parser.parse_args(arguments)
+    tenants = [tenant for tenant, _, _ in options.share]
+    if twice := sorted({tenant for tenant in tenants if tenants.count(tenant) > 1}):
+        parser.error(f"--share: found several of {twice}, expected one of each tenant")
     if (options.tls_certificate is None) != (options.tls_key is None):
         parser.error("--tls-certificate and --tls-key are needed together")
     if options.tls_client_authority is not None and options.tls_certificate is None:
@@ -143,9 +152,19 @@ def _share(text: str) -> tuple[str, float, int | None]:
 
 
 def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number of at least 1")
+    if not text.isdecimal() or not 1 <= int(text) <= _MOST:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number of at least 1, at most {_MOST}")
     return int(text)
+
+
+def _duration(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a number of at least 0")
+    return value
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ Files are read once, when the server starts; who may call is decided by the auth
 
 from __future__ import annotations
 
+import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,14 +31,31 @@ class Security:
 
         Raises:
             OSError: A file cannot be read.
-            ValueError: A file does not hold what its name promises.
+            ValueError: A file does not hold what its name promises, or the key is another certificate's.
         """
         authority = self.client_authority
+        pair = _pem(self.key, "PRIVATE KEY"), _pem(self.certificate, "CERTIFICATE")
+        self._check()
         return grpc.ssl_server_credentials(
-            [(_pem(self.key, "PRIVATE KEY"), _pem(self.certificate, "CERTIFICATE"))],
+            [pair],
             root_certificates=None if authority is None else _pem(authority, "CERTIFICATE"),
             require_client_auth=authority is not None,
         )
+
+    def _check(self) -> None:
+        """See that the files can be used; gRPC says no more than that it cannot listen."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        try:
+            context.load_cert_chain(self.certificate, self.key, password="")
+        except ssl.SSLError as error:
+            raise ValueError(
+                f"{self.certificate} and {self.key}: {error}; expected a certificate and its own key without a password"
+            ) from error
+        if self.client_authority is not None:
+            try:
+                context.load_verify_locations(self.client_authority)
+            except ssl.SSLError as error:
+                raise ValueError(f"{self.client_authority}: {error}; expected certificates") from error
 
 
 def _pem(path: Path, kind: str) -> bytes:

@@ -160,12 +160,9 @@ class InferenceServer:
         self.port = self._add_port(settings.listen, settings.security)
         await self._say(health_pb2.HealthCheckResponse.NOT_SERVING)
         await self._server.start()
-        if settings.impairment_socket is not None:
-            self._control = grpc.aio.server()
-            self._control.add_generic_rpc_handlers((impairment_handler(self._impairments),))
-            self._control.add_insecure_port(f"unix:{settings.impairment_socket}")
-            await self._control.start()
         try:
+            if settings.impairment_socket is not None:
+                self._control = await self._controlled(settings.impairment_socket)
             self.service.serve(await asyncio.to_thread(self._load))
             if settings.metrics is not None:
                 self.metrics = MetricsPage(settings.metrics, self.service.statistics, self._scheduler.waiting)
@@ -221,6 +218,17 @@ class InferenceServer:
             return self._server.add_secure_port(listen, security.credentials())
         except RuntimeError as error:
             raise OSError(f"{listen}: cannot listen there ({error}); is the port taken?") from error
+
+    async def _controlled(self, socket: Path) -> grpc.aio.Server:
+        """A server of impairments only, on a Unix socket."""
+        server = grpc.aio.server()
+        server.add_generic_rpc_handlers((impairment_handler(self._impairments),))
+        try:
+            server.add_insecure_port(f"unix:{socket}")
+        except RuntimeError as error:
+            raise OSError(f"impairment socket {socket}: cannot listen there ({error}); is its folder there?") from error
+        await server.start()
+        return server
 
     async def _say(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         for name in ("", SERVICE):

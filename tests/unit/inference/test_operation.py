@@ -135,6 +135,13 @@ WRONG_OPTIONS = [
     (["--tls-certificate", "server.pem"], "needed together"),
     (["--tls-client-authority", "server.pem"], "needs --tls-certificate"),
     (["--share", "alpha=0.5:none"], "expected a whole number"),
+    (["--share", "alpha=0.5", "--share", "alpha=0.3"], "found several of ['alpha'], expected one of each tenant"),
+    (["--max-message-bytes", "3000000000"], "at most 2147483647"),
+    (["--calls-per-connection", "5000000000"], "at most 2147483647"),
+    (["--batch-delay-ms", "inf"], "found 'inf', expected a number of at least 0"),
+    (["--drain-s", "nan"], "found 'nan', expected a number of at least 0"),
+    (["--drain-s", "-1"], "found '-1', expected a number of at least 0"),
+    (["--queue-limit", "0"], "expected a whole number of at least 1"),
 ]
 
 
@@ -146,6 +153,41 @@ def test_options_that_make_no_sense_are_refused(
         main(options)
     assert caught.value.code == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("the key of another", "expected a certificate and its own key without a password"),
+        ("a key with a password", "expected a certificate and its own key without a password"),
+        ("a certificate that is none", "expected a certificate and its own key without a password"),
+        ("an authority that is none", "none.pem: "),
+    ],
+)
+def test_files_that_cannot_be_used_together_are_named(folder: Path, authority: Identity, what: str, said: str) -> None:
+    none, locked = folder / "none.pem", folder / "locked.key"
+    none.write_text("-----BEGIN CERTIFICATE-----\nbm9uZQ==\n-----END CERTIFICATE-----\n")
+    locked.write_bytes(
+        authority.private.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.BestAvailableEncryption(b"secret"),
+        )
+    )
+    files = {
+        "the key of another": (authority.certificate, Identity("another", folder).key, None),
+        "a key with a password": (authority.certificate, locked, None),
+        "a certificate that is none": (none, authority.key, None),
+        "an authority that is none": (authority.certificate, authority.key, none),
+    }[what]
+    with pytest.raises(ValueError, match=said):
+        Security(*files).credentials()
+
+
+def test_a_socket_that_cannot_be_made_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--listen", "127.0.0.1:0", "--impairment-socket", str(tmp_path / "nowhere" / "socket")]
+    assert main(options) == 2
+    assert capsys.readouterr().err.startswith(f"inference_server: impairment socket {tmp_path}")
 
 
 def test_swapped_files_are_named(folder: Path, authority: Identity, capsys: pytest.CaptureFixture[str]) -> None:
