@@ -22,6 +22,10 @@ from inference_server.statistics import Execution
 from inference_server.tensors import DTYPES, Array, TensorSpec
 
 _COST_REPEATS = 7
+_COST_ROWS = 1024
+"""Most rows that costs are measured with, however many a request may have."""
+_OTHER_SIZE = 2
+"""Of free dimensions that count no rows, where inputs are made up."""
 
 
 class Watch(Protocol):
@@ -129,11 +133,12 @@ class Model:
         return Computed(outputs, execution)
 
     def examples(self, rows: int) -> dict[str, Array]:
-        """Inputs of zeros, free dimensions as large as `rows`."""
-        return {
-            spec.name: np.zeros([rows if size == -1 else size for size in spec.shape], DTYPES[spec.datatype])
-            for spec in self.inputs
-        }
+        """Inputs of zeros with so many rows, where these are free."""
+        shapes = {spec: [_OTHER_SIZE if size == -1 else size for size in spec.shape] for spec in self.inputs}
+        for spec, shape in shapes.items():
+            if self.batched and spec.shape[:1] == (-1,):
+                shape[0] = rows
+        return {spec.name: np.zeros(shape, DTYPES[spec.datatype]) for spec, shape in shapes.items()}
 
     def verify(self) -> None:
         """Compute once and compare with what the model says of its outputs.
@@ -143,8 +148,11 @@ class Model:
         """
         try:
             results = self.compute(self.examples(2)).outputs
-        except (RuntimeError, TypeError, ValueError) as error:
-            raise ModelError(f"model {self.name!r}: cannot compute its declared inputs: {error}") from error
+        # A model may raise anything, and give anything.
+        except Exception as error:
+            raise ModelError(
+                f"model {self.name!r}: cannot compute its declared inputs: {type(error).__name__}: {error}"
+            ) from error
         for spec in self.outputs:
             found = results[spec.name]
             if found.dtype != DTYPES[spec.datatype] or not spec.accepts(found.shape):
@@ -152,17 +160,35 @@ class Model:
                     f"model {self.name!r}: found output {found.dtype} {list(found.shape)}, expected {spec}"
                 )
 
+    @cached_property
+    def cost(self) -> Callable[[Mapping[str, Array]], float]:
+        """What requests are expected to take of one worker, in seconds; measured once.
+
+        Raises:
+            ModelError: It cannot compute as many rows as it may be asked for.
+        """
+        try:
+            return self.measure_cost()
+        except Exception as error:
+            raise ModelError(
+                f"model {self.name!r}: cannot compute requests of 1 to {min(self.max_rows, _COST_ROWS)} rows: "
+                f"{type(error).__name__}: {error}; declare the sizes that it takes, or limit the rows of requests"
+            ) from error
+
     def measure_cost(self) -> Callable[[Mapping[str, Array]], float]:
         """What requests are expected to take of one worker, in seconds.
 
-        One row and the most rows are timed, each by the fastest of several runs, because a host only ever adds time.
+        One row and many are timed, each by the fastest of several runs, because a host only ever adds time. What is
+        larger in other free dimensions counts as that many more rows.
         """
-        single = self._fastest_s(1)
-        if not self.batched or self.max_rows == 1:
+        single, rows = self._fastest_s(1), min(self.max_rows, _COST_ROWS)
+        if not self.batched or rows == 1:
             return lambda _inputs: single
-        row_s = max(0.0, self._fastest_s(self.max_rows) - single) / (self.max_rows - 1)
+        row_s = max(0.0, self._fastest_s(rows) - single) / (rows - 1)
         call_s = max(0.0, single - row_s)
-        return lambda inputs: call_s + self.rows(inputs) * row_s
+        first = self.inputs[0].name
+        elements = self.examples(1)[first].size
+        return lambda inputs: call_s + inputs[first].size / elements * row_s
 
     def _fastest_s(self, rows: int) -> float:
         inputs = self.examples(rows)

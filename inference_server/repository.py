@@ -106,29 +106,34 @@ def _own(folder: Path | None) -> dict[str, Path]:
 def _from_folder(name: str, folder: Path, device: torch.device, max_rows: int) -> Model:
     specs = _specs(folder / "model.json")
     script, exported = folder / "model.pt", folder / "model.pt2"
+    if not exported.exists() and not script.exists():
+        raise ModelError(f"model {name!r}: found neither {exported} nor {script}, expected one of them")
     try:
         if exported.exists():
             # An exported program has no evaluation mode: what it does was fixed when it was exported.
             network, platform = torch.export.load(exported).module(), "pytorch_export"
-        elif script.exists():
-            network, platform = torch.jit.load(script, map_location="cpu").eval(), "pytorch_torchscript"  # type: ignore[no-untyped-call]
         else:
-            raise ModelError(f"model {name!r}: found neither {exported} nor {script}, expected one of them")
-    except (RuntimeError, ValueError) as error:
-        raise ModelError(f"model {name!r}: cannot be loaded: {error}") from error
+            network, platform = torch.jit.load(script, map_location="cpu").eval(), "pytorch_torchscript"  # type: ignore[no-untyped-call]
+    # PyTorch's readers raise whatever they meet in a file that is none of theirs.
+    except Exception as error:
+        raise ModelError(f"model {name!r}: cannot be loaded: {type(error).__name__}: {error}") from error
     return Model(name, "1", platform, *specs, network.to(device), device, max_rows)
 
 
 def _specs(path: Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
     try:
         data: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path}: {error}; expected a JSON object with inputs and outputs") from error
     if not isinstance(data, dict) or set(data) != _KEYS or not all(isinstance(data[key], list) for key in _KEYS):
         raise ModelError(f"{path}: expected an object with exactly the lists {sorted(_KEYS)}")
     found = tuple(tuple(_spec(path, item) for item in data[key]) for key in ("inputs", "outputs"))
     if not all(found):
         raise ModelError(f"{path}: found no inputs or no outputs, expected at least one of each")
+    for specs in found:
+        names = [spec.name for spec in specs]
+        if len(set(names)) < len(names):
+            raise ModelError(f"{path}: found tensors named {names}, expected each name once")
     return found[0], found[1]
 
 

@@ -209,7 +209,10 @@ class InferenceServer:
                 "device cuda: found no CUDA device that PyTorch can use, expected one; leave --device out, or say cpu"
             )
         torch.set_num_threads(settings.threads)
-        return repository.load(settings.models, settings.folder, device=self.device, max_rows=settings.max_rows)
+        models = repository.load(settings.models, settings.folder, device=self.device, max_rows=settings.max_rows)
+        for model in models:
+            model.cost  # noqa: B018 - measured here, where nobody's call waits for it
+        return models
 
     def _add_port(self, listen: str, security: Security | None) -> int:
         try:

@@ -64,7 +64,7 @@ class InferenceService:
 
     def serve(self, models: Sequence[Model]) -> None:
         """Serve these models from now on."""
-        self._costs = {model.name: model.measure_cost() for model in models}
+        self._costs = {model.name: model.cost for model in models}
         self.models = {model.name: model for model in models}
         self._forms.clear()
         self.accepting = True

@@ -43,7 +43,7 @@ def config(model: Model, serving: Serving) -> pb.ModelConfig:
         name=model.name,
         platform=model.platform,
         backend="pytorch",
-        max_batch_size=model.max_rows if model.batched else 0,
+        max_batch_size=model.max_rows if model.joins else 0,
         model_transaction_policy=pb.ModelTransactionPolicy(decoupled=model.decoupled),
     )
     for spec in model.inputs:
@@ -99,7 +99,7 @@ def _datatype(spec: TensorSpec) -> pb.DataType:
 
 
 def _dims(spec: TensorSpec, model: Model) -> tuple[int, ...]:
-    return spec.shape[1:] if model.batched else spec.shape
+    return spec.shape[1:] if model.joins else spec.shape
 
 
 def _duration(duration: Duration) -> pb.StatisticDuration:
