@@ -205,12 +205,16 @@ def calibrate_files(
         The signed envelope.
 
     Raises:
-        CalibrationError: A record cannot be read, supports no promise, or contradicts it.
+        CalibrationError: A record cannot be read, supports no promise, contradicts it, or is of the same run.
     """
     validity = Validity(math.floor(now_s), math.floor(now_s) + days * _DAY_S)
-    envelope = calibrate_compute(_record(calibration), validity=validity, **promise)
+    made_from = _record(calibration)
+    envelope = calibrate_compute(made_from, validity=validity, **promise)
     for path in held_out:
-        if found := contradictions(envelope, _record(path)):
+        record = _record(path)
+        if np.array_equal(record.server_s, made_from.server_s, equal_nan=True):
+            raise CalibrationError(f"{path}: found the run that {calibration} is of, expected another one")
+        if found := contradictions(envelope, record):
             raise CalibrationError(f"{path}: contradicts what {calibration} supports: {'; '.join(map(str, found))}")
     return issue(envelope, [SigningKey.load(path) for path in keys])
 

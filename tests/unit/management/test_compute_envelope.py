@@ -122,6 +122,8 @@ def test_it_is_signed_when_no_other_run_contradicts_it(tmp_path: Path) -> None:
     good, other, bad = (tmp_path / f"{name}.npz" for name in ("good", "other", "bad"))
     for path, record in ((good, run(1)), (other, run(2)), (bad, run(3, stall_s=0.1))):
         record.save(path)
+    again = tmp_path / "again.npz"
+    again.write_bytes(good.read_bytes())
     keys = [made.domain_keys["core"]]
     promise = {"domain": "core", "tenant": "vision", "model": "digits-medium", "capacity": 0.5}
     signed = tmp_path / "signed.json"
@@ -130,5 +132,7 @@ def test_it_is_signed_when_no_other_run_contradicts_it(tmp_path: Path) -> None:
     assert read.subject.service == "digits-medium"
     with pytest.raises(CalibrationError, match=r"bad\.npz: contradicts"):
         calibrate_files(good, [other, bad], keys, now_s=1_000_000_000, days=1, **promise)
+    with pytest.raises(CalibrationError, match=r"again\.npz: found the run that .*good\.npz is of"):
+        calibrate_files(good, [other, again], keys, now_s=1_000_000_000, days=1, **promise)
     with pytest.raises(CalibrationError, match=r"signed\.json: found no"):
         calibrate_files(signed, [other], keys, now_s=1_000_000_000, days=1, **promise)
