@@ -18,7 +18,7 @@ import numpy as np
 
 from inference_server import __version__, answers, batches, tensors, triton
 from inference_server.direct import ROWS
-from inference_server.errors import InferenceError, NotFoundError, UnavailableError
+from inference_server.errors import InferenceError, InvalidRequestError, NotFoundError, UnavailableError
 from inference_server.forms import Form, Forms
 from inference_server.generated import open_inference_pb2 as pb
 from inference_server.messages import parsed
@@ -247,7 +247,7 @@ class InferenceService:
         tenant = EVERYBODY_ELSE
         try:
             parsed(message, request)
-            named = request.parameters[TENANT].string_param if TENANT in request.parameters else None
+            named = _parameter(request, TENANT, "string_param")
             tenant = _named(context) if named is None else named
             form, inputs = self._form(request, named)
             parts = streaming and form.model.decoupled
@@ -347,9 +347,18 @@ async def _abort(context: Context, error: InferenceError) -> NoReturn:
 
 def _timeout_ns(request: pb.ModelInferRequest) -> int | None:
     """How long the server may take, as a request says itself."""
-    if TIMEOUT in request.parameters and (timeout_us := request.parameters[TIMEOUT].int64_param) > 0:
-        return timeout_us * 1000
-    return None
+    timeout_us = _parameter(request, TIMEOUT, "int64_param")
+    return timeout_us * 1000 if timeout_us is not None and timeout_us > 0 else None
+
+
+def _parameter(request: pb.ModelInferRequest, name: str, kind: str) -> Any:
+    """A parameter of a request, None where it has none of that name; one of another kind is not ignored."""
+    if name not in request.parameters:
+        return None
+    parameter = request.parameters[name]
+    if (found := parameter.WhichOneof("parameter_choice")) != kind:
+        raise InvalidRequestError(f"parameter {name!r}: found {found}, expected {kind}")
+    return getattr(parameter, kind)
 
 
 def _deadline_ns(timeout_ns: int | None, context: Context, received_ns: int) -> int | None:

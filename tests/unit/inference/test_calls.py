@@ -169,6 +169,14 @@ WRONG: dict[str, tuple[pb.ModelInferRequest | bytes, grpc.StatusCode, str]] = {
     ),
     "bytes that are no request": (b"\xff\xff\xff", grpc.StatusCode.INVALID_ARGUMENT, "no ModelInferRequest"),
     "a message larger than accepted": (bytes(MESSAGE_BYTES + 1), grpc.StatusCode.RESOURCE_EXHAUSTED, "larger than max"),
+    "a tenant that is no text": (
+        _with(lambda m: setattr(m.parameters["tenant"], "int64_param", 5)),
+        grpc.StatusCode.INVALID_ARGUMENT, "'tenant': found int64_param, expected string_param",
+    ),
+    "a timeout that is no whole number": (
+        _with(lambda m: setattr(m.parameters["timeout"], "string_param", "5")),
+        grpc.StatusCode.INVALID_ARGUMENT, "'timeout': found string_param, expected int64_param",
+    ),
     "a model that fails": (
         request("broken", np.ones((1, 64))), grpc.StatusCode.INTERNAL, "RuntimeError: out of its depth",
     ),

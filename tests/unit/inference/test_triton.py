@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -15,8 +16,9 @@ from inference_server.generated import open_inference_pb2 as pb
 from inference_server.protocol import Stamps, method
 from inference_server.scheduler import Batching
 from inference_server.server import Settings
+from tests.unit.inference.conftest import MESSAGE_BYTES
 from tests.unit.inference.serving import LONG_S, Running, infer, request, serving, until
-from tests.unit.inference.test_calls import _held, call
+from tests.unit.inference.test_calls import WRONG, _held, _typed, call
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +152,83 @@ def test_a_stream_answers_in_order_and_goes_on_after_a_refusal(channel: grpc.Cha
     assert answers[1].error_message.startswith("[NOT_FOUND] model 'digits-huge'")
     assert answers[2].error_message.startswith("[INVALID_ARGUMENT]")
     assert answers[0].infer_response.parameters["triton_final_response"].bool_param
+
+
+@pytest.mark.parametrize("what", [name for name in WRONG if name != "a message larger than accepted"])
+def test_a_wrong_request_of_a_stream_gets_its_status_and_the_next_is_answered(channel: grpc.Channel, what: str) -> None:
+    message, code, said = WRONG[what]
+    first, second = stream(channel, iter([message, request(id="next")]))
+    assert re.match(rf"\[{code.name}\] .*{said}", first.error_message), first.error_message
+    assert (second.error_message, second.infer_response.id) == ("", "next")
+
+
+def test_a_message_larger_than_accepted_ends_its_stream(channel: grpc.Channel) -> None:
+    answered = threading.Event()
+
+    def requests() -> Iterator[Any]:
+        yield request(id="first")
+        answered.wait(LONG_S)
+        yield bytes(MESSAGE_BYTES + 1)
+
+    answers = stream(channel, requests())
+    assert next(answers).infer_response.id == "first"
+    answered.set()
+    with pytest.raises(grpc.RpcError, match="larger than max") as caught:
+        next(answers)
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+@pytest.mark.parametrize("typed", [False, True])
+def test_a_stream_is_refused_what_a_call_is_refused_for_want_of_room_or_of_time_or_of_a_server(
+    running: Running, channel: grpc.Channel, typed: bool
+) -> None:
+    def asked(**parameters: int) -> pb.ModelInferRequest:
+        message = _typed("FP32", "fp32_contents", [0.0] * 64) if typed else request()
+        for name, value in parameters.items():
+            message.parameters[name].int64_param = value
+        return message
+
+    (first,) = _held(running, channel, 0)
+    answers = stream(channel, iter([asked(timeout=1_000), asked(), asked(), asked()]))
+    until(lambda: len(running.server._scheduler) == 3)
+    due_ns = time.monotonic_ns() + 50_000_000
+    until(lambda: time.monotonic_ns() > due_ns)
+    running.gate.open.set()
+    first.result(LONG_S)
+    said = [answer.error_message.partition(" ")[0] for answer in answers]
+    assert said == ["[DEADLINE_EXCEEDED]", "", "", "[RESOURCE_EXHAUSTED]"]
+    running.server.service.accepting = False
+    try:
+        (refused,) = stream(channel, iter([asked()]))
+    finally:
+        running.server.service.accepting = True
+    assert refused.error_message.startswith("[UNAVAILABLE]")
+
+
+def test_a_drain_answers_what_a_stream_has_asked_and_refuses_what_it_asks_then() -> None:
+    asked_more = threading.Event()
+    with serving(Settings(listen="127.0.0.1:0", models=["digits-small"], device="cpu")) as running:
+        channel = running.channel()
+        (first,) = _held(running, channel, 0)
+
+        def requests() -> Iterator[pb.ModelInferRequest]:
+            yield request(id="before")
+            asked_more.wait(LONG_S)
+            yield request(id="after")
+
+        answers = stream(channel, requests())
+        until(lambda: len(running.server._scheduler) == 1)
+        running.loop.call_soon_threadsafe(running.end.set)
+        until(lambda: not running.server.service.accepting)
+        asked_more.set()
+        failed = running.server.service.statistics.models[""].fail
+        until(lambda: failed.count + running.server.service.statistics.models["digits-small"].fail.count > 0)
+        running.gate.open.set()
+        first.result(LONG_S)
+        before, after = answers
+        assert (before.infer_response.id, before.error_message) == ("before", "")
+        assert (after.infer_response.id, after.error_message[:13]) == ("after", "[UNAVAILABLE]")
+        channel.close()
 
 
 def test_what_a_stream_left_in_the_queue_is_never_computed_once_its_client_hung_up(
