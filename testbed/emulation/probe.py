@@ -35,8 +35,9 @@ def probe(
     """Probe every domain's meters and queues and every tenant's path.
 
     A host that stalls can make a right meter or queue look slow, never a wrong one right for long: a domain of which
-    nothing but timed values is off is probed again, up to three times in all and for longer each time, and what then
-    counts is named as a later try. A wrong count is never tried again: packets do not go astray because a host is slow.
+    nothing but timed values is off is probed again, up to three times in all, for longer and with fewer frames each
+    time, and what then counts is named as a later try. A wrong count is never tried again: packets do not go astray
+    because a host is slow.
 
     Args:
         network: The network; the calling thread is inside its fabric.

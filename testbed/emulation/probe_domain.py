@@ -22,7 +22,7 @@ from testbed.emulation import namespace, probe_checks
 from testbed.emulation.network import TandemNetwork
 from testbed.emulation.probe_checks import Passed, ProbeResult, judge
 from testbed.emulation.probe_effort import Effort, is_reserved, reserved_bps
-from testbed.emulation.probe_readings import Classes, Stretch, watch
+from testbed.emulation.probe_readings import Classes, Rest, Stretch, watch
 from testbed.emulation.probe_traffic import SMALLEST_FRAME_BYTES, Injector, Pacer, Sent, Stream, flood, frame
 from testbed.errors import ReservationError
 from testbed.scenario.model import FULL_FRAME_BITS, Datapath
@@ -72,21 +72,34 @@ class DomainProbe:
         return tuple(self._results)
 
     def _find_flows(self) -> None:
-        """One frame of every kind, and nothing that comes in numbers until it is through.
+        """One frame of every kind, and nothing that comes in numbers until all of them are through.
 
         A packet that finds no flow in the kernel's datapath waits for the switch's process to make one, in a socket's
-        buffer: with it wait, or are lost, all that follow. The userspace datapath is that process.
+        buffer: with it wait, or are lost, all that follow. The userspace datapath is that process. On a busy host the
+        process may be away for longer than a network at rest is watched, so they are counted.
         """
+        before, expected = traffic_control.counters(self._ports), Counter[str]()
         with Injector(self._entry, bypass=True) as entry:
             for rule in self._program.rules:
                 flood(entry, frame(*_forward(rule), SMALLEST_FRAME_BYTES), 1)
                 self._flood_back(rule, 1)
+                expected.update((*_ports_to_server(self._program, rule), *_ports_to_client(self._program, rule)))
         for port in self._ports:
             with ExitStack() as stack:
                 into = self._into(port, stack)
                 for rule in self._program.rules:
                     data = frame(rule.number, *self._ends(port, rule), SMALLEST_FRAME_BYTES)
-                    flood(into[rule.number], data, 1)
+                    expected[port] += flood(into[rule.number], data, 1).packets
+        minors = {rule.queue.minor for rule in self._program.rules} | {UNCLASSIFIED_MINOR}
+        deadline = time.monotonic() + _SETTLED_WITHIN_S
+        while time.monotonic() < deadline:
+            after = traffic_control.counters(self._ports)
+            missing = expected - Counter(
+                {port: sum(_arrived(before, after, port, minor) for minor in minors) for port in expected}
+            )
+            if not missing:
+                return
+            time.sleep(_LOOK_EVERY_S)
 
     # Client to server, through the meters.
 
@@ -290,8 +303,7 @@ class DomainProbe:
             ReservationError: Packets wait where none belongs, or something does not come to rest.
         """
         deadline = time.monotonic() + _SETTLED_WITHIN_S + self._longest_drain_s
-        quiet_s = _QUIET_S + max(self._network.link_delays_s)
-        previous, still_from_s = None, time.monotonic()
+        rest = Rest(_QUIET_S + max(self._network.link_delays_s))
         while True:
             time.sleep(_LOOK_EVERY_S)
             looked_s = time.monotonic()
@@ -311,9 +323,7 @@ class DomainProbe:
                     f"probe of {self._program.domain}: queues still move long after the last packet "
                     f"({where or 'none holds any'}); stop whatever else sends into this network"
                 )
-            if found != previous or waiting:
-                previous, still_from_s = found, time.monotonic()
-            elif looked_s - still_from_s >= quiet_s:
+            if rest.reached(found, looked_s, time.monotonic(), moving=bool(waiting)):
                 return found[0]
 
     @property

@@ -34,7 +34,8 @@ class Effort:
     Attributes:
         program: What is probed.
         domains_behind: How many domains the probe's frames go on to cross.
-        stretch: Factor on all durations, for another try on a host that stalled.
+        stretch: Factor on all durations, for another try on a host that stalled; and with as much more time for each of
+            them, the frames are fewer: a host that is slow may have had too many.
         slow_down: How many times slower the scenario is than it was written, for a host that takes as many times fewer
             frames.
     """
@@ -46,7 +47,7 @@ class Effort:
 
     @property
     def _budget(self) -> float:
-        return _FRAMES_PER_S / self.slow_down
+        return _FRAMES_PER_S / self.slow_down / self.stretch**2
 
     @property
     def _crowd(self) -> float:

@@ -17,6 +17,7 @@ from testbed.emulation.probe_checks import Passed
 from testbed.emulation.probe_traffic import Pacer
 
 Classes = Mapping[str, Mapping[int, ClassCounters]]
+_LOOKS_AT_REST = 4
 
 
 @dataclass(frozen=True)
@@ -79,3 +80,33 @@ def watch(pacer: Pacer, ports: Iterable[str], lead_s: float, drive_s: float) -> 
 def _read(port: str, pacer: Pacer) -> Reading:
     late_s = pacer.keep_up()
     return Reading(traffic_control.counters([port]), pacer.seen_s - late_s, time.monotonic())
+
+
+class Rest:
+    """Whether what is looked at again and again has come to rest.
+
+    For a while, and for several looks: while the host is away time passes, and nothing can move.
+
+    Args:
+        quiet_s: How long nothing may have moved, seconds.
+    """
+
+    def __init__(self, quiet_s: float) -> None:
+        self._quiet_s = quiet_s
+        self._previous: object = None
+        self._since_s, self._looks = 0.0, 0
+
+    def reached(self, found: object, looked_s: float, seen_s: float, *, moving: bool = False) -> bool:
+        """Look once more.
+
+        Args:
+            found: What was seen.
+            looked_s: Time just before that.
+            seen_s: Time just after.
+            moving: Whether it is known to move on.
+        """
+        if moving or found != self._previous:
+            self._previous, self._since_s, self._looks = found, seen_s, 0
+            return False
+        self._looks += 1
+        return self._looks >= _LOOKS_AT_REST and looked_s - self._since_s >= self._quiet_s

@@ -97,10 +97,11 @@ def test_every_port_is_driven_once(found: DomainProgram, count: int) -> None:
 
 
 @pytest.mark.parametrize("stretch", [2.0, 3.0])
-def test_a_later_try_takes_longer(stretch: float) -> None:
+def test_a_later_try_takes_longer_and_fewer_frames(stretch: float) -> None:
     first, later = Effort(program(4, 40_000_000, 100)), Effort(program(4, 40_000_000, 100), stretch=stretch)
     assert later.rate_drive_s == pytest.approx(stretch * first.rate_drive_s)
     assert later.queue_drive_s == pytest.approx(stretch * first.queue_drive_s)
+    assert later.frames_per_s * later.queue_drive_s < first.frames_per_s * first.queue_drive_s
 
 
 def test_frames_that_have_many_domains_to_cross_are_fewer_and_larger() -> None:

@@ -12,7 +12,7 @@ from controller.counters import ClassCounters
 from controller.program import Queue
 from testbed.emulation import probe_readings, probe_traffic
 from testbed.emulation.probe_checks import SWITCH_LATENESS_S, ProbeResult, queue_rate
-from testbed.emulation.probe_readings import watch
+from testbed.emulation.probe_readings import Rest, watch
 from testbed.emulation.probe_traffic import Pacer, Stream
 
 RATE_BPS = 500_000
@@ -178,3 +178,25 @@ def test_absences_are_those_since_a_moment_and_short_ones_are_none(patched: pyte
     pacer.run(0.5)
     assert pacer.absences_s(0.0) == pytest.approx([0.02, 0.04], abs=0.001)
     assert pacer.absences_s(0.25) == pytest.approx([0.04], abs=0.001)
+
+
+def looks_until_at_rest(seen: list[tuple[int, float]], *, moving: bool = False) -> int | None:
+    """How many looks it takes; each gives a counter and how long after the last one it is taken, seconds."""
+    rest, now_s = Rest(0.015), 0.0
+    for number, (found, after_s) in enumerate(seen, start=1):
+        now_s += after_s
+        if rest.reached(found, now_s, now_s + 1e-3, moving=moving):
+            return number
+    return None
+
+
+def test_time_in_which_the_host_was_away_is_no_rest() -> None:
+    """The fourth look comes after an absence, in which what was under way could not move on."""
+    assert looks_until_at_rest([(1, 0.005), (1, 0.005), (1, 0.3), (2, 0.005), *[(2, 0.005)] * 9]) == 8
+
+
+def test_rest_is_as_long_as_a_link_can_hold_a_packet_and_begins_with_the_last_move() -> None:
+    assert looks_until_at_rest([(1, 0.002)] * 20) == 9
+    assert looks_until_at_rest([(1, 0.005)] * 3 + [(2, 0.005)] * 9) == 8
+    assert looks_until_at_rest([(number, 0.005) for number in range(20)]) is None
+    assert looks_until_at_rest([(1, 0.005)] * 20, moving=True) is None
