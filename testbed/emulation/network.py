@@ -35,7 +35,7 @@ from testbed.emulation.layout import (
 )
 from testbed.emulation.ovs import Bridge, OpenVSwitch, Port, SocketBuffers, environment_of
 from testbed.emulation.placement import Placement, Role
-from testbed.emulation.supervisor import Child, Readiness, Supervisor
+from testbed.emulation.supervisor import READY_WITHIN_S, Child, Readiness, Supervisor
 from testbed.errors import PreflightError
 from testbed.scenario.model import Datapath, Scenario
 from topologies import tandem
@@ -222,7 +222,7 @@ class TandemNetwork:
         environment: Mapping[str, str] | None = None,
         ready: Readiness = True,
         role: Role | None = None,
-        timeout_s: float = 20.0,
+        timeout_s: float = READY_WITHIN_S,
     ) -> Child:
         """Start a supervised child in a host, or in the fabric if `host` is None; see `Supervisor.start`."""
         pid = None if host is None else self.hosts[host].pid

@@ -26,6 +26,8 @@ from testbed.errors import FidelityError, PreflightError
 
 Readiness = bool | re.Pattern[str] | Callable[[], bool]
 
+# Python and its libraries take a second or two, and over twenty on an emulated processor beside much other work.
+READY_WITHIN_S = 60.0
 _LOOK_EVERY_S = 0.002
 _TAIL_LINES = 12
 
@@ -148,7 +150,7 @@ class Supervisor:
         ready: Readiness = True,
         listens: bool = False,
         role: Role | None = None,
-        timeout_s: float = 20.0,
+        timeout_s: float = READY_WITHIN_S,
         grace_s: float = 3.0,
     ) -> Child:
         """Start a child and wait until it is ready.

@@ -44,7 +44,7 @@ TO_SERVERS = f"{TENANT_TRAFFIC} or tcp dst port {SERVER_PORT}"
 AT_SERVERS = f"{TENANT_TRAFFIC} or tcp port {SERVER_PORT}"
 AT_CLIENTS = f"tcp port {SERVER_PORT}"
 
-SERVER_START_S = 60.0
+SERVER_START_S = 120.0
 """PyTorch takes seconds to load, and on a busy host many."""
 
 
