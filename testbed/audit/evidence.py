@@ -79,7 +79,7 @@ def read_evidence(folder: Path) -> RunEvidence:
         and (crossing := _crossing(folder, record, tenant.name, envelopes.get(tenant.name, ()))).latency_s.size
     }
     beyond = {
-        tenant.name: _nonconforming(tenant, crossings[tenant.name], envelopes.get(tenant.name, ()))
+        tenant.name: _nonconforming(record, tenant, crossings[tenant.name], envelopes.get(tenant.name, ()))
         for tenant in record.tenants
         if tenant.name in crossings
     }
@@ -162,10 +162,15 @@ def _rate_bps(promised: Mapping[str, Envelope], domains: Sequence[str]) -> float
     return min(promised[domain].guardrails.reserved_rate_bps for domain in domains)
 
 
-def _nonconforming(tenant: TenantRecord, crossing: Crossing, envelopes: Sequence[Envelope]) -> int:
-    """As the run counted packets; requests are counted here, by the bucket of the first domain."""
+def _nonconforming(record: RunRecord, tenant: TenantRecord, crossing: Crossing, envelopes: Sequence[Envelope]) -> int:
+    """As the run counted packets; requests are counted here, by the bucket of the first domain.
+
+    Not those of a simulation, which saw every packet of theirs and knows what the samples cannot tell.
+    """
     if tenant.conformance is not None:
         return tenant.conformance.nonconforming
+    if record.kind == "simulation" and tenant.requests is not None:
+        return tenant.requests.nonconforming
     if not isinstance(crossing, RequestCrossing) or crossing.rate_bps is None:
         return 0
     return crossing.nonconforming(_on_the_network(envelopes)[crossing.samples[0].domains[0]])

@@ -39,6 +39,7 @@ def judge_requests(
     seconds: float,
     valid: bool,
     outside: Sequence[BoolArray] | None = None,
+    nonconforming: int | None = None,
 ) -> TenantRecord:
     """Judge one request tenant over all windows of a run.
 
@@ -54,8 +55,9 @@ def judge_requests(
         valid: Whether every fidelity gate of every window held.
         outside: Which requests of each window are judged, those outside the faults that the tenant is to fail by, [n];
             None for all.
+        nonconforming: Requests that broke the contract, where that is counted; None where their passage is to tell.
     """
-    beyond = _nonconforming(tenant, outcomes)
+    beyond = _nonconforming(tenant, outcomes) if nonconforming is None else nonconforming
     # A queue is fed by every request, also by those that are not judged.
     idle = idle or [NONE] * len(outcomes)
     ideals = [ideal_network_s(outcome, shaper, known) for outcome, known in zip(outcomes, idle, strict=True) if shaper]

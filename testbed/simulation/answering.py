@@ -171,6 +171,13 @@ class Answering:
             at = self._of_packets(wave.number[_carries(wave)])
             self._end(np.unique(at[at >= 0]), cause)
 
+    def first_of_each(self, wave: Wave) -> Wave:
+        """Packets on the way out, of each request no more than the first that carries something of it."""
+        asked = self.asks[wave.tenant]
+        carrying = np.flatnonzero(asked & _carries(wave))
+        _, first = np.unique(self._of_packets(wave.number[carrying]), return_index=True)
+        return wave.take(np.sort(np.concatenate((np.flatnonzero(~asked), carrying[first]))))
+
     def arrive(self, border: int, wave: Wave) -> None:
         """Packets that reach the server behind `border`."""
         done, at = self._under_way(wave.where(wave.ends), self._of_packets(wave.number[wave.ends]))

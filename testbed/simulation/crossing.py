@@ -207,14 +207,14 @@ def write(
     samples.write(path, seen, replay)
 
 
-def observed(path: Path, lost: IndexArray, duration_s: float, *, metered: bool) -> Observed:
+def observed(path: Path, lost: IndexArray, nonconforming: int, duration_s: float) -> Observed:
     """What judging a source needs of one window.
 
     Args:
         path: Its file of samples.
         lost: What of it was lost in the window, by cause, int64[CAUSES].
+        nonconforming: Packets of it that broke the contract.
         duration_s: Length of the window.
-        metered: Whether it has a meter where it enters, which then drops exactly what breaks the contract.
     """
     seen, replay = samples.read(path)
     return Observed(
@@ -222,7 +222,7 @@ def observed(path: Path, lost: IndexArray, duration_s: float, *, metered: bool) 
         replay=replay,
         meter_dropped=int(lost[METER] + lost[LATER_METER]),
         forgiven=int(lost[METER]),
-        nonconforming=int(lost[METER]) if metered else None,
+        nonconforming=nonconforming,
         queue_dropped=int(lost[QUEUE]),
         window_s=duration_s,
     )

@@ -91,9 +91,7 @@ def judge_tally(
     median, p99, p999, promised = (quantile(tally, index, level, effect) for level in levels)
     dropped = int(tally.lost[index, METER])
     contract, requests = recorded.conformance, recorded.requests
-    # Without a meter only what is recorded tells.
-    told = contract.nonconforming if contract else requests.nonconforming if requests else 0
-    beyond = max(dropped, told)
+    beyond = int(tally.nonconforming[index])
     verdict, reason, upper = _verdict(tenant, n, misses, effect, beyond)
     lower_s = promised.one_sided_lower_s
     return recorded.model_copy(

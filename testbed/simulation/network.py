@@ -102,6 +102,7 @@ def network(scenario: Scenario, choices: Choices, known: Mapping[str, Known] = M
     system = System(
         sources=tuple(_source(scenario, t, numbers[t.name], choices, known.get(t.name)) for t in tenants),
         hops=tuple(_hop(scenario, domain, tenants, federation, choices) for domain in scenario.domains),
+        contracts=() if choices.metered else _policies(scenario.domains[0], tenants, federation),
     )
     return Network(scenario, known, tenants, choices, system, federation, bounds.found, bounds.missing)
 
@@ -157,12 +158,6 @@ def _hop(
             return -(-domain.shared_queue_bits // _largest_bits(crossing))
         return sum(classes[tenant.name].limit_packets or 0 for tenant in members)
 
-    def policy(tenant: Tenant) -> Policy | None:
-        if not choices.metered or tenant.name not in promised:
-            return None
-        guardrails = promised[tenant.name].guardrails
-        return Policy(1000.0 * (guardrails.meter_rate_bps // 1000), float(guardrails.burst_bits))
-
     # A domain with one queue is simulated with it where everybody else has what the data plane would install.
     one_queue = domain.shared_queue_bits is not None and choices.scheduler is Scheduler.RESERVED
     scheduler = Scheduler.SHARED if one_queue else choices.scheduler
@@ -185,13 +180,24 @@ def _hop(
         drain_bps=max(DRAIN_BPS, float(domain.link_rate_bps)),
         delay_ps=to_ps(domain.link_delay_s),
         classes=tuple(used),
-        meters=tuple(policy(tenant) for tenant in tenants),
+        meters=_policies(domain, tenants, federation) if choices.metered else (),
         ranks=tuple(ranks[tenant.name] for tenant in tenants),
         weights=tuple(_weight(scenario, tenant) for tenant in tenants),
         limits=tuple(limits),
         excess=choices.excess_of(domain),
         loss=choices.loss_of(domain),
         workers=WORKERS,
+    )
+
+
+def _policies(domain: Domain, tenants: Sequence[Tenant], federation: Federation) -> tuple[Policy | None, ...]:
+    """What a domain polices of each tenant; None where it promises nothing."""
+    promised = {name: signed.envelope.guardrails for name, signed in federation.offers[domain.name].items()}
+    return tuple(
+        Policy(1000.0 * (rails.meter_rate_bps // 1000), float(rails.burst_bits))
+        if (rails := promised.get(tenant.name)) is not None
+        else None
+        for tenant in tenants
     )
 
 

@@ -226,6 +226,7 @@ class _Windows:
         recorded_s: How much of each is recorded packet by packet, if it is that long.
         whole: What was counted in all of them together.
         lost: Packets that never arrived, by window, tenant and cause.
+        nonconforming: Packets, or requests, that broke a contract, by window and tenant.
     """
 
     done: Sequence[Finished]
@@ -233,20 +234,23 @@ class _Windows:
     recorded_s: float
     whole: Tally
     lost: tuple[IndexArray, ...]
+    nonconforming: tuple[IndexArray, ...]
 
     @classmethod
     def read(cls, done: Sequence[Finished], folder: Path, recorded_s: float) -> _Windows:
         """From the windows' folders, whose tallies are never all in memory at once."""
         folders = tuple(folder / f"window-{one.window}" for one in done)
         lost: list[IndexArray] = []
+        nonconforming: list[IndexArray] = []
 
         def tallies() -> Iterator[Tally]:
             for path in folders:
                 tally = tally_of(path)
                 lost.append(tally.lost.copy())
+                nonconforming.append(tally.nonconforming)
                 yield tally
 
-        return cls(done, folders, recorded_s, merge(tallies()), tuple(lost))
+        return cls(done, folders, recorded_s, merge(tallies()), tuple(lost), tuple(nonconforming))
 
 
 def _judge(ready: Network, windows: _Windows, index: int) -> TenantRecord:
@@ -261,11 +265,6 @@ def _judge(ready: Network, windows: _Windows, index: int) -> TenantRecord:
         return recorded.model_copy(update={"bound_broken": is_broken(tenant, index, whole, bound)})
     row = index if tenant.requests is None else ready.system.way_out(index)
     return judge_tally(tenant, index, whole, bound, recorded, way_out=row)
-
-
-def _has_meter(ready: Network, index: int) -> bool:
-    meters = ready.system.hops[0].meters
-    return bool(meters) and meters[index] is not None
 
 
 def _judge_recorded(ready: Network, windows: _Windows, index: int) -> TenantRecord:
@@ -290,11 +289,12 @@ def _judge_recorded(ready: Network, windows: _Windows, index: int) -> TenantReco
             latencies_s=own.latencies_s,
             seconds=sum(min(recorded_s, one.duration_s) for one in done),
             valid=True,
+            nonconforming=int(windows.whole.nonconforming[index]),
         )
     else:
         seen = [
-            crossing.observed(path, lost[index], one.duration_s, metered=_has_meter(ready, index))
-            for path, lost, one in zip(paths, windows.lost, done, strict=True)
+            crossing.observed(path, lost[index], int(beyond[index]), one.duration_s)
+            for path, lost, beyond, one in zip(paths, windows.lost, windows.nonconforming, done, strict=True)
         ]
         sent = [one.match.samples for one in seen]
         if not any(map(len, sent)):

@@ -109,6 +109,8 @@ class System:
     Attributes:
         sources: Tenants.
         hops: Domains in the order crossed.
+        contracts: Token bucket of each source that no meter polices where it enters; what is beyond is counted and
+            passes. None, or empty, where nothing is counted.
 
     Raises:
         ScenarioError: Sources or hops that do not fit together.
@@ -116,6 +118,7 @@ class System:
 
     sources: tuple[Source, ...]
     hops: tuple[Hop, ...]
+    contracts: tuple[Policy | None, ...] = ()
 
     def __post_init__(self) -> None:
         k = len(self.sources)

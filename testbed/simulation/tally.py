@@ -36,7 +36,8 @@ COARSE_BINS = (_OCTAVES << _COARSE_BITS) + 1
 """The last coarse bin counts packets that never arrived."""
 
 _BY_PART = ("coarse", "metered")
-_ARRAYS = (*_BY_PART, "fine", "top", "top_count", "n", "lost", "late", "smallest_ps", "sum_ps")
+_ADDED = ("fine", "n", "lost", "passed_beyond", "late", "sum_ps")
+_ARRAYS = (*_BY_PART, *_ADDED, "top", "top_count", "smallest_ps")
 
 RANDOM, METER, QUEUE, TIMEOUT, LATER_METER = 0, 1, 2, 3, 4
 """What lost a packet, or a request: `METER` is that of the first domain, which drops what breaks the contract, and
@@ -60,6 +61,7 @@ class Tally:
         top_count: int64[K].
         n: Packets, lost ones included, int64[K].
         lost: Packets that never arrived, by what lost them (`RANDOM` to `LATER_METER`), int64[K, CAUSES].
+        passed_beyond: Packets, or requests, beyond the contract of a tenant that no meter polices, int64[K].
         late: Delivered packets above the deadline, int64[K].
         smallest_ps: Smallest latency, int64[K].
         sum_ps: Sum of latencies, float64[K].
@@ -73,6 +75,7 @@ class Tally:
     top_count: IntArray
     n: IntArray
     lost: IntArray
+    passed_beyond: IntArray
     late: IntArray
     smallest_ps: TimeArray
     sum_ps: FloatArray
@@ -95,6 +98,7 @@ class Tally:
             top_count=np.zeros(k, np.int64),
             n=np.zeros(k, np.int64),
             lost=np.zeros((k, CAUSES), np.int64),
+            passed_beyond=np.zeros(k, np.int64),
             late=np.zeros(k, np.int64),
             smallest_ps=np.full(k, NEVER, np.int64),
             sum_ps=np.zeros(k),
@@ -106,6 +110,14 @@ class Tally:
         """Largest latency of each tenant, -1 where nothing was delivered."""
         filled = np.arange(self.top.shape[1]) < self.top_count[:, None]
         return np.asarray(np.max(self.top, axis=1, initial=-1, where=filled))
+
+    @property
+    def nonconforming(self) -> IntArray:
+        """Packets, or requests, of each tenant that broke its contract, int64[K]: what EXCUSED rests on.
+
+        They are what its token bucket does not hold where it enters, whether a meter drops them there or nobody does.
+        """
+        return np.asarray(self.lost[:, METER] + self.passed_beyond)
 
     def only(self, tenant: int) -> Tally:
         """The tally of one tenant."""
@@ -174,6 +186,11 @@ class Tally:
             if cause == METER:
                 self.metered[:] += by_part.reshape(BATCHES, tenants)
 
+    def exceed(self, wave: Wave) -> None:
+        """Count packets that are beyond the contract of their tenant and pass all the same."""
+        if len(wave):
+            self.passed_beyond[:] += np.bincount(wave.tenant, minlength=self.n.size)
+
     def save(self, path: Path) -> None:
         """Write the counts to an `.npz` file, all at once or not at all."""
         save_arrays(path, {name: getattr(self, name) for name in ("deadline_ps", *_ARRAYS)}, compressed=True)
@@ -203,7 +220,7 @@ def merge(tallies: Iterable[Tally]) -> Tally:
             whole = replace(first, **{name: getattr(first, name).copy() for name in _ARRAYS})
         for name in _BY_PART:
             _append(getattr(whole, name), getattr(one, name))
-        for name in ("fine", "n", "lost", "late", "sum_ps"):
+        for name in _ADDED:
             np.add(getattr(whole, name), getattr(one, name), out=getattr(whole, name))
         np.minimum(whole.smallest_ps, one.smallest_ps, out=whole.smallest_ps)
         for k in range(whole.n.size):

@@ -17,6 +17,7 @@ from testbed.simulation.answering import Answering, Answers
 from testbed.simulation.calls import CallStream
 from testbed.simulation.clock import NEVER, PS_PER_S, to_ps
 from testbed.simulation.domain import SimulatedDomain
+from testbed.simulation.meter import Meter
 from testbed.simulation.recorder import Passage, Recorder
 from testbed.simulation.streams import Stream, Visiting, stream
 from testbed.simulation.system import Source, System
@@ -142,6 +143,7 @@ class _Tandem:
             )
             for d, hop in enumerate(system.hops[:longest])
         ]
+        self._contracts = Meter(system.contracts) if any(system.contracts) else None
         self._recorder = Recorder(longest, to_ps(plan.recorded_s))
         self._batch_ps = max(1, math.ceil(to_ps(plan.duration_s) / BATCHES))
         self._calls = [(k, one) for k, one in zip(members, self._streams, strict=True) if isinstance(one, CallStream)]
@@ -203,6 +205,8 @@ class _Tandem:
     def _carry(self, wave: Wave, horizon_ps: int) -> None:
         began = time.process_time()
         self._recorder.enter(wave)
+        if self._contracts is not None:
+            self._exceed(self._contracts.push(wave, horizon_ps).lost)
         horizons_ps = []
         for d, domain in enumerate(self._hops, start=1):
             self.packet_hops += len(wave)
@@ -236,6 +240,12 @@ class _Tandem:
         self._recorder.see(border, wave)
         self._recorder.leave(wave)
         self._tally.deliver(wave, self._batch_ps)
+
+    def _exceed(self, wave: Wave) -> None:
+        """Packets beyond a contract that no meter enforces; they go on."""
+        if self.answering is not None:
+            wave = self.answering.first_of_each(wave)
+        self._tally.exceed(wave)
 
     def _lose(self, wave: Wave, cause: int) -> None:
         if not len(wave):

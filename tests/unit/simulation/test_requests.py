@@ -153,6 +153,56 @@ def test_counted_and_recorded_requests_give_the_same_answers(folder: Path, tmp_p
         assert other.requests.answered == one.requests.answered
 
 
+def with_bucket(burst_bits: int, per_s: float = 60.0) -> Tenant:
+    found = replace(vision(), arrivals=PoissonArrivals(per_s, 32_000))
+    assert found.reservation is not None
+    return replace(found, reservation=replace(found.reservation, burst_bits=burst_bits))
+
+
+@pytest.mark.parametrize("metered", [True, False])
+@pytest.mark.parametrize(
+    ("burst_bits", "per_s", "breaks"),
+    [
+        pytest.param(36_000, 60.0, True, id="often"),
+        pytest.param(200_000, 60.0, True, id="not once in what is recorded of the longer windows"),
+        pytest.param(
+            33_000, 2.0, True, id="by less than a bucket is given in a millisecond, which samples do not prove"
+        ),
+        pytest.param(2_000_000, 60.0, False, id="never"),
+    ],
+)
+def test_a_breach_is_the_same_to_those_who_count_and_to_those_who_have_every_request(
+    tmp_path: Path, burst_bits: int, per_s: float, breaks: bool, metered: bool
+) -> None:
+    """Of the very same windows, once recorded to their end and once hardly; and to the audit of those."""
+    scenario = replace(asked(), tenants=(with_bucket(burst_bits, per_s),))
+    more = {"choices": Choices(metered=metered), "replications": 2}
+    found = [simulated(tmp_path, scenario, recorded_packets=most, **more) for most in (10**6, 40)]
+    recorded, counted = (row(read_record(each), "vision") for each in found)
+    assert recorded.requests is not None
+    assert counted.requests is not None
+    assert recorded.requests.nonconforming == counted.requests.nonconforming
+    assert (recorded.requests.nonconforming > 0) == breaks
+    assert (recorded.verdict == "EXCUSED", counted.verdict == "EXCUSED") == (breaks, breaks)
+    assert not breaks or recorded.reason == counted.reason
+    assert [tenant.verdict for tenant in audit_run(found[0]).tenants] == [recorded.verdict]
+
+
+def test_what_breaks_a_contract_is_the_same_whether_a_meter_drops_it_or_nobody_does(tmp_path: Path) -> None:
+    scenario = replace(asked(), tenants=(with_bucket(36_000), *asked().tenants[2:4]))
+    dropped, passed = (
+        read_record(simulated(tmp_path, scenario, choices=Choices(metered=each), recorded_packets=most))
+        for each, most in ((True, 10**6), (False, 2000))
+    )
+    for name in ("vision", "flood"):
+        one, other = row(dropped, name), row(passed, name)
+        counts = [(of.conformance or of.requests) for of in (one, other)]
+        assert counts[0] is not None
+        assert counts[1] is not None
+        assert counts[0].nonconforming == counts[1].nonconforming == one.lost > 100
+    assert row(passed, "vision").lost == 0
+
+
 def test_the_number_of_workers_changes_nothing(folder: Path, tmp_path: Path) -> None:
     several = simulated(tmp_path, replications=2, workers=2)
     one, other = ([found.model_dump() for found in read_record(each).tenants] for each in (folder, several))
