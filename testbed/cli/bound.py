@@ -10,14 +10,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from testbed.cli.pictures import require_picture
 from testbed.management.bounds import Bounds
 from testbed.report.bound_plot import BoundCurve, save_bounds
 from testbed.report.terminal import milliseconds
 from testbed.scenario.loader import load
 from testbed.scenario.model import Scenario
 from testbed.simulation.bounds import bounds_on_paper
-
-_PICTURES = {".svg", ".png", ".pdf"}
 
 
 def bound(
@@ -40,10 +39,7 @@ def bound(
     """
     scenario = load(file)
     picture = out or Path(f"{scenario.name}-bound.svg")
-    if picture.suffix not in _PICTURES:
-        raise typer.BadParameter(
-            f"{picture} ends in {picture.suffix!r}; expected .svg, .png or .pdf", param_hint="--out"
-        )
+    require_picture(picture, "--out")
     bounds = bounds_on_paper(scenario, measured)
     if as_json:
         rows = [_row(scenario, tenant.name, bounds) for tenant in scenario.tenants if tenant.reservation]

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from testbed.cli.exits import Exit
+from testbed.cli.pictures import require_picture
 from testbed.cli.watching import Interrupt, shown
 from testbed.management.admission import Rule
 from testbed.report.terminal import milliseconds
@@ -24,7 +25,7 @@ from testbed.simulation.experiments.plot import draw
 from testbed.simulation.experiments.point import ExperimentPoint
 from testbed.simulation.experiments.scenarios import NetworkOptions, isolation_plans, overload_plans
 
-_PLAIN_WIDTH = 210
+_PLAIN_WIDTH = 220
 
 
 class Name(StrEnum):
@@ -47,7 +48,12 @@ def experiment(  # noqa: PLR0917 - options of a command line
     replications: Annotated[
         int | None, typer.Option(min=2, help="Simulated: independent windows of each point.", show_default="5")
     ] = None,
-    duration: Annotated[float | None, typer.Option(min=1.0, help="Seconds of each window.")] = None,
+    duration: Annotated[
+        float | None,
+        typer.Option(
+            min=1.0, help="Seconds of each window.", show_default="overload 120, isolation 500, on the network 45"
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Root of every random stream.")] = 1,
     workers: Annotated[
         int | None,
@@ -81,6 +87,8 @@ def experiment(  # noqa: PLR0917 - options of a command line
 
     Exit codes: 0 every point is there, 2 the command was wrong, 130 interrupted, or runs are left to be made.
     """
+    if plot is not None:
+        require_picture(plot, "--plot")
     stop = Interrupt()
     folder = out or Path("runs") / f"experiment-{name}"
     _refuse_of_the_other(

@@ -11,9 +11,10 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from testbed.errors import PreflightError
+from testbed.errors import PreflightError, ScenarioError
 from testbed.report.record import RECORD_NAME, TenantRecord, read_record
 from testbed.run.progress import Progress, Step
 from testbed.scenario.loader import load
@@ -128,7 +129,8 @@ def sweep(file: Path, axes: Sequence[Axis], options: SweepOptions, progress: Pro
         PreflightError: The folder cannot be made, or Ray is not there.
     """
     all_points = [_point(file, number, settings, options) for number, settings in enumerate(points(axes), start=1)]
-    all_points = [_prepared(point) for point in all_points]
+    scenarios = [_checked(point, file) for point in all_points]
+    all_points = [_prepared(*pair) for pair in zip(all_points, scenarios, strict=True)]
     missing = [point for point in all_points if _row(point) is None]
     with progress.step(f"{len(missing)} of {len(all_points)} points") as step:
         if missing:
@@ -201,12 +203,29 @@ def _never() -> bool:
     return False
 
 
-def _prepared(point: Point) -> Point:
-    """The point with what its tenants send, its scenario checked before any is simulated."""
+def _checked(point: Point, file: Path) -> Scenario:
+    """The scenario of a point, before there is a folder for it.
+
+    Raises:
+        ScenarioError: The file makes no sense with these settings; it names both.
+    """
+    with TemporaryDirectory() as folder:
+        varied = Path(folder) / file.name
+        varied.write_text(point.text, encoding="utf-8")
+        try:
+            scenario = vary_scenario(load(varied), point.settings)
+            known(scenario, point.options.measured)
+        except ScenarioError as error:
+            settings = ", ".join(f"{key}={value}" for key, value in point.settings)
+            named = (problem.replace(str(varied), str(file)) for problem in error.problems)
+            raise ScenarioError(f"grid: {settings}: {problem}" for problem in named) from error
+    return scenario
+
+
+def _prepared(point: Point, scenario: Scenario) -> Point:
+    """The point with what its tenants send, and its folder with its file."""
     make_folder(point.folder)
     (point.folder / SCENARIO_NAME).write_text(point.text, encoding="utf-8")
-    scenario = _scenario(point)
-    known(scenario, point.options.measured)
     return replace(point, arrivals=tuple(tenant.arrivals for tenant in scenario.tenants))
 
 

@@ -54,3 +54,17 @@ def test_what_only_a_network_has_is_refused_in_a_simulation_before_anything_happ
     assert asked[0] in ended.stderr
     assert "expected --on network" in " ".join(ended.stderr.replace("│", " ").split())
     assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("points.gif", "expected .svg, .png or .pdf"), ("no/points.svg", "make it")]
+)
+def test_a_picture_that_cannot_be_drawn_is_refused_before_anything_is_simulated(
+    tmp_path: Path, name: str, said: str
+) -> None:
+    folder = tmp_path / "out"
+    asked = ["experiment", "isolation", "--duration", "5", "--out", str(folder), "--plot", str(tmp_path / name)]
+    ended = CliRunner().invoke(app, asked)
+    assert ended.exit_code == 2
+    assert said in " ".join(ended.stderr.replace("│", " ").split())
+    assert not folder.exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -103,6 +104,23 @@ def test_a_setting_that_makes_no_sense_leaves_no_folder(tmp_path: Path) -> None:
     assert not (tmp_path / "sweep").exists()
 
 
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("tenants.flood.arrivals.peak=banana", r'smoke.yaml:\d+: tenant flood: arrivals.peak: found "banana"'),
+        ("nonsense=3", r"smoke.yaml:\d+: scenario: found the unknown key nonsense"),
+    ],
+)
+def test_a_value_that_the_file_does_not_take_is_named_with_it_and_leaves_no_folder(
+    tmp_path: Path, setting: str, said: str
+) -> None:
+    with pytest.raises(ScenarioError) as error:
+        sweep(DEMO, [Axis("load", ("0.5",)), axis(setting)], SweepOptions(out=tmp_path / "sweep"), Silent())
+    (problem,) = error.value.problems
+    assert re.search(f"^grid: load=0.5, {re.escape(setting)}: {re.escape(str(DEMO.parent))}/{said}", problem)
+    assert not (tmp_path / "sweep").exists()
+
+
 def test_choices_of_a_point_override_those_of_the_sweep() -> None:
     found = vary_choices(Choices(Scheduler.FIFO, loss=0.1), (("scheduler", "weighted"), ("correlation", "0.5")))
     assert (found.scheduler, found.strength, found.loss) == (Scheduler.WEIGHTED, 0.5, 0.1)
@@ -200,7 +218,9 @@ def test_the_digest_of_the_code_is_that_of_every_module(tmp_path: Path, monkeypa
     for text in ("one", "another"):
         module.write_text(text, encoding="utf-8")
         found.add(code_digest.__wrapped__())
-    assert len(found) == 2
+    module.rename(module.with_name("another.py"))
+    found.add(code_digest.__wrapped__())
+    assert len(found) == 3
 
 
 def test_a_sweep_that_is_killed_goes_on_where_it_was(tmp_path: Path) -> None:
