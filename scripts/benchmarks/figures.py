@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -77,21 +78,25 @@ class Figure:
                 return self.target is not None and least >= self.target
 
     def to_dict(self) -> dict[str, object]:
-        """The row as `--json` writes it."""
+        """The row as `--json` writes it, which knows no infinity and nothing that is not a number: null for both."""
         return {
             "figure": self.name,
-            "value": self.value,
+            "value": _finite(self.value),
             "unit": self.unit,
             "goal": self.goal.value,
             "target": self.target,
             "peer": self.peer or None,
-            "peer_value": self.peer_value,
+            "peer_value": None if self.peer_value is None else _finite(self.peer_value),
             "limits": self.limits,
             "reached": self.reached,
             "undecided": self.undecided,
             "valid": self.valid,
             "note": self.note,
         }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def at_most(name: str, value: float, target: float, unit: str = "", **more: object) -> Figure:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+import math
 import pkgutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,9 +13,9 @@ import numpy as np
 import pytest
 
 import benchmarks
-from benchmarks import simulation
+from benchmarks import simulation, soundness
 from benchmarks.__main__ import main, names_of
-from benchmarks.figures import Figure
+from benchmarks.figures import Figure, at_most
 from testbed.errors import PreflightError
 from testbed.scenario.model import Reservation
 from testbed.simulation.experiments.isolation import IsolationOptions
@@ -91,3 +93,29 @@ def test_the_packets_of_every_tenant_with_a_reservation_are_held_against_the_sim
 
 def test_packets_of_a_run_that_was_not_valid_show_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [figure.said for figure in replayed(monkeypatch, verdict="INVALID", reserved=True)] == ["not shown"] * 3
+
+
+def test_a_figure_that_is_infinite_or_not_a_number_reaches_nothing_and_leaves_json_that_everybody_reads() -> None:
+    found = [at_most("off by", value, 3.0, peer="another", peer_value=value) for value in (math.inf, math.nan)]
+    assert [figure.reached for figure in found] == [False, False]
+    for row in json.loads(json.dumps([figure.to_dict() for figure in found], allow_nan=False)):
+        assert (row["value"], row["peer_value"]) == (None, None)
+
+
+def bounds(monkeypatch: pytest.MonkeyPatch, rows: list[soundness.Row]) -> list[Figure]:
+    monkeypatch.setattr(soundness, "_rows", lambda *_: rows)
+    return list(soundness.measure(argparse.Namespace(scenarios=1, packets=1000, again=2, workers=1)))
+
+
+def test_a_bound_whose_queue_is_full_is_infinitely_exceeded_and_simulated_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    full = soundness.Row(7, asks=True, metered=False, ratio=math.inf, broken=False, overflowed=9)
+    near = soundness.Row(8, asks=False, metered=True, ratio=0.5, broken=False, overflowed=0)
+    figures = {figure.name: figure for figure in bounds(monkeypatch, [full, near])}
+    assert figures["percentile over its bound in those, largest"].value == math.inf
+    assert "requests of seed 7" in figures["percentile over its bound in those, largest"].note
+    assert "1 percentiles above their bounds, seeds 7" in figures["bounds below a lower limit"].note
+    assert not figures["the same of tenants that send requests"].reached
+    with pytest.raises(PreflightError, match="--scenarios 1: found no tenant with a bound"):
+        bounds(monkeypatch, [])

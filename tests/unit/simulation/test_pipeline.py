@@ -229,7 +229,9 @@ def test_an_interruption_keeps_the_windows_that_are_finished(tmp_path: Path) -> 
     assert len(read_record(again).windows) == 50
 
 
-def test_a_window_that_was_cut_short_is_simulated_again(tmp_path: Path) -> None:
+def test_a_window_that_was_cut_short_or_is_of_other_code_is_simulated_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     system = network(mixed(), Choices()).system
     crossings = tuple(
         Crossing(tenant.name, number, ("west", "east"), (), None, 0.0)
@@ -245,6 +247,8 @@ def test_a_window_that_was_cut_short_is_simulated_again(tmp_path: Path) -> None:
     assert whole.packets > cut.packets > 0
     assert finished(task) == whole
     assert finished(replace(task, plan=replace(task.plan, seed=2))) is None
+    monkeypatch.setattr("testbed.simulation.windows.code_digest", lambda: "another")
+    assert finished(task) is None
 
 
 def wait_for(folder: Path, pattern: str, process: subprocess.Popen[bytes]) -> None:

@@ -10,8 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from testbed.report.record import BoundRecord
+from testbed.scenario.model import PoissonArrivals, Promise
 from testbed.simulation.clock import PS_PER_S
 from testbed.simulation.estimate import beyond, design_effect, quantile
+from testbed.simulation.judge import is_broken
 from testbed.simulation.tally import (
     BATCHES,
     COARSE_BINS,
@@ -26,6 +29,7 @@ from testbed.simulation.tally import (
 )
 from testbed.simulation.wave import Wave
 from tests.unit.simulation.references import wave_of
+from tests.unit.simulation.systems import tenant
 
 WINDOW_PS = 100 * PS_PER_S
 BATCH_PS = WINDOW_PS // BATCHES
@@ -227,3 +231,28 @@ def test_many_windows_together_need_no_more_memory_than_what_is_found_of_them() 
     assert np.array_equal(found.coarse, np.concatenate([one.coarse] * 50))
     assert np.array_equal(found.metered, np.concatenate([one.metered] * 50))
     assert most < 1.3 * found.coarse.nbytes
+
+
+@pytest.mark.parametrize(
+    ("late", "broken"),
+    [
+        pytest.param(slice(None), True, id="every packet"),
+        # Nine of ten thousand would refute one in ten thousand if each were worth itself; a part is worth one packet.
+        pytest.param(slice(9), False, id="too few to tell how they cling together"),
+        pytest.param(slice(0), False, id="none"),
+    ],
+)
+def test_where_no_scatter_is_known_a_part_of_the_window_counts_for_one_packet(late: slice, broken: bool) -> None:
+    latency = np.full(10_000, 1e9)
+    latency[late] = 3e9
+    one = replace(tenant("one", PoissonArrivals(100.0, 800), 1_000_000), promise=Promise(0.1, 1e-4))
+    bound = BoundRecord(bound_s=2e-3, network_bound_s=2e-3, method="", assumptions=(), parts=())
+    tally = tally_of(latency)
+    assert design_effect(replace(tally, deadline_ps=np.array([2 * 10**9])), 0) is None
+    assert is_broken(one, 0, tally, bound) is broken
+
+
+def test_of_a_tenant_that_sent_nothing_no_bound_is_broken() -> None:
+    one = tenant("one", PoissonArrivals(100.0, 800), 1_000_000)
+    bound = BoundRecord(bound_s=2e-3, network_bound_s=2e-3, method="", assumptions=(), parts=())
+    assert not is_broken(one, 0, Tally.of([None]), bound)
