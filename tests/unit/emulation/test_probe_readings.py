@@ -135,22 +135,36 @@ def test_a_host_that_is_never_long_at_hand_is_late_by_its_longest_absence(patche
 
 
 def test_a_host_that_is_always_behind_and_yet_leaves_no_queue_empty_can_tell(patched: pytest.MonkeyPatch) -> None:
-    # 331 frames a second where 344 are due and 312 are passed on.
-    result = probed(patched, Host(RATE_BPS, {}, sending_s=0.00302))
+    # 331 frames a second, a tenth of the time left to others, where 344 are due and 312 are passed on.
+    result = probed(patched, Host(RATE_BPS, {}, sending_s=0.00302 / 1.1))
     assert result.ok, result
     wrong = probed(patched, Host(1.1 * RATE_BPS, {}, sending_s=0.0015))
     assert not wrong.ok, wrong
 
 
+def test_others_have_a_part_of_the_processor_however_much_is_due(patched: pytest.MonkeyPatch) -> None:
+    host = Host(RATE_BPS, {}, sending_s=0.001)
+    patched.setattr(probe_traffic, "time", host)
+    slept_s: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept_s.append(seconds)
+        Host.sleep(host, seconds)
+
+    patched.setattr(host, "sleep", sleep)
+    Pacer([Stream(host, b"\0" * FRAME_BYTES, 5000.0)] * 3).run(1.0)  # type: ignore[arg-type]
+    assert sum(slept_s) > 0.08
+
+
 def test_nothing_is_read_before_every_bucket_is_empty(patched: pytest.MonkeyPatch) -> None:
     host = Host(RATE_BPS, {}, sending_s=0.0004)
     patched.setattr(probe_traffic, "time", host)
-    # 625 frames a second of each, of which 300 are passed on.
+    # 625 frames a second of each, but for a tenth of the time that is left to others, of which 300 are passed on.
     streams = [Stream(host, b"\0" * FRAME_BYTES, 330.0, 40, 31.0, 300.0)] * 4  # type: ignore[arg-type]
     pacer = Pacer(streams)
     pacer.run(0.03)
     assert pacer.keep_up() == 0.0
-    assert host.now_s == pytest.approx(31 / (625 - 300), abs=0.01)
+    assert host.now_s == pytest.approx(31 / (625 / 1.1 - 300), abs=0.01)
 
 
 def test_a_sender_that_was_too_slow_for_a_while_makes_no_right_queue_look_wrong(patched: pytest.MonkeyPatch) -> None:
