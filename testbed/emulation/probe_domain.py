@@ -207,8 +207,7 @@ class DomainProbe:
             self._exactly("(all)", f"own packets in the default class at {port}", found, 0)
 
     def _drive_some_ports(self, ports: Sequence[str]) -> None:
-        busy_bps, served_bps = self._effort.busy_bps(), self._effort.served_bps()
-        shared = sharers(self._program.rules)
+        busy_bps, shared = self._effort.busy_bps(), sharers(self._program.rules)
         with ExitStack() as stack:
             streams = []
             for port in ports:
@@ -219,7 +218,8 @@ class DomainProbe:
                     bucket = rule.queue.burst_bytes / len(shared[rule.queue]) / size
                     head = int(0.02 * per_s + bucket) + 2
                     data = frame(rule.number, *self._ends(port, rule), size)
-                    tokens_per_s = served_bps[rule.number] / (8 * size)
+                    # Nothing is told from how much of the rest of the link somebody without a rate of its own takes.
+                    tokens_per_s = busy_bps[rule.number] / (8 * size) if is_reserved(rule.queue) else 0.0
                     streams.append(Stream(into[rule.number], data, per_s, head, bucket, tokens_per_s))
             watched = watch(Pacer(streams), ports, _LEAD_S, self._effort.queue_drive_s)
         for port, stretch in watched.items():

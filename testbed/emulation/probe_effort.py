@@ -22,7 +22,6 @@ _DOMAINS_AT_EASE = 3
 FRAMES_OF_A_BUCKET = 64
 _TENANTS_AT_EASE = 16
 _OVERLOAD = 1.1
-_AMPLE = 1.3
 _GRAINS_OF_A_RATE = 40
 """Twice as many frames, or moments of lateness, as a check of a rate allows for at each end of what it watches."""
 
@@ -99,14 +98,9 @@ class Effort:
         return {
             rule.number: rule.queue.rate_bps / len(shared[rule.queue])
             if is_reserved(rule.queue)
-            else max(rule.queue.rate_bps, min(rule.queue.ceil_bps, _AMPLE * left / len(rest)))
+            else max(rule.queue.rate_bps, min(rule.queue.ceil_bps, 1.3 * left / len(rest)))
             for rule in self.program.rules
         }
-
-    def served_bps(self) -> dict[int, float]:
-        """What each rule's part of its class passes on while all are busy, by rule number."""
-        reserved = {rule.number for rule in self.program.rules if is_reserved(rule.queue)}
-        return {number: rate if number in reserved else rate / _AMPLE for number, rate in self.busy_bps().items()}
 
     def busy(self, rate_bps: float) -> tuple[int, float]:
         """Frame size in bytes and frames per second that keep a class of this rate backlogged."""
