@@ -29,8 +29,6 @@ _NOISE = (
     "io pressure",
     "sender lateness",
     "host allowance",
-    "idle path",
-    "idle sender",
     "replay",
     "tail shift",
 )
