@@ -73,9 +73,9 @@ class Figure:
             case Goal.SHOWN:
                 return True
             case Goal.AT_MOST:
-                return self.target is not None and most <= self.target
+                return self.target is not None and bool(most <= self.target)
             case Goal.AT_LEAST:
-                return self.target is not None and least >= self.target
+                return self.target is not None and bool(least >= self.target)
 
     def to_dict(self) -> dict[str, object]:
         """The row as `--json` writes it, which knows no infinity and nothing that is not a number: null for both."""

@@ -107,6 +107,11 @@ def bounds(monkeypatch: pytest.MonkeyPatch, rows: list[soundness.Row]) -> list[F
     return list(soundness.measure(argparse.Namespace(scenarios=1, packets=1000, again=2, workers=1)))
 
 
+def test_what_numpy_measured_leaves_json_too() -> None:
+    row = at_most("a", np.float64(0.5), 1.0).to_dict()
+    assert json.loads(json.dumps(row))["reached"] is True
+
+
 def test_a_bound_whose_queue_is_full_is_infinitely_exceeded_and_simulated_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
