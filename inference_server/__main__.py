@@ -19,10 +19,11 @@ from inference_server.errors import InferenceError, ModelError
 from inference_server.impairments import read
 from inference_server.scheduler import Batching
 from inference_server.security import Security
-from inference_server.server import InferenceServer, Settings
+from inference_server.server import CALLS, InferenceServer, Settings
 
 _MOST = (1 << 31) - 1
 """The largest number that gRPC takes as an option."""
+_ANY = 0
 
 
 async def serve(settings: Settings) -> None:
@@ -96,11 +97,18 @@ def _settings(arguments: list[str] | None) -> Settings:
     parser.add_argument("--impairment-record", type=Path, metavar="FILE", help="append what begins and ends")
     parser.add_argument("--allow-impairments", action="store_true", help="let clients ask for impairments")
     parser.add_argument("--impairment-socket", type=Path, metavar="FILE", help="let who may open it ask for them")
-    parser.add_argument("--calls-per-connection", type=_count, help="most that one connection has here; default: any")
+    parser.add_argument(
+        "--calls-per-connection",
+        type=_calls,
+        metavar="N|any",
+        help=f"most that one connection has here; default: {CALLS} where there are shares, else any",
+    )
     options = parser.parse_args(arguments)
     tenants = [tenant for tenant, _, _ in options.share]
     if twice := sorted({tenant for tenant in tenants if tenants.count(tenant) > 1}):
         parser.error(f"--share: found several of {twice}, expected one of each tenant")
+    if options.calls_per_connection is None and options.share:
+        options.calls_per_connection = CALLS
     if (options.tls_certificate is None) != (options.tls_key is None):
         parser.error("--tls-certificate and --tls-key are needed together")
     if options.tls_client_authority is not None and options.tls_certificate is None:
@@ -126,7 +134,7 @@ def _settings(arguments: list[str] | None) -> Settings:
         impairment_record=options.impairment_record,
         allow_impairments=options.allow_impairments,
         impairment_socket=options.impairment_socket,
-        calls=options.calls_per_connection,
+        calls=options.calls_per_connection or None,
     )
 
 
@@ -155,6 +163,10 @@ def _count(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= _MOST:
         raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number of at least 1, at most {_MOST}")
     return int(text)
+
+
+def _calls(text: str) -> int:
+    return _ANY if text == "any" else _count(text)
 
 
 def _duration(text: str) -> float:

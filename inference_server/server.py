@@ -34,6 +34,8 @@ from inference_server.statistics import Statistics
 from inference_server.triton import Serving
 from inference_server.workers import Job, Workers
 
+CALLS = 16
+"""Calls of a connection where tenants have shares: enough to keep a server busy from afar, and soon read."""
 MESSAGE_BYTES = 16 * 1024 * 1024
 _LARGEST_FRAME_BYTES = (1 << 24) - 1
 _WINDOW_BYTES = 1 << 26
@@ -68,6 +70,8 @@ class Settings:
         allow_impairments: Whether clients may ask for impairments.
         impairment_socket: Unix socket on which its owner may ask for impairments, whatever clients may; None for none.
         calls: Most calls of one connection that the server has at a time; its client keeps those beyond. None for all.
+            Whatever was sent is read in the order in which it came, before anybody knows whose it is: without a limit,
+            shares hold for what has been read, and not for who waits to be.
     """
 
     listen: str = "127.0.0.1:8001"
@@ -245,7 +249,9 @@ def _options(message_bytes: int, calls: int | None) -> list[tuple[str, int]]:
     backlog: where it is used up, gRPC gives every request in turn a part of what is granted next, and those sent later
     overtake. Without bandwidth probes nothing but requests and their acknowledgements is on the wire.
     """
-    limit = [] if calls is None else [("grpc.max_concurrent_streams", calls)]
+    # gRPC's own count is of calls that it has not put away yet, which a client cannot know: it refused calls within the
+    # limit. Without that protection it counts as HTTP/2 does.
+    limit = [] if calls is None else [("grpc.max_concurrent_streams", calls), ("grpc.http.overload_protection", 0)]
     return [
         *limit,
         ("grpc.max_receive_message_length", message_bytes),

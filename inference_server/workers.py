@@ -30,9 +30,11 @@ from inference_server.tensors import DTYPES, Array
 
 _LOG = logging.getLogger(__name__)
 
-LIGHT_S = 2e-4
-"""Work that the event loop may do itself: about what waking a worker and being woken by it takes."""
-_TURN_NS = int(LIGHT_S * 1e9)
+LIGHT_S = 5e-4
+"""Work that the event loop may do itself: beside a busy loop a worker takes about that longer, since it waits for the
+interpreter after every layer."""
+TURN_NS = 200_000
+"""How long the event loop computes before the network has its turn: about what reading a request takes."""
 
 
 class Answer(NamedTuple):
@@ -225,7 +227,7 @@ class Workers:
     def _turn(self) -> None:
         """Compute what waits and is light, for as long as one light request may take; then the network has its turn."""
         self._turn_is_due = False
-        until_ns = time.monotonic_ns() + _TURN_NS
+        until_ns = time.monotonic_ns() + TURN_NS
         while batch := self._scheduler.take_light(self._light):
             _settle(self._outcomes(batch, self._computed_here))
             if self._scheduler.done():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import socket
 import tempfile
 import time
@@ -51,12 +52,12 @@ _WORK = {
 _COST_CALLS, _COST_SERVERS = 8, len(_WORK) + 3
 _STORM = 3.0
 _OWN, _FLOODER, _FLOOD = 0.5, 0.1, 10.0
-"""Shares of the two tenants, and how many times its own the second offers: all that the server computes. Clients and
-server have the same two cores, so a flood of much more would measure them."""
+"""Shares of the two tenants, and how many times its own the second offers: all that the server computes. The server has
+the last core for itself, and its clients the others, or a flood would take its time from it there."""
+_FLOOD_IMAGES = 16
 _FLOODED_TURNS = 9
 """Of each kind, in place of the rounds: as long in all."""
 _BOOTSTRAPS = 1000
-_CALLS_EACH = 8
 _WIRE_RATE = 2000.0
 _STORM_S = 10.0
 _SOAK = 0.7
@@ -220,16 +221,17 @@ def _wire(options: argparse.Namespace, folder: Path) -> Iterator[Figure]:
 
 
 def _isolation(options: argparse.Namespace, folder: Path) -> Iterator[Figure]:
-    """A tenant alone, beside another that offers what it may, and beside the same when it floods."""
-    yield from _flooded(options, folder, "isolation", model=_MEDIUM, images=options.images)
+    """A tenant alone, beside another that offers what it may, and beside the same when it floods.
+
+    Few enough images that there are many requests, and enough that computing them is most of what they cost.
+    """
+    yield from _flooded(options, folder, "isolation", model=_LARGE, images=_FLOOD_IMAGES)
 
 
 def _light(options: argparse.Namespace, folder: Path) -> Iterator[Figure]:
-    """The same where the event loop computes the requests, with and without a limit to the calls of a connection."""
-    yield from _flooded(options, folder, "light requests", model=_SMALL, images=1)
-    limit = ("--calls-per-connection", str(_CALLS_EACH))
-    what = f"light requests, {_CALLS_EACH} calls a connection"
-    yield from _flooded(options, folder, what, *limit, model=_SMALL, images=1)
+    """The same where most of a request's cost is reading it, with and without a limit to the calls of a connection."""
+    for what, limit in (("", ()), (", any number of calls a connection", ("--calls-per-connection", "any"))):
+        yield from _flooded(options, folder, f"light requests{what}", *limit, model=_MEDIUM, images=options.images)
 
 
 def _flooded(
@@ -240,7 +242,11 @@ def _flooded(
     seconds = options.seconds / _FLOODED_TURNS * _ROUNDS
     found: dict[float, list[RequestRecord]] = {times: [] for times in (0.0, 1.0, _FLOOD)}
     others: list[RequestRecord] = []
-    with lab.server("--models", model, *shares, *server) as target:
+    *clients, last = sorted(os.sched_getaffinity(0))
+    with ExitStack() as stack:
+        with lab.on_cores([last]):
+            target = stack.enter_context(lab.server("--models", model, *shares, *server))
+        stack.enter_context(lab.on_cores(clients or [last]))
         capacity = _capacity(folder, target, images, model=model)
         how: dict[str, Any] = {"model": model, "images": images, "seconds": seconds, "deadline_s": 1.0}
         share, other = _OWN * capacity, _FLOODER * capacity

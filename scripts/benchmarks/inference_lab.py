@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
@@ -328,6 +329,17 @@ def pytriton(folder: Path, weights: Path, port: int) -> Iterator[str]:
         command = [str(python), "-c", PROXIED, str(weights), str(port)]
         with process(command, cwd=folder, stderr=log) as (_, line):
             yield f"127.0.0.1:{int(line)}"
+
+
+@contextmanager
+def on_cores(cores: Sequence[int]) -> Iterator[None]:
+    """Have what is started meanwhile run on these cores."""
+    usable = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, usable)
 
 
 def held(pid: int) -> tuple[int, int, int]:

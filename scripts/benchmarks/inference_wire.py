@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -72,14 +72,14 @@ def captured(folder: Path, receiver: Receiver, **how: Any) -> Wire:
     """
     *others, last = sorted(os.sched_getaffinity(0))
     with _pair() as (journal, far, near), Supervisor(journal) as supervisor:
-        with namespace.entered(far), _on(others or [last]):
+        with namespace.entered(far), lab.on_cores(others or [last]):
             serving = _receiving(folder, receiver, how["model"], how["images"])
             target = serving.__enter__()
         port = int(target.rpartition(":")[2])
         keep_awake(supervisor)
-        with _on([last]):
+        with lab.on_cores([last]):
             idle_s = _woken(how["rate"], how["seed"])
-        with namespace.entered(near), _on(others or [last]):
+        with namespace.entered(near), lab.on_cores(others or [last]):
             capture = Capture.start(
                 supervisor,
                 "client",
@@ -88,7 +88,7 @@ def captured(folder: Path, receiver: Receiver, **how: Any) -> Wire:
                 snap_bytes=0,
                 both_ways=True,
             )
-        with namespace.entered(near), _on([last]):
+        with namespace.entered(near), lab.on_cores([last]):
             sender = lab.Sender(folder, "wire", target, **how)
         sender.start()
         record = sender.record()
@@ -110,17 +110,6 @@ def _receiving(folder: Path, receiver: Receiver, model: str, images: int) -> Abs
     with lab.server("--models", model) as ours:
         answers = lab.answers(ours, request, model)
     return lab.echo(answers, _SERVER)
-
-
-@contextmanager
-def _on(cores: Sequence[int]) -> Iterator[None]:
-    """Have what is started meanwhile run on these cores."""
-    usable = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, cores)
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, usable)
 
 
 @contextmanager

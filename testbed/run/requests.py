@@ -89,6 +89,8 @@ def start_servers(network: TandemNetwork) -> None:
             "--workers", str(WORKERS), "--max-message-bytes", str(LARGEST_REQUEST_BYTES),
             "--max-rows", str(MOST_IMAGES), "--queue-limit", str(max(asked.in_flight for _, asked in tenants)),
             "--impairment-record", str(file_of(network, name)),
+            # What a request waits for is to be the network's and the queue's, and never the client's.
+            "--calls-per-connection", "any",
         ]  # fmt: skip
         for tenant, asked in tenants:
             command += ["--share", f"{tenant.name}={asked.compute_share!r}"]

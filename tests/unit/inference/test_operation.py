@@ -17,9 +17,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from inference_server.__main__ import main
+from inference_server.__main__ import _settings, main
 from inference_server.security import Security
-from inference_server.server import MESSAGE_BYTES, Settings
+from inference_server.server import CALLS, MESSAGE_BYTES, Settings
 from tests.unit.inference.serving import LONG_S, Running, infer, request, serving
 
 DAY = dt.timedelta(days=1)
@@ -138,11 +138,21 @@ WRONG_OPTIONS = [
     (["--share", "alpha=0.5", "--share", "alpha=0.3"], "found several of ['alpha'], expected one of each tenant"),
     (["--max-message-bytes", "3000000000"], "at most 2147483647"),
     (["--calls-per-connection", "5000000000"], "at most 2147483647"),
+    (["--calls-per-connection", "0"], "expected a whole number of at least 1"),
     (["--batch-delay-ms", "inf"], "found 'inf', expected a number of at least 0"),
     (["--drain-s", "nan"], "found 'nan', expected a number of at least 0"),
     (["--drain-s", "-1"], "found '-1', expected a number of at least 0"),
     (["--queue-limit", "0"], "expected a whole number of at least 1"),
 ]
+
+
+@pytest.mark.parametrize(
+    ("options", "calls"),
+    [([], None), (["--share", "alpha=0.5"], CALLS), (["--calls-per-connection", "3"], 3),
+     (["--share", "alpha=0.5", "--calls-per-connection", "any"], None)],
+)  # fmt: skip
+def test_connections_have_a_limit_of_calls_where_tenants_have_shares(options: list[str], calls: int | None) -> None:
+    assert _settings(options).calls == calls
 
 
 @pytest.mark.parametrize(("options", "said"), WRONG_OPTIONS)
