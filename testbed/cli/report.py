@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from testbed.errors import PreflightError
 from testbed.report.html import write_report
 from testbed.report.record import read_record
 from testbed.report.terminal import print_summary
@@ -18,7 +19,12 @@ def report(
 ) -> None:
     """Write report.html of a run folder again and print its table."""
     record = read_record(folder)
-    page = write_report(folder)
+    try:
+        page = write_report(folder)
+    except PermissionError as error:
+        raise PreflightError(
+            f"{error.filename}: not permitted ({error.strerror}); run as the user whose folder it is"
+        ) from error
     if as_json:
         typer.echo(record.model_dump_json(indent=1))
         return

@@ -477,11 +477,18 @@ def read_record(folder: Path) -> RunRecord:
         TestbedError: The folder holds no record, or one this version cannot read; the message says which.
     """
     path = folder / RECORD_NAME
-    if not path.is_file():
-        raise TestbedError(f"{folder}: no {RECORD_NAME} here; expected a folder that `testbed run` or `simulate` left")
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        raise TestbedError(
+            f"{folder}: no {RECORD_NAME} here; expected a folder that `testbed run` or `simulate` left"
+        ) from error
+    except PermissionError as error:
+        raise TestbedError(
+            f"{path}: cannot be read ({error.strerror}); a run made by root is root's alone, so read it as root, or "
+            "give the folder to yourself (chown -R)"
+        ) from error
+    except ValueError as error:
         raise TestbedError(f"{path}: not JSON ({error}); the file was cut or edited, take it from a backup") from error
     found = data.get("schema_version") if isinstance(data, dict) else None
     if found != SCHEMA_VERSION:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from testbed.report.record import RunRecord, TenantRecord
 
 _PLAIN_WIDTH = 120
+_ANY_WIDTH = 10_000
+
+_JUDGED = ("promise", "bound", "measured", "95 % interval")
+_COUNTED = ("ideal", "packets", "lost", "misses")
+"""Headings of what a tenant was promised and got, and of what else is known of it."""
 
 STYLES = {
     "PASS": "bold green",
@@ -28,7 +33,7 @@ STYLES = {
 
 def summary(record: RunRecord) -> RenderableType:
     """Everything the last screen of a run shows."""
-    parts: list[RenderableType] = [_tenant_table(record)]
+    parts: list[RenderableType] = [_TenantTable(record)]
     parts += [Text(line) for line in own_time(record)]
     parts += [Text(line) for line in _plan_lines(record)]
     parts += [Text(line) for tenant in record.tenants for line in _request_lines(tenant)]
@@ -73,32 +78,53 @@ def milliseconds(value: float | None) -> str:
     return f"{value * 1e3:.2f}" if math.isfinite(value) else "never"
 
 
-def _tenant_table(record: RunRecord) -> Table:
-    table = Table(
-        title=f"{record.name}: bound beside measurement at the promised percentile, in ms",
-        title_justify="left",
-        header_style="bold",
-        box=SIMPLE,
-    )
-    table.add_column("tenant", no_wrap=True)
-    for heading in ("promise", "bound", "measured", "95 % interval", "ideal", "packets", "lost", "misses"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("verdict", no_wrap=True)
-    for tenant in record.tenants:
-        low, high = tenant.promised_interval_s or (None, None)
-        table.add_row(
-            tenant.name,
-            "–" if tenant.deadline_s is None else f"{tenant.deadline_s * 1e3:g} at {tenant.epsilon:g}",
-            milliseconds(tenant.bound_s),
-            milliseconds(tenant.promised_s),
-            f"{milliseconds(low)} .. {milliseconds(high)}",
-            milliseconds(tenant.ideal_promised_s),
-            f"{tenant.n:,}",
-            f"{tenant.lost:,}",
-            "–" if tenant.deadline_s is None else f"{tenant.misses:,}",
-            Text(tenant.verdict, style=STYLES[tenant.verdict]),
-        )
-    return table
+class _TenantTable:
+    """Bound beside measurement, in one table or, where the terminal is too narrow, in several: nothing is cut."""
+
+    def __init__(self, record: RunRecord) -> None:
+        self._record = record
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        title = f"{self._record.name}: bound beside measurement at the promised percentile, in ms"
+        left: tuple[str, ...] = (*_JUDGED, *_COUNTED, "verdict")
+        if not self._fits(left, console, options):
+            left = (*_JUDGED, "verdict", *_COUNTED)
+        while left:
+            count = len(left)
+            while count > 1 and not self._fits(left[:count], console, options):
+                count -= 1
+            yield self._table(title, left[:count])
+            title, left = "beside it", left[count:]
+
+    def _fits(self, headings: tuple[str, ...], console: Console, options: ConsoleOptions) -> bool:
+        unlimited = options.update(max_width=_ANY_WIDTH)
+        return console.measure(self._table("", headings), options=unlimited).maximum <= options.max_width
+
+    def _table(self, title: str, headings: tuple[str, ...]) -> Table:
+        table = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE)
+        table.add_column("tenant", no_wrap=True)
+        for heading in headings:
+            table.add_column(heading, justify="left" if heading == "verdict" else "right", no_wrap=True)
+        for tenant in self._record.tenants:
+            cells = _cells(tenant)
+            table.add_row(tenant.name, *(cells[heading] for heading in headings))
+        return table
+
+
+def _cells(tenant: TenantRecord) -> dict[str, RenderableType]:
+    """What the table says of a tenant, by heading."""
+    low, high = tenant.promised_interval_s or (None, None)
+    return {
+        "promise": "–" if tenant.deadline_s is None else f"{tenant.deadline_s * 1e3:g} at {tenant.epsilon:g}",
+        "bound": milliseconds(tenant.bound_s),
+        "measured": milliseconds(tenant.promised_s),
+        "95 % interval": f"{milliseconds(low)} .. {milliseconds(high)}",
+        "ideal": milliseconds(tenant.ideal_promised_s),
+        "packets": f"{tenant.n:,}",
+        "lost": f"{tenant.lost:,}",
+        "misses": "–" if tenant.deadline_s is None else f"{tenant.misses:,}",
+        "verdict": Text(tenant.verdict, style=STYLES[tenant.verdict]),
+    }
 
 
 def own_time(record: RunRecord) -> Iterator[str]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
+from collections.abc import Iterator
 from xml.etree import ElementTree as ET
 
 import numpy as np
@@ -34,10 +36,26 @@ from tests.unit.report.conftest import FolderMaker, tenant
 STALLED = GateRecord(name="replay", value=0.08, limit=0.03, ok=False, detail="measured p99.9 is not the replayed one")
 
 
-def text_of(record: object) -> str:
-    console = Console(width=200, record=True, file=io.StringIO())
+def text_of(record: object, width: int = 200) -> str:
+    console = Console(width=width, record=True, file=io.StringIO())
     console.print(summary(record))  # type: ignore[arg-type]
     return console.export_text()
+
+
+def test_no_figure_is_cut_on_a_terminal_of_80_columns(run_folder: FolderMaker) -> None:
+    longest = tenant(
+        name="charlie", n=214_808, lost=118_308, misses=118_309, deadline_s=0.2, bound_s=0.12267, promised_s=0.10253,
+        promised_interval_s=(0.1015, 0.1351), ideal_promised_s=0.10172, verdict="UNDETERMINED",
+    )  # fmt: skip
+    _, record = run_folder(longest, tenant(name="bulk", n=10, lost=0, misses=0, deadline_s=None, verdict="NONE"))
+    narrow, wide = text_of(record, width=80), text_of(record)
+    assert "…" not in narrow
+    assert max(map(len, narrow.splitlines())) <= 80
+    figures = ("200 at 0.001", "122.67", "102.53", "101.50 .. 135.10", "101.72", "214,808", "118,308", "118,309")
+    for figure in (*figures, "UNDETERMINED"):
+        assert narrow.count(figure) == wide.count(figure) == 1
+    # Where there is room everything about a tenant stands in one line.
+    assert all(figure in next(line for line in wide.splitlines() if "charlie" in line) for figure in figures)
 
 
 def test_a_record_read_back_is_the_record_written(run_folder: FolderMaker) -> None:
@@ -71,6 +89,34 @@ def test_a_cut_record_and_an_empty_folder_are_told_apart(run_folder: FolderMaker
     path = write_record(folder, record)
     path.write_text(path.read_text()[:100])
     with pytest.raises(TestbedError, match="not JSON"):
+        read_record(folder)
+
+
+def test_a_record_that_is_no_text_is_refused_by_name(run_folder: FolderMaker) -> None:
+    folder, record = run_folder(tenant())
+    write_record(folder, record).write_bytes(b"\xff\xfe{}")
+    with pytest.raises(TestbedError, match="not JSON"):
+        read_record(folder)
+
+
+@pytest.fixture
+def _nobody() -> Iterator[None]:
+    """Runs the test as a user without privileges."""
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(65534)
+    yield
+    os.seteuid(before)
+
+
+def test_the_folder_of_another_user_is_refused_with_the_way_to_read_it(
+    run_folder: FolderMaker, request: pytest.FixtureRequest
+) -> None:
+    folder, record = run_folder(tenant())
+    write_record(folder, record)
+    folder.chmod(0)
+    request.getfixturevalue("_nobody")
+    with pytest.raises(TestbedError, match=r"cannot be read .*chown"):
         read_record(folder)
 
 

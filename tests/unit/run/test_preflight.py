@@ -97,3 +97,13 @@ def test_who_sends_requests_needs_the_library_that_does(monkeypatch: pytest.Monk
     require_sender(smoke)
     with pytest.raises(PreflightError, match=r"tenants that send requests: .* install the package libnghttp2-14"):
         require_sender(load(DEMO))
+
+
+@pytest.mark.parametrize("below", ["", "runs"])
+def test_a_file_where_the_folder_is_to_be_is_named_before_anything_is_built(
+    smoke: Scenario, tmp_path: Path, below: str
+) -> None:
+    taken = tmp_path / "taken"
+    taken.touch()
+    with pytest.raises(PreflightError, match=f"{taken} is no folder; choose another folder with --out"):
+        require_room(taken / below, smoke, windows=1)
