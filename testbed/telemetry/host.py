@@ -302,13 +302,16 @@ def _ask(command: list[str]) -> str:
             capture_output=True,
             text=True,
             timeout=_TOOL_TIMEOUT_S,
-            check=True,
+            check=False,
             env={**os.environ, "LC_ALL": "C"},
         )
     except FileNotFoundError as error:
         raise FidelityError(f"{command[0]} is not installed, so the host's settings cannot be recorded") from error
-    except subprocess.SubprocessError as error:
+    except subprocess.TimeoutExpired as error:
         raise FidelityError(f"`{' '.join(command)}` failed: {error}") from error
+    if result.returncode != 0:
+        words = result.stderr.strip()
+        raise FidelityError(f"`{' '.join(command)}` failed with status {result.returncode}: {words}")
     return result.stdout
 
 

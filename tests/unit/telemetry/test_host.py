@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from testbed.errors import FidelityError
 from testbed.telemetry import host
 
 FILES = {
@@ -133,3 +134,12 @@ def test_a_fingerprint_says_unknown_rather_than_fail(tmp_path: Path) -> None:
 
 def test_the_clock_offset_joins_the_two_clocks() -> None:
     assert abs(host.clock_offset_ns() - host.clock_offset_ns()) < 1_000_000
+
+
+def test_a_tool_that_fails_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = tmp_path / "ss"
+    tool.write_text("#!/bin/sh\necho 'ss: error while loading shared libraries: libtirpc.so.3' >&2\nexit 127\n")
+    tool.chmod(0o700)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(FidelityError, match=r"`ss .*` failed with status 127: ss: error while loading .*libtirpc"):
+        host.snapshot(["eth0"])
