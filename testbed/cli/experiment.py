@@ -11,21 +11,18 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from testbed.cli.exits import Exit
 from testbed.cli.pictures import require_picture
 from testbed.cli.watching import Interrupt, shown
 from testbed.management.admission import Rule
-from testbed.report.terminal import milliseconds
 from testbed.simulation.experiments.isolation import CORRELATIONS, SCHEDULERS, IsolationOptions, isolation
 from testbed.simulation.experiments.network import on_network, simulated
 from testbed.simulation.experiments.overload import LOADS, OverloadOptions, overload
 from testbed.simulation.experiments.plot import draw
 from testbed.simulation.experiments.point import ExperimentPoint
 from testbed.simulation.experiments.scenarios import NetworkOptions, isolation_plans, overload_plans
-
-_PLAIN_WIDTH = 220
+from testbed.simulation.experiments.table import WIDTH, summary
 
 
 class Name(StrEnum):
@@ -121,7 +118,9 @@ def experiment(  # noqa: PLR0917 - options of a command line
         typer.echo(json.dumps([point.to_dict() for point in points], indent=1))
     elif points:
         console = Console()
-        (console if console.is_terminal else Console(width=_PLAIN_WIDTH)).print(_table(points))
+        if not console.is_terminal:
+            console = Console(width=WIDTH)
+        console.print(summary(points, min(console.width, WIDTH)))
     for point in points:
         if point.invalid and not as_json:
             typer.echo(f"INVALID: {point.varied} {point.value:g}, {point.name}: {'; '.join(point.invalid)}")
@@ -162,45 +161,3 @@ def _simulate(  # noqa: PLR0917 - options of a command line
         steps = IsolationOptions(duration_s=duration or 500.0, replications=replications, seed=seed, workers=workers)
         points = isolation(steps, folder, progress, stop=stop)
         return points, len(CORRELATIONS) * len(SCHEDULERS), steps.workload.deadline_s
-
-
-def _table(points: list[ExperimentPoint]) -> Table:
-    title = (
-        "p99.9 in ms, shares in percent; 95 % limits; kept: tenants whose own promise was; broken: those of whom it is "
-        "sure that it was not; worst: a tenant's misses"
-    )
-    table = Table(title=title, title_justify="left", header_style="bold")
-    for heading in (points[0].varied, points[0].contender, "on"):
-        table.add_column(heading)
-    for heading in ("bound", "p99.9", "limits", "on time", "limits", "kept", "limits", "broken", "worst", "tenants"):
-        table.add_column(heading, justify="right")
-    for heading in ("admitted", "limits", "used", "limits", "packets"):
-        table.add_column(heading, justify="right")
-    for point in points:
-        low, high = point.p999_interval_s
-        above = "unbounded" if high is None else milliseconds(high)
-        table.add_row(
-            f"{point.value:g}",
-            point.name,
-            f"{point.on}, INVALID" if point.invalid else point.on,
-            milliseconds(point.bound_s),
-            milliseconds(point.p999_s),
-            f"{milliseconds(low)} .. {above}",
-            f"{100 * point.compliance:.3f}",
-            _percent(point.compliance_interval, 3),
-            "–" if point.kept.share is None else f"{100 * point.kept.share:.1f}",
-            _percent(point.kept.interval, 1),
-            f"{point.kept.refuted:,}",
-            "–" if point.kept.worst_miss is None else f"{100 * point.kept.worst_miss:.2f}",
-            f"{point.kept.tenants:,}",
-            f"{100 * point.admitted:.0f}",
-            _percent(point.admitted_interval, 0),
-            f"{100 * point.utilisation:.0f}",
-            _percent(point.utilisation_interval, 0),
-            f"{point.packets:,}",
-        )
-    return table
-
-
-def _percent(limits: tuple[float, float], digits: int) -> str:
-    return f"{100 * limits[0]:.{digits}f} .. {100 * limits[1]:.{digits}f}"

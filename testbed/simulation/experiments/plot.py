@@ -1,12 +1,14 @@
-"""Draws an experiment: p99.9 with its limits and bound over what is varied, and beside it who was on time and admitted.
+"""Draws an experiment: p99.9 with its limits and bound over what is varied, and beside it the share of packets on time.
 
-What was measured on a network is laid over what was simulated.
+Where tenants are refused, the shares of those whose promise was kept, of those admitted and of the link that was used
+follow. What was measured on a network is laid over what was simulated.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -16,6 +18,8 @@ from matplotlib.lines import Line2D
 
 from testbed.simulation.experiments.point import ExperimentPoint
 
+_STYLE: Any = {"font.size": 9.0, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "experiment"}
+_UNDATED = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
 _REACH = 0.35
 """How far an arrow reaches above a p99.9 that has no upper limit, as a share of it."""
@@ -24,13 +28,10 @@ Share = tuple[float, tuple[float, float]]
 
 
 def draw(points: Sequence[ExperimentPoint], deadline_s: float, path: Path) -> None:
-    """Write a picture of an experiment; the suffix of the path chooses its format."""
+    """Write a picture of an experiment, the same bytes for the same points; the path's suffix chooses its format."""
     names = list(dict.fromkeys(point.name for point in points))
-    compared = len({point.admitted for point in points}) > 1
-    wanted = _SHARES if compared else dict(list(_SHARES.items())[:1])
-    with mpl.rc_context({"font.size": 9.0, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(9.6, 6.4) if compared else (8.4, 3.4), layout="constrained")
-        delay, *shares = np.ravel(figure.subplots(2 if compared else 1, 2))
+    with mpl.rc_context(_STYLE):
+        figure, delay, shares = _panels(points)
         for name, colour in zip(names, _COLOURS, strict=False):
             for own, overlaid in (
                 ([point for point in points if point.name == name and point.on == "simulation"], False),
@@ -38,20 +39,32 @@ def draw(points: Sequence[ExperimentPoint], deadline_s: float, path: Path) -> No
             ):
                 if own:
                     _draw_delays(delay, own, colour, label=None if overlaid and _both(points) else name)
-                    for axes, share in zip(shares, wanted.values(), strict=True):
-                        _draw_shares(axes, own, colour, share)
+                    for title, axes in shares.items():
+                        _draw_shares(axes, own, colour, _SHARES[title])
         delay.axhline(deadline_s * 1e3, color="black", lw=0.9, ls=":")
         delay.set_yscale("log")
         delay.set_ylabel("p99.9, ms (dashed: bound, dotted: deadline)")
-        for axes, title in zip(shares, wanted, strict=True):
+        for title, axes in shares.items():
             axes.set_ylabel(title)
-            axes.set_ylim(-0.02, 1.02)
-        for axes in (delay, *shares):
+            axes.set_ylim(-0.05, 1.05)
+        for axes in (delay, *shares.values()):
             axes.set_xlabel("offered load" if points[0].varied == "load" else points[0].varied)
             axes.grid(visible=True, alpha=0.25, lw=0.5)
         handles = [*delay.get_legend_handles_labels()[0], *(_places(points) if _both(points) else [])]
         figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
-        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=130)
+        figure.savefig(path, metadata=_UNDATED.get(path.suffix), dpi=130)
+
+
+def _panels(points: Sequence[ExperimentPoint]) -> tuple[Figure, Axes, dict[str, Axes]]:
+    """The figure, the panel of p99.9, and those of shares by their titles: only the first where nobody is refused."""
+    if len({point.admitted for point in points}) == 1:
+        figure = Figure(figsize=(8.4, 3.4), layout="constrained")
+        delay, on_time = figure.subplots(1, 2)
+        return figure, delay, {next(iter(_SHARES)): on_time}
+    figure = Figure(figsize=(9.6, 6.4), layout="constrained")
+    first, *others = _SHARES
+    panels = figure.subplot_mosaic([["delay", "delay", first], [*others]])
+    return figure, panels.pop("delay"), panels
 
 
 def _draw_delays(axes: Axes, own: Sequence[ExperimentPoint], colour: str, *, label: str | None) -> None:
@@ -82,6 +95,7 @@ def _draw_delays(axes: Axes, own: Sequence[ExperimentPoint], colour: str, *, lab
 def _draw_shares(
     axes: Axes, own: Sequence[ExperimentPoint], colour: str, share: Callable[[ExperimentPoint], Share]
 ) -> None:
+    """As delays are: a line where it was simulated, marks on a network, hollow for an INVALID run."""
     x = [point.value for point in own]
     y, limits = zip(*(share(point) for point in own), strict=True)
     # Limits that exclude nothing are none.
@@ -90,6 +104,9 @@ def _draw_shares(
     simulated = own[0].on == "simulation"
     marker, size, line = ("o", 3.5, "-") if simulated else ("D", 6.0, "")
     axes.errorbar(x, y, beyond, color=colour, marker=marker, ms=size, ls=line, capsize=2, elinewidth=0.8)
+    # In front of the marks of errorbar, which lie at 2.1.
+    doubted = [(point.value, y_k) for point, y_k in zip(own, y, strict=True) if point.invalid]
+    axes.plot(*np.reshape(doubted, (-1, 2)).T, color=colour, marker=marker, ms=size, mfc="white", ls="", zorder=2.2)
 
 
 def _on_time(point: ExperimentPoint) -> Share:
@@ -104,10 +121,15 @@ def _admitted(point: ExperimentPoint) -> Share:
     return point.admitted, point.admitted_interval
 
 
+def _used(point: ExperimentPoint) -> Share:
+    return point.utilisation, point.utilisation_interval
+
+
 _SHARES: Mapping[str, Callable[[ExperimentPoint], Share]] = {
     "share of packets on time": _on_time,
     "share of tenants whose promise was kept": _kept,
     "share of tenants admitted": _admitted,
+    "share of the link used": _used,
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 from testbed.cli.app import app
 from testbed.errors import PreflightError
 from testbed.simulation.experiments.isolation import CORRELATIONS, SCHEDULERS
+from testbed.simulation.experiments.table import WIDTH
 
 
 def test_points_have_what_was_varied_what_was_compared_and_limits(tmp_path: Path) -> None:
@@ -25,8 +27,20 @@ def test_points_have_what_was_varied_what_was_compared_and_limits(tmp_path: Path
     assert all(wanted <= point.keys() for point in points)
     shown = CliRunner().invoke(app, asked)
     assert shown.exit_code == 0
-    assert "kept" in shown.stdout
-    assert all(f"{point['packets']:,}" in shown.stdout for point in points)
+    assert max(len(line) for line in shown.stdout.splitlines()) <= WIDTH
+    heading, _, _, *body = shown.stdout.splitlines()
+    assert heading.split()[:3] == ["correlation", "scheduler", "bound"]
+    rows = [line.split()[:2] for line in body if line.split()[1:2] and line.split()[1] in {*map(str, SCHEDULERS)}]
+    assert rows == [[f"{point['correlation']:g}", point["scheduler"]] for point in points]
+
+
+def test_a_table_is_as_wide_as_the_terminal(tmp_path: Path) -> None:
+    asked = ["experiment", "isolation", "--replications", "2", "--duration", "1", "--out", str(tmp_path)]
+    # What tells rich that it writes to a terminal, and how wide that is.
+    shown = CliRunner().invoke(app, asked, env={"TTY_COMPATIBLE": "1", "COLUMNS": "70", "NO_COLOR": "1"})
+    text = re.sub(r"\x1b\[[0-9;]*m", "", shown.stdout)
+    assert max(map(len, text.splitlines())) <= 70
+    assert "left out for want of room" in text
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:

@@ -370,10 +370,30 @@ def test_limits_of_a_mean_are_students() -> None:
     assert high == pytest.approx(0.30 + 3.182 * 0.00816 / 2, abs=1e-4)
 
 
-def test_a_picture_is_drawn(isolated: dict[tuple[float, str], ExperimentPoint], tmp_path: Path) -> None:
-    draw(list(isolated.values()), WORKLOAD.deadline_s, tmp_path / "isolation.svg")
-    text = (tmp_path / "isolation.svg").read_text()
-    assert "<svg" in text
+@pytest.mark.parametrize(("suffix", "begins"), [(".svg", b"<?xml"), (".png", b"\x89PNG"), (".pdf", b"%PDF")])
+def test_the_same_points_are_drawn_as_the_same_bytes(
+    isolated: dict[tuple[float, str], ExperimentPoint], tmp_path: Path, suffix: str, begins: bytes
+) -> None:
+    pictures = [tmp_path / f"{name}{suffix}" for name in ("first", "second")]
+    for picture in pictures:
+        draw(list(isolated.values()), WORKLOAD.deadline_s, picture)
+    first, second = (picture.read_bytes() for picture in pictures)
+    assert first.startswith(begins)
+    assert first == second
+
+
+def test_a_picture_of_overload_shows_how_much_of_the_link_is_used_and_within_which_limits(
+    overloaded: dict[tuple[float, str], ExperimentPoint], tmp_path: Path
+) -> None:
+    changed = ({}, {"utilisation": 0.9}, {"utilisation_interval": (0.0, 1.0)})
+    drawn = []
+    for number, other in enumerate(changed):
+        points = [replace(point, **other) for point in overloaded.values()]
+        draw(points, WORKLOAD.deadline_s, tmp_path / f"{number}.svg")
+        drawn.append((tmp_path / f"{number}.svg").read_text())
+    # Letters are drawn as shapes, and what they spell stands in a comment.
+    assert "<!-- share of the link used -->" in drawn[0]
+    assert len(set(drawn)) == len(changed)
 
 
 def test_a_reservation_is_comparable_across_processes(burst_bits: float) -> None:
