@@ -12,6 +12,7 @@ from typer.core import TyperCommand, TyperGroup
 
 import testbed
 from testbed.cli.exits import Exit, exit_of_error
+from testbed.cli.machine_code import ensure_place
 from testbed.errors import TestbedError
 
 _VERBS = {
@@ -45,6 +46,7 @@ class _Verbs(TyperGroup):
             # Among these the nearest is looked for, to be suggested.
             self.commands.update((name, TyperCommand(name)) for name in _VERBS)
             return None
+        ensure_place()
         found = getattr(import_module(f"testbed.cli.{cmd_name}"), _VERBS[cmd_name])
         holder = typer.Typer(rich_markup_mode=None)
         if isinstance(found, typer.Typer):

@@ -1,0 +1,79 @@
+"""Where compiled code is kept for a user who can write neither the package nor a home."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+import testbed
+from testbed.cli import machine_code
+from testbed.errors import PreflightError
+
+SETTING = "NUMBA_CACHE_DIR"
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package beside which nobody, root included, can keep anything, of a user without a home or caches."""
+    folder = tmp_path / "package"
+    folder.mkdir()
+    for name in ("__init__.py", "__pycache__", "nobody"):
+        (folder / name).touch()
+    (folder / "loops.py").write_text("import numba\n\n@numba.njit(cache=True)\ndef one():\n    return 1\n")
+    monkeypatch.setenv("HOME", str(folder / "nobody"))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv(SETTING, raising=False)
+    monkeypatch.setattr(testbed, "__file__", str(folder / "__init__.py"))
+    return folder
+
+
+def test_a_private_folder_serves_where_nothing_else_can_be_written_and_goes_with_the_command(package: Path) -> None:
+    program = f"""
+import os, sys
+import testbed
+testbed.__file__ = {str(package / "__init__.py")!r}
+from testbed.cli.machine_code import ensure_place
+ensure_place()
+sys.path.insert(0, {str(package.parent)!r})
+import package.loops
+assert package.loops.one() == 1
+place = os.environ[{SETTING!r}]
+print(oct(os.stat(place).st_mode & 0o777), bool(os.listdir(place)), place)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    mode, kept, place = ended.stdout.split()
+    assert (mode, kept) == ("0o700", "True")
+    assert not Path(place).exists()
+
+
+@pytest.mark.parametrize("variable", [SETTING, "XDG_CACHE_HOME", "HOME"])
+def test_a_folder_that_the_user_can_write_is_left_to_numba(
+    package: Path, variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert package.is_dir()
+    monkeypatch.setenv(variable, str(tmp_path / "not" / "yet"))
+    before = os.environ.get(SETTING)
+    machine_code.ensure_place()
+    assert os.environ.get(SETTING) == before
+
+
+def test_the_packages_own_folders_do(package: Path) -> None:
+    (package / "__pycache__").unlink()
+    machine_code.ensure_place()
+    assert SETTING not in os.environ
+
+
+@pytest.mark.usefixtures("package")
+def test_no_room_for_temporary_files_either_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(**_: object) -> str:
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "mkdtemp", full)
+    with pytest.raises(PreflightError, match=f"nowhere to keep compiled code.*No usable temporary.*set {SETTING}"):
+        machine_code.ensure_place()
