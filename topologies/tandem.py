@@ -56,6 +56,11 @@ def wire_name(domain: int) -> str:
     return f"w{domain}"
 
 
+def host_wire_name(domain: int) -> str:
+    """Switch that stands for the long link between domain `domain` and its compute host, where another leads on."""
+    return f"w{domain}h"
+
+
 def exchange_name(segment: int) -> str:
     """Switch at which traffic enters segment `segment`, from 2, where there is a choice before or behind it."""
     return f"x{segment}"
@@ -84,6 +89,11 @@ def egress_dpid(domain: int) -> int:
 def wire_dpid(domain: int) -> int:
     """Datapath id of the switch of the long link behind a domain."""
     return 16 * domain + 3
+
+
+def host_wire_dpid(domain: int) -> int:
+    """Datapath id of the switch of the long link towards a domain's compute host."""
+    return 16 * domain + 5
 
 
 def host_interface(host: str) -> str:
@@ -150,7 +160,8 @@ class TandemTopo(Topo):  # type: ignore[misc]
             domains: Number of operator domains, 1 to 8.
             clients: Number of client hosts, 1 to 1000.
             compute: Domains with a compute host, counted from 1; None for the last domain only.
-            delayed: Domains whose outgoing link has a switch of its own, for its propagation delay.
+            delayed: Domains whose outgoing links, to the next domain and to the compute host, have switches of their
+                own, for their propagation delay.
             segments: Domains by the part of the path that they carry; None for one after the other.
             host: Class of the hosts.
             link: Class of the links.
@@ -218,7 +229,10 @@ class TandemTopo(Topo):  # type: ignore[misc]
             self._switch(wire, wire_dpid(domain))
         if offers:
             self._host(server, server_address(domain))
-            ends = self._through(wire if delayed and last else None, egress, f"{egress}-h")
+            behind = wire if last else host_wire_name(domain)
+            if delayed and not last:
+                self._switch(behind, host_wire_dpid(domain))
+            ends = self._through(behind if delayed else None, egress, f"{egress}-h")
             self._connect(*ends, server, host_interface(server))
         if last:
             return egress, ""

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from controller.program import DomainProgram, Hop
-from testbed.scenario.model import Datapath, Scenario
+from testbed.scenario.model import Datapath, Domain, Scenario
 from topologies import tandem
 
 FIRST_CONTROLLER_PORT = 6653
@@ -69,7 +69,7 @@ class Wire:
     """A long link: both interfaces of its switch carry netem, which delays what leaves through them.
 
     Attributes:
-        domain: Domain the link leaves, counted from 1.
+        domain: Domain the link leaves, towards the next one or its compute host, counted from 1.
         bridge: Its switch.
         interfaces: The end towards the clients and the end away from them.
         delay_s: One-way propagation delay.
@@ -158,23 +158,21 @@ def layout_of(scenario: Scenario, datapath: Datapath, *, delays: bool = True) ->
     segments = scenario.segments
     final = set(segments[-1])
     servers = {i: _endpoint(tandem.server_name(i), tandem.server_address(i)) for i in _offering(scenario)}
-    wires = tuple(
-        Wire(
-            i,
-            tandem.wire_name(i),
-            (f"{tandem.wire_name(i)}-up", f"{tandem.wire_name(i)}-dn"),
-            domain.link_delay_s,
-            2 * int(domain.link_delay_s * domain.link_rate_bps / _SMALLEST_FRAME_BITS) + 100,
-        )
-        for i, domain in enumerate(scenario.domains, 1)
-        if delays and domain.link_delay_s > 0 and (i not in final or i in servers)
+    delayed = {i: domain for i, domain in enumerate(scenario.domains, 1) if delays and domain.link_delay_s > 0}
+    wires = (
+        *(_wire(i, tandem.wire_name(i), domain) for i, domain in delayed.items() if i not in final or i in servers),
+        *(
+            _wire(i, tandem.host_wire_name(i), domain)
+            for i, domain in delayed.items()
+            if i in servers and i not in final
+        ),
     )
     skeletons = tuple(
         DomainProgram(domain.name, datapath.value, domain.link_rate_bps, _hops(i, servers, last=i in final), ())
         for i, domain in enumerate(scenario.domains, 1)
     )
     dpids = {hop.bridge: hop.dpid for program in skeletons for hop in program.hops}
-    dpids |= {tandem.EDGE: tandem.EDGE_DPID} | {wire.bridge: tandem.wire_dpid(wire.domain) for wire in wires}
+    dpids |= {tandem.EDGE: tandem.EDGE_DPID} | {wire.bridge: _wire_dpid(wire) for wire in wires}
     dpids |= {tandem.exchange_name(k): tandem.exchange_dpid(k) for k in _choices(segments)}
     controllers = {
         hop.bridge: f"tcp:127.0.0.1:{controller_port(index)}"
@@ -193,7 +191,7 @@ def layout_of(scenario: Scenario, datapath: Datapath, *, delays: bool = True) ->
         for number, tenant in enumerate(scenario.tenants, 1)
     )
     exchanges = tuple(_exchange(k, paths) for k in _choices(segments))
-    borders = _borders(segments, servers, {wire.domain for wire in wires})
+    borders = _borders(segments, servers, {wire.bridge for wire in wires})
     return Layout(paths, skeletons, dpids, controllers, servers, wires, exchanges, borders, segments)
 
 
@@ -288,9 +286,20 @@ def _hops(i: int, servers: Mapping[int, Endpoint], *, last: bool) -> tuple[Hop, 
     return first, second
 
 
-def _borders(segments: Sequence[Sequence[int]], servers: Mapping[int, Endpoint], wired: set[int]) -> tuple[Border, ...]:
-    def leaving(i: int, port: str) -> str:
-        return f"{tandem.wire_name(i)}-dn" if i in wired else port
+def _wire(i: int, bridge: str, domain: Domain) -> Wire:
+    ends = (f"{bridge}-up", f"{bridge}-dn")
+    under_way = 2 * int(domain.link_delay_s * domain.link_rate_bps / _SMALLEST_FRAME_BITS)
+    return Wire(i, bridge, ends, domain.link_delay_s, under_way + 100)
+
+
+def _wire_dpid(wire: Wire) -> int:
+    onward = wire.bridge == tandem.wire_name(wire.domain)
+    return (tandem.wire_dpid if onward else tandem.host_wire_dpid)(wire.domain)
+
+
+def _borders(segments: Sequence[Sequence[int]], servers: Mapping[int, Endpoint], wires: set[str]) -> tuple[Border, ...]:
+    def leaving(wire: str, port: str) -> str:
+        return f"{wire}-dn" if wire in wires else port
 
     def upstream(k: int, i: int) -> str:
         if k == 1:
@@ -298,7 +307,7 @@ def _borders(segments: Sequence[Sequence[int]], servers: Mapping[int, Endpoint],
         if k in choices:
             return tandem.exchange_port(tandem.exchange_name(k), i)
         (before,) = segments[k - 2]
-        return leaving(before, f"{tandem.egress_name(before)}-dn")
+        return leaving(tandem.wire_name(before), f"{tandem.egress_name(before)}-dn")
 
     choices = _choices(segments)
     entries = [
@@ -308,7 +317,12 @@ def _borders(segments: Sequence[Sequence[int]], servers: Mapping[int, Endpoint],
     ]
     final = set(segments[-1])
     doors = [
-        Border(i, server.interface, server.host, leaving(i if i in final else 0, f"{tandem.egress_name(i)}-h"))
+        Border(
+            i,
+            server.interface,
+            server.host,
+            leaving((tandem.wire_name if i in final else tandem.host_wire_name)(i), f"{tandem.egress_name(i)}-h"),
+        )
         for i, server in servers.items()
     ]
     return (*entries, *doors)

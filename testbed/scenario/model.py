@@ -49,8 +49,8 @@ class Domain:
     Attributes:
         name: Unique; lower-case letters, digits and hyphens.
         link_rate_bps: Rate of the domain's links; the sum of reservations may not exceed it.
-        link_delay_s: One-way propagation delay of the link that leaves the domain towards the next domain (for the
-            last domain: towards its compute host). Needs netem.
+        link_delay_s: One-way propagation delay of every link that leaves the domain, towards the next domain and
+            towards its compute host, so that a promise is the same for whoever crosses it. Needs netem.
         compute: Whether the domain offers a compute host behind its egress switch.
         segment: Part of the path that it sells, beside others that sell the same; None for a part of its own.
         shared_queue_bits: Size of the one FIFO queue that all tenants share at each of the domain's ports; None where

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.network
 
 PORT = "d1e-dn"
 ENTERS, INNER, LEAVES = "d1i-up", "d1i-dn", "d1e-up"
-STEADY, BULK = 1, 2
+STEADY, BULK, NEAR = 1, 2, 3
 STEADY_MINOR = 0x11
 PINGS = 40
 RTT = re.compile(r"= ([\d.]+)/[\d.]+/[\d.]+/[\d.]+ ms")
@@ -37,9 +37,9 @@ def tc(command: str) -> None:
     subprocess.run(["tc", *command.split()], check=True, capture_output=True)
 
 
-def least_rtt_s(network: TandemNetwork) -> float:
-    """The shortest of some round trips of the tenant that no meter polices."""
-    path = network.layout.path(2)
+def least_rtt_s(network: TandemNetwork, tenant: int) -> float:
+    """The shortest of some round trips of a tenant that no meter polices."""
+    path = network.layout.path(tenant)
     command = ["ping", "-n", "-q", "-c", str(PINGS), "-i", "0.05", path.server.address]
     enter = ["nsenter", f"--net={network.hosts[path.client.host].namespace}"]
     said = subprocess.run([*enter, *command], check=True, capture_output=True, text=True).stdout
@@ -97,17 +97,19 @@ def test_packets_without_set_queue_fall_into_the_default_class_and_are_named(mad
 
 def test_the_shortest_round_trip_is_the_delays_of_the_links_and_what_the_switches_add(made: Reserved) -> None:
     network = made.network
-    long_s = least_rtt_s(network)
+    long_s = {tenant: least_rtt_s(network, tenant) for tenant in (BULK, NEAR)}
     for wire in network.layout.wires:
         for interface in wire.interfaces:
             set_delay(interface, 0.0)
-    zero_s = least_rtt_s(network)
+    zero_s = {tenant: least_rtt_s(network, tenant) for tenant in long_s}
     for wire in network.layout.wires:
         for interface in wire.interfaces:
             set_delay(interface, wire.delay_s)
-    print(f"shortest round trip {long_s * 1e3:.2f} ms, without delay {zero_s * 1e3:.2f} ms")
+    print(f"shortest round trips {long_s} s, without delays {zero_s} s")
     assert network.link_delays_s == (0.02, 0.03)
-    assert long_s == pytest.approx(2 * sum(network.link_delays_s) + zero_s, rel=0.02)
+    # Who is served half-way crosses the first link only.
+    for tenant, delays_s in ((BULK, 0.05), (NEAR, 0.02)):
+        assert long_s[tenant] == pytest.approx(2 * delays_s + zero_s[tenant], rel=0.02)
 
 
 def test_a_loss_takes_its_share_and_the_same_packets_again_and_nobody_else_s(made: Reserved) -> None:

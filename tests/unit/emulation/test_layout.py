@@ -150,6 +150,13 @@ def test_a_long_link_has_a_switch_of_its_own_with_room_for_what_is_under_way() -
     assert layout.entry(2).upstream == "w1-dn"
 
 
+def test_who_is_served_half_way_crosses_a_link_as_long_as_the_one_that_leads_on() -> None:
+    layout = laid_out(scenario(2, compute=(1, 2), delays_s=(5e-3, 3e-3)))
+    assert {wire.bridge: wire.delay_s for wire in layout.wires} == {"w1": 5e-3, "w1h": 5e-3, "w2": 3e-3}
+    doors = {border.domain: border.upstream for border in layout.borders if border.host is not None}
+    assert doors == {1: "w1h-dn", 2: "w2-dn"}
+
+
 def test_links_that_cannot_be_delayed_have_no_switch() -> None:
     layout = laid_out(scenario(2, delays_s=(5e-3, 5e-3)), delays=False)
     assert layout.wires == ()
