@@ -163,7 +163,7 @@ def tail_quantiles(
     series = as_series(latency_s)
     unanswered = int(np.count_nonzero(np.isinf(series)))
     if unanswered:
-        return _refuse(levels, confidence, f"{unanswered} requests were never answered: no tail holds them.")
+        return _refuse(levels, confidence, f"{unanswered} samples were never answered: no tail holds them.")
     tried = thresholds(series, runs)
     if not tried:
         return _refuse(levels, confidence, f"No threshold leaves {MIN_CLUSTERS} independent exceedances.")

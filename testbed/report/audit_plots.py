@@ -86,7 +86,7 @@ def quantile_plot(
         axes.set_xscale("log")
         axes.invert_xaxis()
         axes.set_ylim(bottom=0.0)
-        axes.set_xlabel("share of requests that are slower")
+        axes.set_xlabel("share of samples that are slower")
         axes.set_ylabel("latency, ms")
         axes.grid(visible=True, alpha=0.25, lw=0.5)
         figure.legend(loc="outside upper center", ncols=4, fontsize=8)
@@ -164,7 +164,7 @@ def blame_plot(name: str, found: Mapping[str, Attribution]) -> str:
         for index, part in enumerate(names):
             axes.barh(0, 0, color=colours[index % len(colours)], label=part)
         axes.set_yticks(range(len(rows)), [label for label, _, _ in rows])
-        axes.set_xlabel("share of the excess of the slowest requests, %")
+        axes.set_xlabel("share of the excess of the slowest samples, %")
         figure.legend(loc="outside upper center", ncols=4, fontsize=8)
         return svg(figure, f"Whose the tail of {name} is")
 

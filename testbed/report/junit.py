@@ -38,7 +38,8 @@ def _fidelity(root: ET.Element, record: RunRecord) -> ET.Element:
         if gate.excused_by:
             ET.SubElement(case, "skipped", message=f"explained by the fault {gate.excused_by}")
         elif not gate.ok:
-            _failure(case, "INVALID", f"{gate.value:g} {gate.unit} against a limit of {gate.limit:g}: {gate.detail}")
+            value, limit = (f"{each:g} {gate.unit}".rstrip() for each in (gate.value, gate.limit))
+            _failure(case, "INVALID", f"{value} against a limit of {limit}: {gate.detail}")
     return fidelity
 
 

@@ -180,7 +180,7 @@ def time_plot(tenant: TenantRecord, series: Series, stalls_s: FloatArray, on_pur
 
 
 def stack_plot(tenant: TenantRecord, domains: Sequence[DomainDelay]) -> str:
-    """Where the time goes: mean delay per domain over all packets, and over those above p99.9.
+    """Where the time goes: mean delay per domain over all packets or requests, and over those above p99.9.
 
     Returns:
         An `<svg>` element.
@@ -188,7 +188,7 @@ def stack_plot(tenant: TenantRecord, domains: Sequence[DomainDelay]) -> str:
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 2.1), layout="constrained")
         axes: Axes = figure.add_subplot()
-        rows = ("slowest 0.1 %", "all packets")
+        rows = ("slowest 0.1 %", "all requests" if tenant.requests else "all packets")
         values = ([d.tail_mean_s or 0.0 for d in domains], [d.mean_s or 0.0 for d in domains])
         for row, delays in enumerate(values):
             left = 0.0

@@ -215,7 +215,8 @@ def _gate_table(record: RunRecord) -> Table:
         table.add_column(heading)
     for gate in record.gates:
         if not gate.holds:
-            table.add_row(gate.name, str(gate.window), f"{gate.value:g} {gate.unit}", f"{gate.limit:g}", gate.detail)
+            value, limit = (f"{each:g} {gate.unit}" for each in (gate.value, gate.limit))
+            table.add_row(gate.name, str(gate.window), value, limit, gate.detail)
     return table
 
 

@@ -73,7 +73,7 @@ def test_a_tail_that_fits_and_yet_contradicts_the_order_statistics_is_refused() 
 def test_requests_never_answered_have_no_tail() -> None:
     series = np.random.default_rng(5).random(20_000)
     series[7] = math.nan
-    assert "1 requests were never answered" in (tail_quantile(series).refused or "")
+    assert "1 samples were never answered" in (tail_quantile(series).refused or "")
 
 
 def test_too_few_independent_exceedances_carry_no_fit() -> None:

@@ -195,6 +195,16 @@ def test_how_often_answers_were_right_and_where_the_time_went_is_on_the_terminal
     assert "beta: 20" not in text_of(record)
 
 
+@pytest.mark.parametrize(("asked", "all_of_them"), [(False, "all packets"), (True, "all requests")])
+def test_where_the_time_went_is_said_of_what_the_tenant_sent(
+    run_folder: FolderMaker, asked: bool, all_of_them: str
+) -> None:
+    folder, record = run_folder(tenant(requests=asked_of({}) if asked else None))
+    write_record(folder, record)
+    drawn = re.findall("all packets|all requests", render(folder))
+    assert set(drawn) == {all_of_them}
+
+
 def test_a_name_cannot_inject_markup(run_folder: FolderMaker) -> None:
     folder, record = run_folder(tenant(reason="<script>alert(1)</script>"))
     write_record(folder, record)
@@ -232,6 +242,14 @@ def test_an_invalid_run_says_that_it_says_nothing(run_folder: FolderMaker) -> No
     assert "INVALID" in text
     assert "replay" in text
     assert "0 of 1 fidelity gates hold" in text
+
+
+def test_a_gates_limit_has_the_unit_of_its_value(run_folder: FolderMaker) -> None:
+    folder, record = run_folder(tenant(), gates=(STALLED.model_copy(update={"unit": "s"}),))
+    write_record(folder, record)
+    assert re.search(r"0\.08 s.*0\.03 s", text_of(record))
+    assert "0.08 s against a limit of 0.03 s: " in junit_xml(record)
+    assert re.search(r"<td>0\.08 s</td><td>0\.03 s</td>", render(folder))
 
 
 def test_junit_counts_promises_bounds_and_gates_apart(run_folder: FolderMaker) -> None:
