@@ -39,9 +39,10 @@ from testbed.simulation.experiments.isolation import IsolationOptions, isolation
 from testbed.simulation.experiments.overload import OverloadOptions, overload
 from testbed.simulation.experiments.workload import Workload, reservation, smallest_burst_bits
 from testbed.simulation.fifo import Bucket, FifoLink, Passed
-from testbed.simulation.link import Reserved, priority_link, reserved_link, weighted_link
+from testbed.simulation.link import priority_link, weighted_link
 from testbed.simulation.meter import Meter, Policy
 from testbed.simulation.replay import replay_run
+from testbed.simulation.reserved import Reserved, ReservedLink
 from testbed.simulation.system import Scheduler
 from testbed.simulation.tally import Tally
 from testbed.simulation.wave import Wave
@@ -116,7 +117,7 @@ def _differing() -> int:
     expected, dropped = references.reserved(
         references.packets_of(wave), LINK_BPS, classes, references.Class(Fraction(LINK_BPS), Fraction(24_000))
     )
-    port = reserved_link(LINK_BPS, [Reserved(rate and float(rate), 24_000, 50) for rate in rates])
+    port = ReservedLink(LINK_BPS, [Reserved(rate and float(rate), 24_000, 50) for rate in rates])
     passed = references.push_in_pieces(port, wave, 50)
     found = dict(zip(passed.on.number.tolist(), passed.on.time_ps.tolist(), strict=True))
     wrong = sum(found.get(number) != round(at * PS_PER_S) for number, at in expected.items())
@@ -347,7 +348,7 @@ def _packets(n: int, tenants: int, sizes: Sequence[int] = (BITS,), slowest_bps: 
 
 
 def _reserved(tenants: int) -> Server:
-    return reserved_link(LINK_BPS, [Reserved(LINK_BPS / tenants, 24_000.0)] * tenants)
+    return ReservedLink(LINK_BPS, [Reserved(LINK_BPS / tenants, 24_000.0)] * tenants)
 
 
 def _through(servers: Sequence[Server], wave: Wave) -> Wave:

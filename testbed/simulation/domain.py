@@ -11,8 +11,9 @@ from testbed.errors import ScenarioError
 from testbed.simulation.compute import ComputeStage
 from testbed.simulation.fifo import Bucket, FifoLink, Passed
 from testbed.simulation.impairment import Delayer, Loser
-from testbed.simulation.link import priority_link, reserved_link, weighted_link
+from testbed.simulation.link import priority_link, weighted_link
 from testbed.simulation.meter import Meter
+from testbed.simulation.reserved import ReservedLink
 from testbed.simulation.system import Hop, Scheduler
 from testbed.simulation.tally import LATER_METER, METER, QUEUE, RANDOM
 from testbed.simulation.wave import Wave
@@ -81,7 +82,7 @@ def _port(hop: Hop, members: Sequence[int]) -> Server:
             return weighted_link(hop.link_bps, hop.weights, delay_ps=hop.delay_ps, limits=hop.limits)
         case Scheduler.RESERVED:
             drain_bps = hop.drain_bps or hop.link_bps
-            return reserved_link(drain_bps, hop.classes, root_bps=hop.link_bps, delay_ps=hop.delay_ps)
+            return ReservedLink(drain_bps, hop.classes, root_bps=hop.link_bps, delay_ps=hop.delay_ps)
         case Scheduler.SHARED | Scheduler.ISOLATED:
             own = hop.classes[members[0]]
             if own.rate_bps is not None:

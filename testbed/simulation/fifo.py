@@ -2,7 +2,8 @@
 
 `D_n = max(A_n, D_{n-1}) + size/rate` (Lindley, "The theory of queues with a single server", 1952) for a link; a token
 bucket lets a packet start as soon as it owes nothing and charges it then, as Linux's HTB does: it sends at tokens >= 0
-and goes negative (`sch_htb.c`). Servers that choose among tenants are `testbed.simulation.link`'s.
+and goes negative (`sch_htb.c`). Servers that choose among tenants are
+`testbed.simulation.link`'s and `testbed.simulation.reserved`'s.
 """
 
 from __future__ import annotations

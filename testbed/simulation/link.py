@@ -1,62 +1,42 @@
-"""One link shared by classes of packets, each a queue of its own: strict priority, HTB reservations, weighted sharing.
+"""One link shared by classes of packets, each a queue of its own: strict priority and weighted sharing.
 
-The three differ only in the key that orders the heads of the queues, and the link always serves the smallest key:
+The two differ only in the key that orders the heads of the queues, and the link always serves the smallest key:
 
 * priority: the class's rank;
 * weighted: the head's finish tag of self-clocked fair queueing (Golestani, "A self-clocked fair queueing scheme for
-  broadband applications", INFOCOM 1994), work-conserving and within one packet per competitor of ideal sharing;
-* reserved: the instant from which the class's token bucket lets the head go, as HTB does with rate = ceil: at tokens
-  >= 0, charged when the packet really starts, tokens never above the burst. A class that waits for the link longer
-  than its burst lasts therefore loses rate, as it does in the kernel. Best effort borrows: it goes when no reserved
-  class may and the root's bucket owes nothing; every packet is charged to it, but reserved classes do not obey it.
+  broadband applications", INFOCOM 1994), work-conserving and within one packet per competitor of ideal sharing.
 
-Among reserved classes that may go at the same time the kernel takes turns, as many bytes a turn as its quantum says;
-this link takes turns packet by packet: it takes the class whose head has been allowed to go for longest. Keys sit in a
-tournament tree, so a decision costs log2 of the number of classes. A decision taken at t needs every arrival up to t;
-what cannot be decided yet waits for the next wave.
+A tournament tree says whose key is the smallest, so a decision costs log2 of the number of classes. A decision taken at
+t needs every arrival up to t; what cannot be decided yet waits for the next wave. Reservations, whose heads may have to
+wait for themselves, are `testbed.simulation.reserved`'s.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numba
 import numpy as np
 import numpy.typing as npt
 
 from testbed.errors import ScenarioError
-from testbed.simulation.clock import NEVER, PS_PER_S, ps_per_bit
+from testbed.simulation.clock import NEVER, ps_per_bit
 from testbed.simulation.fifo import Int32Array, Passed
+from testbed.simulation.reserved import UNLIMITED
+from testbed.simulation.tournament import settle, tournament
 from testbed.simulation.wave import IndexArray, TimeArray, Wave, join
 
-_PRIORITY, _WEIGHTED, _RESERVED = 0, 1, 2
-_UNLIMITED = 2**62
+_PRIORITY, _WEIGHTED = 0, 1
 _REBASE_AT = 2**60
 
 # Positions in the array of a link's scalars.
-_FREE, _ADMITTED, _VIRTUAL, _ROOT, _BORROWER = 0, 1, 2, 3, 4
-
-
-@dataclass(frozen=True)
-class Reserved:
-    """One class of a reserved link.
-
-    Attributes:
-        rate_bps: Its rate and ceiling; None for best effort, of which there may be several that share one queue.
-        burst_bits: Depth of its bucket.
-        limit_packets: Packets that may wait; None for any number.
-    """
-
-    rate_bps: float | None
-    burst_bits: float = 0.0
-    limit_packets: int | None = None
+_FREE, _ADMITTED, _VIRTUAL = 0, 1, 2
 
 
 class SharedLink:
-    """A link that chooses among classes; built by `priority_link`, `weighted_link` and `reserved_link`."""
+    """A link that chooses among classes; built by `priority_link` and `weighted_link`."""
 
-    def __init__(  # noqa: PLR0917 - only the three builders below call it
+    def __init__(  # noqa: PLR0917 - only the two builders below call it
         self,
         discipline: int,
         rate_bps: float,
@@ -65,26 +45,16 @@ class SharedLink:
         classes: int,
         limits: Sequence[int | None],
         bit_ps: npt.NDArray[np.float64],
-        depth_ps: TimeArray,
-        rank: TimeArray,
-        root_bit_ps: float = 0.0,
-        root_depth_ps: int = 0,
     ) -> None:
-        width = 1 << max(1, (classes - 1).bit_length())
         self._discipline = discipline
         self._link_bit_ps = ps_per_bit(rate_bps)
         self._delay_ps = delay_ps
         self._class_of = np.array(class_of, dtype=np.int32)
-        self._limit = np.array([_UNLIMITED if limit is None else limit for limit in limits], dtype=np.int64)
-        self._bit_ps, self._depth_ps, self._rank = bit_ps, depth_ps, rank
-        self._root_bit_ps, self._root_depth_ps = root_bit_ps, root_depth_ps
-        self._mark = np.full(classes, -NEVER if discipline == _RESERVED else 0, dtype=np.int64)
-        self._key = np.full(width, NEVER, dtype=np.int64)
-        self._tree = np.zeros(2 * width, dtype=np.int32)
-        self._tree[width:] = np.arange(width)
-        for node in range(width - 1, 0, -1):
-            self._tree[node] = self._tree[2 * node]
-        self._scalars = np.array([-NEVER, 0, 0, -NEVER, classes - 1], dtype=np.int64)
+        self._limit = np.array([UNLIMITED if limit is None else limit for limit in limits], dtype=np.int64)
+        self._bit_ps = bit_ps
+        self._mark = np.zeros(classes, dtype=np.int64)
+        self._key, self._winner = tournament(classes)
+        self._scalars = np.array([-NEVER, 0, 0], dtype=np.int64)
         self._held = Wave.empty()
 
     def push(self, wave: Wave, horizon_ps: int) -> Passed:
@@ -107,13 +77,9 @@ class SharedLink:
             self._delay_ps,
             self._limit,
             self._bit_ps,
-            self._depth_ps,
-            self._rank,
-            self._root_bit_ps,
-            self._root_depth_ps,
             self._mark,
             self._key,
-            self._tree,
+            self._winner,
             self._scalars,
             order,
             out,
@@ -146,10 +112,7 @@ def priority_link(
         limits: Packets that may wait in each rank's queue, None for any number; empty where all are without limit.
     """
     ranks = max(rank_of) + 1
-    nothing = np.zeros(ranks, np.int64)
-    limits = limits or [None] * ranks
-    rank = np.arange(ranks, dtype=np.int64)
-    return SharedLink(_PRIORITY, rate_bps, delay_ps, rank_of, ranks, limits, np.zeros(ranks), nothing, rank)
+    return SharedLink(_PRIORITY, rate_bps, delay_ps, rank_of, ranks, limits or [None] * ranks, np.zeros(ranks))
 
 
 def weighted_link(
@@ -170,7 +133,6 @@ def weighted_link(
         raise ScenarioError(f"weights of a link: found {min(weights)}, expected positive weights; correct them")
     classes = len(weights)
     share = np.array(weights, dtype=np.float64) / sum(weights)
-    nothing = np.zeros(classes, np.int64)
     return SharedLink(
         _WEIGHTED,
         rate_bps,
@@ -179,54 +141,7 @@ def weighted_link(
         classes,
         limits or [None] * classes,
         ps_per_bit(rate_bps) / share,
-        nothing,
-        nothing,
     )
-
-
-def reserved_link(
-    rate_bps: float, classes: Sequence[Reserved], *, root_bps: float | None = None, delay_ps: int = 0
-) -> SharedLink:
-    """A port with one HTB class per tenant.
-
-    Args:
-        rate_bps: Rate at which the port drains.
-        classes: One per tenant; best-effort ones share one queue, whose limit is the first one's.
-        root_bps: Rate of the root class, which best effort borrows from; None: the rate at which the port drains.
-        delay_ps: Propagation delay behind it.
-    """
-    reserved = [index for index, one in enumerate(classes) if one.rate_bps is not None]
-    borrowers = [one for one in classes if one.rate_bps is None]
-    place = {tenant: number for number, tenant in enumerate(reserved)}
-    kept = [classes[index] for index in reserved]
-    root_bps = rate_bps if root_bps is None else root_bps
-    bit_ps = np.array([PS_PER_S / (one.rate_bps or root_bps) for one in kept] + [0.0])
-    depth_ps = np.array([round(one.burst_bits * bit) for one, bit in zip(kept, bit_ps, strict=False)] + [0], np.int64)
-    limits = [one.limit_packets for one in kept] + [borrowers[0].limit_packets if borrowers else None]
-    root_bit_ps = ps_per_bit(root_bps)
-    return SharedLink(
-        _RESERVED,
-        rate_bps,
-        delay_ps,
-        [place.get(tenant, len(kept)) for tenant in range(len(classes))],
-        len(kept) + 1,
-        limits,
-        bit_ps,
-        depth_ps,
-        np.zeros(len(kept) + 1, np.int64),
-        root_bit_ps,
-        round(max((one.burst_bits for one in borrowers), default=0.0) * root_bit_ps),
-    )
-
-
-@numba.njit(cache=True, inline="always")
-def _replay(key: TimeArray, tree: Int32Array, k: int) -> None:
-    """Play class k's matches again, up to the root; the lower class wins a draw."""
-    node = (key.size + k) >> 1
-    while node >= 1:
-        left, right = tree[2 * node], tree[2 * node + 1]
-        tree[node] = left if key[left] <= key[right] else right
-        node >>= 1
 
 
 @numba.njit(cache=True)
@@ -241,13 +156,9 @@ def _serve(  # noqa: C901, PLR0912, PLR0915, PLR0917 - one loop; calls inside it
     delay: int,
     limit: TimeArray,
     bit_ps: npt.NDArray[np.float64],
-    depth: TimeArray,
-    rank: TimeArray,
-    root_bit_ps: float,
-    root_depth: int,
     mark: TimeArray,
     key: TimeArray,
-    tree: Int32Array,
+    winner: Int32Array,
     scalars: TimeArray,
     order: IndexArray,
     out: TimeArray,
@@ -259,8 +170,7 @@ def _serve(  # noqa: C901, PLR0912, PLR0915, PLR0917 - one loop; calls inside it
     head, tail = np.full(classes, -1, np.int64), np.full(classes, -1, np.int64)
     follows = np.full(n, -1, np.int64)
     queued = np.zeros(classes, np.int64)
-    borrower = scalars[_BORROWER]
-    free, admitted, virtual, root = scalars[_FREE], scalars[_ADMITTED], scalars[_VIRTUAL], scalars[_ROOT]
+    free, admitted, virtual = scalars[_FREE], scalars[_ADMITTED], scalars[_VIRTUAL]
     for i in range(admitted):
         k = class_of[tenant[i]]
         if head[k] < 0:
@@ -272,16 +182,7 @@ def _serve(  # noqa: C901, PLR0912, PLR0915, PLR0917 - one loop; calls inside it
     waiting = admitted
     served, dropped = 0, 0
     while True:
-        k = tree[1]
-        if discipline == _RESERVED:
-            start = max(free, key[k])
-            if head[borrower] >= 0:
-                borrowed = max(free, root)
-                if borrowed < start:
-                    k, start = np.int32(borrower), borrowed
-        else:
-            start = free if waiting > 0 else NEVER
-        if admitted < n and (waiting == 0 or time[admitted] <= start):
+        if admitted < n and (waiting == 0 or time[admitted] <= free):
             i = admitted
             admitted += 1
             free = max(free, time[i])
@@ -298,20 +199,16 @@ def _serve(  # noqa: C901, PLR0912, PLR0915, PLR0917 - one loop; calls inside it
             else:
                 head[k] = i
                 if discipline == _PRIORITY:
-                    key[k] = rank[k]
-                    _replay(key, tree, k)
-                elif discipline == _WEIGHTED:
-                    key[k] = max(virtual, mark[k]) + np.int64(size[i] * bit_ps[k] + 0.5)
-                    _replay(key, tree, k)
-                elif k != borrower:
-                    key[k] = max(time[i], mark[k])
-                    _replay(key, tree, k)
+                    settle(key, winner, k, np.int64(k))
+                else:
+                    settle(key, winner, k, max(virtual, mark[k]) + np.int64(size[i] * bit_ps[k] + 0.5))
             tail[k] = i
             continue
-        if waiting == 0 or start >= horizon:
+        if waiting == 0 or free >= horizon:
             break
+        k = winner[1]
         i = head[k]
-        free = start + np.int64(size[i] * link_bit_ps + 0.5)
+        free += np.int64(size[i] * link_bit_ps + 0.5)
         order[served] = i
         out[served] = free + delay
         served += 1
@@ -322,18 +219,13 @@ def _serve(  # noqa: C901, PLR0912, PLR0915, PLR0917 - one loop; calls inside it
         head[k] = i_next
         if discipline == _PRIORITY:
             if i_next < 0:
-                key[k] = NEVER
-                _replay(key, tree, k)
-        elif discipline == _WEIGHTED:
-            virtual = key[k]
-            mark[k] = virtual
-            key[k] = virtual + np.int64(size[i_next] * bit_ps[k] + 0.5) if i_next >= 0 else NEVER
-            _replay(key, tree, k)
+                settle(key, winner, k, NEVER)
         else:
-            root = max(root, start - root_depth) + np.int64(size[i] * root_bit_ps + 0.5)
-            if k != borrower:
-                mark[k] = max(mark[k], start - depth[k]) + np.int64(size[i] * bit_ps[k] + 0.5)
-                key[k] = max(start, mark[k]) if i_next >= 0 else NEVER
-                _replay(key, tree, k)
-    scalars[_FREE], scalars[_ADMITTED], scalars[_VIRTUAL], scalars[_ROOT] = free, admitted, virtual, root
+            virtual = key[1]
+            mark[k] = virtual
+            at = NEVER
+            if i_next >= 0:
+                at = virtual + np.int64(size[i_next] * bit_ps[k] + 0.5)
+            settle(key, winner, k, at)
+    scalars[_FREE], scalars[_ADMITTED], scalars[_VIRTUAL] = free, admitted, virtual
     return served, dropped

@@ -26,8 +26,8 @@ from testbed.simulation.bounds import bounds_of
 from testbed.simulation.choices import Choices
 from testbed.simulation.clock import to_ps
 from testbed.simulation.known import Known
-from testbed.simulation.link import Reserved
 from testbed.simulation.meter import Policy
+from testbed.simulation.reserved import Reserved
 from testbed.simulation.serving import asking_of, packets_per_s, sign
 from testbed.simulation.system import Hop, Scheduler, Source, System
 from testbed.traffic.arrivals import mean_bps

@@ -14,8 +14,8 @@ from testbed.scenario.model import Arrivals, Misbehaviour
 from testbed.simulation.asking import Asking
 from testbed.simulation.compute import Compute
 from testbed.simulation.impairment import Excess
-from testbed.simulation.link import Reserved
 from testbed.simulation.meter import Policy
+from testbed.simulation.reserved import Reserved
 
 
 class Scheduler(StrEnum):

@@ -20,8 +20,8 @@ from testbed.management.admission import Demand, Rule, confirm
 from testbed.management.sizing import DRAIN_BPS, ClassDemand, design_classes
 from testbed.scenario.model import OnOffArrivals, whole_kbit
 from testbed.simulation.clock import PS_PER_S
-from testbed.simulation.link import Reserved
 from testbed.simulation.meter import Meter, Policy
+from testbed.simulation.reserved import Reserved
 from testbed.simulation.streams import stream
 from testbed.simulation.system import Hop, Scheduler
 from testbed.simulation.wave import Wave

@@ -18,9 +18,9 @@ from testbed.simulation.calls import CallStream
 from testbed.simulation.clock import NEVER, PS_PER_S, to_ps
 from testbed.simulation.estimate import design_effect, quantile
 from testbed.simulation.impairment import Constant, Draw, Excess, Exponential, Lognormal
-from testbed.simulation.link import Reserved
 from testbed.simulation.meter import Policy
 from testbed.simulation.recorder import Passage
+from testbed.simulation.reserved import Reserved
 from testbed.simulation.shares import Jobs, SharedServer
 from testbed.simulation.system import Hop, Scheduler, Source, System
 from testbed.simulation.tally import CAUSES, RANDOM, TIMEOUT, Tally

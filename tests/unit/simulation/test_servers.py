@@ -9,11 +9,12 @@ import pytest
 
 from testbed.simulation.clock import PS_PER_S
 from testbed.simulation.fifo import Bucket, FifoLink
-from testbed.simulation.link import Reserved, priority_link, reserved_link, weighted_link
+from testbed.simulation.link import priority_link, weighted_link
 from testbed.simulation.meter import Meter, Policy
+from testbed.simulation.reserved import Reserved, ReservedLink
 from testbed.simulation.wave import Wave
 from tests.unit.simulation import references
-from tests.unit.simulation.references import bursty, packets_of, push_in_pieces
+from tests.unit.simulation.references import bursty, packets_of, push_in_pieces, wave_of
 
 NS = 1000
 
@@ -108,17 +109,30 @@ def test_a_reserved_port_serves_as_the_reference_does(
         Reserved(None if r is None else r * 1e6, 1000.0 * b, limit)
         for r, b, limit in zip(rates, bursts, limits, strict=True)
     ]
-    passed = push_in_pieces(reserved_link(16e6, classes, root_bps=LINK), wave, pieces)
+    passed = push_in_pieces(ReservedLink(16e6, classes, root_bps=LINK), wave, pieces)
     assert by_number(passed.on) == in_ps(expected)
     assert sorted(passed.lost.number.tolist()) == sorted(dropped)
     assert np.all(np.diff(passed.on.time_ps) >= 0)
+
+
+@pytest.mark.parametrize(("limit", "kept"), [(3, [0, 1, 2, 3]), (0, [])])
+def test_what_finds_a_reserved_queue_full_is_lost_before_the_queue_moves(limit: int, kept: list[int]) -> None:
+    """A class that may not send for long must not keep what came meanwhile."""
+    port = ReservedLink(LINK, [Reserved(1000.0, 0.0, limit)])
+    wave = wave_of(np.arange(20) * 10**9, np.full(20, 8000))
+    passed = port.push(wave, 20 * 10**9)
+    assert passed.on.number.tolist() == kept[:1]
+    assert passed.lost.number.tolist() == [number for number in range(20) if number not in kept]
+    rest = port.push(Wave.empty(), 2**62)
+    assert rest.on.number.tolist() == kept[1:]
+    assert not rest.lost.number.size
 
 
 def test_sixty_four_reserved_classes_are_served_as_the_reference_does() -> None:
     wave = bursty(8, 4000, 64, 600)
     classes = [references.Class(Fraction(125_000), Fraction(24_000)) for _ in range(64)]
     expected, _ = references.reserved(packets_of(wave), LINK, classes, references.Class(Fraction(LINK)))
-    passed = push_in_pieces(reserved_link(LINK, [Reserved(125e3, 24e3)] * 64), wave, 9)
+    passed = push_in_pieces(ReservedLink(LINK, [Reserved(125e3, 24e3)] * 64), wave, 9)
     assert by_number(passed.on) == in_ps(expected)
 
 
