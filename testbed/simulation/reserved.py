@@ -170,8 +170,8 @@ def _send(  # noqa: C901, PLR0912, PLR0915, PLR0917 - one loop; calls inside it 
     """Send until the next decision lies at or beyond the horizon; returns how many were sent and dropped."""
     n, borrower = time.size, mark.size
     classes = borrower + 1
-    # Class k's packets stand at first[k] up to first[k + 1]. Its queue is those from head[k] up to seen[k], one of which
-    # may still have to come and will find it empty; whether those from ahead[k] on find room has not been looked at.
+    # Class k's packets stand at first[k] up to first[k + 1]. Its queue is those from head[k] up to seen[k], one of
+    # which may still have to come and will find it empty; whether those from ahead[k] on find room is not known yet.
     first = np.zeros(classes + 1, np.int64)
     for i in range(n):
         first[class_of[tenant[i]] + 1] += 1
