@@ -217,22 +217,48 @@ class Impairments:
         time.sleep(taken_ns * (factor - 1) / 1e9)
         return self._was_held_up(begun_ns, Kind.SLOW_DOWN) - begun_ns
 
+    def called(self, name: str) -> str:
+        """What draws are made by: a request's id, and a name of its own for a request that has none."""
+        return name or f"unnamed {next(self._unnamed)}"
+
+    def part(self, tenant: str, called: str, outputs: Mapping[str, Array]) -> tuple[Mapping[str, Array], bool]:
+        """A part of an answer as it shall be sent now, and whether it is wrong.
+
+        Args:
+            tenant: Who asked.
+            called: See `called`.
+            outputs: What was computed.
+        """
+        if not any(self._drawn(each, tenant, called) for each in self._active(Kind.WRONG_ANSWERS)):
+            return outputs, False
+        return {key: _other(array) for key, array in outputs.items()}, True
+
     def applied(
-        self, tenant: str, name: str, outputs: Mapping[str, Array], stamps: Stamps, slowed_ns: int = 0
+        self,
+        tenant: str,
+        called: str,
+        outputs: Mapping[str, Array],
+        stamps: Stamps,
+        slowed_ns: int = 0,
+        *,
+        spoilt: bool | None = None,
     ) -> tuple[Mapping[str, Array], tuple[str, ...], LostTime]:
         """The outputs of a request as they shall be answered, the kinds of impairment that touched it, and their cost.
 
         Args:
             tenant: Who asked.
-            name: The request's id.
+            called: See `called`.
             outputs: What was computed.
             stamps: When.
             slowed_ns: How much longer than it had to its computation took.
+            spoilt: Of outputs that were sent in parts, whether any was wrong; None where they are sent now.
         """
         if not self._all:
             return outputs, (), NOTHING_LOST
         lost = self._lost(stamps, slowed_ns)
         kinds: set[Kind] = {Kind.SLOW_DOWN} if lost.behind_ns else set()
+        if spoilt:
+            kinds.add(Kind.WRONG_ANSWERS)
         for impairment in self._all:
             match impairment.kind:
                 case Kind.PAUSE if impairment.overlaps(stamps.queued_ns, stamps.started_ns):
@@ -241,8 +267,10 @@ class Impairments:
                     stamps.started_ns, stamps.finished_ns
                 ):
                     kinds.add(impairment.kind)
-                case Kind.WRONG_ANSWERS if impairment.overlaps(stamps.started_ns, stamps.finished_ns) and self._drawn(
-                    impairment, tenant, name
+                case Kind.WRONG_ANSWERS if (
+                    spoilt is None
+                    and impairment.overlaps(stamps.started_ns, stamps.finished_ns)
+                    and self._drawn(impairment, tenant, called)
                 ):
                     kinds.add(impairment.kind)
                     outputs = {key: _wrong(array) for key, array in outputs.items()}
@@ -279,8 +307,9 @@ class Impairments:
         left_ns = stamps.started_ns - stamps.queued_ns - paused_ns
         return LostTime(paused_ns, min(behind_ns // self._workers, left_ns), slowed_ns)
 
-    def _drawn(self, impairment: Impairment, tenant: str, name: str) -> bool:
-        text = f"{impairment.seed}/{tenant}/{name or f'unnamed {next(self._unnamed)}'}"
+    @staticmethod
+    def _drawn(impairment: Impairment, tenant: str, called: str) -> bool:
+        text = f"{impairment.seed}/{tenant}/{called}"
         drawn = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
         return drawn < impairment.amount
 
@@ -341,4 +370,9 @@ def _wrong(array: Array) -> Array:
     turned = np.roll(array, 1, axis=-1) if array.ndim and array.shape[-1] > 1 else array
     if not np.array_equal(turned, array):
         return turned
+    return _other(array)
+
+
+def _other(array: Array) -> Array:
+    """Other values, each for itself, of the same datatype and shape."""
     return ~array if array.dtype == np.bool_ else array + np.ones(1, dtype=array.dtype)

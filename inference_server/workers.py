@@ -161,6 +161,43 @@ class Job:
             self.answer.set_result(outcome)
 
 
+class _Parts:
+    """Who waits for a request's parts, as a computation sees it: impairs each, and keeps what the answer is to repeat.
+
+    Attributes:
+        spoilt: Whether a part was wrong on purpose.
+        slowed_ns: How much longer than they had to the parts took.
+    """
+
+    def __init__(self, job: Job, called: str, started_ns: int, impairments: Impairments) -> None:
+        self._job, self._called, self._impairments = job, called, impairments
+        self._sent: dict[str, list[Array]] = {}
+        self._since_ns = started_ns
+        self.spoilt, self.slowed_ns = False, 0
+
+    def wanted(self) -> bool:
+        """Whether somebody still waits, and not in vain."""
+        return self._job.wanted()
+
+    def emit(self, outputs: Mapping[str, Array]) -> None:
+        """Hand over a part."""
+        self.slow_down()
+        outputs, wrong = self._impairments.part(self._job.tenant, self._called, outputs)
+        self.spoilt |= wrong
+        for name, array in outputs.items():
+            self._sent.setdefault(name, []).append(array)
+        self._job.emit(outputs)
+
+    def slow_down(self) -> None:
+        """Make what was computed since the last part take longer."""
+        self.slowed_ns += self._impairments.slow_down(time.monotonic_ns() - self._since_ns)
+        self._since_ns = time.monotonic_ns()
+
+    def whole(self) -> Mapping[str, Array]:
+        """All that was handed over."""
+        return {name: np.concatenate(parts) for name, parts in self._sent.items()}
+
+
 Outcome: TypeAlias = tuple[Job, Answer | Exception]
 _Compute: TypeAlias = Callable[[Sequence[Job], int], list[Outcome]]
 """Computes a batch that was begun at a time, CLOCK_MONOTONIC."""
@@ -270,15 +307,24 @@ class Workers:
 
     def _computed(self, batch: Sequence[Job], started_ns: int) -> list[Outcome]:
         model, rows = batch[0].model, [job.rows for job in batch]
-        computed = model.compute(batches.joined([job.inputs for job in batch]), batch[0] if len(batch) == 1 else None)
-        divided = batches.divided(computed.outputs, rows)
-        slowed_ns = self._impairments.slow_down(time.monotonic_ns() - started_ns)
+        called = [self._impairments.called(job.id) for job in batch]
+        if batch[0].parts is None:
+            spoilt = None
+            watch = batch[0] if len(batch) == 1 else None
+            computed = model.compute(batches.joined([job.inputs for job in batch]), watch)
+            divided = batches.divided(computed.outputs, rows)
+            slowed_ns = self._impairments.slow_down(time.monotonic_ns() - started_ns)
+        else:
+            parts = _Parts(batch[0], called[0], started_ns, self._impairments)
+            computed = model.compute(batch[0].inputs, parts)
+            parts.slow_down()
+            divided, spoilt, slowed_ns = [parts.whole()], parts.spoilt, parts.slowed_ns
         finished_ns = time.monotonic_ns()
         self._statistics.executed(model.name, computed.execution, requests=len(batch), rows=sum(rows))
         outcomes: list[Outcome] = []
-        for job, mine in zip(batch, divided, strict=True):
+        for job, name, mine in zip(batch, called, divided, strict=True):
             stamps = Stamps(job.received_ns, job.queued_ns, started_ns, finished_ns)
-            outputs, kinds, lost = self._impairments.applied(job.tenant, job.id, mine, stamps, slowed_ns)
+            outputs, kinds, lost = self._impairments.applied(job.tenant, name, mine, stamps, slowed_ns, spoilt=spoilt)
             outcomes.append((job, Answer(outputs, stamps, kinds, lost)))
         return outcomes
 

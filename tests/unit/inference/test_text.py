@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import grpc
@@ -14,10 +15,12 @@ from inference_server import repository, train_text
 from inference_server.digits import HELD_OUT
 from inference_server.errors import AbandonedError
 from inference_server.generated import open_inference_pb2 as pb
-from inference_server.protocol import MOST_CONTEXT, MOST_GENERATED, Stamps
+from inference_server.protocol import MOST_CONTEXT, MOST_GENERATED, Kind, LostTime, Stamps, impaired_by
+from inference_server.server import Settings
 from inference_server.text import TextModel, TokenCost
 from inference_server.transformer import Transformer
-from tests.unit.inference.serving import LONG_S, Running, infer
+from tests.unit.inference.serving import LONG_S, Running, infer, serving
+from tests.unit.inference.test_impairments import LATER_S, impair
 from tests.unit.inference.test_triton import stream
 
 CPU = torch.device("cpu")
@@ -128,6 +131,29 @@ def test_a_stream_gives_every_byte_as_it_comes_and_then_all_of_them(channel: grp
     final = [answer.parameters["triton_final_response"].bool_param for answer in answers]
     assert final == [False, False, False, False, True]
     assert b"".join(answer.raw_output_contents[0] for answer in answers[:4]) == answers[4].raw_output_contents[0]
+
+
+def test_impairments_touch_every_part_of_a_stream_and_the_answer_repeats_the_parts() -> None:
+    def impaired(kind: str, **more: float) -> pb.ImpairRequest:
+        return pb.ImpairRequest(seed=1, impairments=[pb.Impairment(kind=kind, to_s=LATER_S, **more)])
+
+    settings = Settings(listen="127.0.0.1:0", models=["text-small"], device="cpu", allow_impairments=True)
+    with serving(settings) as running, running.channel() as channel:
+        right = infer(channel)(request(6), timeout=LONG_S).raw_output_contents[0]
+        impair(channel)(impaired("wrong-answers", rate=1.0), timeout=LONG_S)
+        impair(channel)(impaired("slow-down", factor=3.0), timeout=LONG_S)
+        begun = time.monotonic()
+        came = [(time.monotonic() - begun, each.infer_response) for each in stream(channel, iter([request(6)]))]
+    *parts, (_, answer) = came
+    assert impaired_by(answer) == {Kind.WRONG_ANSWERS, Kind.SLOW_DOWN}
+    assert answer.raw_output_contents[0] == b"".join(part.raw_output_contents[0] for _, part in parts)
+    assert all(wrong != byte for wrong, byte in zip(answer.raw_output_contents[0], right, strict=True))
+    stamps, lost = Stamps.read(answer), LostTime.read(answer)
+    assert stamps is not None
+    computed_ns = stamps.finished_ns - stamps.started_ns
+    assert computed_ns / 2 < lost.slowed_ns < computed_ns
+    # The first byte, which costs the most, is slowed down as well, and not only what comes behind the last.
+    assert parts[-1][0] > lost.slowed_ns / 1e9
 
 
 WRONG = [(0, WORDS), (MOST_GENERATED + 1, WORDS), (1, b" " * (MOST_CONTEXT + 1))]
