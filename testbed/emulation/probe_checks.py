@@ -91,16 +91,20 @@ def judge(domain: str, tenant: str, what: str, *, found: float, expected: float,
 def meter_burst(domain: str, tenant: str, meter: Meter, *, passed: Passed, frame_bits: int) -> ProbeResult:
     """Bucket of a meter from the least that any of several floods got through it: the one with the least refill.
 
-    A userspace meter also forgets up to a millisecond of its refill when it was idle for longer than burst / rate.
+    A meter refills while it takes the flood in, which is known to have been over by the end and may have been over at
+    once: what is expected is the bucket and half of the most that can have come back. A userspace meter also forgets up
+    to a millisecond of its refill when it was idle for longer than burst / rate. Blunt is what a bucket of twice the
+    size would pass for.
     """
     rate, bucket = meter.rate_kbps * 1000, meter.burst_kbit * 1000
-    finest = frame_bits + rate * METER_LATENESS_S
-    tolerance = finest + rate * passed.elapsed_s
-    result = judge(domain, tenant, "meter burst, bits", found=passed.bits, expected=bucket, tolerance=tolerance)
+    refill = rate * passed.elapsed_s
+    tolerance = frame_bits + rate * METER_GRAIN_S + refill / 2
+    expected = bucket + refill / 2
+    result = judge(domain, tenant, "meter burst, bits", found=passed.bits, expected=expected, tolerance=tolerance)
     # What passes a meter without BURST is as uncertain as what passes a right one.
     apart = abs(bucket - rate * _BURSTLESS_S)
     limit = _BLUNT_BUCKET * bucket
-    return _sharp(result, limit if apart <= 2 * finest else min(limit, apart / 2))
+    return _sharp(result, limit if apart <= 2 * (frame_bits + rate * METER_LATENESS_S) else min(limit, apart / 2))
 
 
 def meter_rate(domain: str, tenant: str, meter: Meter, *, passed: Passed, frame_bits: int) -> ProbeResult:
