@@ -18,6 +18,9 @@ _BLUNT_RATE = 0.1
 """A rate known no better than to this part proves nothing, whatever was found."""
 _BLUNT_BUCKET = 0.5
 """The same for a bucket."""
+_COUNTED_WITHIN_S = 10e-3
+"""The same for a bucket in time: flooding one and counting takes a software switch that long, so how much came back
+meanwhile cannot be known better."""
 _BURSTLESS_S = 1.0
 """How much of its rate a meter's bucket holds without the flag BURST."""
 
@@ -88,13 +91,15 @@ def judge(domain: str, tenant: str, what: str, *, found: float, expected: float,
     return ProbeResult(domain, tenant, what, found, expected, tolerance, abs(found - expected) <= tolerance)
 
 
-def meter_burst(domain: str, tenant: str, meter: Meter, *, passed: Passed, frame_bits: int) -> ProbeResult:
+def meter_burst(
+    domain: str, tenant: str, meter: Meter, *, passed: Passed, frame_bits: int, offered_bits: int
+) -> ProbeResult:
     """Bucket of a meter from the least that any of several floods got through it: the one with the least refill.
 
     A meter refills while it takes the flood in, which is known to have been over by the end and may have been over at
     once: what is expected is the bucket and half of the most that can have come back. A userspace meter also forgets up
     to a millisecond of its refill when it was idle for longer than burst / rate. Blunt is what a bucket of twice the
-    size would pass for.
+    size would pass for, or one that lasts for 20 ms longer where that is more; and a flood that was not cut at all.
     """
     rate, bucket = meter.rate_kbps * 1000, meter.burst_kbit * 1000
     refill = rate * passed.elapsed_s
@@ -103,8 +108,10 @@ def meter_burst(domain: str, tenant: str, meter: Meter, *, passed: Passed, frame
     result = judge(domain, tenant, "meter burst, bits", found=passed.bits, expected=expected, tolerance=tolerance)
     # What passes a meter without BURST is as uncertain as what passes a right one.
     apart = abs(bucket - rate * _BURSTLESS_S)
-    limit = _BLUNT_BUCKET * bucket
-    return _sharp(result, limit if apart <= 2 * (frame_bits + rate * METER_LATENESS_S) else min(limit, apart / 2))
+    limit = max(_BLUNT_BUCKET * bucket, rate * _COUNTED_WITHIN_S)
+    if apart > 2 * (frame_bits + rate * METER_LATENESS_S):
+        limit = min(limit, apart / 2)
+    return _sharp(result, limit if passed.bits < offered_bits else 0.0)
 
 
 def meter_rate(domain: str, tenant: str, meter: Meter, *, passed: Passed, frame_bits: int) -> ProbeResult:

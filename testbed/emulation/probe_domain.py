@@ -139,9 +139,11 @@ class DomainProbe:
                 least[rule.number] = min(least.get(rule.number, passed), passed, key=lambda item: item.bits)
             before = after
         for rule, meter in metered:
-            bits, passed = 8 * self._effort.flood(meter)[0], least[rule.number]
+            size, count = self._effort.flood(meter)
+            who, bits = (self._program.domain, rule.tenant, meter), 8 * size
+            passed = least[rule.number]
             self._results.append(
-                probe_checks.meter_burst(self._program.domain, rule.tenant, meter, passed=passed, frame_bits=bits)
+                probe_checks.meter_burst(*who, passed=passed, frame_bits=bits, offered_bits=bits * count)
             )
 
     def _met_all(self, number: int, before: Mapping[int, MeterCounters], packets: int) -> float:

@@ -18,10 +18,15 @@ from testbed.emulation.probe_checks import METER_LATENESS_S
 from testbed.emulation.probe_traffic import LARGEST_FRAME_BYTES, SMALLEST_FRAME_BYTES
 
 _FRAMES_PER_S = 15_000
+_MOST_FRAMES_PER_S = 40_000
+"""What a switch takes while it does nothing else; more than the budget where meters let through more than that."""
 _DOMAINS_AT_EASE = 3
 FRAMES_OF_A_BUCKET = 64
 _TENANTS_AT_EASE = 16
 _OVERLOAD = 1.1
+_OVERLOADED, _EMPTIED = 1.5, 1.3
+"""Of a meter's rate and of its bucket, what is offered to empty it."""
+_LONGEST_EMPTYING_S = 5.0
 _GRAINS_OF_A_RATE = 40
 """Twice as many frames, or moments of lateness, as a check of a rate allows for at each end of what it watches."""
 
@@ -58,9 +63,20 @@ class Effort:
         return self._budget * min(1.0, _DOMAINS_AT_EASE / (1 + self.domains_behind))
 
     @property
+    def _most_bps(self) -> float:
+        """What a switch takes in the largest frames."""
+        return 8 * LARGEST_FRAME_BYTES * _MOST_FRAMES_PER_S / self.slow_down
+
+    @cached_property
     def emptying_s(self) -> float:
-        """How long an overload may take to empty every full bucket."""
-        return 0.2 * self._crowd
+        """How long an overload may take to empty every full bucket: longer where the switch would take no more."""
+        metered = [rule.meter for rule in self.program.rules if rule.meter is not None]
+        buckets, rates = (
+            1000 * sum(each) for each in ([m.burst_kbit for m in metered], [m.rate_kbps for m in metered])
+        )
+        left_bps = self._most_bps - _OVERLOADED * rates
+        usual_s = 0.2 * self._crowd
+        return max(usual_s, min(_LONGEST_EMPTYING_S, _EMPTIED * buckets / left_bps)) if left_bps > 0 else usual_s
 
     @cached_property
     def rate_drive_s(self) -> float:
@@ -77,13 +93,16 @@ class Effort:
     def flood(self, meter: Meter) -> tuple[int, int]:
         """Frame size in bytes and number of frames that show a full bucket, and also one that is far too large."""
         size = _frame_bytes(meter.burst_kbit * 1000 / FRAMES_OF_A_BUCKET)
-        late = meter.rate_kbps * 1000 * 3 * METER_LATENESS_S
-        return size, int((1.2 * meter.burst_kbit * 1000 + late) / (8 * size)) + 10
+        rate = meter.rate_kbps * 1000
+        late = rate * 3 * METER_LATENESS_S
+        # While a flood is taken in the bucket fills up again, and more of it passes.
+        refilled = min(0.75, rate / (8 * size * _MOST_FRAMES_PER_S / self.slow_down))
+        return size, int((1.2 * meter.burst_kbit * 1000 + late) / (1 - refilled) / (8 * size)) + 10
 
     def overload(self, meter: Meter) -> tuple[int, float]:
         """Frame size in bytes and frames per second that empty a full bucket in time and keep it empty."""
         rate, bucket = meter.rate_kbps * 1000, meter.burst_kbit * 1000
-        offered = 1.5 * rate + 1.3 * bucket / self.emptying_s
+        offered = _OVERLOADED * rate + _EMPTIED * bucket / self.emptying_s
         size = _frame_bytes(max(offered / self._share_of(self.frames_per_s), bucket / FRAMES_OF_A_BUCKET))
         return size, offered / (8 * size)
 

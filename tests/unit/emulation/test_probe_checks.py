@@ -11,6 +11,7 @@ from testbed.emulation.probe_checks import Passed
 METER = Meter(meter_id=1, rate_kbps=4_000, burst_kbit=160)
 QUEUE = Queue(0x11, rate_bps=5_000_000, ceil_bps=5_000_000, burst_bytes=4_000, quantum_bytes=1_514, limit_packets=100)
 FRAME_BITS = 2_500
+OFFERED_BITS = 10_000_000
 
 
 @pytest.mark.parametrize(
@@ -36,7 +37,10 @@ FRAME_BITS = 2_500
 )
 def test_a_bucket_is_judged_by_what_a_flood_gets_through(bits: int, right: bool) -> None:
     passed = Passed(bits, elapsed_s=1e-3)
-    assert probe_checks.meter_burst("d", "t", METER, passed=passed, frame_bits=FRAME_BITS).ok is right
+    assert (
+        probe_checks.meter_burst("d", "t", METER, passed=passed, frame_bits=FRAME_BITS, offered_bits=OFFERED_BITS).ok
+        is right
+    )
 
 
 @pytest.mark.parametrize(
@@ -74,9 +78,25 @@ def test_a_bucket_that_was_counted_too_late_to_tell_is_no_pass_and_names_the_hos
     burst_kbit: int, elapsed_s: float, bits: int, right: bool, blunt: bool
 ) -> None:
     meter = Meter(meter_id=1, rate_kbps=4_000, burst_kbit=burst_kbit)
-    result = probe_checks.meter_burst("d", "t", meter, passed=Passed(bits, elapsed_s), frame_bits=FRAME_BITS)
+    result = probe_checks.meter_burst(
+        "d", "t", meter, passed=Passed(bits, elapsed_s), frame_bits=FRAME_BITS, offered_bits=OFFERED_BITS
+    )
     assert (result.ok, result.blunt) == (right, blunt)
     assert ("this host is too slow or too busy to tell" in str(result)) is blunt
+
+
+@pytest.mark.parametrize(("elapsed_s", "bits", "right", "blunt"), [
+    (0.008, 1_590_000, True, False), (0.008, 2_390_000, False, False), (0.020, 1_590_000, False, True),
+    (0.012, 2_388_800, True, False), (0.012, 2_400_000, False, True),
+])  # fmt: skip
+def test_a_bucket_that_is_emptied_faster_than_anybody_counts_is_known_to_what_counting_takes_and_drops_something(
+    elapsed_s: float, bits: int, right: bool, blunt: bool
+) -> None:
+    meter = Meter(meter_id=1, rate_kbps=137_500, burst_kbit=916)
+    result = probe_checks.meter_burst(
+        "d", "t", meter, passed=Passed(bits, elapsed_s), frame_bits=11_200, offered_bits=2_400_000
+    )
+    assert (result.ok, result.blunt) == (right, blunt)
 
 
 @pytest.mark.parametrize(("factor", "right"), [(1.0, True), (0.99, True), (0.8, False), (1.2, False), (2.0, False)])

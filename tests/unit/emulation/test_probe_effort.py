@@ -79,6 +79,23 @@ def test_a_flood_is_more_than_a_bucket_that_is_a_fifth_too_large(found: DomainPr
             assert 8 * size * count > 1.2 * 1000 * rule.meter.burst_kbit
 
 
+@pytest.mark.parametrize("mbps", [70, 130, 200])
+@pytest.mark.parametrize("bucket_s", [0.005, 0.2])
+def test_a_fast_meter_is_flooded_and_emptied_by_what_a_switch_can_take(mbps: int, bucket_s: float) -> None:
+    """40,000 frames a second: a meter that lets through half of that cuts no flood of a bucket and a fifth."""
+    burst_kbit = int(bucket_s * mbps * 1000)
+    effort = Effort(program(1, mbps * 10_000_000 // 9, burst_kbit))
+    meter = effort.program.rules[0].meter
+    assert meter is not None
+    size, count = effort.flood(meter)
+    taken_s = count / 40_000
+    passed_bits = 1000 * (meter.burst_kbit + meter.rate_kbps * taken_s)
+    assert 8 * size * count > 1.1 * passed_bits
+    size, per_s = effort.overload(meter)
+    assert per_s <= 40_000 * (1 + 1e-9)
+    assert (8 * size * per_s - 1000 * meter.rate_kbps) * effort.emptying_s > 1000 * meter.burst_kbit
+
+
 @given(programs)
 def test_classes_are_offered_more_than_their_rate_and_best_effort_more_than_what_is_left(found: DomainProgram) -> None:
     effort = Effort(found)
