@@ -76,6 +76,11 @@ def _settings(arguments: list[str] | None) -> Settings:
         metavar="TENANT=FRACTION[:LIMIT]",
         help="guarantee, and most waiting; repeatable",
     )
+    parser.add_argument(
+        "--capped-shares",
+        action="store_true",
+        help="give no share more than it was guaranteed, so that nobody's load is felt by others",
+    )
     parser.add_argument("--queue-limit", type=_count, default=default.queue_limit, help="most waiting for each tenant")
     parser.add_argument("--workers", type=_count, default=default.workers, help="threads that compute")
     parser.add_argument("--threads", type=_count, default=default.threads, help="CPU threads in each computation")
@@ -107,6 +112,8 @@ def _settings(arguments: list[str] | None) -> Settings:
     tenants = [tenant for tenant, _, _ in options.share]
     if twice := sorted({tenant for tenant in tenants if tenants.count(tenant) > 1}):
         parser.error(f"--share: found several of {twice}, expected one of each tenant")
+    if options.capped_shares and not options.share:
+        parser.error("--capped-shares needs --share")
     if options.calls_per_connection is None and options.share:
         options.calls_per_connection = CALLS
     if (options.tls_certificate is None) != (options.tls_key is None):
@@ -120,6 +127,7 @@ def _settings(arguments: list[str] | None) -> Settings:
         shares={tenant: fraction for tenant, fraction, _ in options.share},
         queue_limits={tenant: limit for tenant, _, limit in options.share if limit is not None},
         queue_limit=options.queue_limit,
+        capped=options.capped_shares,
         workers=options.workers,
         threads=options.threads,
         device=options.device,

@@ -8,6 +8,11 @@ which it would end (self-clocked fair queueing) a small share waits for its own 
 as well. A tenant that floods fills its own queue and nobody else's. What computing means, and who waits for the
 answer, this module does not know.
 
+Shares may be capped: then the virtual time is the clock's, and no request begins before its tenant's own server would
+have begun it, even while workers rest. What is left over is nobody's, as behind a class of HTB whose rate is its
+ceiling, and what a tenant's requests take no longer depends on what others do but for the one request of each that is
+before its own. The bound is the same.
+
 A batch is a stretch of that order: it ends before the first request that cannot join, so batching changes nobody's
 turn. A request is finished with its batch instead of alone, which is at most the work of one batch later; a batch that
 is not full waits for more only while nothing else waits, so it is late by at most the delay. Both add to the latency
@@ -82,15 +87,27 @@ class Batching:
 
 @dataclass(slots=True)
 class _Share(Generic[W]):
-    """One tenant's queue. `begin_s` is the virtual time at which its own server, done with what was taken, goes on."""
+    """One tenant's queue, with the virtual time before which its own server does not begin each.
+
+    `free_s` is the virtual time at which that server is done with what was taken.
+    """
 
     fraction: float
     limit: int
-    begin_s: float = 0.0
-    queue: OrderedDict[int, W] = field(default_factory=OrderedDict)
+    free_s: float = 0.0
+    queue: OrderedDict[int, tuple[W, float]] = field(default_factory=OrderedDict)
 
     def head(self) -> W:
-        return next(iter(self.queue.values()))
+        return next(iter(self.queue.values()))[0]
+
+    def pop(self) -> W:
+        work, _ = self.queue.popitem(last=False)[1]
+        return work
+
+    @property
+    def due_s(self) -> float:
+        """The virtual time at which its own server begins the head."""
+        return max(self.free_s, next(iter(self.queue.values()))[1])
 
 
 class Scheduler(Generic[W]):
@@ -105,6 +122,7 @@ class Scheduler(Generic[W]):
         expired: Callable[[W], None],
         queue_limits: Mapping[str, int] | None = None,
         batching: Batching | None = None,
+        capped_workers: int | None = None,
     ) -> None:
         """Make the queues.
 
@@ -116,6 +134,8 @@ class Scheduler(Generic[W]):
                 and while the queues are locked.
             queue_limits: Most requests that wait in the queues of these tenants, instead of `queue_limit`.
             batching: When requests are computed together; never, if left out.
+            capped_workers: How many workers there are, of which no share gets more than its fraction; None where who
+                has work gets what others leave.
 
         Raises:
             ValueError: Fractions that are not above 0, or more than 1 together; a limit below 1; a limit for a tenant
@@ -133,6 +153,7 @@ class Scheduler(Generic[W]):
         if left > 1e-9:
             self._shares[EVERYBODY_ELSE] = _Share(left, limits[EVERYBODY_ELSE])
         self._batching = batching or Batching()
+        self._capped_workers = capped_workers
         self._now_ns = now_ns
         self._expired = expired
         self._lock = threading.Lock()
@@ -185,9 +206,7 @@ class Scheduler(Generic[W]):
                     f"tenant {work.tenant!r}: found {len(share.queue)} requests waiting, expected less than the limit "
                     "of its queue; send less or ask for a larger share"
                 )
-            if not share.queue:
-                share.begin_s = max(share.begin_s, self._virtual_s)
-            share.queue[id(work)] = work
+            share.queue[id(work)] = work, self._virtual_s if self._capped_workers is None else self._now_ns() / 1e9
             self._waiting += 1
             if wake:
                 self._ready.notify()
@@ -206,10 +225,10 @@ class Scheduler(Generic[W]):
         with self._lock:
             while (share := self._next()) is None:
                 self._rest()
-                if self._closed:
+                if self._closed and not self._waiting:
                     return []
                 self._resting += 1
-                self._ready.wait()
+                self._ready.wait(self._next_due_s())
                 self._resting -= 1
             return self._taken(share)
 
@@ -217,14 +236,16 @@ class Scheduler(Generic[W]):
         """The next requests, for the caller to compute in place of a worker that rests; never waits.
 
         None where nothing waits, and where all workers compute: they take what waits when they are done. Where the
-        next request is not light, or a batch of it would have to wait for more, a worker is woken for it. Who was given
-        something says with `done` that it has been computed.
+        next request is not light or not due, or a batch of it would have to wait for more, a worker is woken for it.
+        Who was given something says with `done` that it has been computed.
         """
         with self._lock:
             if not self._resting:
                 self._ready.notify()  # a worker whose batch waits for more may want it
                 return []
             if (share := self._next()) is None:
+                if self._waiting:
+                    self._ready.notify()
                 return []
             if self._batching.delay_s > 0 or not light(share.head()):
                 self._ready.notify()
@@ -274,26 +295,35 @@ class Scheduler(Generic[W]):
             room -= following.rows
 
     def _pop(self, share: _Share[W]) -> W:
-        work = share.queue.popitem(last=False)[1]
+        self._virtual_s = share.due_s
+        work = share.pop()
         self._waiting -= 1
-        self._virtual_s = share.begin_s
-        share.begin_s += work.work_s / share.fraction
+        share.free_s = self._virtual_s + work.work_s / share.fraction / (self._capped_workers or 1)
         return work
 
     def _rest(self) -> None:
         """Nothing waits: who comes next owes nothing to who came before, or a lone request would let a flood pass."""
         for share in self._shares.values():
-            self._virtual_s = max(self._virtual_s, share.begin_s)
+            self._virtual_s = max(self._virtual_s, share.free_s)
 
     def _next(self) -> _Share[W] | None:
-        """Whose turn it is, once heads of queues that nobody wants any more are gone."""
+        """Whose turn it is, once heads of queues that nobody wants any more are gone; None where nothing is due."""
         if not self._waiting:
             return None
         now_ns, first = self._now_ns(), None
         for share in self._shares.values():
             while share.queue and (until_ns := share.head().begin_by_ns) is not None and until_ns <= now_ns:
                 self._waiting -= 1
-                self._expired(share.queue.popitem(last=False)[1])
-            if share.queue and (first is None or share.begin_s < first.begin_s):
+                self._expired(share.pop())
+            if not share.queue or (self._capped_workers is not None and share.due_s * 1e9 > now_ns):
+                continue
+            if first is None or share.due_s < first.due_s:
                 first = share
         return first
+
+    def _next_due_s(self) -> float | None:
+        """How long until `_next` may say something else of what waits; None where nothing waits."""
+        heads = [(share, share.head()) for share in self._shares.values() if share.queue]
+        moments_s = [share.due_s for share, _ in heads]
+        moments_s += [head.begin_by_ns / 1e9 for _, head in heads if head.begin_by_ns is not None]
+        return max(0.0, min(moments_s) - self._now_ns() / 1e9) if moments_s else None

@@ -62,6 +62,7 @@ class Settings:
         max_rows: Most rows of a request; one with more is answered INVALID_ARGUMENT.
         drain_s: How long the end waits for requests in progress.
         queue_limits: Most requests that wait of these tenants, instead of `queue_limit`.
+        capped: Whether no share gets more of the workers than its fraction, even while others need less.
         batching: When requests are computed together.
         security: Certificates; None for plain text.
         metrics: `HOST:PORT` of the page for Prometheus, None for none.
@@ -86,6 +87,7 @@ class Settings:
     max_rows: int = 1024
     drain_s: float = 10.0
     queue_limits: Mapping[str, int] = field(default_factory=dict)
+    capped: bool = False
     batching: Batching = field(default_factory=Batching)
     security: Security | None = None
     metrics: str | None = None
@@ -126,6 +128,7 @@ class InferenceServer:
             queue_limit=settings.queue_limit,
             queue_limits=settings.queue_limits,
             batching=settings.batching,
+            capped_workers=settings.workers if settings.capped else None,
             now_ns=time.monotonic_ns,
             expired=Job.expire,
         )

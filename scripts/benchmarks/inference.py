@@ -55,6 +55,8 @@ _OWN, _FLOODER, _FLOOD = 0.5, 0.1, 10.0
 """Shares of the two tenants, and how many times its own the second offers: all that the server computes. The server has
 the last core for itself, and its clients the others, or a flood would take its time from it there."""
 _FLOOD_IMAGES = 16
+_IDLE_RATE = 300.0
+_WAITING = 0.7
 _FLOODED_TURNS = 9
 """Of each kind, in place of the rounds: as long in all."""
 _BOOTSTRAPS = 1000
@@ -156,28 +158,51 @@ def _cost(options: argparse.Namespace, folder: Path) -> Iterator[Figure]:
 
 
 def _agreement(options: argparse.Namespace, folder: Path) -> Iterator[Figure]:
+    """Both generators before a server that is hardly used, and before one that keeps its requests waiting."""
+    yield from _agreed(options, folder, "hardly waiting", model=_SMALL, images=1, rate=_IDLE_RATE)
+    yield from _agreed(options, folder, "waiting", model=_LARGE, images=_FLOOD_IMAGES, load=_WAITING)
+
+
+def _agreed(
+    options: argparse.Namespace,
+    folder: Path,
+    title: str,
+    *,
+    model: str,
+    images: int,
+    rate: float = 0.0,
+    load: float = 0.0,
+) -> Iterator[Figure]:
     """Both generators in turn, many times for a short while: a host's moods outlast a turn and hit both.
 
-    Both count from the times at which requests were due.
+    Both send at LoadGen's times and count from these, so that neither has other arrivals to answer for.
     """
     request, seconds = folder / "request", options.seconds * _ROUNDS / _TURNS
-    request.write_bytes(lab.message(_SMALL, 1))
-    rate, records, driven = 300.0, list[RequestRecord](), list[dict[str, float]]()
-    with lab.server("--models", _SMALL) as target:
+    request.write_bytes(lab.message(model, images))
+    records, driven = list[RequestRecord](), list[lab.Driven]()
+    *clients, last = sorted(os.sched_getaffinity(0))
+    with ExitStack() as stack:
+        with lab.on_cores([last]):
+            target = stack.enter_context(lab.server("--models", model))
+        stack.enter_context(lab.on_cores(clients or [last]))
+        if load:
+            rate = load * _capacity(folder, target, images, model=model)
         for k in range(_TURNS):
-            driven.append(lab.loadgen(target, request, rate=rate, seconds=seconds))
-            how: dict[str, Any] = {"model": _SMALL, "images": 1, "rate": rate, "seconds": seconds}
-            sender = lab.Sender(folder, "alone", target, deadline_s=1.0, seed=options.seed + k, **how)
+            driven.append(lab.loadgen(target, request, rate=rate, seconds=seconds, seed=options.seed + k))
+            how: dict[str, Any] = {"model": model, "images": images, "rate": rate, "seconds": seconds}
+            drawn = driven[-1].schedule(request.stat().st_size)
+            sender = lab.Sender(folder, "alone", target, deadline_s=1.0, seed=options.seed, schedule=drawn, **how)
             records += _sent(sender)
-    for name, level, target_share in (("p50", 0.5, None), ("p99", 0.99, 5.0), ("p999", 0.999, 10.0)):
+    answered = float(np.mean(np.concatenate([each.status for each in records]) == OK))
+    for name, level, target_share in (("p50", 0.5, None), ("p99", 0.99, 5.0), ("p99.9", 0.999, 10.0)):
         mine = [float(np.quantile(each.latency_s[each.status == OK], level, method="higher")) * 1e3 for each in records]
-        theirs = [each[f"{name}_ms"] for each in driven]
+        theirs = [each.ms[name] for each in driven]
         ratio, limits = _mean_ratio(mine, theirs)
         note = (
             f"ours over LoadGen's {ratio:.3f} ({limits[0]:.3f} to {limits[1]:.3f}); medians {np.median(mine):.3f} and "
-            f"{np.median(theirs):.3f} ms of {_TURNS} turns of {seconds:g} s each, {rate:g}/s"
+            f"{np.median(theirs):.3f} ms of {_TURNS} turns of {seconds:g} s each, {rate:.0f}/s, {answered:.2%} answered"
         )
-        apart = Figure(f"generator against LoadGen, {name}: apart", _apart(ratio), "%", note=note)
+        apart = Figure(f"generator against LoadGen, {title}, {name}: apart", _apart(ratio), "%", note=note)
         if target_share is not None:
             least = 0.0 if limits[0] <= 1.0 <= limits[1] else min(map(_apart, limits))
             known = (least, max(map(_apart, limits)))
@@ -185,7 +210,11 @@ def _agreement(options: argparse.Namespace, folder: Path) -> Iterator[Figure]:
         yield apart
     late = np.concatenate([each.lateness_s for each in records])
     late = late[np.isfinite(late)]
-    yield Figure("lateness of handing over, p99.9", float(np.quantile(late, 0.999)) * 1e3, "ms", note=f"{rate:g}/s")
+    theirs_late = np.concatenate([each.late_s for each in driven])
+    levels = [float(np.quantile(each, 0.999)) * 1e3 for each in (late, theirs_late)]
+    yield Figure(
+        f"lateness of handing over, {title}, p99.9", levels[0], "ms", note=f"{rate:.0f}/s; LoadGen's {levels[1]:.3f} ms"
+    )
 
 
 def _mean_ratio(mine: Sequence[float], theirs: Sequence[float]) -> tuple[float, tuple[float, float]]:
@@ -223,19 +252,30 @@ def _wire(options: argparse.Namespace, folder: Path) -> Iterator[Figure]:
 def _isolation(options: argparse.Namespace, folder: Path) -> Iterator[Figure]:
     """A tenant alone, beside another that offers what it may, and beside the same when it floods.
 
-    Few enough images that there are many requests, and enough that computing them is most of what they cost.
+    Few enough images that there are many requests, and enough that computing them is most of what they cost. Shares
+    that lend what they do not use give a tenant more while others rest, so it has something to lose: those are shown.
     """
-    yield from _flooded(options, folder, "isolation", model=_LARGE, images=_FLOOD_IMAGES)
+    yield from _flooded(options, folder, "isolation", "--capped-shares", model=_LARGE, images=_FLOOD_IMAGES, goal=10.0)
+    yield from _flooded(options, folder, "isolation, shares that lend", model=_LARGE, images=_FLOOD_IMAGES)
 
 
 def _light(options: argparse.Namespace, folder: Path) -> Iterator[Figure]:
     """The same where most of a request's cost is reading it, with and without a limit to the calls of a connection."""
-    for what, limit in (("", ()), (", any number of calls a connection", ("--calls-per-connection", "any"))):
-        yield from _flooded(options, folder, f"light requests{what}", *limit, model=_MEDIUM, images=options.images)
+    how: dict[str, Any] = {"model": _MEDIUM, "images": options.images}
+    yield from _flooded(options, folder, "light requests", "--capped-shares", goal=10.0, **how)
+    yield from _flooded(options, folder, "light requests, shares that lend", **how)
+    many = ("--calls-per-connection", "any")
+    yield from _flooded(options, folder, "the same, any number of calls a connection", *many, **how)
 
 
 def _flooded(
-    options: argparse.Namespace, folder: Path, title: str, *server: str, model: str, images: int
+    options: argparse.Namespace,
+    folder: Path,
+    title: str,
+    *server: str,
+    model: str,
+    images: int,
+    goal: float | None = None,
 ) -> Iterator[Figure]:
     """A tenant alone, beside one times and ten times another's share, in turns; all turns of a kind count as one."""
     shares = ("--share", f"alpha={_OWN}", "--share", f"bravo={_FLOODER}:64")
@@ -266,12 +306,12 @@ def _flooded(
         f"{_FLOODED_TURNS} turns, {answered:.1%} of them answered beside the flood, {of_flood:.0%} of it answered"
     )
     for times, what in ((1.0, "beside another's own rate"), (0.0, "alone")):
-        for name, level, goal in (("p99", 0.99, None), ("p99.9", 0.999, 10.0)):
+        for name, level, most in (("p99", 0.99, None), ("p99.9", 0.999, goal)):
             was, became, limits = _growth(found[times], found[_FLOOD], level)
             note = f"{was:.2f} ms {what}, {became:.2f} ms beside {_FLOOD:g} times its own; {said}"
             about = f"{title}: growth of a tenant's {name} from that {what}"
             figure = Figure(about, 100 * (became / was - 1), "%", note=note, limits=limits)
-            yield figure if goal is None else replace(figure, goal=Goal.AT_MOST, target=goal)
+            yield figure if most is None else replace(figure, goal=Goal.AT_MOST, target=most)
 
 
 def _growth(

@@ -10,10 +10,13 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
 import grpc
+import numpy as np
+import numpy.typing as npt
 
 from benchmarks.peers import environment
 from inference_server.digits import held_out
@@ -22,12 +25,14 @@ from inference_server.protocol import method
 from testbed.scenario.model import ModelSize, PoissonArrivals
 from testbed.telemetry import host
 from testbed.traffic.request_records import RequestRecord, RequestSpec
-from testbed.traffic.request_schedules import request_schedule
+from testbed.traffic.request_schedules import RequestSchedule, request_schedule
 from testbed.traffic.request_wire import RequestMaker
 
 ROOT = Path(__file__).resolve().parents[2]
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 _AHEAD_S = 1.0
+_SCHEDULED_WITHIN_S = 0.01
+"""How far from its time a request of LoadGen may be handed over in the middle of all."""
 
 MLSERVER = ("mlserver==1.7.1",)
 PYTRITON = ("nvidia-pytriton==0.7.0",)
@@ -177,17 +182,19 @@ import json, os, re, select, sys, tempfile, threading, time
 try: os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
 except PermissionError: pass
 import mlperf_loadgen as lg
-target, method, path, rate, seconds = sys.argv[1], sys.argv[2], sys.argv[3], float(sys.argv[4]), float(sys.argv[5])
-sys.path.insert(0, sys.argv[6])
+target, method, path = sys.argv[1:4]
+rate, seconds, seed = float(sys.argv[4]), float(sys.argv[5]), int(sys.argv[6])
+sys.path.insert(0, sys.argv[7])
 from testbed.traffic.grpc_connection import Connection
 message = open(path, "rb").read()
-connection, using, over = Connection(target), threading.Lock(), threading.Event()
+connection, using, over, issued = Connection(target), threading.Lock(), threading.Event(), []
 connection.ask(method, message, 30)
 def complete(sample):
     return lambda call: lg.QuerySamplesComplete([lg.QuerySampleResponse(sample.id, 0, 0)])
 def issue(samples):
     with using:
         for sample in samples:
+            issued.append(time.monotonic_ns())
             connection.begin(method, message, time.monotonic_ns() + 30 * 10**9, complete(sample))
 def serve():
     while not over.is_set():
@@ -202,6 +209,7 @@ wanted.scenario, wanted.mode = lg.TestScenario.Server, lg.TestMode.PerformanceOn
 wanted.server_target_qps, wanted.server_target_latency_ns = rate, 10**9
 wanted.min_duration_ms = wanted.max_duration_ms = int(seconds * 1000)
 wanted.min_query_count = int(rate * seconds * .8)
+wanted.schedule_rng_seed = seed
 with tempfile.TemporaryDirectory() as folder:
     log = lg.LogSettings()
     log.enable_trace = False
@@ -211,7 +219,7 @@ with tempfile.TemporaryDirectory() as folder:
 over.set()
 serving.join()
 found = {name: float(ns) / 1e6 for name, ns in re.findall(r"([0-9.]+) percentile latency \\(ns\\)\\s*: (\\d+)", text)}
-print(json.dumps({"p50_ms": found["50.00"], "p99_ms": found["99.00"], "p999_ms": found["99.90"]}))
+print(json.dumps({"ms": {"p50": found["50.00"], "p99": found["99.00"], "p99.9": found["99.90"]}, "issued_ns": issued}))
 """
 """MLPerf LoadGen in its server scenario (Poisson arrivals, latencies from the scheduled times), with requests of ours.
 
@@ -368,13 +376,61 @@ def closed(target: str, request: Path, *, calls: int, seconds: float) -> dict[st
     return found
 
 
-def loadgen(target: str, request: Path, *, rate: float, seconds: float) -> dict[str, float]:
-    """Drive a server with MLPerf LoadGen."""
+@dataclass(frozen=True)
+class Driven:
+    """What LoadGen did.
+
+    Attributes:
+        time_s: When its requests were due, from the first on, float64[n].
+        issued_s: When each was handed over, on the same clock but for a constant, float64[n].
+        ms: Quantiles of its latencies, by `p50`, `p99` and `p99.9`.
+    """
+
+    time_s: npt.NDArray[np.float64]
+    issued_s: npt.NDArray[np.float64]
+    ms: Mapping[str, float]
+
+    @property
+    def late_s(self) -> npt.NDArray[np.float64]:
+        """How much later than the earliest each request was handed over, float64[n]."""
+        late_s = self.issued_s - self.time_s
+        return late_s - late_s.min()
+
+    def schedule(self, message_bytes: int) -> RequestSchedule:
+        """The same requests for a sender of ours."""
+        n = self.time_s.size
+        return RequestSchedule(self.time_s, np.full(n, message_bytes), np.zeros(n, np.int64))
+
+
+def loadgen(target: str, request: Path, *, rate: float, seconds: float, seed: int) -> Driven:
+    """Drive a server with MLPerf LoadGen.
+
+    Raises:
+        RuntimeError: It did not send when its seed says.
+    """
     python = environment("loadgen", *LOADGEN)
-    arguments = [target, INFER, str(request), str(rate), str(seconds), str(ROOT)]
+    arguments = [target, INFER, str(request), str(rate), str(seconds), str(seed), str(ROOT)]
     run = subprocess.run([python, "-I", "-c", DRIVEN, *arguments], check=True, capture_output=True, text=True)
-    found: dict[str, float] = json.loads(run.stdout.splitlines()[-1])
-    return found
+    found = json.loads(run.stdout.splitlines()[-1])
+    issued_ns = np.array(found["issued_ns"], dtype=np.int64)
+    driven = Driven(poisson_of_loadgen(rate, seed, issued_ns.size), (issued_ns - issued_ns[0]) / 1e9, found["ms"])
+    if (late_s := float(np.median(driven.late_s))) > _SCHEDULED_WITHIN_S:
+        raise RuntimeError(
+            f"bench: LoadGen sent {late_s:.3f} s later than its seed {seed} says, median of its requests"
+        )
+    return driven
+
+
+def poisson_of_loadgen(rate: float, seed: int, count: int) -> npt.NDArray[np.float64]:
+    """When LoadGen's server scenario sends, s from the first request on, float64[count].
+
+    It adds up what libstdc++'s `exponential_distribution` makes of a `mt19937`: `-log(1 - u) / rate`, where u is made
+    of two of its numbers, the lower half first. numpy seeds its own in the same way.
+    """
+    halves = np.random.RandomState(seed).randint(0, 1 << 32, (max(0, count - 1), 2), dtype=np.uint32).astype(np.float64)
+    uniform = (halves[:, 0] + halves[:, 1] * 2.0**32) / 2.0**64
+    gaps_ns = np.floor(-np.log(1.0 - uniform) / rate * 1e9)
+    return np.concatenate(([0.0], np.cumsum(gaps_ns))) / 1e9
 
 
 class Sender:
@@ -392,9 +448,12 @@ class Sender:
         seconds: float,
         deadline_s: float,
         seed: int,
+        schedule: RequestSchedule | None = None,
     ) -> None:
         maker = RequestMaker(name, model, images, held_out())
-        drawn = request_schedule(PoissonArrivals(rate, 8), ModelSize(), maker, seed=seed, duration_s=seconds)
+        drawn = schedule or request_schedule(
+            PoissonArrivals(rate, 8), ModelSize(), maker, seed=seed, duration_s=seconds
+        )
         self._result = folder / f"{name}.npz"
         drawn.save(folder / f"{name}.schedule.npz")
         spec = RequestSpec(

@@ -18,6 +18,7 @@ from cryptography.x509.oid import NameOID
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from inference_server.__main__ import _settings, main
+from inference_server.protocol import Stamps
 from inference_server.security import Security
 from inference_server.server import CALLS, MESSAGE_BYTES, Settings
 from tests.unit.inference.serving import LONG_S, Running, infer, request, serving
@@ -143,6 +144,7 @@ WRONG_OPTIONS = [
     (["--drain-s", "nan"], "found 'nan', expected a number of at least 0"),
     (["--drain-s", "-1"], "found '-1', expected a number of at least 0"),
     (["--queue-limit", "0"], "expected a whole number of at least 1"),
+    (["--capped-shares"], "--capped-shares needs --share"),
 ]
 
 
@@ -153,6 +155,20 @@ WRONG_OPTIONS = [
 )  # fmt: skip
 def test_connections_have_a_limit_of_calls_where_tenants_have_shares(options: list[str], calls: int | None) -> None:
     assert _settings(options).calls == calls
+
+
+def test_a_tenant_with_a_capped_share_is_served_at_its_fraction_of_a_server_that_rests() -> None:
+    shared = ["--listen", "127.0.0.1:0", "--models", "digits-small", "--device", "cpu", "--share", "alpha=0.001"]
+    asked = request()
+    asked.parameters["tenant"].string_param = "alpha"
+    with serving(_settings([*shared, "--capped-shares"])) as running, running.channel() as channel:
+        calls = [infer(channel).future(asked, timeout=LONG_S) for _ in range(4)]
+        stamps = [Stamps.read(call.result()) for call in calls]
+        work_s = running.server.service.models["digits-small"].cost({"pixels": np.zeros((1, 64), "<f4")})
+    starts_ns = sorted(each.started_ns for each in stamps if each is not None)
+    assert len(starts_ns) == 4
+    # A thousandth of the server has computed one before it begins the next.
+    assert starts_ns[-1] - starts_ns[0] >= 3 * 1000 * work_s * 1e9
 
 
 @pytest.mark.parametrize(("options", "said"), WRONG_OPTIONS)
