@@ -62,6 +62,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", choices=_PARTS, action="append", help="only this part, repeatable (default: all)")
     parser.add_argument("--rates", default="50,100,150,200,250", help="rates to try, Mbit/s (default %(default)s)")
     parser.add_argument("--tenants", default="16,32,64,128", help="numbers of tenants (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="of the moments of kills (default %(default)s)")
     parser.add_argument("--kills", type=int, default=100, help="runs to kill at a random moment (default %(default)s)")
 
 
@@ -80,7 +81,7 @@ def measure(options: argparse.Namespace) -> Iterator[Figure]:
         if "run" in chosen:
             yield from _whole_run(folder, max(count for count in counts if count <= 64))
         if "kills" in chosen:
-            yield from _kills(folder, options.kills)
+            yield from _kills(folder, options.kills, options.seed)
 
 
 # Fidelity.
@@ -243,13 +244,13 @@ def _whole_run(folder: Path, count: int) -> Iterator[Figure]:
 # Kills.
 
 
-def _kills(folder: Path, count: int) -> Iterator[Figure]:
+def _kills(folder: Path, count: int, seed: int) -> Iterator[Figure]:
     """Kills runs at a moment that is uniform over a whole one, then cleans, and looks at the host."""
     before = _host()
     began = time.monotonic()
     _run(_SMOKE, folder / "whole")
     whole_s = time.monotonic() - began
-    moments_s = whole_s * np.random.default_rng(1).random(count)
+    moments_s = whole_s * np.random.default_rng(seed).random(count)
     dirty = []
     for number, moment_s in enumerate(moments_s.tolist()):
         run = subprocess.Popen(
