@@ -28,10 +28,8 @@ from testbed.errors import ReservationError
 from testbed.scenario.model import FULL_FRAME_BITS, Datapath
 
 _STRANGER = "10.255.255.254"
-_FLOODS = 3
 _UNMETERED_FRAMES = 50
 _REVERSE_FRAMES = 20
-_LEAD_S = 0.03
 _LOOK_EVERY_S = 0.005
 _QUIET_S = 0.015
 _SETTLED_WITHIN_S = 10.0
@@ -122,7 +120,7 @@ class DomainProbe:
         """Offer every full meter, one after the other, more than its bucket at once; the least that passes counts."""
         least: dict[int, Passed] = {}
         before = self._met()
-        for _ in range(_FLOODS):
+        for _ in range(self._effort.floods):
             # Left alone this long, every bucket is full again.
             time.sleep(max((m.burst_kbit / m.rate_kbps for _, m in metered), default=0) + probe_checks.METER_GRAIN_S)
             elapsed_s = {}
@@ -218,12 +216,12 @@ class DomainProbe:
                     size, per_s = self._effort.busy(busy_bps[rule.number])
                     # Spends the burst of a class that was idle, and leaves it with a backlog.
                     bucket = rule.queue.burst_bytes / len(shared[rule.queue]) / size
-                    head = int(0.02 * per_s + bucket) + 2
+                    head = int(self._effort.ahead_s * per_s + bucket) + 2
                     data = frame(rule.number, *self._ends(port, rule), size)
                     # Nothing is told from how much of the rest of the link somebody without a rate of its own takes.
                     tokens_per_s = busy_bps[rule.number] / (8 * size) if is_reserved(rule.queue) else 0.0
                     streams.append(Stream(into[rule.number], data, per_s, head, bucket, tokens_per_s))
-            watched = watch(Pacer(streams), ports, _LEAD_S, self._effort.queue_drive_s)
+            watched = watch(Pacer(streams), ports, self._effort.lead_s, self._effort.queue_drive_s)
         for port, stretch in watched.items():
             self._check_rates(port, stretch)
 

@@ -23,6 +23,7 @@ _MOST_FRAMES_PER_S = 40_000
 _DOMAINS_AT_EASE = 3
 FRAMES_OF_A_BUCKET = 64
 _TENANTS_AT_EASE = 16
+_FLOODS = 3
 _OVERLOAD = 1.1
 _OVERLOADED, _EMPTIED = 1.5, 1.3
 """Of a meter's rate and of its bucket, what is offered to empty it."""
@@ -40,8 +41,8 @@ class Effort:
         domains_behind: How many domains the probe's frames go on to cross.
         stretch: Factor on all durations, for another try on a host that stalled; and with as much more time for each of
             them, the frames are fewer: a host that is slow may have had too many.
-        slow_down: How many times slower the scenario is than it was written, for a host that takes as many times fewer
-            frames.
+        slow_down: How many times slower the scenario is than it was written: the host takes as many times fewer frames,
+            and its pauses are to matter as much less.
     """
 
     program: DomainProgram
@@ -55,7 +56,7 @@ class Effort:
 
     @property
     def _crowd(self) -> float:
-        return self.stretch * max(1.0, len(self.program.rules) / _TENANTS_AT_EASE)
+        return self.stretch * self.slow_down * max(1.0, len(self.program.rules) / _TENANTS_AT_EASE)
 
     @property
     def frames_per_s(self) -> float:
@@ -84,6 +85,21 @@ class Effort:
         metered = [rule.meter for rule in self.program.rules if rule.meter is not None]
         grains_s = (8 * self.overload(meter)[0] / (meter.rate_kbps * 1000) + METER_LATENESS_S for meter in metered)
         return max(0.5 * self._crowd, self.stretch * _GRAINS_OF_A_RATE * max(grains_s, default=0.0))
+
+    @property
+    def floods(self) -> int:
+        """How often each meter is flooded, of which the least counts; a pause of the host spoils none that is slow."""
+        return max(1, round(_FLOODS / self.slow_down))
+
+    @property
+    def ahead_s(self) -> float:
+        """How much of its rate a class is given beforehand, so that a pause of the sender leaves it a backlog."""
+        return 0.02 * self.slow_down
+
+    @property
+    def lead_s(self) -> float:
+        """How long classes are kept busy before they are watched."""
+        return 0.03 * self.slow_down
 
     @property
     def queue_drive_s(self) -> float:

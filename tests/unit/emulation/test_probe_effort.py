@@ -131,12 +131,16 @@ def test_frames_that_have_many_domains_to_cross_are_fewer_and_larger() -> None:
     assert far.overload(meter)[1] < near.overload(meter)[1]
 
 
-def test_a_slower_scenario_is_probed_with_as_many_times_fewer_frames_until_they_could_tell_no_rate() -> None:
+def test_a_slower_scenario_is_probed_for_as_many_times_longer_with_as_many_times_fewer_frames_a_second() -> None:
     found = program(4, 16_000_000, 100)
     usual, slow, slowest = (Effort(found, slow_down=factor) for factor in (1.0, 4.0, 1000.0))
     per_s = [each.busy(each.busy_bps()[1])[1] for each in (usual, slow, slowest)]
     assert per_s[1] == pytest.approx(per_s[0] / 4, rel=0.02)
     assert all(rate * effort.queue_drive_s >= 100 for rate, effort in zip(per_s, (usual, slow, slowest), strict=True))
+    assert [effort.floods for effort in (usual, slow, slowest)] == [3, 1, 1]
+    assert slow.queue_drive_s == pytest.approx(4 * usual.queue_drive_s)
+    assert slow.rate_drive_s >= 4 * usual.rate_drive_s
+    assert slow.ahead_s / slow.queue_drive_s == pytest.approx(usual.ahead_s / usual.queue_drive_s)
     assert [len(effort.ports_together(["a", "b", "c", "d"])) for effort in (usual, slowest)] == [2, 4]
 
 
