@@ -40,6 +40,9 @@ tenants:
 """
 """A run of few seconds, for tests of what becomes of it and not of what it measures."""
 
+CROWD = 70
+"""More tenants than a machine word has bits."""
+
 
 @dataclass(frozen=True)
 class Reserved:
@@ -54,11 +57,34 @@ class Reserved:
         """What each domain's controller installed."""
         return {name: agent.program for name, agent in self.federation.agents.items()}
 
+    def rates(self, domain: str) -> dict[str, tuple[set[int], set[int]]]:
+        """By tenant, the rates of its meters in kbit/s and of its queues in bit/s that are read back."""
+        state = self.controllers[domain].read_back()["tenants"]
+        return {
+            name: (
+                {meter["rate_kbps"] for meter in held["meters"].values()},
+                {queue["rate_bps"] for queue in held["queues"].values()},
+            )
+            for name, held in state.items()
+        }
+
 
 def small(folder: Path, *, duration_s: int = 2) -> Path:
     """The small scenario's file, in this folder."""
     file = folder / "small.yaml"
     file.write_text(SMALL.format(duration_s=duration_s), encoding="utf-8")
+    return file
+
+
+def crowd(folder: Path) -> Path:
+    """A file of one domain and many tenants, each with a reservation of its own size."""
+    tenants = "".join(
+        f"  - {{name: t{number}, arrivals: {{model: poisson, rate: {40 + number} kbit/s, size: 500 B}}, reservation: "
+        f"{{rate: {2 * (40 + number)} kbit/s, burst: 5 kB}}, promise: {{deadline: 2 s, epsilon: 0.1}}}}\n"
+        for number in range(1, CROWD + 1)
+    )
+    file = folder / "crowd.yaml"
+    file.write_text(SMALL.partition("tenants:\n")[0].format(duration_s=2) + f"tenants:\n{tenants}", encoding="utf-8")
     return file
 
 

@@ -48,14 +48,14 @@ class Pair:
         except TimeoutError:
             return found
 
-    def lost(self) -> set[int]:
-        """Which of some packets do not arrive; the others do so in order."""
-        for sequence in range(SENT):
+    def lost(self, count: int = SENT) -> set[int]:
+        """Which of so many packets do not arrive; the others do so in order."""
+        for sequence in range(count):
             self.send(sequence)
             time.sleep(EACH_S)
         arrived = self.all_received()
         assert arrived == sorted(arrived)
-        return set(range(SENT)) - set(arrived)
+        return set(range(count)) - set(arrived)
 
 
 @contextmanager
