@@ -1,0 +1,82 @@
+"""What calls cost beside their computation is told form by form, and shares that are capped are charged with it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from inference_server.__main__ import _settings
+from inference_server.call_cost import CallCost
+from inference_server.forms import Form
+from inference_server.protocol import Stamps
+from tests.unit.inference.serving import LONG_S, infer, request, serving
+
+
+def form() -> Form:
+    return Form(
+        model=None, tenant=None, timeout_ns=None, outputs=(), raw=True, shape=(1, 64), rows=1, batch=None, work_s=0.0,
+        light=True, direct=True, least_ns=0,
+    )  # type: ignore[arg-type]  # fmt: skip
+
+
+def test_each_form_is_known_by_what_its_own_calls_take_without_what_was_computed() -> None:
+    spent_ns = 0
+    calls = CallCost(lambda: spent_ns)
+    small, large = form(), form()
+    found = {}
+    for k in range(800):
+        kind, taken_ns = ((small, 100_000), (large, 900_000))[k % 2]
+        spent_ns += taken_ns + 5_000_000
+        calls.computed(2_000_000)
+        calls.computed(3_000_000)
+        found[id(kind)] = calls.of(kind)
+    assert found[id(small)] == pytest.approx(100e-6, rel=0.01)
+    assert found[id(large)] == pytest.approx(900e-6, rel=0.01)
+
+
+def test_a_form_that_nobody_has_counted_yet_takes_what_others_do() -> None:
+    spent_ns = 0
+    calls = CallCost(lambda: spent_ns)
+    for _ in range(300):
+        spent_ns += 200_000
+        calls.of(form())
+    spent_ns += 200_000
+    assert calls.of(form()) == pytest.approx(200e-6)
+
+
+def test_what_was_spent_before_the_first_call_is_nobody_s() -> None:
+    spent_ns = 10**10
+    calls = CallCost(lambda: spent_ns)
+    assert calls.of(form()) == 0.0
+    spent_ns += 300_000
+    assert calls.of(form()) == pytest.approx(300e-6)
+
+
+def test_more_computed_than_spent_costs_nothing() -> None:
+    calls = CallCost(lambda: 0)
+    calls.of(form())
+    calls.computed(10**9)
+    assert calls.of(form()) == 0.0
+
+
+@pytest.mark.parametrize("capped", [True, False])
+def test_reading_a_call_is_taken_from_a_share_that_is_capped(capped: bool) -> None:
+    options = ["--listen", "127.0.0.1:0", "--models", "digits-small", "--device", "cpu", "--share", "alpha=0.5"]
+    asked = request()
+    asked.parameters["tenant"].string_param = "alpha"
+    with serving(_settings([*options, *(["--capped-shares"] if capped else [])])) as running:
+        with running.channel() as channel:
+            answers = [infer(channel)(asked, timeout=LONG_S) for _ in range(40)]
+        work_s = running.server.service.models["digits-small"].cost({"pixels": np.zeros((1, 64), "<f4")})
+        share = running.server._scheduler._shares["alpha"]
+        begun = share.free_s
+        with running.channel() as channel:
+            last = infer(channel)(asked, timeout=LONG_S)
+    assert all(Stamps.read(answer) for answer in answers)
+    if capped:
+        stamps = Stamps.read(last)
+        assert stamps is not None
+        # Its own server is done with it after computing and reading it at half the speed.
+        assert share.free_s > stamps.queued_ns / 1e9 + (work_s + 20e-6) / 0.5
+    else:
+        assert share.free_s == pytest.approx(begun + work_s / 0.5)
