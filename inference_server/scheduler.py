@@ -176,6 +176,11 @@ class Scheduler(Generic[W]):
         return self._shares.keys()
 
     @property
+    def capped(self) -> bool:
+        """Whether no share gets more than its fraction."""
+        return self._capped_workers is not None
+
+    @property
     def idle(self) -> bool:
         """Whether nothing waits and a worker rests."""
         return not self._waiting and self._resting > 0

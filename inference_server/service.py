@@ -305,6 +305,8 @@ class InferenceService:
             queued_ns=time.monotonic_ns(),
             parts=asyncio.Queue() if parts else None,
         )
+        if self._scheduler.capped:
+            job.work_s += self._workers.calls.of(form)
         self._workers.submit(job)
         return job
 

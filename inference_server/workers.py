@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from inference_server import batches
+from inference_server.call_cost import CallCost
 from inference_server.direct import ROWS
 from inference_server.errors import AbandonedError, ExpiredError, FailedError
 from inference_server.forms import Form
@@ -204,7 +205,11 @@ _Compute: TypeAlias = Callable[[Sequence[Job], int], list[Outcome]]
 
 
 class Workers:
-    """Compute threads, and the event loop in their place."""
+    """Compute threads, and the event loop in their place.
+
+    Attributes:
+        calls: What calls take beside.
+    """
 
     def __init__(
         self, scheduler: Scheduler[Job], count: int, threads: int, statistics: Statistics, impairments: Impairments
@@ -213,6 +218,7 @@ class Workers:
         self._scheduler = scheduler
         self._statistics = statistics
         self._impairments = impairments
+        self.calls = CallCost()
         self._turn_is_due = False
         self._threads = [threading.Thread(target=self._run, name=f"compute-{i}", daemon=True) for i in range(count)]
 
@@ -289,7 +295,7 @@ class Workers:
         if not wanted:
             return []
         try:
-            return compute(wanted, started_ns)
+            return self._counted(wanted, started_ns, compute)
         except AbandonedError:
             if wanted[0].expired():
                 wanted[0].expire()
@@ -297,6 +303,13 @@ class Workers:
         # A model may raise anything; that is its requests' outcome and not the worker's end.
         except Exception as error:  # noqa: BLE001
             return self._failed(wanted, error, compute)
+
+    def _counted(self, batch: Sequence[Job], started_ns: int, compute: _Compute) -> list[Outcome]:
+        spent_ns = time.thread_time_ns()
+        try:
+            return compute(batch, started_ns)
+        finally:
+            self.calls.computed((time.thread_time_ns() - spent_ns) * self._cpu_threads)
 
     def _failed(self, batch: Sequence[Job], error: Exception, compute: _Compute) -> list[Outcome]:
         """The outcome of a request that failed; of several, each is computed alone to find out whose fault it was."""

@@ -93,7 +93,7 @@ def test_a_federation_s_domains_calibrate_their_envelopes_and_sign_them_again(tm
     ended = CliRunner().invoke(app, ["run", str(file), "--out", str(tmp_path / "runs")], catch_exceptions=False)
     print(ended.output)
     (folder,) = (tmp_path / "runs").iterdir()
-    # What is not slowed down is held to the usual 2 ms for sending a request, of which one emulated processor takes 2.4.
+    # What is not slowed down is held to 2 ms for sending a request, and one emulated processor takes 2.4.
     record = judged(read_record(folder), "idle sender")
     assert {tenant.name for tenant in record.tenants} == {"kiosk", "clinic", "studio"}
     assert all(tenant.bound is not None for tenant in record.tenants)
