@@ -64,6 +64,9 @@ class Clock:
     def monotonic_ns(self) -> int:
         return next(self._readings)
 
+    def thread_time_ns(self) -> int:
+        return 0
+
 
 def computing() -> tuple[Workers, Scheduler[Job]]:
     scheduler: Scheduler[Job] = Scheduler({}, queue_limit=99, now_ns=lambda: 0, expired=Job.expire)
