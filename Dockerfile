@@ -11,5 +11,5 @@ ENV LANG=C.UTF-8
 RUN apt-get update && apt-get install --yes --no-install-recommends ca-certificates git
 WORKDIR /testbed
 COPY . .
-RUN scripts/setup --image && scripts/ryu
+RUN scripts/setup --image && scripts/ryu && scripts/tritonclient
 CMD ["scripts/test"]
