@@ -46,17 +46,12 @@ def shortened(name: str, **changed: Any) -> Scenario:
     return replace(slowed(scenario, factor), datapath=Datapath.KERNEL)
 
 
-def judged(record: RunRecord, *also: str) -> RunRecord:
-    """Nothing but the host took a verdict away; what was installed acted, and no bound is below its measurement.
-
-    Args:
-        record: Of the run.
-        also: Beginnings of names of gates that are about the host there.
-    """
+def judged(record: RunRecord) -> RunRecord:
+    """Nothing but the host took a verdict away; what was installed acted, and no bound is below its measurement."""
     breached = [(gate.name, gate.value, gate.limit, gate.detail) for gate in record.gates if not gate.holds]
     print(record.verdict, breached, record.faults, record.timings_s)
     assert record.datapath == "kernel"
-    assert [name for name, *_ in breached if not is_noise(name) and not name.startswith(also)] == []
+    assert [name for name, *_ in breached if not is_noise(name)] == []
     assert all(probe.ok for probe in record.probes)
     assert not any(tenant.bound_broken for tenant in record.tenants)
     assert all(tenant.n > 0 for tenant in record.tenants)
@@ -93,8 +88,7 @@ def test_a_federation_s_domains_calibrate_their_envelopes_and_sign_them_again(tm
     ended = CliRunner().invoke(app, ["run", str(file), "--out", str(tmp_path / "runs")], catch_exceptions=False)
     print(ended.output)
     (folder,) = (tmp_path / "runs").iterdir()
-    # What is not slowed down is held to 2 ms for sending a request, and one emulated processor takes 2.4.
-    record = judged(read_record(folder), "idle sender")
+    record = judged(read_record(folder))
     assert {tenant.name for tenant in record.tenants} == {"kiosk", "clinic", "studio"}
     assert all(tenant.bound is not None for tenant in record.tenants)
 
