@@ -1,7 +1,7 @@
 """`python -m inference_server`: one server as a process, from its command line to a signal.
 
 It prints one line of JSON when it is ready; SIGTERM or SIGINT drain it. Exit code 0 after a drain, 2 where it could not
-begin, with one line that says why.
+begin, with one line that says why; 128 and the signal's number, with one line, where that came before it was ready.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ import asyncio
 import json
 import logging
 import math
+import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any, NoReturn
 
 from inference_server.errors import InferenceError, ModelError
 from inference_server.impairments import read
@@ -26,6 +28,14 @@ _MOST = (1 << 31) - 1
 _ANY = 0
 
 
+class _EndedError(Exception):
+    """A signal came before the server was ready."""
+
+    def __init__(self, number: signal.Signals) -> None:
+        super().__init__(f"{number.name} while models were loaded: ended before it was ready")
+        self.code = 128 + number
+
+
 async def serve(settings: Settings) -> None:
     """Serve until a signal.
 
@@ -34,21 +44,29 @@ async def serve(settings: Settings) -> None:
         OSError: The address cannot be used.
         ValueError: Settings that contradict themselves.
     """
-    ended = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[signal.Signals] = loop.create_future()
+
+    def end(number: signal.Signals) -> None:
+        if not ended.done():
+            ended.set_result(number)
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, ended.set)
-    async with InferenceServer(settings) as server:
-        host = settings.listen.rpartition(":")[0]
-        ready = {
-            "ready": True,
-            "listen": f"{host}:{server.port}",
-            "models": sorted(server.service.models),
-            "device": str(server.device),
-        }
-        if server.metrics is not None:
-            ready["metrics"] = f"{(settings.metrics or '').rpartition(':')[0]}:{server.metrics.port}"
-        print(json.dumps(ready), flush=True)
-        await ended.wait()
+        loop.add_signal_handler(number, end, number)
+    server = InferenceServer(settings)
+    entering = asyncio.create_task(server.__aenter__())
+    either: set[asyncio.Future[Any]] = {entering, ended}
+    await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+    if not entering.done():
+        entering.cancel()
+        await asyncio.wait({entering})
+        raise _EndedError(ended.result())
+    await entering
+    try:
+        print(json.dumps(_ready(settings, server)), flush=True)
+        await ended
+    finally:
+        await server.__aexit__(None, None, None)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -56,10 +74,37 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     try:
         asyncio.run(serve(_settings(arguments)))
+    except _EndedError as error:
+        print(f"inference_server: {error}", file=sys.stderr)
+        return error.code
     except (InferenceError, ModelError, OSError, ValueError) as error:
         print(f"inference_server: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _process() -> NoReturn:
+    """`main`, and the end of its process."""
+    code = main()
+    if code > 128:
+        # A thread still loads. PyTorch may abort where the interpreter goes away under it, so it is not taken apart.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def _ready(settings: Settings, server: InferenceServer) -> dict[str, object]:
+    """The line that says where a server that is ready listens."""
+    ready: dict[str, object] = {
+        "ready": True,
+        "listen": f"{settings.listen.rpartition(':')[0]}:{server.port}",
+        "models": sorted(server.service.models),
+        "device": str(server.device),
+    }
+    if server.metrics is not None:
+        ready["metrics"] = f"{(settings.metrics or '').rpartition(':')[0]}:{server.metrics.port}"
+    return ready
 
 
 def _settings(arguments: list[str] | None) -> Settings:
@@ -188,4 +233,4 @@ def _duration(text: str) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    _process()

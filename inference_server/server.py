@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -18,12 +20,13 @@ from typing import Any, Self
 
 import grpc
 import torch
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2
 from grpc_reflection.v1alpha import reflection
 
 from inference_server import repository
 from inference_server.errors import ModelError
 from inference_server.generated.open_inference_pb2 import ImpairRequest
+from inference_server.health import health_handler
 from inference_server.impairments import Impairments, impairment_handler, parse
 from inference_server.metrics import MetricsPage
 from inference_server.protocol import IMPAIRMENTS, SERVICE
@@ -150,6 +153,8 @@ class InferenceServer:
     async def __aenter__(self) -> Self:
         """Listen, load, and return when ready.
 
+        Whoever cancels this gives up a thread that goes on loading: nothing can stop that but the end of the process.
+
         Raises:
             ModelError: A model cannot be loaded.
             OSError: An address cannot be used, or a certificate not be read.
@@ -158,7 +163,7 @@ class InferenceServer:
         settings = self._settings
         self._server = grpc.aio.server(options=_options(settings.message_bytes, settings.calls))
         self._server.add_generic_rpc_handlers((self.service.handler(),))
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        self._server.add_generic_rpc_handlers((health_handler(self._health),))
         names = [SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME]
         if settings.allow_impairments:
             self._server.add_generic_rpc_handlers((impairment_handler(self._impairments),))
@@ -170,11 +175,14 @@ class InferenceServer:
         try:
             if settings.impairment_socket is not None:
                 self._control = await self._controlled(settings.impairment_socket)
-            self.service.serve(await asyncio.to_thread(self._load))
+            self.service.serve(await self._loaded())
             if settings.metrics is not None:
                 self.metrics = MetricsPage(settings.metrics, self.service.statistics, self._scheduler.waiting)
         except BaseException:
             await self._server.stop(None)
+            if self._control is not None:
+                await self._control.stop(None)
+            self._impairments.close()
             raise
         self.workers.start()
         # What is loaded stays: the collector need not look at PyTorch's modules again, in the middle of a request.
@@ -208,6 +216,20 @@ class InferenceServer:
         """Where models compute."""
         wanted = self._settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
         return torch.device(wanted)
+
+    async def _loaded(self) -> list[Any]:
+        """Load in a thread that the interpreter does not wait for at its end, as it does for those of asyncio."""
+        loaded: Future[list[Any]] = Future()
+        loaded.set_running_or_notify_cancel()
+
+        def load() -> None:
+            try:
+                loaded.set_result(self._load())
+            except BaseException as error:  # noqa: BLE001 - raised where it is awaited
+                loaded.set_exception(error)
+
+        threading.Thread(target=load, name="load", daemon=True).start()
+        return await asyncio.wrap_future(loaded)
 
     def _load(self) -> list[Any]:
         settings = self._settings
