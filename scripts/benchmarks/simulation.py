@@ -326,9 +326,13 @@ def _network(options: argparse.Namespace) -> Iterator[Figure]:
         raise PreflightError(f"--run {options.run}: found no tenant with a reservation, expected one; name another run")
     for found in held:
         measured, simulated = found.quantiles()
-        note = (
-            f"window {found.window}, {'valid' if valid[found.window] else 'INVALID'}; host {found.host_s * 1e3:.2f} ms"
-        )
+        note = f"window {found.window}, {'valid' if valid[found.window] else 'INVALID'}"
+        if found.host_s.size:
+            typical_s, longest_s = np.quantile(found.host_s, (0.5, 0.999))
+            note += f"; host {typical_s * 1e3:.2f} ms, p99.9 {longest_s * 1e3:.2f}"
+        dropped, would_drop = found.metered
+        if dropped:
+            note += f"; meter dropped {dropped:,} packets, would have dropped {would_drop:,}"
         for level, network_s, simulator_s in zip((50, 99, 99.9), measured, simulated, strict=True):
             yield at_most(
                 f"{found.tenant}, p{level} of the same packets, off by",

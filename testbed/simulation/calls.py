@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from testbed.scenario.model import Arrivals, Misbehaviour, TraceArrivals
-from testbed.simulation.asking import Asking, IntArray
+from testbed.simulation.asking import Asking, IntArray, Wire
 from testbed.simulation.clock import PS_PER_S
 from testbed.simulation.streams import Packets, Rows, Stream, stream
 from testbed.simulation.wave import TimeArray
@@ -34,9 +34,36 @@ class Calls(NamedTuple):
     request_bytes: IntArray
     work_ps: TimeArray
 
+    def part(self, chosen: slice) -> Calls:
+        """Some of them."""
+        return Calls(*(values[chosen] for values in self))
+
+
+class GivenCalls:
+    """Requests that are given rather than drawn.
+
+    Args:
+        calls: All of them.
+        wire: What they are on the wire.
+
+    Attributes:
+        drawn: The requests whose packets were read last.
+    """
+
+    def __init__(self, calls: Calls, wire: Wire) -> None:
+        self._calls, self._wire, self._next = calls, wire, 0
+        self.drawn = calls.part(slice(0, 0))
+
+    def until(self, time_ps: int) -> Packets:
+        """Packets of the next requests."""
+        stop = int(np.searchsorted(self._calls.time_ps, time_ps))
+        self.drawn = self._calls.part(slice(self._next, stop))
+        self._next = stop
+        return _packets(self.drawn, self._wire)
+
 
 class CallStream:
-    """A source's requests, read as packets.
+    """A source's requests, drawn and read as packets.
 
     Args:
         arrivals: The declared process, one arrival a request.
@@ -77,8 +104,7 @@ class CallStream:
         time, row = self._due.until(time_ps)
         work_ps = np.rint(self._asking.work(self._work, time.size) * PS_PER_S).astype(np.int64)
         self.drawn = Calls(time, self._sizes_of(row), work_ps)
-        cut = self._asking.out.cut(self.drawn.request_bytes)
-        return Packets(np.repeat(time, cut.packets), cut.size_bits, cut.ends)
+        return _packets(self.drawn, self._asking.out)
 
     def _sizes_of(self, row: IntArray) -> IntArray:
         if self._asking.by_row:
@@ -87,6 +113,11 @@ class CallStream:
             return np.full(row.size, self._bytes[0])
         share = np.array(self._asking.weights or np.ones(self._bytes.size))
         return self._sizes.choice(self._bytes, size=row.size, p=share / share.sum())
+
+
+def _packets(calls: Calls, wire: Wire) -> Packets:
+    cut = wire.cut(calls.request_bytes)
+    return Packets(np.repeat(calls.time_ps, cut.packets), cut.size_bits, cut.ends)
 
 
 class _Due(Protocol):

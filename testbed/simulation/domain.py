@@ -1,4 +1,4 @@
-"""The servers of one domain, in the order in which packets pass them: meters, an egress port, impairments, a stage."""
+"""The servers of one domain, in the order in which packets pass them: host, meters, port, impairments, stage."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 from testbed.errors import ScenarioError
 from testbed.simulation.compute import ComputeStage
 from testbed.simulation.fifo import Bucket, FifoLink, Passed
+from testbed.simulation.host_time import Host
 from testbed.simulation.impairment import Delayer, Loser
 from testbed.simulation.link import priority_link, weighted_link
 from testbed.simulation.meter import Meter
@@ -46,6 +47,8 @@ class SimulatedDomain:
         loss, excess, compute = seed.spawn(3)
         self.delay_ps = hop.delay_ps
         self._servers: list[tuple[Server, int]] = []
+        if hop.host is not None:
+            self._servers.append((Host(hop.host), RANDOM))
         if any(policy is not None for policy in hop.meters):
             self._servers.append((Meter(hop.meters), METER if first else LATER_METER))
         self._servers.append((_port(hop, members), QUEUE))

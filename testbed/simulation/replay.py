@@ -1,88 +1,87 @@
-"""A measured run again, in the simulator: the packets that its first border saw, through the same meters and queues.
+"""A measured run again, in the simulator: what its first border saw, through the same queues on the same host.
 
-What differs between the two is then the network's and its host's doing alone: above all the time that switches take
-for a packet that waits for nobody, which the simulator knows nothing of. It is a random time, not a constant: most of a
-median may be made of it, and a quantile of a sum is no sum of quantiles. So its whole law is taken from just the
-packets that wait for nobody, and every simulated packet is given a time from it. The run's folder is all that is
-needed.
+The simulator knows nothing of the time that switches take for a packet that waits for nobody. That time is no constant
+and no law that could be drawn from: it varies over a run as the host's processors are busy or away, and what is held
+up together arrives together at the next queue. So it is taken from moment to moment from the packets that wait for
+nobody, of all tenants, and every simulated packet is held up in each domain as those of its moment were. What is then
+compared is waiting: of packets that do not wait the simulator says what was measured.
 
-Of tenants that send requests it is the very same requests, with the run's framing, on their way to the server.
+Which packets a meter lets through depends on the millisecond in which a switch refills it. So packets that the first
+meter of a run dropped are left out, and how many the simulated one would have dropped is told beside it.
+
+Of tenants that send requests it is the very same requests, with the run's framing, on their way to the server. The
+run's folder is all that is needed.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from testbed.report.record import read_record
+from testbed.report.record import RunRecord, WindowRecord, read_record
 from testbed.scenario.dictionary import from_dict
-from testbed.simulation.answering import Answers
+from testbed.simulation.calls import Calls, GivenCalls
 from testbed.simulation.choices import Choices
-from testbed.simulation.clock import PS_PER_S
+from testbed.simulation.clock import PS_PER_S, to_ps
+from testbed.simulation.host_time import HostTimes
 from testbed.simulation.known import known
+from testbed.simulation.meter import Meter, Policy
 from testbed.simulation.network import network
-from testbed.simulation.recorder import Passage
-from testbed.simulation.streams import Packets
-from testbed.simulation.system import Scheduler, Source
+from testbed.simulation.streams import Packets, Stream
+from testbed.simulation.system import Scheduler, Source, System
+from testbed.simulation.wave import Wave
 from testbed.simulation.window import Plan, simulate
 from testbed.telemetry import request_samples, samples
-from testbed.telemetry.request_samples import RequestSamples
-from testbed.telemetry.samples import TenantSamples
 
 FloatArray = npt.NDArray[np.float64]
+BoolArray = npt.NDArray[np.bool_]
+
+_TURN_S = 0.5e-3
+"""Within a turn of its ports a switch may let those who came later leave first."""
 
 _ALONE_S = 50e-6
-"""A packet that takes no longer than this more than the fastest has waited for nobody."""
-
-_DRAWS = 20
-_SEED = 1
+"""A packet that takes no longer than this more than the fastest in a domain has waited for nobody there."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Replayed:
-    """One tenant of one window, measured and simulated.
+    """One tenant of one window, measured and simulated; n packets or requests over D domains.
 
     Attributes:
         tenant: Name.
         window: Number of the window.
-        measured_s: From the first border to the last, NaN where a packet was lost; of requests from the intended time
-            until the whole request was at the server. float64[n].
-        simulated_s: The same packets or requests in the simulator, float64[n].
+        measured_s: Times at the borders from the first to the last, NaN where one was not seen; of requests, of the
+            first byte at the first and of the last one at the others. float64[n, D + 1].
+        simulated_s: The same packets or requests in the simulator, float64[n, D + 1].
+        host_s: What the host took for each packet that waited for nobody in any domain, all domains together,
+            float64[m].
+        metered: Packets that its first meter dropped, measured and simulated.
     """
 
     tenant: str
     window: int
     measured_s: FloatArray
     simulated_s: FloatArray
-
-    @property
-    def host_s(self) -> float:
-        """Median of what the network took longer for packets that wait for nobody; NaN where all wait."""
-        extra = self._host_times()
-        return float(np.median(extra)) if extra.size else float("nan")
+    host_s: FloatArray
+    metered: tuple[int, int] = (0, 0)
 
     def quantiles(self, levels: tuple[float, ...] = (0.5, 0.99, 0.999)) -> tuple[FloatArray, FloatArray]:
-        """Measured quantiles, and simulated ones with times of the host, of the packets that both delivered.
+        """Measured and simulated quantiles of the time from the first border to the last, of what both delivered.
 
-        The second are NaN where no packet waited for nobody.
+        NaN where that is nothing.
         """
-        both = np.isfinite(self.measured_s) & np.isfinite(self.simulated_s)
+        measured_s, simulated_s = (times[:, -1] - times[:, 0] for times in (self.measured_s, self.simulated_s))
+        both = np.isfinite(measured_s) & np.isfinite(simulated_s)
+        if not both.any():
+            return np.full(len(levels), np.nan), np.full(len(levels), np.nan)
         # The smallest value that so many do not exceed: the same of a sample and of its copies.
-        measured_s = np.quantile(self.measured_s[both], levels, method="inverted_cdf")
-        extra = self._host_times()
-        if not extra.size:
-            return measured_s, np.full(len(levels), np.nan)
-        # Drawn anew several times, so that the draw moves a quantile less than the packets' own number does.
-        drawn = np.random.default_rng(_SEED).choice(extra, (_DRAWS, np.count_nonzero(both)))
-        return measured_s, np.quantile(self.simulated_s[both] + drawn, levels, method="inverted_cdf")
-
-    def _host_times(self) -> FloatArray:
-        """What the network took longer than the simulator for each packet that waited for nobody."""
-        alone = self.simulated_s < np.nanmin(self.simulated_s, initial=np.inf) + _ALONE_S
-        return (self.measured_s - self.simulated_s)[alone & np.isfinite(self.measured_s)]
+        found = np.quantile([measured_s[both], simulated_s[both]], levels, axis=1, method="inverted_cdf")
+        return found[:, 0], found[:, 1]
 
 
 def replay_run(folder: Path, scheduler: Scheduler = Scheduler.RESERVED) -> list[Replayed]:
@@ -97,65 +96,174 @@ def replay_run(folder: Path, scheduler: Scheduler = Scheduler.RESERVED) -> list[
     """
     record = read_record(folder)
     scenario = from_dict(record.scenario)
-    ready = network(scenario, Choices(scheduler), known(scenario, folder))
-    system = ready.system
-    found = []
-    for window in record.windows:
-        seen = {name: samples.read(folder / path)[0] for name, path in window.samples.items()}
-        asked = {name: request_samples.read(folder / path) for name, path in window.requests.items()}
-        captured = {s.number: _Captured(seen[s.name]) for s in system.sources if s.asking is None}
-        length_s = max([window.duration_s, *(stream.end_s for stream in captured.values())])
-        outcome = simulate(system, Plan(window.seed, window.index, length_s, length_s), streams=captured)
-        for members, passage, answers in zip(system.companies(), outcome.passages, outcome.answers, strict=True):
-            for k in members:
-                source = system.sources[k]
-                if source.asking is not None and answers is not None:
-                    found.append(_asked(source, k, window.index, asked[source.name], passage=passage, answers=answers))
-                    continue
-                own = passage.rows(k)
-                border = passage.border_ps[own]
-                last = border[:, system.sources[k].hops]
-                simulated_s = np.where(last >= 0, (last - border[:, 0]) / PS_PER_S, np.nan)
-                name = system.sources[k].name
-                measured_s = captured[system.sources[k].number].in_order(seen[name].network_s)
-                found.append(Replayed(name, window.index, measured_s, simulated_s))
-    return found
+    system = network(scenario, Choices(scheduler), known(scenario, folder)).system
+    return [found for window in record.windows for found in _window(system, folder, record, window)]
 
 
-def _asked(
-    source: Source, k: int, window: int, measured: RequestSamples, *, passage: Passage, answers: Answers
-) -> Replayed:
-    """The requests of one tenant that both have; a run that was ended early has fewer."""
-    last = answers.last[answers.tenant == k][: len(measured)]
-    at_server = passage.border_ps[last, source.hops]
-    simulated_s = np.where(at_server >= 0, (at_server - passage.born_ps[last]) / PS_PER_S, np.nan)
-    return Replayed(source.name, window, measured.network_out_s[: last.size], simulated_s)
+def _window(system: System, folder: Path, record: RunRecord, window: WindowRecord) -> Iterator[Replayed]:
+    metered = _losing_by_meters_alone(record)
+    policies = system.hops[0].meters or (None,) * len(system.sources)
+    met = [
+        _meet(_read(source, folder, window), policy if source.name in metered else None)
+        for source, policy in zip(system.sources, policies, strict=True)
+    ]
+    kept = tuple(None if one.dropped else policy for one, policy in zip(met, policies, strict=True))
+    first = replace(system.hops[0], meters=kept if any(kept) else ())
+    system = replace(system, hops=(first, *system.hops[1:]))
+
+    seen = [one.passed for one in met]
+    length_s = max([window.duration_s, *(one.end_s for one in seen)])
+    plan = Plan(window.seed, window.index, length_s, length_s)
+    taken = [one.taken_s(times) for one, times in zip(seen, _simulated(system, plan, seen), strict=True)]
+    hops = tuple(replace(hop, host=_host(d, seen, taken)) for d, hop in enumerate(system.hops))
+    simulated = _simulated(replace(system, hops=hops), plan, seen)
+    for one, times, extra in zip(met, simulated, taken, strict=True):
+        host_s = extra.sum(axis=1)
+        host_s = host_s[np.isfinite(host_s)]
+        counts = one.dropped, one.would_drop
+        yield Replayed(one.passed.source.name, window.index, one.passed.border_s, times, host_s, counts)
 
 
-class _Captured:
-    """Packets as a border saw them, in the order of their arrival there; those it did not see are left out."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Seen:
+    """What the borders saw of one source, in the order of arrival at the first one; n packets or requests.
 
-    def __init__(self, seen: TenantSamples) -> None:
-        arrival_s = seen.border_s[:, 0]
-        present = np.flatnonzero(np.isfinite(arrival_s))
-        self._order = present[np.argsort(arrival_s[present], kind="stable")]
-        self._time_ps = np.rint(arrival_s[self._order] * PS_PER_S).astype(np.int64)
-        self._size_bits = seen.size_bits[self._order].astype(np.int32)
-        self._next = 0
+    Attributes:
+        source: It.
+        border_s: As of `Replayed`, float64[n, D + 1]; never NaN at the first.
+        size: Bits of each packet, or bytes of each request's message, int64[n].
+        work_s: Time that each request was computed, 0 where it was not, float64[n].
+        timely: Whether what each took says anything of the host: nothing of it was sent again, bool[n].
+    """
+
+    source: Source
+    border_s: FloatArray
+    size: npt.NDArray[np.int64]
+    work_s: FloatArray
+    timely: BoolArray
+
+    @property
+    def time_ps(self) -> npt.NDArray[np.int64]:
+        """Arrival at the first border, int64[n]."""
+        return np.rint(self.border_s[:, 0] * PS_PER_S).astype(np.int64)
 
     @property
     def end_s(self) -> float:
-        """Just after the last packet."""
-        return (int(self._time_ps[-1]) + 1) / PS_PER_S if self._time_ps.size else 0.0
+        """Just after the last one."""
+        return (int(self.time_ps[-1]) + 1) / PS_PER_S if len(self.size) else 0.0
 
-    def in_order(self, values: FloatArray) -> FloatArray:
-        """Values of the packets, in the order in which they are replayed."""
-        return values[self._order]
+    def take(self, index: npt.NDArray[np.int64]) -> _Seen:
+        """Some of them, in that order."""
+        arrays = {name: getattr(self, name)[index] for name in ("border_s", "size", "work_s", "timely")}
+        return replace(self, **arrays)
+
+    def stream(self) -> Stream:
+        """Them, as the simulator sends them."""
+        asking = self.source.asking
+        if asking is None:
+            return _Given(Packets(self.time_ps, self.size.astype(np.int32), np.ones(len(self.size), np.bool_)))
+        work_ps = np.rint(self.work_s * PS_PER_S).astype(np.int64)
+        return GivenCalls(Calls(self.time_ps, self.size, work_ps), asking.out)
+
+    def taken_s(self, simulated_s: FloatArray) -> FloatArray:
+        """What the host took for each of them in each domain, NaN where it waited or was not seen, float64[n, D].
+
+        Args:
+            simulated_s: Their times at the borders where no host takes any, [n, D + 1].
+        """
+        passing_s = np.diff(simulated_s, axis=1)
+        alone = passing_s < np.nanmin(passing_s, axis=0, initial=np.inf) + _ALONE_S
+        return np.where(alone & self.timely[:, np.newaxis], np.diff(self.border_s, axis=1) - passing_s, np.nan)
+
+
+class _Met(NamedTuple):
+    """A source at the first meter of its path.
+
+    Attributes:
+        passed: What is replayed of it.
+        dropped: How many of its packets the run's meter dropped; they are not replayed.
+        would_drop: How many a simulated one would have.
+    """
+
+    passed: _Seen
+    dropped: int = 0
+    would_drop: int = 0
+
+
+class _Given:
+    """Packets that are given rather than drawn."""
+
+    def __init__(self, packets: Packets) -> None:
+        self._packets, self._next = packets, 0
 
     def until(self, time_ps: int) -> Packets:
         """The next packets."""
-        stop = int(np.searchsorted(self._time_ps, time_ps))
+        stop = int(np.searchsorted(self._packets.time_ps, time_ps))
         part = slice(self._next, stop)
         self._next = stop
-        n = stop - part.start
-        return Packets(self._time_ps[part], self._size_bits[part], np.ones(n, np.bool_))
+        time, size_bits, ends = self._packets
+        return Packets(time[part], size_bits[part], ends[part])
+
+
+def _read(source: Source, folder: Path, window: WindowRecord) -> _Seen:
+    """What a window's folder holds of a source; what the first border did not see is left out."""
+    if source.asking is None:
+        sent, _ = samples.read(folder / window.samples[source.name])
+        n = len(sent.size_bits)
+        seen = _Seen(source, sent.border_s, sent.size_bits.astype(np.int64), np.zeros(n), np.ones(n, np.bool_))
+    else:
+        asked = request_samples.read(folder / window.requests[source.name])
+        border_s = np.column_stack([asked.first_s, asked.out_s[:, 1:]])
+        resent_s = np.zeros(len(asked)) if asked.resent_s is None else asked.resent_s.sum(axis=1)
+        seen = _Seen(source, border_s, asked.request_bytes, np.nan_to_num(asked.compute_s), ~(resent_s > 0))
+    present = np.flatnonzero(np.isfinite(seen.border_s[:, 0]))
+    return seen.take(present[np.argsort(seen.border_s[present, 0], kind="stable")])
+
+
+def _losing_by_meters_alone(record: RunRecord) -> set[str]:
+    """Tenants of whose packets no queue dropped any."""
+    return {one.name for one in record.tenants if one.conformance is not None and not one.conformance.queue_dropped}
+
+
+def _meet(seen: _Seen, policy: Policy | None) -> _Met:
+    """A source at its first meter; what was not seen behind it is left to the simulator where there is no policy."""
+    passed = np.isfinite(seen.border_s[:, 1])
+    if policy is None or passed.all():
+        return _Met(seen)
+    n = passed.size
+    size = seen.size.astype(np.int32)
+    wave = Wave(seen.time_ps, seen.time_ps, np.arange(n), size, np.zeros(n, np.int32), np.ones(n, np.bool_))
+    would_drop = len(Meter([policy]).push(wave, 0).lost)
+    return _Met(seen.take(np.flatnonzero(passed)), n - int(np.count_nonzero(passed)), would_drop)
+
+
+def _simulated(system: System, plan: Plan, seen: Sequence[_Seen]) -> list[FloatArray]:
+    """Times at the borders of each source's packets or requests, NaN where one did not come; float64[n, D + 1]."""
+    streams: Mapping[int, Stream] = {one.source.number: one.stream() for one in seen}
+    outcome = simulate(system, plan, streams=streams)
+    found = {}
+    for members, passage, answers in zip(system.companies(), outcome.passages, outcome.answers, strict=True):
+        for k in members:
+            asks = system.sources[k].asking is not None and answers is not None
+            own = answers.last[answers.tenant == k] if asks and answers is not None else passage.rows(k)
+            border_ps = passage.border_ps[own, : system.sources[k].hops + 1]
+            found[k] = np.where(border_ps >= 0, border_ps / PS_PER_S, np.nan)
+    return [found[k] for k in range(len(system.sources))]
+
+
+def _host(domain: int, seen: Sequence[_Seen], taken: Sequence[FloatArray]) -> HostTimes | None:
+    """What the host took in a domain, from moment to moment; None where everybody waits."""
+    of = [one for one in zip(seen, taken, strict=True) if one[1].shape[1] > domain]
+    at_s = np.concatenate([one.border_s[:, domain] for one, _ in of])
+    taken_s = np.concatenate([extra[:, domain] for _, extra in of])
+    known_at = np.flatnonzero(np.isfinite(at_s) & np.isfinite(taken_s))
+    if not known_at.size:
+        return None
+    order = known_at[np.argsort(at_s[known_at], kind="stable")]
+    at_ps, taken_ps = (np.rint(values[order] * PS_PER_S).astype(np.int64) for values in (at_s, taken_s))
+    # A host that answers in turn lets nobody leave before who came earlier, but for a turn. Who left later than that
+    # waited for more than the host: in a queue that a pause before it had filled.
+    leaves_ps = at_ps + taken_ps
+    soonest_ps = np.minimum.accumulate(leaves_ps[::-1])[::-1]
+    taken_ps = np.minimum(leaves_ps, soonest_ps + to_ps(_TURN_S)) - at_ps
+    return HostTimes(at_ps, np.maximum(taken_ps, 0))

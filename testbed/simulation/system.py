@@ -13,6 +13,7 @@ from testbed.errors import ScenarioError
 from testbed.scenario.model import Arrivals, Misbehaviour
 from testbed.simulation.asking import Asking
 from testbed.simulation.compute import Compute
+from testbed.simulation.host_time import HostTimes
 from testbed.simulation.impairment import Excess
 from testbed.simulation.meter import Policy
 from testbed.simulation.reserved import Reserved
@@ -84,6 +85,7 @@ class Hop:
         loss: Probability that the domain loses a packet at random.
         compute: Stage through which the packets of sources pass whose last domain this is, unless they ask.
         workers: Of the server that sources ask whose last domain this is.
+        host: What a host takes for packets before anything else here is done to them; None for nothing.
     """
 
     name: str
@@ -100,6 +102,7 @@ class Hop:
     loss: float = 0.0
     compute: Compute | None = None
     workers: int = 1
+    host: HostTimes | None = None
 
 
 @dataclass(frozen=True)

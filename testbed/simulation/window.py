@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from testbed.simulation.answering import Answering, Answers
-from testbed.simulation.calls import CallStream
+from testbed.simulation.calls import CallStream, GivenCalls
 from testbed.simulation.clock import NEVER, PS_PER_S, to_ps
 from testbed.simulation.domain import SimulatedDomain
 from testbed.simulation.meter import Meter
@@ -90,7 +90,7 @@ def simulate(
     Args:
         system: What.
         plan: How long.
-        streams: Packets of sources that ask nothing, by number, that are given rather than drawn.
+        streams: Packets of sources, by number, that are given rather than drawn; of those that ask, requests.
         advance: Told now and then which fraction is done.
         stop: Asked now and then whether to end early; what was sent by then is still carried to its end.
 
@@ -146,7 +146,8 @@ class _Tandem:
         self._contracts = Meter(system.contracts) if any(system.contracts) else None
         self._recorder = Recorder(longest, to_ps(plan.recorded_s))
         self._batch_ps = max(1, math.ceil(to_ps(plan.duration_s) / BATCHES))
-        self._calls = [(k, one) for k, one in zip(members, self._streams, strict=True) if isinstance(one, CallStream)]
+        given = zip(members, self._streams, strict=True)
+        self._calls = [(k, one) for k, one in given if isinstance(one, CallStream | GivenCalls)]
         self.answering = None
         if self._calls:
             self.answering = Answering(

@@ -70,14 +70,15 @@ def replayed(monkeypatch: pytest.MonkeyPatch, *, verdict: str, reserved: bool) -
     tenants.append(SimpleNamespace(name="b", reservation=None))
     windows = [SimpleNamespace(index=1, valid=verdict != "INVALID")]
     rows = [SimpleNamespace(name=name, bound_s=None) for name in "ab"]
-    delays_s = np.linspace(0.01, 0.02, 1000)
+    borders_s = np.column_stack([np.zeros(1000), np.linspace(0.01, 0.02, 1000)])
+    told = [Replayed(name, 1, borders_s, borders_s, np.full(3, 1e-3), (5, 4)) for name in "ab"]
     monkeypatch.setattr(
         simulation,
         "read_record",
         lambda _: SimpleNamespace(windows=windows, tenants=rows, scenario=None, verdict=verdict),
     )
     monkeypatch.setattr(simulation, "from_dict", lambda _: SimpleNamespace(tenants=tenants))
-    monkeypatch.setattr(simulation, "replay_run", lambda _: [Replayed(name, 1, delays_s, delays_s) for name in "ab"])
+    monkeypatch.setattr(simulation, "replay_run", lambda _: told)
     return list(simulation.measure(argparse.Namespace(only="network", run=Path("run"))))
 
 
