@@ -329,7 +329,8 @@ def _network(options: argparse.Namespace) -> Iterator[Figure]:
         note = f"window {found.window}, {'valid' if valid[found.window] else 'INVALID'}"
         if found.host_s.size:
             typical_s, longest_s = np.quantile(found.host_s, (0.5, 0.999))
-            note += f"; host {typical_s * 1e3:.2f} ms, p99.9 {longest_s * 1e3:.2f}"
+            share = found.host_s.size / len(found.measured_s)
+            note += f"; {share:.0%} wait for nobody; host {typical_s * 1e3:.2f} ms, p99.9 {longest_s * 1e3:.2f}"
         dropped, would_drop = found.metered
         if dropped:
             note += f"; meter dropped {dropped:,} packets, would have dropped {would_drop:,}"

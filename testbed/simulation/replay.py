@@ -3,8 +3,9 @@
 The simulator knows nothing of the time that switches take for a packet that waits for nobody. That time is no constant
 and no law that could be drawn from: it varies over a run as the host's processors are busy or away, and what is held
 up together arrives together at the next queue. So it is taken from moment to moment from the packets that wait for
-nobody, of all tenants, and every simulated packet is held up in each domain as those of its moment were. What is then
-compared is waiting: of packets that do not wait the simulator says what was measured.
+nobody, of all tenants, and every simulated packet is held up in each domain as those of its moment were; what a port
+takes to send is part of it. What is then compared is waiting: of packets that do not wait the simulator says what was
+measured.
 
 Which packets a meter lets through depends on the millisecond in which a switch refills it. So packets that the first
 meter of a run dropped are left out, and how many the simulated one would have dropped is told beside it.
@@ -40,6 +41,9 @@ from testbed.telemetry import request_samples, samples
 
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
+
+_AT_ONCE_BPS = 1e12
+"""A port that takes no time that counts."""
 
 _TURN_S = 0.5e-3
 """Within a turn of its ports a switch may let those who came later leave first."""
@@ -109,14 +113,18 @@ def _window(system: System, folder: Path, record: RunRecord, window: WindowRecor
     ]
     kept = tuple(None if one.dropped else policy for one, policy in zip(met, policies, strict=True))
     first = replace(system.hops[0], meters=kept if any(kept) else ())
-    system = replace(system, hops=(first, *system.hops[1:]))
+    hops = (first, *system.hops[1:])
+    if record.kind != "simulation":
+        # How long a software switch's port takes to send is its processor's time, which is in what is measured.
+        hops = tuple(replace(hop, drain_bps=_AT_ONCE_BPS) for hop in hops)
+    system = replace(system, hops=hops)
 
     seen = [one.passed for one in met]
     length_s = max([window.duration_s, *(one.end_s for one in seen)])
     plan = Plan(window.seed, window.index, length_s, length_s)
     taken = [one.taken_s(times) for one, times in zip(seen, _simulated(system, plan, seen), strict=True)]
-    hops = tuple(replace(hop, host=_host(d, seen, taken)) for d, hop in enumerate(system.hops))
-    simulated = _simulated(replace(system, hops=hops), plan, seen)
+    hosted = tuple(replace(hop, host=_host(d, seen, taken)) for d, hop in enumerate(system.hops))
+    simulated = _simulated(replace(system, hops=hosted), plan, seen)
     for one, times, extra in zip(met, simulated, taken, strict=True):
         host_s = extra.sum(axis=1)
         host_s = host_s[np.isfinite(host_s)]

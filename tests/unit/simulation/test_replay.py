@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from testbed.management.sizing import DRAIN_BPS
 from testbed.report.record import read_record, write_record
 from testbed.run.progress import Silent
 from testbed.simulation import pipeline
@@ -19,7 +20,7 @@ from testbed.simulation.network import Network
 from testbed.simulation.pipeline import Options, simulate_scenario
 from testbed.simulation.replay import Replayed, replay_run
 from testbed.telemetry import request_samples, samples
-from tests.unit.simulation.systems import mixed
+from tests.unit.simulation.systems import BURSTY, mixed
 from tests.unit.simulation.test_requests import vision
 
 FloatArray = npt.NDArray[np.float64]
@@ -110,6 +111,18 @@ def test_switches_that_hold_everything_up_alike_leave_no_difference(copy: Path) 
         assert np.median(one.host_s) == pytest.approx(0.3e-3 * (one.measured_s.shape[1] - 1), abs=1e-7)
         measured_s, simulated_s = one.quantiles()
         assert simulated_s == pytest.approx(measured_s, rel=1e-3)
+
+
+def test_what_a_networks_port_takes_to_send_is_its_hosts_time(copy: Path) -> None:
+    record = read_record(copy)
+    alone = {one.tenant: one.host_s for one in replay_run(copy)}
+    assert np.median(alone["bursty"]) == pytest.approx(0, abs=1e-9)
+    write_record(copy, record.model_copy(update={"kind": "network"}))
+    for one in replay_run(copy):
+        measured_s, simulated_s = one.quantiles()
+        assert simulated_s == pytest.approx(measured_s, rel=0.03, abs=20e-6), one.tenant
+        if one.tenant == "bursty":
+            assert np.median(one.host_s) == pytest.approx(2 * BURSTY.size_bits / DRAIN_BPS, abs=0.1e-6)
 
 
 def test_a_host_that_pauses_is_found_with_the_bursts_that_it_makes(
