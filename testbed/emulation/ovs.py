@@ -12,13 +12,13 @@ import re
 import socket
 import subprocess
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from controller.counters import MeterCounters
 from testbed.emulation import processes, syscalls
-from testbed.emulation.meters import read_meters
+from testbed.emulation.meters import MeterConnection, connected
 from testbed.emulation.placement import Role
 from testbed.emulation.supervisor import Child, Supervisor
 from testbed.errors import PreflightError
@@ -272,7 +272,12 @@ class OpenVSwitch:
 
     def meters(self, bridge: str) -> dict[int, MeterCounters]:
         """What each meter of a bridge has counted, by meter id."""
-        return read_meters(self.directory / f"{bridge}.mgmt")
+        with self.asked_for_meters(bridge) as connection:
+            return connection.read()
+
+    def asked_for_meters(self, bridge: str) -> AbstractContextManager[MeterConnection]:
+        """A connection on which a bridge's meters can be read again and again."""
+        return connected(self.directory / f"{bridge}.mgmt")
 
     def log_errors(self) -> tuple[str, ...]:
         """Lines of warning or worse that the daemon has logged."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from controller.program import Meter, Queue
+from testbed.emulation.probe_bucket import BucketBounds
 
 METER_GRAIN_S = 1e-3
 SWITCH_LATENESS_S = 2e-3
@@ -18,9 +19,6 @@ _BLUNT_RATE = 0.1
 """A rate known no better than to this part proves nothing, whatever was found."""
 _BLUNT_BUCKET = 0.5
 """The same for a bucket."""
-_COUNTED_WITHIN_S = 10e-3
-"""The same for a bucket in time: flooding one and counting takes a software switch that long, so how much came back
-meanwhile cannot be known better."""
 _BURSTLESS_S = 1.0
 """How much of its rate a meter's bucket holds without the flag BURST."""
 
@@ -92,26 +90,27 @@ def judge(domain: str, tenant: str, what: str, *, found: float, expected: float,
 
 
 def meter_burst(
-    domain: str, tenant: str, meter: Meter, *, passed: Passed, frame_bits: int, offered_bits: int
+    domain: str, tenant: str, meter: Meter, *, bounds: BucketBounds, frame_bits: int, offered_bits: int
 ) -> ProbeResult:
-    """Bucket of a meter from the least that any of several floods got through it: the one with the least refill.
+    """Bucket of a meter from what floods say of it: the middle of their bounds, known to half of what is between them.
 
-    A meter refills while it takes the flood in, which is known to have been over by the end and may have been over at
-    once: what is expected is the bucket and half of the most that can have come back. A userspace meter also forgets up
-    to a millisecond of its refill when it was idle for longer than burst / rate. Blunt is what a bucket of twice the
-    size would pass for, or one that lasts for 20 ms longer where that is more; and a flood that was not cut at all.
+    A meter refills once a millisecond, so it may be that much ahead of the refill that bounds count, or behind. Bounds
+    that exclude each other are no token bucket's; the one that is farther off is what was found. Blunt is what a bucket
+    of twice the size would pass for; and floods of which none was cut.
     """
     rate, bucket = meter.rate_kbps * 1000, meter.burst_kbit * 1000
-    refill = rate * passed.elapsed_s
-    tolerance = frame_bits + rate * METER_GRAIN_S + refill / 2
-    expected = bucket + refill / 2
-    result = judge(domain, tenant, "meter burst, bits", found=passed.bits, expected=expected, tolerance=tolerance)
-    # What passes a meter without BURST is as uncertain as what passes a right one.
+    low, high, cut = bounds.low, bounds.high, bounds.high < float("inf")
+    if not cut:
+        high = max(low, offered_bits)
+    found = (low + high) / 2 if low <= high else max(low, high, key=lambda end: abs(end - bucket))
+    tolerance = frame_bits + rate * METER_GRAIN_S + max(0.0, high - low) / 2
+    result = judge(domain, tenant, "meter burst, bits", found=found, expected=bucket, tolerance=tolerance)
+    # A meter without BURST is known as badly as a right one.
     apart = abs(bucket - rate * _BURSTLESS_S)
-    limit = max(_BLUNT_BUCKET * bucket, rate * _COUNTED_WITHIN_S)
+    limit = _BLUNT_BUCKET * bucket
     if apart > 2 * (frame_bits + rate * METER_LATENESS_S):
         limit = min(limit, apart / 2)
-    return _sharp(result, limit if passed.bits < offered_bits else 0.0)
+    return _sharp(result, limit if cut else 0.0)
 
 
 def meter_rate(domain: str, tenant: str, meter: Meter, *, passed: Passed, frame_bits: int) -> ProbeResult:

@@ -20,9 +20,10 @@ from controller.plan import UNCLASSIFIED_MINOR, sharers
 from controller.program import DomainProgram, Meter, Queue, Rule
 from testbed.emulation import namespace, probe_checks
 from testbed.emulation.network import TandemNetwork
-from testbed.emulation.probe_checks import Passed, ProbeResult, judge
+from testbed.emulation.probe_bucket import BucketBounds, bucket_bounds
+from testbed.emulation.probe_checks import ProbeResult, judge
 from testbed.emulation.probe_effort import Effort, is_reserved, reserved_bps
-from testbed.emulation.probe_readings import Classes, Rest, Stretch, watch
+from testbed.emulation.probe_readings import Classes, Rest, Stretch, flood_and_look, watch
 from testbed.emulation.probe_traffic import SMALLEST_FRAME_BYTES, Injector, Pacer, Sent, Stream, flood, frame
 from testbed.errors import ReservationError
 from testbed.scenario.model import FULL_FRAME_BITS, Datapath
@@ -33,6 +34,7 @@ _REVERSE_FRAMES = 20
 _LOOK_EVERY_S = 0.005
 _QUIET_S = 0.015
 _SETTLED_WITHIN_S = 10.0
+_NOTHING_MET = MeterCounters(0, 0, 0, 0)
 
 
 class DomainProbe:
@@ -117,39 +119,40 @@ class DomainProbe:
         self._check_classes(start, end, entered, [_ports_to_server(self._program, r) for r in self._program.rules])
 
     def _flood_meters(self, entry: Injector, metered: Sequence[tuple[Rule, Meter]]) -> None:
-        """Offer every full meter, one after the other, more than its bucket at once; the least that passes counts."""
-        least: dict[int, Passed] = {}
-        before = self._met()
-        for _ in range(self._effort.floods):
+        """Offer every full meter, one after the other, more than its bucket at once, until enough is known of each."""
+        known = {rule.number: BucketBounds() for rule, _ in metered}
+        results: dict[int, ProbeResult] = {}
+        for number in range(self._effort.most_floods):
+            if number >= self._effort.floods:
+                metered = [(rule, meter) for rule, meter in metered if results[rule.number].blunt]
+            if not metered:
+                break
             # Left alone this long, every bucket is full again.
-            time.sleep(max((m.burst_kbit / m.rate_kbps for _, m in metered), default=0) + probe_checks.METER_GRAIN_S)
-            elapsed_s = {}
+            time.sleep(max(m.burst_kbit / m.rate_kbps for _, m in metered) + probe_checks.METER_GRAIN_S)
             for rule, meter in metered:
+                bounds = known[rule.number].and_also(self._flood(entry, rule, meter))
                 size, count = self._effort.flood(meter)
-                sent = flood(entry, frame(*_forward(rule), size), count)
-                # The meter refills until the switch has taken the last frame out of its socket, not until it was sent.
-                elapsed_s[rule.number] = self._met_all(rule.number, before, sent.packets) - sent.first_s
+                who, bits = (self._program.domain, rule.tenant, meter), 8 * size
+                known[rule.number], results[rule.number] = (
+                    bounds,
+                    probe_checks.meter_burst(*who, bounds=bounds, frame_bits=bits, offered_bits=bits * count),
+                )
             self._settled()
-            after = self._met()
-            for rule, meter in metered:
-                bits = 8 * self._effort.flood(meter)[0] * _let_through(before, after, rule.number)
-                passed = Passed(bits, elapsed_s[rule.number])
-                least[rule.number] = min(least.get(rule.number, passed), passed, key=lambda item: item.bits)
-            before = after
-        for rule, meter in metered:
-            size, count = self._effort.flood(meter)
-            who, bits = (self._program.domain, rule.tenant, meter), 8 * size
-            passed = least[rule.number]
-            self._results.append(
-                probe_checks.meter_burst(*who, passed=passed, frame_bits=bits, offered_bits=bits * count)
-            )
+        self._results += results.values()
 
-    def _met_all(self, number: int, before: Mapping[int, MeterCounters], packets: int) -> float:
-        """When a meter had seen so many packets more than before, on CLOCK_MONOTONIC; or when patience ended."""
-        deadline = time.monotonic() + _SETTLED_WITHIN_S
-        while self._met()[number].in_packets < before[number].in_packets + packets and time.monotonic() < deadline:
-            time.sleep(_LOOK_EVERY_S)
-        return time.monotonic()
+    def _flood(self, entry: Injector, rule: Rule, meter: Meter) -> BucketBounds:
+        """What one flood says of a meter's bucket."""
+        size, count = self._effort.flood(meter)
+        (bridge,) = (hop.bridge for hop in self._program.hops if hop.ingress)
+        with self._network.ovs.asked_for_meters(bridge) as switch:
+            looks = flood_and_look(
+                lambda: switch.read(meter.meter_id).get(meter.meter_id, _NOTHING_MET),
+                entry,
+                frame(*_forward(rule), size),
+                count,
+                within_s=_SETTLED_WITHIN_S,
+            )
+        return bucket_bounds(looks, rate_bps=1000 * meter.rate_kbps, frame_bits=8 * size)
 
     def _overload_meters(self, entry: Injector) -> dict[int, Sent]:
         """Keep every meter empty and time what passes, as it comes to the classes behind; unmetered: a few frames."""
@@ -346,7 +349,7 @@ class DomainProbe:
     def _met(self) -> dict[int, MeterCounters]:
         """Counters of the ingress hop's meters, by rule number."""
         numbers = {rule.meter.meter_id: rule.number for rule in self._program.rules if rule.meter is not None}
-        found = dict.fromkeys(numbers.values(), MeterCounters(0, 0, 0, 0))
+        found = dict.fromkeys(numbers.values(), _NOTHING_MET)
         for hop in self._program.hops:
             if hop.ingress:
                 met = self._network.ovs.meters(hop.bridge)

@@ -20,10 +20,12 @@ from testbed.emulation.probe_traffic import LARGEST_FRAME_BYTES, SMALLEST_FRAME_
 _FRAMES_PER_S = 15_000
 _MOST_FRAMES_PER_S = 40_000
 """What a switch takes while it does nothing else; more than the budget where meters let through more than that."""
+_PASSED_ON_PER_S = 20_000
+"""What it takes where it also passes them on through the domains behind."""
 _DOMAINS_AT_EASE = 3
 FRAMES_OF_A_BUCKET = 64
 _TENANTS_AT_EASE = 16
-_FLOODS = 3
+_FLOODS, _MOST_FLOODS = 3, 12
 _OVERLOAD = 1.1
 _OVERLOADED, _EMPTIED = 1.5, 1.3
 """Of a meter's rate and of its bucket, what is offered to empty it."""
@@ -88,8 +90,13 @@ class Effort:
 
     @property
     def floods(self) -> int:
-        """How often each meter is flooded, of which the least counts; a pause of the host spoils none that is slow."""
+        """How often each meter is flooded: a pause of the host spoils none that is slow."""
         return max(1, round(_FLOODS / self.slow_down))
+
+    @property
+    def most_floods(self) -> int:
+        """How often a meter is flooded of whose bucket the others did not tell enough."""
+        return max(2, round(_MOST_FLOODS / self.slow_down))
 
     @property
     def ahead_s(self) -> float:
@@ -112,7 +119,7 @@ class Effort:
         rate = meter.rate_kbps * 1000
         late = rate * 3 * METER_LATENESS_S
         # While a flood is taken in the bucket fills up again, and more of it passes.
-        refilled = min(0.75, rate / (8 * size * _MOST_FRAMES_PER_S / self.slow_down))
+        refilled = min(0.75, rate / (8 * size * _PASSED_ON_PER_S / self.slow_down))
         return size, int((1.2 * meter.burst_kbit * 1000 + late) / (1 - refilled) / (8 * size)) + 10
 
     def overload(self, meter: Meter) -> tuple[int, float]:

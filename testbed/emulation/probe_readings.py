@@ -1,4 +1,4 @@
-"""Counters of ports read while a probe's traffic runs, so that a pause of the host makes them unsure and not wrong.
+"""Counters read while a probe's traffic runs, so that a pause of the host makes them unsure and not wrong.
 
 A queue that a pause has made late makes up for it afterwards, out of its burst. Read in between it has sent too little,
 and from there on too much: a right one would look too fast. So a port is read when the host has not been away for a
@@ -8,16 +8,19 @@ while, and what it may have missed is known.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from controller import traffic_control
-from controller.counters import ClassCounters
+from controller.counters import ClassCounters, MeterCounters
+from testbed.emulation.probe_bucket import Look
 from testbed.emulation.probe_checks import Passed
-from testbed.emulation.probe_traffic import Pacer
+from testbed.emulation.probe_traffic import Injector, Pacer, flood, punctually
 
 Classes = Mapping[str, Mapping[int, ClassCounters]]
 _LOOKS_AT_REST = 4
+_LOOK_EVERY_S = 0.0005
+"""A userspace switch answers up to 50 questions in a row before it forwards again: it is not asked without a pause."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,31 @@ def watch(pacer: Pacer, ports: Iterable[str], lead_s: float, drive_s: float) -> 
 def _read(port: str, pacer: Pacer) -> Reading:
     late_s = pacer.keep_up()
     return Reading(traffic_control.counters([port]), pacer.seen_s - late_s, time.monotonic())
+
+
+def flood_and_look(
+    read: Callable[[], MeterCounters], injector: Injector, data: bytes, count: int, *, within_s: float
+) -> list[Look]:
+    """Flood a meter and look at it until it has met all of it, or patience ends.
+
+    Args:
+        read: Reads the meter.
+        injector: Where frames are sent.
+        data: The frame.
+        count: How many.
+        within_s: How long they may take to come, seconds.
+    """
+    start = read()
+    with punctually():
+        sent = flood(injector, data, count)
+        looks = [Look(sent.first_s, sent.first_s, 0, 0)]
+        while looks[-1].met < sent.packets and time.monotonic() < sent.last_s + within_s:
+            time.sleep(_LOOK_EVERY_S)
+            earliest_s = time.monotonic()
+            found = read()
+            met, dropped = found.in_packets - start.in_packets, found.dropped_packets - start.dropped_packets
+            looks.append(Look(earliest_s, time.monotonic(), met, dropped))
+    return looks
 
 
 class Rest:

@@ -173,7 +173,7 @@ class Pacer:
         while another waits for its place. They leave on time whatever else runs: a meter whose bucket holds
         milliseconds would fill up in a pause, and seem slower than it is.
         """
-        with _punctually():
+        with punctually():
             while time.monotonic() < until_s:
                 self._round()
 
@@ -184,7 +184,7 @@ class Pacer:
             How late what was sent to may be all the same, seconds: 0 unless the host did not come to rest.
         """
         began_s = time.monotonic()
-        with _punctually():
+        with punctually():
             while time.monotonic() < began_s + within_s:
                 self._round()
                 if self._calm_from_s <= self.seen_s and not any(map(self._unspent_s, range(len(self._streams)))):
@@ -261,7 +261,7 @@ class Pacer:
 
 
 @contextmanager
-def _punctually() -> Iterator[None]:
+def punctually() -> Iterator[None]:
     """Real-time priority for the calling thread, where it is permitted."""
     before, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
     with suppress(PermissionError):

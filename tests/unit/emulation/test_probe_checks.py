@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from controller.program import Meter, Queue
 from testbed.emulation import probe_checks
-from testbed.emulation.probe_checks import Passed
+from testbed.emulation.probe_bucket import BucketBounds
+from testbed.emulation.probe_checks import Passed, ProbeResult
 
 METER = Meter(meter_id=1, rate_kbps=4_000, burst_kbit=160)
 QUEUE = Queue(0x11, rate_bps=5_000_000, ceil_bps=5_000_000, burst_bytes=4_000, quantum_bytes=1_514, limit_packets=100)
@@ -14,89 +17,86 @@ FRAME_BITS = 2_500
 OFFERED_BITS = 10_000_000
 
 
+def bucket(meter: Meter, low: float, high: float, frame_bits: int = FRAME_BITS) -> ProbeResult:
+    """What is said of a meter of whose bucket floods told these bounds."""
+    bounds = BucketBounds(low, high)
+    return probe_checks.meter_burst("d", "t", meter, bounds=bounds, frame_bits=frame_bits, offered_bits=OFFERED_BITS)
+
+
 @pytest.mark.parametrize(
-    ("bits", "right"),
+    ("low", "high", "right"),
     [
-        (160_000, True),
-        (160_000 - 4_000, True),
-        (160_000 + FRAME_BITS + 8_000, True),
-        (4_000_000, False),
-        (128_000, False),
-        (192_000, False),
-        (0, False),
+        (160_000, 160_000, True),
+        (156_000, 156_000, True),
+        (160_000 + FRAME_BITS, 164_000 + FRAME_BITS, True),
+        (4_000_000, 4_002_000, False),
+        (128_000, 130_000, False),
+        (190_000, 192_000, False),
+        (0, FRAME_BITS, False),
+        (166_000, 154_000, True),
+        (190_000, 130_000, False),
+        (168_000, 140_000, False),
+        (180_000, 155_000, False),
     ],
     ids=[
         "a full bucket",
         "a refill of a millisecond forgotten while idle",
-        "two milliseconds of refill and a packet more",
+        "a millisecond of refill and a packet more",
         "a meter without BURST, whose bucket is a second of rate",
         "a fifth too small",
         "a fifth too large",
         "nothing passes",
+        "bounds that cross by less than a millisecond of refill",
+        "bounds that exclude each other, with the right bucket in their middle",
+        "bounds of which the upper one excludes it",
+        "bounds of which the lower one excludes it",
     ],
 )
-def test_a_bucket_is_judged_by_what_a_flood_gets_through(bits: int, right: bool) -> None:
-    passed = Passed(bits, elapsed_s=1e-3)
-    assert (
-        probe_checks.meter_burst("d", "t", METER, passed=passed, frame_bits=FRAME_BITS, offered_bits=OFFERED_BITS).ok
-        is right
-    )
+def test_a_bucket_is_judged_by_what_floods_say_of_it(low: float, high: float, right: bool) -> None:
+    assert bucket(METER, low, high).ok is right
 
 
 @pytest.mark.parametrize(
-    ("burst_kbit", "elapsed_s", "bits", "right", "blunt"),
+    ("burst_kbit", "low", "high", "right", "blunt"),
     [
-        (160, 0.034, 164_000, True, False),
-        (160, 0.034, 290_000, True, False),
-        (160, 0.034, 320_000, False, False),
-        (160, 0.034, 150_000, False, False),
-        (160, 0.040, 164_000, False, True),
-        (160, 1.0, 4_000_000, False, True),
-        (3_900, 0.008, 3_901_000, True, False),
-        (3_900, 0.008, 4_001_000, False, False),
-        (3_900, 0.024, 3_901_000, False, True),
-        (3_900, 0.1, 4_001_000, False, True),
-        (3_900, 0.02, 8_000_000, False, False),
-        (4_000, 0.2, 4_001_000, True, False),
+        (160, 100_000, 240_000, True, False),
+        (160, 240_000, 380_000, False, False),
+        (160, 80_000, 240_000, False, True),
+        (160, 0, 8_000_000, False, True),
+        (160, 100_000, math.inf, False, True),
+        (160, 200_000, math.inf, False, False),
+        (3_900, 3_895_000, 3_925_000, True, False),
+        (3_900, 3_995_000, 4_010_000, False, False),
+        (3_900, 3_810_000, 3_990_000, False, True),
+        (4_000, 3_800_000, 4_200_000, True, False),
     ],
     ids=[
-        "counted when nearly a bucket may have come back, and nothing had",
-        "counted when nearly a bucket may have come back, and it had",
-        "twice the bucket, counted in time to tell",
-        "too small a bucket, however much may have come back",
-        "counted so late that twice the bucket would pass",
-        "a meter without BURST, counted after a second",
+        "known to less than half of itself",
+        "known as well, and twice as large",
+        "known to half of itself and more",
+        "known to nothing",
+        "no flood was cut",
+        "no flood was cut, and more passed than a right one lets through",
         "near the second of rate of a meter without BURST, and told from it",
         "a meter without BURST, told from a bucket near it",
-        "near a meter without BURST, counted too late to tell",
-        "a meter without BURST, counted too late to tell",
-        "far too large, however late it was counted",
+        "near a meter without BURST, and not told from it",
         "a second of rate, as without BURST: there is nothing to tell apart",
     ],
 )
-def test_a_bucket_that_was_counted_too_late_to_tell_is_no_pass_and_names_the_host(
-    burst_kbit: int, elapsed_s: float, bits: int, right: bool, blunt: bool
+def test_a_bucket_of_which_floods_do_not_tell_enough_is_no_pass_and_names_the_host(
+    burst_kbit: int, low: float, high: float, right: bool, blunt: bool
 ) -> None:
-    meter = Meter(meter_id=1, rate_kbps=4_000, burst_kbit=burst_kbit)
-    result = probe_checks.meter_burst(
-        "d", "t", meter, passed=Passed(bits, elapsed_s), frame_bits=FRAME_BITS, offered_bits=OFFERED_BITS
-    )
+    result = bucket(Meter(meter_id=1, rate_kbps=4_000, burst_kbit=burst_kbit), low, high)
     assert (result.ok, result.blunt) == (right, blunt)
     assert ("this host is too slow or too busy to tell" in str(result)) is blunt
 
 
-@pytest.mark.parametrize(("elapsed_s", "bits", "right", "blunt"), [
-    (0.008, 1_590_000, True, False), (0.008, 2_390_000, False, False), (0.020, 1_590_000, False, True),
-    (0.012, 2_388_800, True, False), (0.012, 2_400_000, False, True),
-])  # fmt: skip
-def test_a_bucket_that_is_emptied_faster_than_anybody_counts_is_known_to_what_counting_takes_and_drops_something(
-    elapsed_s: float, bits: int, right: bool, blunt: bool
-) -> None:
-    meter = Meter(meter_id=1, rate_kbps=137_500, burst_kbit=916)
-    result = probe_checks.meter_burst(
-        "d", "t", meter, passed=Passed(bits, elapsed_s), frame_bits=11_200, offered_bits=2_400_000
-    )
-    assert (result.ok, result.blunt) == (right, blunt)
+def test_a_fast_meters_bucket_is_known_as_well_as_a_slow_ones() -> None:
+    meter = Meter(meter_id=1, rate_kbps=168_750, burst_kbit=973)
+    sharp = bucket(meter, 700_000, 1_200_000, frame_bits=11_200)
+    late = bucket(meter, 600_000, 1_300_000, frame_bits=11_200)
+    assert (sharp.ok, sharp.blunt) == (True, False)
+    assert (late.ok, late.blunt) == (False, True)
 
 
 @pytest.mark.parametrize(("factor", "right"), [(1.0, True), (0.99, True), (0.8, False), (1.2, False), (2.0, False)])
