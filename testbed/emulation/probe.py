@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -48,9 +49,10 @@ def probe(
         ReservationError: Something does not act as installed; each such thing is named with what was found.
     """
     results: list[ProbeResult] = []
+    installed_s = time.monotonic()
     for index in (number - 1 for part in reversed(network.layout.segments) for number in reversed(part)):
         before_each()
-        results += _domain(network, index, programs[network.layout.skeletons[index].domain])
+        results += _domain(network, index, programs[network.layout.skeletons[index].domain], installed_s)
     before_each()
     with ThreadPoolExecutor(_ECHOES_AT_ONCE) as pool:
         results += pool.map(lambda path: _tcp(network, path, _message_bytes(path, programs)), network.layout.paths)
@@ -60,8 +62,9 @@ def probe(
     return tuple(results)
 
 
-def _domain(network: TandemNetwork, index: int, program: DomainProgram) -> tuple[ProbeResult, ...]:
-    results = DomainProbe(network, index, program).run()
+def _domain(network: TandemNetwork, index: int, program: DomainProgram, installed_s: float) -> tuple[ProbeResult, ...]:
+    # Nothing has been sent through its meters: domains behind it were probed at their own borders.
+    results = DomainProbe(network, index, program, untouched_since_s=installed_s).run()
     for attempt in range(2, _TRIES + 1):
         if not _may_be_the_hosts(results):
             break

@@ -45,9 +45,18 @@ class DomainProbe:
         index: Position of the domain, from 0.
         program: What its controller installed.
         stretch: Factor on the length of the timed drives.
+        untouched_since_s: Moment of CLOCK_MONOTONIC since which nothing has come to the meters; None means now.
     """
 
-    def __init__(self, network: TandemNetwork, index: int, program: DomainProgram, *, stretch: float = 1.0) -> None:
+    def __init__(
+        self,
+        network: TandemNetwork,
+        index: int,
+        program: DomainProgram,
+        *,
+        stretch: float = 1.0,
+        untouched_since_s: float | None = None,
+    ) -> None:
         self._network = network
         self._number = index + 1
         self._program = program
@@ -56,6 +65,9 @@ class DomainProbe:
         self._ports = [port for hop in program.hops for port in hop.queued_ports]
         self._entry = network.layout.entry(self._number).upstream
         self._results: list[ProbeResult] = []
+        since_s = time.monotonic() if untouched_since_s is None else untouched_since_s
+        self._full_s = {rule.number: since_s + _refill_s(rule.meter) for rule in program.rules if rule.meter}
+        """From when on each meter's bucket is full, if nothing more is sent through it."""
 
     def run(self) -> tuple[ProbeResult, ...]:
         """Drive everything once.
@@ -82,6 +94,9 @@ class DomainProbe:
         with Injector(self._entry, bypass=True) as entry:
             for rule in self._program.rules:
                 flood(entry, frame(*_forward(rule), SMALLEST_FRAME_BYTES), 1)
+                if rule.meter is not None:
+                    back_s = 8 * SMALLEST_FRAME_BYTES / (1000 * rule.meter.rate_kbps)
+                    self._full_s[rule.number] = max(self._full_s[rule.number], time.monotonic()) + back_s
                 self._flood_back(rule, 1)
                 expected.update((*_ports_to_server(self._program, rule), *_ports_to_client(self._program, rule)))
         for port in self._ports:
@@ -122,15 +137,11 @@ class DomainProbe:
         """Offer every full meter, one after the other, more than its bucket at once, until enough is known of each."""
         known = {rule.number: BucketBounds() for rule, _ in metered}
         results: dict[int, ProbeResult] = {}
-        for number in range(self._effort.most_floods):
-            if number >= self._effort.floods:
-                metered = [(rule, meter) for rule, meter in metered if results[rule.number].blunt]
-            if not metered:
-                break
-            # Left alone this long, every bucket is full again.
-            time.sleep(max(m.burst_kbit / m.rate_kbps for _, m in metered) + probe_checks.METER_GRAIN_S)
+        for _ in range(self._effort.most_floods):
             for rule, meter in metered:
+                time.sleep(max(0.0, self._full_s[rule.number] - time.monotonic()))
                 bounds = known[rule.number].and_also(self._flood(entry, rule, meter))
+                self._full_s[rule.number] = time.monotonic() + _refill_s(meter)
                 size, count = self._effort.flood(meter)
                 who, bits = (self._program.domain, rule.tenant, meter), 8 * size
                 known[rule.number], results[rule.number] = (
@@ -138,6 +149,9 @@ class DomainProbe:
                     probe_checks.meter_burst(*who, bounds=bounds, frame_bits=bits, offered_bits=bits * count),
                 )
             self._settled()
+            metered = [(rule, meter) for rule, meter in metered if results[rule.number].blunt]
+            if not metered:
+                break
         self._results += results.values()
 
     def _flood(self, entry: Injector, rule: Rule, meter: Meter) -> BucketBounds:
@@ -358,6 +372,11 @@ class DomainProbe:
 
     def _exactly(self, tenant: str, what: str, found: int, expected: int) -> None:
         self._results.append(judge(self._program.domain, tenant, what, found=found, expected=expected, tolerance=0))
+
+
+def _refill_s(meter: Meter) -> float:
+    """How long an empty bucket takes to be full, seconds."""
+    return meter.burst_kbit / meter.rate_kbps + probe_checks.METER_GRAIN_S
 
 
 def _let_through(before: Mapping[int, MeterCounters], after: Mapping[int, MeterCounters], number: int) -> int:

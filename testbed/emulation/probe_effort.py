@@ -25,7 +25,7 @@ _PASSED_ON_PER_S = 20_000
 _DOMAINS_AT_EASE = 3
 FRAMES_OF_A_BUCKET = 64
 _TENANTS_AT_EASE = 16
-_FLOODS, _MOST_FLOODS = 3, 12
+_MOST_FLOODS = 12
 _OVERLOAD = 1.1
 _OVERLOADED, _EMPTIED = 1.5, 1.3
 """Of a meter's rate and of its bucket, what is offered to empty it."""
@@ -89,13 +89,8 @@ class Effort:
         return max(0.5 * self._crowd, self.stretch * _GRAINS_OF_A_RATE * max(grains_s, default=0.0))
 
     @property
-    def floods(self) -> int:
-        """How often each meter is flooded: a pause of the host spoils none that is slow."""
-        return max(1, round(_FLOODS / self.slow_down))
-
-    @property
     def most_floods(self) -> int:
-        """How often a meter is flooded of whose bucket the others did not tell enough."""
+        """How often a meter is flooded of whose bucket earlier ones did not tell enough."""
         return max(2, round(_MOST_FLOODS / self.slow_down))
 
     @property

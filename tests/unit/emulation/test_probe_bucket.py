@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -105,6 +106,13 @@ def test_a_flood_that_was_not_cut_says_only_how_large_a_bucket_is_at_least() -> 
     looks = [Look(0.0, 0.0, 0, 0), Look(0.001, 0.002, 100, 0)]
     found = bucket_bounds(looks, rate_bps=RATE_BPS, frame_bits=FRAME_BITS)
     assert (found.low, found.high) == (100 * FRAME_BITS - 0.002 * RATE_BPS, math.inf)
+
+
+def test_a_bucket_is_at_most_what_passed_since_it_was_full_what_came_back_and_a_frame() -> None:
+    """40 frames pass by the first look and 5 by the second, before one of which it was full for the last time."""
+    looks = [Look(0.0, 0.0, 0, 0), Look(0.001, 0.002, 50, 10), Look(0.003, 0.005, 80, 35)]
+    found = bucket_bounds(looks, rate_bps=RATE_BPS, frame_bits=FRAME_BITS)
+    assert found.high == pytest.approx((45 + 1 - 40) * FRAME_BITS + (0.005 - 0.001) * RATE_BPS)
 
 
 def test_where_nothing_of_a_flood_is_met_nothing_passes() -> None:

@@ -91,6 +91,12 @@ def test_a_bucket_of_which_floods_do_not_tell_enough_is_no_pass_and_names_the_ho
     assert ("this host is too slow or too busy to tell" in str(result)) is blunt
 
 
+def test_a_bucket_whose_floods_were_not_cut_is_no_pass_even_where_all_that_was_offered_is_near_it() -> None:
+    bounds = BucketBounds(150_000, math.inf)
+    result = probe_checks.meter_burst("d", "t", METER, bounds=bounds, frame_bits=FRAME_BITS, offered_bits=192_000)
+    assert (result.ok, result.blunt) == (False, True)
+
+
 def test_a_fast_meters_bucket_is_known_as_well_as_a_slow_ones() -> None:
     meter = Meter(meter_id=1, rate_kbps=168_750, burst_kbit=973)
     sharp = bucket(meter, 700_000, 1_200_000, frame_bits=11_200)

@@ -21,9 +21,11 @@ from controller.plan import UNCLASSIFIED_MINOR
 from controller.program import Meter, Queue, Rule
 from testbed.emulation import namespace, probe_domain, probe_traffic
 from testbed.emulation.layout import TenantPath, layout_of
+from testbed.emulation.probe_bucket import BucketBounds
+from testbed.emulation.probe_checks import METER_GRAIN_S
 from testbed.emulation.probe_domain import DomainProbe
 from testbed.emulation.probe_effort import is_reserved
-from testbed.emulation.probe_traffic import Pacer
+from testbed.emulation.probe_traffic import Pacer, Sent
 from testbed.scenario.model import Datapath
 from tests.unit.emulation.scenarios import scenario
 
@@ -37,7 +39,7 @@ PORTS = (*TO_SERVER, *TO_CLIENT)
 def rule(path: TenantPath, *, reserved: bool) -> Rule:
     rate_bps, ceil_bps = (5_000_000, 5_000_000) if reserved else (LINK_BPS // 100, LINK_BPS)
     queue = Queue(0x10 + path.number, rate_bps, ceil_bps, 4000, 1514, 99)
-    meter = Meter(path.number, 4000, 100) if reserved else None
+    meter = Meter(path.number, 4000, 400) if reserved else None
     return Rule(path.tenant, path.number, path.client.address, path.server.address, meter, queue)
 
 
@@ -167,3 +169,29 @@ def test_a_host_that_sends_too_late_wastes_tokens_of_reserved_classes_and_none_o
     monkeypatch.setattr(probe_domain, "watch", late)
     assert all(result.ok for result in probing(switches).run())
     assert [each_s > 0 for each_s in wasted_s] == [is_reserved(each.queue) for each in RULES] * len(PORTS)
+
+
+def test_a_meter_is_flooded_once_its_bucket_is_full_and_until_that_is_known(
+    monkeypatch: pytest.MonkeyPatch, probing: Callable[[Switches], DomainProbe]
+) -> None:
+    """Its 400 kbit take 100 ms to come back, at first from when it was installed."""
+    switches = Switches()
+    refill_s, flood_s = 0.1 + METER_GRAIN_S, 0.01
+    told = {1: [BucketBounds(170_000, 570_000), BucketBounds(380_000, 999_000)], 2: [BucketBounds(360_000, 440_000)]}
+    begun_s: dict[int, list[float]] = {number: [] for number in told}
+
+    def flood(_probe: DomainProbe, _entry: Injector, flooded: Rule, _meter: Meter) -> BucketBounds:
+        begun_s[flooded.number].append(switches.now_s)
+        switches.sleep(flood_s)
+        return told[flooded.number][len(begun_s[flooded.number]) - 1]
+
+    monkeypatch.setattr(DomainProbe, "_flood", flood)
+    monkeypatch.setattr(DomainProbe, "_overload_meters", lambda *_: {each.number: Sent(0, 0.0, 0.0) for each in RULES})
+    without(monkeypatch, "_find_flows", "_drive_reverse", "_drive_ports")
+    results = probing(switches).run()
+    assert all(result.ok for result in results)
+    assert [result.tenant for result in results if "burst" in result.what] == [RULES[0].tenant, RULES[1].tenant]
+    (first_s, again_s), (other_s,) = begun_s.values()
+    assert refill_s <= first_s < refill_s + 0.02
+    assert other_s - (first_s + flood_s) < 0.001
+    assert refill_s <= again_s - (first_s + flood_s) < refill_s + 0.02

@@ -138,7 +138,6 @@ def test_a_slower_scenario_is_probed_for_as_many_times_longer_with_as_many_times
     per_s = [each.busy(each.busy_bps()[1])[1] for each in (usual, slow, slowest)]
     assert per_s[1] == pytest.approx(per_s[0] / 4, rel=0.02)
     assert all(rate * effort.queue_drive_s >= 100 for rate, effort in zip(per_s, (usual, slow, slowest), strict=True))
-    assert [effort.floods for effort in (usual, slow, slowest)] == [3, 1, 1]
     assert [effort.most_floods for effort in (usual, slow, slowest)] == [12, 3, 2]
     assert slow.queue_drive_s == pytest.approx(4 * usual.queue_drive_s)
     assert slow.rate_drive_s >= 4 * usual.rate_drive_s

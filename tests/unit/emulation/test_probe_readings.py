@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
+from itertools import pairwise
+from typing import cast
 
 import pytest
 
 from controller import traffic_control
-from controller.counters import ClassCounters
+from controller.counters import ClassCounters, MeterCounters
 from controller.program import Queue
 from testbed.emulation import probe_readings, probe_traffic
 from testbed.emulation.probe_checks import SWITCH_LATENESS_S, ProbeResult, queue_rate
-from testbed.emulation.probe_readings import Rest, watch
-from testbed.emulation.probe_traffic import Pacer, Stream
+from testbed.emulation.probe_readings import Rest, flood_and_look, watch
+from testbed.emulation.probe_traffic import Injector, Pacer, Sent, Stream
 
 RATE_BPS = 500_000
 OUTLASTS_S = 0.1
@@ -214,3 +217,15 @@ def test_rest_is_as_long_as_a_link_can_hold_a_packet_and_begins_with_the_last_mo
     assert looks_until_at_rest([(1, 0.005)] * 3 + [(2, 0.005)] * 9) == 8
     assert looks_until_at_rest([(number, 0.005) for number in range(20)]) is None
     assert looks_until_at_rest([(1, 0.005)] * 20, moving=True) is None
+
+
+def test_a_flood_is_looked_at_from_before_its_first_frame_and_counted_from_what_the_meter_had_met(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The meter had met 7 frames and dropped 3 of them; 60 come, in two parts, of which 35 are dropped."""
+    counted = iter([MeterCounters(7, 0, 3, 0), MeterCounters(57, 0, 13, 0), MeterCounters(67, 0, 38, 0)])
+    monkeypatch.setattr(probe_readings, "flood", lambda *_: Sent(60, first_s=1.0, last_s=time.monotonic()))
+    looks = flood_and_look(lambda: next(counted), cast(Injector, None), b"", 60, within_s=10.0)
+    assert [(look.met, look.dropped) for look in looks] == [(0, 0), (50, 10), (60, 35)]
+    assert (looks[0].earliest_s, looks[0].latest_s) == (1.0, 1.0)
+    assert all(earlier.latest_s <= later.earliest_s <= later.latest_s for earlier, later in pairwise(looks))
