@@ -191,14 +191,15 @@ class AgentReservations:
             if before.transfer is None:
                 continue
             after = self.orchestrator.renegotiate(intent)
-            outcome = before if after.transfer is None else after
-            against = _contradicted(self._verified(outcome), measured, warm_up, HOST_RISK * intent.epsilon)
+            if after.transfer is not None:
+                self.outcomes = (*self.outcomes[:index], after, *self.outcomes[index + 1 :])
+                self._signed = {**(self._signed or {}), intent.tenant: self._verified(after)}
+            # An offer may have ended since it was taken up: it was verified then, and its lease is what counts now.
+            against = _contradicted(self._of(intent.tenant), measured, warm_up, HOST_RISK * intent.epsilon)
             if against:
                 self._withdraw(index, after, against)
-            self.outcomes = (*self.outcomes[:index], outcome, *self.outcomes[index + 1 :])
         self._require_as_built()
         self.orchestrator.renew(_LEASE_MS)
-        self._signed = {outcome.decision.tenant: self._verified(outcome) for outcome in self.outcomes}
 
     @property
     def programs(self) -> dict[str, DomainProgram]:

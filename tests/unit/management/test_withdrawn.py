@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,7 +14,9 @@ import pytest
 
 from testbed.envelope.descriptor import Envelope
 from testbed.errors import FidelityError
+from testbed.management.agent import OFFER_S
 from testbed.management.planner import plan
+from testbed.run import agents
 from testbed.run.agents import AgentReservations
 from testbed.run.members import Members
 from testbed.run.window import Window
@@ -109,6 +112,15 @@ def test_a_tenant_whose_tails_are_too_uncertain_keeps_envelopes_that_nothing_con
         assert held.envelopes(tenant) == before
         assert len(held.orchestrator.held()) == 1
     lab.require_in_step()
+
+
+def test_a_warm_up_may_last_longer_than_offers_do(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    with reserved(lab, replace(ASKED, epsilon=1e-3, deadline_s=0.4), calibrated=True) as held:
+        (tenant,) = held.scenario.tenants
+        before, later = held.envelopes(tenant), SimpleNamespace(time=lambda: time.time() + 2 * OFFER_S)
+        monkeypatch.setattr(agents, "time", later)
+        held.calibrated({}, warm_up(len(before), late(0.0)))
+        assert held.envelopes(tenant) == before
 
 
 def test_a_tail_that_the_deadline_bears_takes_the_place_of_what_it_refutes(lab: Lab) -> None:
