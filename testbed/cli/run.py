@@ -10,7 +10,6 @@ import typer
 
 from testbed.cli.exits import Exit, exit_of_verdict
 from testbed.cli.watching import Interrupt, shown
-from testbed.errors import ScenarioError
 from testbed.report.html import REPORT_NAME
 from testbed.report.record import RECORD_NAME, read_record
 from testbed.report.terminal import print_summary
@@ -57,11 +56,6 @@ def run(
     Exit codes: 0 PASS, 1 FAIL or a broken bound, 2 cannot run, 3 INVALID, 4 UNDETERMINED, 130 interrupted.
     """
     sold = market.load(file) if market.is_market(file) else None
-    if sold is not None and slow_down != 1:
-        raise ScenarioError(
-            f"{file}: found --slow-down {slow_down:g} for a federation, whose operators sell the rates they state; "
-            "slow down a scenario, or state lower rates"
-        )
     options = Options(
         out=out,
         seeds=seeds,
@@ -73,7 +67,7 @@ def run(
     )
     with shown() as progress:
         if sold is not None:
-            folder = run_market(sold, options, progress)
+            folder = run_market(sold, options, progress, slow_down=slow_down)
         else:
             folder = run_scenario(slowed(load(file), slow_down), options, progress)
     record = read_record(folder)

@@ -33,6 +33,7 @@ from testbed.management.entry import HOLDING, Entry, Request, State, UnknownRese
 from testbed.management.generated import management_pb2 as wire
 from testbed.management.installer import ControllerError, Installer, body_of
 from testbed.management.ledger import Ledger
+from testbed.management.sizing import PAUSE_S
 from testbed.scenario.federation import Operator, ServedModel, Site
 from testbed.scenario.model import Domain, Reservation, whole_kbit
 
@@ -62,6 +63,7 @@ class Agent:
         calibrations: What it has measured of its own service.
         clock: Unix time in seconds.
         reached: Told each point that a call reaches; tests end the process there.
+        pause_s: How long the host may leave a class unserved without its losing rate.
         refusals: How often a call was refused, by reason.
     """
 
@@ -73,6 +75,7 @@ class Agent:
     calibrations: Calibrations = field(default_factory=Calibrations)
     clock: Callable[[], float] = time.time
     reached: Callable[[str], None] = lambda _point: None
+    pause_s: float = PAUSE_S
     refusals: Counter[str] = field(default_factory=Counter)
     _sealing: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
@@ -256,7 +259,7 @@ class Agent:
             burst_bits=network.burst_bits,
             largest_packet_bits=network.largest_packet_bits,
         )
-        klass = shaped.shape(network.rate_bps, network.largest_packet_bits)
+        klass = shaped.shape(network.rate_bps, network.largest_packet_bits, pause_s=self.pause_s)
         now = int(self.clock())
         validity = Validity(now, now + OFFER_S)
         envelopes = [

@@ -67,8 +67,13 @@ class House:
         fixed_s += self.packet_bits / self.drain_bps + TIMER_S
         return float(fixed_s / (1 - 2 * self.reservable_bps / self.drain_bps))
 
-    def shape(self, rate_bps: int, packet_bits: int) -> ReservedClass:
+    def shape(self, rate_bps: int, packet_bits: int, *, pause_s: float = PAUSE_S) -> ReservedClass:
         """The class of a reservation, the same whoever else is there.
+
+        Args:
+            rate_bps: Reserved rate.
+            packet_bits: Largest packet.
+            pause_s: How long the host may leave the class unserved.
 
         Raises:
             ReservationError: Packets larger than the house allows.
@@ -80,7 +85,7 @@ class House:
             )
         latency_s = self.latency_s
         turn_bits = rate_bps * latency_s + packet_bits
-        return ReservedClass(_bytes(turn_bits + rate_bps * PAUSE_S), _bytes(turn_bits), latency_s)
+        return ReservedClass(_bytes(turn_bits + rate_bps * pause_s), _bytes(turn_bits), latency_s)
 
     def guest(self, tenant: str, rate_bps: int, shaped: ReservedClass, packet_bits: int) -> Guest:
         """A class as one of the crowd of its port, in bits of a round."""

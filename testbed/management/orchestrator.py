@@ -97,6 +97,7 @@ class Orchestrator:
         address_of: (client, server) address of a tenant's traffic to a site.
         clock: Unix time in seconds.
         reached: Told each point that a transfer reaches.
+        slow_down: How many times slower than it was written everything is.
     """
 
     clients: Mapping[str, AgentClient]
@@ -107,6 +108,7 @@ class Orchestrator:
     address_of: Callable[[str, str], tuple[str, str]]
     clock: Callable[[], float] = time.time
     reached: Callable[[str], None] = _nothing
+    slow_down: float = 1.0
     _workers: dict[str, int] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -245,7 +247,7 @@ class Orchestrator:
 
     def _planner(self) -> Planner:
         """What is left now; raises `ReservationError` for a segment that nobody sells."""
-        return Planner(self.rule, self.segments, self.survey().values())
+        return Planner(self.rule, self.segments, self.survey().values(), slow_down=self.slow_down)
 
     def _planner_again(self) -> Planner | None:
         """The same after a setback, which may have left a segment without any domain."""

@@ -110,10 +110,14 @@ class Planner:
         rule: The admission rule.
         segments: Names, in path order.
         prospectuses: What each domain sells and has left.
+        slow_down: How many times slower than it was written everything is.
     """
 
-    def __init__(self, rule: Rule, segments: Sequence[str], prospectuses: Iterable[Prospectus]) -> None:
+    def __init__(
+        self, rule: Rule, segments: Sequence[str], prospectuses: Iterable[Prospectus], *, slow_down: float = 1.0
+    ) -> None:
         self.rule = rule
+        self._slow_down = slow_down
         known = {prospectus.operator.name: prospectus for prospectus in prospectuses}
         self.routes = routes(segments, known)
         self.free = {name: dict(prospectus.free) for name, prospectus in known.items()}
@@ -122,7 +126,7 @@ class Planner:
 
     def wish(self, intent: Intent) -> Wish:
         """An intent as it is planned: where domains grant an emulating host time, it gets its share of the risk too."""
-        return Wish.of(intent, host_risk=self._host_risk)
+        return Wish.of(intent, host_risk=self._host_risk, slow_down=self._slow_down)
 
     def decide(self, intents: Sequence[Intent], barred: Mapping[str, Barred] = MappingProxyType({})) -> list[Decision]:
         """Decide intents in their order; what is admitted is gone for those behind.
@@ -198,7 +202,7 @@ def plan(sold: Market) -> list[Decision]:
         ReservationError: A segment without an operator.
     """
     prospectuses = [Prospectus.of(operator) for operator in sold.operators]
-    return Planner(Rule(sold.rule), sold.segments, prospectuses).decide(sold.intents)
+    return Planner(Rule(sold.rule), sold.segments, prospectuses, slow_down=sold.slow_down).decide(sold.intents)
 
 
 def permits(intent: Intent, route: Route) -> bool:
@@ -275,7 +279,7 @@ def meter_burst_bits(rule: Rule, wish: Wish, rate_bps: int) -> int:
     """
     if rule is not Rule.STOCHASTIC:
         return wish.burst_bits
-    return whole_kbit(wish.burst_bits + guardrails.HELD_BACK_S * rate_bps)
+    return whole_kbit(wish.burst_bits + wish.held_back_s * rate_bps)
 
 
 def wish_method(wish: Wish) -> str:
@@ -303,7 +307,9 @@ def purchases(rule: Rule, wish: Wish, route: Route, rate_bps: int, share_ppm: in
                 rate_bps=rate_bps,
                 meter_rate_bps=wish.meter_rate_bps,
                 burst_bits=burst,
-                queue_bits=guardrails.request_queue_bits(burst, rate_bps, wish.crowding, wish.intent.deadline_s),
+                queue_bits=guardrails.request_queue_bits(
+                    burst, rate_bps, wish.crowding, wish.intent.deadline_s, headroom_s=wish.headroom_s
+                ),
                 latency_s=latency_s,
                 price=price + (market.compute_price(route.site, share_ppm / market.WHOLE_PPM) if last else 0.0),
                 share_ppm=share_ppm if last else 0,

@@ -55,6 +55,7 @@ class Wish:
         burst_bits: Burst of the contract, without what TCP holds back.
         crowding: How many packets its requests are for each full one that would carry their bits.
         epsilon: Share of its requests that domains may make late; the rest of the intent's is the emulating host's.
+        slow_down: How many times slower the intent is than it was written; what its buckets and queues hold stays.
     """
 
     intent: Intent
@@ -65,14 +66,16 @@ class Wish:
     burst_bits: int
     crowding: float
     epsilon: float
+    slow_down: float = 1.0
 
     @classmethod
-    def of(cls, intent: Intent, *, host_risk: float = 0.0) -> Wish:
+    def of(cls, intent: Intent, *, host_risk: float = 0.0, slow_down: float = 1.0) -> Wish:
         """What an intent puts on the wire, and the contract that polices it.
 
         Args:
             intent: The intent.
             host_risk: Share of its epsilon kept for what a host that emulates the domains makes late.
+            slow_down: How many times slower the intent is than it was written.
         """
         sizes = np.array([intent.arrivals.size_bits], dtype=np.int64)
         demand = request_demand.Demand(sizes, np.ones(1), request_demand.requests_per_s(intent.arrivals))
@@ -80,7 +83,21 @@ class Wish:
         burst = guardrails.request_burst_bits(intent.arrivals, demand, meter, 0)
         least = float(request_demand.least_wire_bits(sizes)[0])
         epsilon = (1.0 - host_risk) * intent.epsilon
-        return cls(intent, float(demand.wire_bits[0]), least, demand.per_s, meter, burst, demand.crowding, epsilon)
+        wire_bits = float(demand.wire_bits[0])
+        return cls(intent, wire_bits, least, demand.per_s, meter, burst, demand.crowding, epsilon, slow_down)
+
+    @property
+    def held_back_s(self) -> float:
+        """For how long of its rate TCP may hold back what then leaves at once.
+
+        Slowed down, acknowledgements take as many times as long, and as many bits as ever wait for them.
+        """
+        return self.slow_down * guardrails.HELD_BACK_S
+
+    @property
+    def headroom_s(self) -> float:
+        """For how long of its rate its queues have room beyond its bucket."""
+        return self.slow_down * guardrails.QUEUE_HEADROOM_S
 
     @property
     def peak_per_s(self) -> float:

@@ -33,6 +33,7 @@ from testbed.management.identity import Gate, IdentityError, anchors, credential
 from testbed.management.installer import Installer, Keeper
 from testbed.management.ledger import Ledger
 from testbed.management.market import capacities, operator_from_json
+from testbed.management.sizing import PAUSE_S
 
 LOG = logging.getLogger("testbed.agent")
 
@@ -61,6 +62,7 @@ class Settings(BaseModel):
         listen: HOST:PORT, where port 0 picks one, or unix:PATH.
         evidence: What the domain's calibrations support (`testbed.management.calibrations`); read at every offer.
         look_every_s: How often ledger and switches are compared.
+        pause_s: How long the host may leave a class unserved without its losing rate.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -75,6 +77,7 @@ class Settings(BaseModel):
     listen: str = "127.0.0.1:0"
     evidence: Path | None = None
     look_every_s: float = 2.0
+    pause_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = PAUSE_S
 
     @classmethod
     def read(cls, path: Path) -> Settings:
@@ -117,7 +120,9 @@ class Server:
         ledger = Ledger(settings.ledger, capacities(operator), reached=reached)
         installer = Installer(ledger, settings.controller, skeleton)
         calibrations = Calibrations(settings.evidence)
-        self.agent = Agent(operator, key, self._root, ledger, installer, calibrations, reached=reached)
+        self.agent = Agent(
+            operator, key, self._root, ledger, installer, calibrations, reached=reached, pause_s=settings.pause_s
+        )
         self._gate = Gate(self._root)
         self._keeper = Keeper(installer.look_after, settings.look_every_s)
         trusted = anchors(self._root, [path.read_bytes() for path in settings.authorities])

@@ -10,10 +10,11 @@ from collections.abc import Iterator, Sequence
 
 from testbed.errors import ScenarioError
 from testbed.management import market
-from testbed.management.planner import Decision
+from testbed.management.planner import Decision, plan
 from testbed.scenario.definition import MOST_DOMAINS
 from testbed.scenario.federation import Intent, Market
 from testbed.scenario.model import Domain, DrawnSize, Promise, Requests, Reservation, Scenario, Tenant
+from testbed.scenario.slow_down import require_kept, slowed_market
 from testbed.scenario.tenant_fields import MODELS
 
 IN_FLIGHT = 10_000
@@ -62,6 +63,41 @@ def scenario_of(sold: Market, decisions: Sequence[Decision], *, workers: int) ->
         allow_zero_delay=sold.allow_zero_delay,
         source=sold.source,
         faults=sold.faults,
+        slow_down=sold.slow_down,
+    )
+
+
+def slowed_scenario_of(sold: Market, factor: float, *, workers: int) -> tuple[Market, Scenario]:
+    """A federation slowed down, and what is to be emulated of it: what is planned of it as it is, at slower rates.
+
+    Args:
+        sold: As it was written.
+        factor: How many times slower.
+        workers: Of each inference server of a run.
+
+    Raises:
+        ScenarioError: As `scenario_of`; no such factor; or the plan of the slower rates is another one.
+    """
+    before = plan(sold)
+    written = scenario_of(sold, before, workers=workers)
+    slow = slowed_market(sold, factor)
+    after = plan(slow)
+    if problems := [p for one, other in zip(before, after, strict=True) if (p := _otherwise(one, other, factor))]:
+        raise ScenarioError(problems)
+    scenario = scenario_of(slow, after, workers=workers)
+    require_kept(written, scenario, factor)
+    return slow, scenario
+
+
+def _otherwise(before: Decision, after: Decision, factor: float) -> str:
+    """How an intent is decided otherwise once it is slowed down; empty if it is not."""
+    planned, again = ("refused" if one.route is None else str(one.route) for one in (before, after))
+    if planned == again:
+        return ""
+    because = "" if after.refusal is None else f" because of {after.refusal.because}"
+    return (
+        f"intent {before.tenant}: found {again}{because}, slowed down {factor:g} times, expected {planned}, which is "
+        "the plan of the file as it is; slow down less"
     )
 
 

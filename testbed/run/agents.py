@@ -38,7 +38,8 @@ from testbed.management.orchestrator import Orchestrator, Outcome
 from testbed.management.plan_record import plan_record
 from testbed.management.planner import plan
 from testbed.management.sealing import Computation
-from testbed.management.staging import scenario_of
+from testbed.management.sizing import PAUSE_S
+from testbed.management.staging import scenario_of, slowed_scenario_of
 from testbed.run.excess import Excess, computed_under, excess_of, refuted, supported
 from testbed.run.members import Members
 from testbed.run.pipeline import Options, controller_socket, run_reserved
@@ -59,17 +60,26 @@ _NEVER_S = 1e6
 _START_S = 60.0
 
 
-def run_market(sold: Market, options: Options, progress: Progress) -> Path:
+def run_market(sold: Market, options: Options, progress: Progress, *, slow_down: float = 1.0) -> Path:
     """Run the intents of a federation; as `testbed.run.pipeline.run_reserved`.
 
+    Args:
+        sold: As it was written.
+        options: How.
+        progress: Told how far it has come.
+        slow_down: How many times slower than written to run it.
+
     Raises:
-        ScenarioError: What is planned cannot be emulated.
+        ScenarioError: What is planned cannot be emulated, or not so slowly.
     """
     require_root()
     if sold.allow_zero_delay and not links.netem_available():
         # Planned with the delays that the network will have, as every promise must be.
         sold = replace(sold, operators=tuple(replace(one, link_delay_s=0.0) for one in sold.operators))
-    scenario = scenario_of(sold, plan(sold), workers=WORKERS)
+    if slow_down == 1:
+        scenario = scenario_of(sold, plan(sold), workers=WORKERS)
+    else:
+        sold, scenario = slowed_scenario_of(sold, slow_down, workers=WORKERS)
     return run_reserved(scenario, options, progress, functools.partial(reserving, sold))
 
 
@@ -90,7 +100,13 @@ def reserving(
         by_name = {operator.name: operator for operator in sold.operators}
         for index, skeleton in enumerate(network.layout.skeletons):
             operator = by_name[skeleton.domain]
-            member = members.settle(operator, skeleton, controller_socket(network, index), look_every_s=_NEVER_S)
+            member = members.settle(
+                operator,
+                skeleton,
+                controller_socket(network, index),
+                look_every_s=_NEVER_S,
+                pause_s=sold.slow_down * PAUSE_S,
+            )
             command = [sys.executable, "-m", "testbed.management.service", str(member.settings)]
             network.start(f"agent-{operator.name}", command, timeout_s=_START_S)
             clients[operator.name] = stack.enter_context(members.client(operator.name))
@@ -102,7 +118,9 @@ def reserving(
             return path.client.address, path.server.address
 
         store = EnvelopeStore(members.root)
-        orchestrator = Orchestrator(clients, sold.segments, Rule(sold.rule), store, journal, address_of)
+        orchestrator = Orchestrator(
+            clients, sold.segments, Rule(sold.rule), store, journal, address_of, slow_down=sold.slow_down
+        )
         held = AgentReservations(sold, network.in_force, dict(controllers), members, orchestrator)
         stack.callback(held.release)
         held.reserve()

@@ -20,6 +20,7 @@ from testbed.envelope.trust import Role, Root
 from testbed.management.calibrations import Calibrations
 from testbed.management.calls import AgentClient
 from testbed.management.identity import anchors, authority, credentials
+from testbed.management.sizing import PAUSE_S
 from testbed.scenario.federation import Operator
 
 ROOT_LIFE_S = 7 * 24 * 3600
@@ -81,7 +82,15 @@ class Members:
             authorities.append(path)
         return cls(folder, broker, keys, root, root_file, authorities, {})
 
-    def settle(self, operator: Operator, skeleton: DomainProgram, controller: Path, *, look_every_s: float) -> Member:
+    def settle(
+        self,
+        operator: Operator,
+        skeleton: DomainProgram,
+        controller: Path,
+        *,
+        look_every_s: float,
+        pause_s: float = PAUSE_S,
+    ) -> Member:
         """Write what an agent is told.
 
         Args:
@@ -89,6 +98,7 @@ class Members:
             skeleton: The domain's switches and ports, without rules.
             controller: Northbound of its controller.
             look_every_s: How often it compares ledger and switches.
+            pause_s: How long the host may leave a class unserved without its losing rate.
         """
         own = self.folder / operator.name
         own.mkdir(mode=0o700)
@@ -104,6 +114,7 @@ class Members:
             "skeleton": skeleton.to_dict(),
             "listen": self._address(operator.name),
             "look_every_s": look_every_s,
+            "pause_s": pause_s,
             "evidence": str(self.calibrations(operator.name).path),
         }
         member.settings.write_text(json.dumps(settings), encoding="utf-8")

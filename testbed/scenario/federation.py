@@ -130,6 +130,7 @@ class Market:
         allow_zero_delay: Whether link delays may become zero (in the network and in the bound) without netem.
         source: The file it came from, None if built in Python.
         faults: What is broken on purpose in each measured window.
+        slow_down: How many times slower it is than it was written (`testbed.scenario.slow_down`).
     """
 
     name: str
@@ -145,3 +146,4 @@ class Market:
     allow_zero_delay: bool = False
     source: Path | None = None
     faults: tuple[Fault, ...] = ()
+    slow_down: float = 1.0

@@ -107,7 +107,9 @@ def request_burst_bits(arrivals: Arrivals, demand: Demand, meter_bps: int, rate_
     return whole_kbit(max(needed, LEAST_PACKETS * FULL_FRAME_BITS))
 
 
-def request_queue_bits(burst: int, rate_bps: int, crowding: float, deadline_s: float | None) -> int:
+def request_queue_bits(
+    burst: int, rate_bps: int, crowding: float, deadline_s: float | None, *, headroom_s: float = QUEUE_HEADROOM_S
+) -> int:
     """Queue limit of a request tenant for a bucket of `burst` bits, in whole kbit: not all of its packets are full.
 
     Args:
@@ -115,8 +117,9 @@ def request_queue_bits(burst: int, rate_bps: int, crowding: float, deadline_s: f
         rate_bps: Reserved rate.
         crowding: How many packets its requests are for each full one that would carry their bits, at most.
         deadline_s: After which an answer is late; None where none is promised.
+        headroom_s: As for `queue_bits`.
     """
-    requests = whole_kbit(max(SMALL_PACKETS, crowding) * queue_bits(burst, rate_bps))
+    requests = whole_kbit(max(SMALL_PACKETS, crowding) * queue_bits(burst, rate_bps, headroom_s=headroom_s))
     return requests if deadline_s is None else max(requests, _answer_queue_bits(rate_bps, deadline_s))
 
 
@@ -132,9 +135,15 @@ def _answer_queue_bits(rate_bps: int, wait_s: float) -> int:
     return whole_kbit((crowding * rate_bps * wait_s + own) * FULL_FRAME_BITS)
 
 
-def queue_bits(burst: int, rate_bps: int) -> int:
-    """Queue limit for a bucket of `burst` bits, in whole kbit, where all packets are equal."""
-    return whole_kbit(burst + QUEUE_HEADROOM_S * rate_bps)
+def queue_bits(burst: int, rate_bps: int, *, headroom_s: float = QUEUE_HEADROOM_S) -> int:
+    """Queue limit for a bucket of `burst` bits, in whole kbit, where all packets are equal.
+
+    Args:
+        burst: The bucket.
+        rate_bps: Reserved rate.
+        headroom_s: For how long of that rate there is room beyond the bucket.
+    """
+    return whole_kbit(burst + headroom_s * rate_bps)
 
 
 def packet_queue_bits(arrivals: Arrivals, burst: int, meter_bps: int, rate_bps: int) -> int:

@@ -12,6 +12,7 @@ from dataclasses import Field, fields, is_dataclass, replace
 from typing import Any, TypeVar
 
 from testbed.errors import ScenarioError
+from testbed.scenario.federation import Market
 from testbed.scenario.model import Reservation, Scenario, TraceArrivals
 
 LARGEST = 1000.0
@@ -23,9 +24,12 @@ LEAST_RATE_BPS = 8000
 NOT_STRETCHED = frozenset({"slow_down"})
 """Attributes whose names end like a unit that must stay, or that are set here."""
 
+PER_RATE = frozenset({"price_per_mbps"})
+"""Attributes that are multiplied because they are divided by a rate: what is bought costs what it did."""
+
 _KBIT = 1000
-_METER_SHARE = 0.05
-"""How far the nearest whole kbit/s may be from a meter's rate, as a part of it."""
+_RATE_SHARE = 0.05
+"""How far whole kbit/s may be from a rate, as a part of it."""
 _T = TypeVar("_T")
 
 
@@ -39,16 +43,46 @@ def slowed(scenario: Scenario, factor: float) -> Scenario:
     Raises:
         ScenarioError: No such factor, or a rate that cannot be divided by it.
     """
-    if not 1 <= factor <= LARGEST:
-        raise ScenarioError(f"--slow-down: found {factor:g}, expected a factor from 1 to {LARGEST:g}")
+    _require_factor(factor)
     stretched = _stretched(scenario, factor)
+    require_kept(scenario, stretched, factor)
+    return replace(stretched, slow_down=scenario.slow_down * factor)
+
+
+def slowed_market(sold: Market, factor: float) -> Market:
+    """A federation at a `factor`-th of its rates: all that operators state of rates and times, and all intents.
+
+    The work that a site declares of its models is stretched with the rest, so that a share of the server is worth the
+    same share of what arrives; its computations are as fast as ever, and only sooner done than declared.
+
+    Args:
+        sold: As it was written.
+        factor: From 1 to `LARGEST`.
+
+    Raises:
+        ScenarioError: No such factor.
+    """
+    _require_factor(factor)
+    return replace(_stretched(sold, factor), slow_down=sold.slow_down * factor)
+
+
+def require_kept(before: Scenario, after: Scenario, factor: float) -> None:
+    """Check that what is reserved for each tenant is a `factor`-th of what it was.
+
+    Args:
+        before: As it was written.
+        after: The same tenants, slowed down.
+        factor: How many times.
+
+    Raises:
+        ScenarioError: A rate that no queue keeps, or that whole kbit/s move too far.
+    """
     found = (
-        _problem(before.name, before.reservation, after.reservation, factor)
-        for before, after in zip(scenario.tenants, stretched.tenants, strict=True)
+        _problem(one.name, one.reservation, other.reservation, factor)
+        for one, other in zip(before.tenants, after.tenants, strict=True)
     )
     if problems := [problem for problem in found if problem is not None]:
         raise ScenarioError(problems)
-    return replace(stretched, slow_down=scenario.slow_down * factor)
 
 
 def corrections(scenario: Scenario) -> tuple[str, ...]:
@@ -64,11 +98,20 @@ def corrections(scenario: Scenario) -> tuple[str, ...]:
     if any(tenant.reservation is not None for tenant in scenario.tenants):
         notes.append("queues' rates are whole bit/s and meters' whole kbit/s; bounds use what was installed")
     if any(tenant.requests is not None for tenant in scenario.tenants):
+        sold = any(domain.segment is not None for domain in scenario.domains)
         notes += [
-            f"a model computes as fast as ever; its part of a bound is what the warm-up measured, {share}",
+            f"a model computes as fast as ever, {share}; its part of a bound is the work that its site declares, which "
+            "is stretched"
+            if sold
+            else f"a model computes as fast as ever; its part of a bound is what the warm-up measured, {share}",
             f"TCP's timers stay, {share}: 200 ms for a lost segment, up to 40 ms for an acknowledgement",
         ]
     return tuple(notes)
+
+
+def _require_factor(factor: float) -> None:
+    if not 1 <= factor <= LARGEST:
+        raise ScenarioError(f"--slow-down: found {factor:g}, expected a factor from 1 to {LARGEST:g}")
 
 
 def _stretched(value: _T, factor: float) -> _T:
@@ -92,6 +135,8 @@ def _attribute(item: Field[Any], value: Any, factor: float) -> Any:
 def _quantity(item: Field[Any], value: Any, factor: float) -> Any:
     if item.name == "meter_rate_bps":
         return max(1, round(value / factor / _KBIT)) * _KBIT
+    if item.name in PER_RATE:
+        return value * factor
     if item.name.endswith(("_bps", "_per_s")):
         return round(value / factor) if str(item.type).startswith("int") else _multiplied(value, 1 / factor)
     return _multiplied(value, factor) if item.name.endswith("_s") else value
@@ -111,8 +156,13 @@ def _problem(tenant: str, before: Reservation | None, after: Reservation | None,
             f"tenant {tenant}: found {before.rate_bps} bit/s slowed down {factor:g} times, expected at least "
             f"{LEAST_RATE_BPS} bit/s, which a queue can keep; slow down at most {most} times"
         )
+    if abs(after.rate_bps * factor / before.rate_bps - 1) > _RATE_SHARE:
+        return (
+            f"tenant {tenant}: found {after.rate_bps} bit/s reserved, slowed down {factor:g} times, expected about "
+            f"{before.rate_bps / factor:.0f} bit/s; slow down less"
+        )
     off = abs(after.meter_rate_bps * factor / before.meter_rate_bps - 1)
-    if after.meter_rate_bps >= after.rate_bps or off > _METER_SHARE:
+    if after.meter_rate_bps >= after.rate_bps or off > _RATE_SHARE:
         return (
             f"tenant {tenant}: found a meter of {before.meter_rate_bps} bit/s slowed down {factor:g} times, expected "
             f"whole kbit/s, and {after.meter_rate_bps} bit/s is too far off; slow down less"

@@ -23,6 +23,7 @@ from testbed.management.journal import Journal
 from testbed.management.ledger import Ledger
 from testbed.management.market import capacities
 from testbed.management.orchestrator import Orchestrator
+from testbed.management.sizing import PAUSE_S
 from testbed.scenario.federation import Operator
 
 from .federation_lab import BROKER, OPERATORS, SEGMENTS, address_of, make_root
@@ -95,14 +96,21 @@ class Domains:
     clients: Mapping[str, AtHand]
 
     @classmethod
-    def of(cls, folder: Path, operators: Sequence[Operator] = OPERATORS) -> Domains:
+    def of(cls, folder: Path, operators: Sequence[Operator] = OPERATORS, *, pause_s: float = PAUSE_S) -> Domains:
         keys = {one.name: SigningKey.generate() for one in operators}
         root_key = SigningKey.generate()
         root = make_root(root_key, keys)
         installer = cast(Installer, NoSwitch())
         clients = {
             one.name: AtHand(
-                Agent(one, keys[one.name], root, Ledger(folder / f"{one.name}.sqlite", capacities(one)), installer)
+                Agent(
+                    operator=one,
+                    key=keys[one.name],
+                    root=root,
+                    ledger=Ledger(folder / f"{one.name}.sqlite", capacities(one)),
+                    installer=installer,
+                    pause_s=pause_s,
+                )
             )
             for one in operators
         }

@@ -11,11 +11,11 @@ import pytest
 
 from testbed.errors import ScenarioError
 from testbed.management.sizing import PAUSE_S, ClassDemand, design_classes
-from testbed.scenario import model
+from testbed.scenario import federation, model
 from testbed.scenario.dictionary import from_dict, to_dict
 from testbed.scenario.loader import load
 from testbed.scenario.model import MmppArrivals, Scenario, TraceArrivals
-from testbed.scenario.slow_down import NOT_STRETCHED, corrections, slowed
+from testbed.scenario.slow_down import NOT_STRETCHED, PER_RATE, corrections, slowed
 from testbed.traffic.arrivals import schedules
 
 TOPOLOGIES = Path(__file__).parents[3] / "topologies"
@@ -23,7 +23,7 @@ TOPOLOGIES = Path(__file__).parents[3] / "topologies"
 HAVE_NO_TIME = frozenset({
     "size_bits", "burst_bits", "queue_bits", "bits_per_token", "weights", "images", "in_flight", "compute_share", "cv",
     "epsilon", "confidence", "seed", "speed_up", "shared_queue_bits", "strength", "share", "loss", "factor",
-    "token_scale",
+    "token_scale", "accuracy", "answer_bits", "workers", "seats", "price", "classes", "packet_bits",
 })  # fmt: skip
 """Numbers that are the same in any time; a trace's speed-up is the factor by which its own time is divided."""
 
@@ -57,7 +57,9 @@ def test_rates_are_divided_and_times_multiplied_and_sizes_stay(demo: Scenario) -
 
 
 def test_every_number_of_the_model_says_by_its_name_whether_it_stretches() -> None:
-    classes = [item for item in vars(model).values() if dataclasses.is_dataclass(item)]
+    classes = [
+        item for module in (model, federation) for item in vars(module).values() if dataclasses.is_dataclass(item)
+    ]
     numbers = {
         field.name
         for item in classes
@@ -65,7 +67,7 @@ def test_every_number_of_the_model_says_by_its_name_whether_it_stretches() -> No
         if any(kind in str(field.type) for kind in ("int", "float")) and "Arrivals" not in str(field.type)
     }
     without_unit = {name for name in numbers if not name.endswith(("_s", "_bps", "_per_s"))}
-    assert without_unit - HAVE_NO_TIME == NOT_STRETCHED
+    assert without_unit - HAVE_NO_TIME == NOT_STRETCHED | PER_RATE
     assert not (numbers - without_unit) & HAVE_NO_TIME
 
 
