@@ -8,6 +8,7 @@ tenants share it, the larger their frames and the longer the drives. Sending and
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,17 +19,15 @@ from testbed.emulation.probe_checks import METER_LATENESS_S
 from testbed.emulation.probe_traffic import LARGEST_FRAME_BYTES, SMALLEST_FRAME_BYTES
 
 _FRAMES_PER_S = 15_000
-_MOST_FRAMES_PER_S = 40_000
-"""What a switch takes while it does nothing else; more than the budget where meters let through more than that."""
-_PASSED_ON_PER_S = 20_000
-"""What it takes where it also passes them on through the domains behind."""
+_MOST_FRAMES_PER_S = 20_000
+"""What a switch takes and passes on, in a busy minute; more than the budget where meters let through more than that."""
 _DOMAINS_AT_EASE = 3
 FRAMES_OF_A_BUCKET = 64
 _TENANTS_AT_EASE = 16
 _MOST_FLOODS = 12
 _OVERLOAD = 1.1
-_OVERLOADED, _EMPTIED = 1.5, 1.3
-"""Of a meter's rate and of its bucket, what is offered to empty it."""
+_OVERLOADED, _LEAST_OVERLOADED, _EMPTIED = 1.5, 1.2, 1.3
+"""Of a meter's rate, at ease and where a switch takes hardly more, and of its bucket, what is offered to empty it."""
 _LONGEST_EMPTYING_S = 5.0
 _GRAINS_OF_A_RATE = 40
 """Twice as many frames, or moments of lateness, as a check of a rate allows for at each end of what it watches."""
@@ -71,21 +70,35 @@ class Effort:
         return 8 * LARGEST_FRAME_BYTES * _MOST_FRAMES_PER_S / self.slow_down
 
     @cached_property
+    def _meters(self) -> list[Meter]:
+        return [rule.meter for rule in self.program.rules if rule.meter is not None]
+
+    @property
+    def _metered_bps(self) -> int:
+        return 1000 * sum(meter.rate_kbps for meter in self._meters)
+
+    @cached_property
+    def _overloaded(self) -> float:
+        """How much more than its rate every meter is offered: less where all of them together are much for a switch."""
+        ease = (
+            _LEAST_OVERLOADED / _OVERLOADED * self._most_bps / (1000 * sum(meter.rate_kbps for meter in self._meters))
+        )
+        return max(_LEAST_OVERLOADED, min(_OVERLOADED, ease))
+
+    @cached_property
     def emptying_s(self) -> float:
         """How long an overload may take to empty every full bucket: longer where the switch would take no more."""
-        metered = [rule.meter for rule in self.program.rules if rule.meter is not None]
-        buckets, rates = (
-            1000 * sum(each) for each in ([m.burst_kbit for m in metered], [m.rate_kbps for m in metered])
-        )
-        left_bps = self._most_bps - _OVERLOADED * rates
         usual_s = 0.2 * self._crowd
-        return max(usual_s, min(_LONGEST_EMPTYING_S, _EMPTIED * buckets / left_bps)) if left_bps > 0 else usual_s
+        if not self._meters:
+            return usual_s
+        left_bps = self._most_bps - self._overloaded * self._metered_bps
+        bits = _EMPTIED * 1000 * sum(meter.burst_kbit for meter in self._meters)
+        return max(usual_s, min(_LONGEST_EMPTYING_S, bits / left_bps if left_bps > 0 else math.inf))
 
     @cached_property
     def rate_drive_s(self) -> float:
         """How long empty meters are watched: long enough to tell the rate of the slowest from whole frames."""
-        metered = [rule.meter for rule in self.program.rules if rule.meter is not None]
-        grains_s = (8 * self.overload(meter)[0] / (meter.rate_kbps * 1000) + METER_LATENESS_S for meter in metered)
+        grains_s = (8 * self.overload(meter)[0] / (meter.rate_kbps * 1000) + METER_LATENESS_S for meter in self._meters)
         return max(0.5 * self._crowd, self.stretch * _GRAINS_OF_A_RATE * max(grains_s, default=0.0))
 
     @property
@@ -114,13 +127,13 @@ class Effort:
         rate = meter.rate_kbps * 1000
         late = rate * 3 * METER_LATENESS_S
         # While a flood is taken in the bucket fills up again, and more of it passes.
-        refilled = min(0.75, rate / (8 * size * _PASSED_ON_PER_S / self.slow_down))
+        refilled = min(0.75, rate / (8 * size * _MOST_FRAMES_PER_S / self.slow_down))
         return size, int((1.2 * meter.burst_kbit * 1000 + late) / (1 - refilled) / (8 * size)) + 10
 
     def overload(self, meter: Meter) -> tuple[int, float]:
         """Frame size in bytes and frames per second that empty a full bucket in time and keep it empty."""
         rate, bucket = meter.rate_kbps * 1000, meter.burst_kbit * 1000
-        offered = _OVERLOADED * rate + _EMPTIED * bucket / self.emptying_s
+        offered = self._overloaded * rate + _EMPTIED * bucket / self.emptying_s
         size = _frame_bytes(max(offered / self._share_of(self.frames_per_s), bucket / FRAMES_OF_A_BUCKET))
         return size, offered / (8 * size)
 

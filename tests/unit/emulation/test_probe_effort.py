@@ -82,7 +82,7 @@ def test_a_flood_is_more_than_a_bucket_that_is_a_fifth_too_large(found: DomainPr
 @pytest.mark.parametrize("mbps", [70, 130, 200])
 @pytest.mark.parametrize("bucket_s", [0.005, 0.2])
 def test_a_fast_meter_is_flooded_and_emptied_by_what_a_switch_can_take(mbps: int, bucket_s: float) -> None:
-    """40,000 frames a second, or 20,000 that are passed on too: a meter may let most of them through."""
+    """20,000 frames a second that are passed on too, and on a good day twice as many: a meter may let most through."""
     burst_kbit = int(bucket_s * mbps * 1000)
     effort = Effort(program(1, mbps * 10_000_000 // 9, burst_kbit))
     meter = effort.program.rules[0].meter
@@ -93,7 +93,8 @@ def test_a_fast_meter_is_flooded_and_emptied_by_what_a_switch_can_take(mbps: int
             passed_bits = 1000 * (meter.burst_kbit + meter.rate_kbps * count / per_s)
             assert 8 * size * count > reserve * passed_bits
     size, per_s = effort.overload(meter)
-    assert per_s <= 40_000 * (1 + 1e-9)
+    assert per_s <= 22_500
+    assert 8 * size * per_s >= 1.2 * 1000 * meter.rate_kbps
     assert (8 * size * per_s - 1000 * meter.rate_kbps) * effort.emptying_s > 1000 * meter.burst_kbit
 
 
