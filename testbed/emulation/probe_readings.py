@@ -21,6 +21,8 @@ Classes = Mapping[str, Mapping[int, ClassCounters]]
 _LOOKS_AT_REST = 4
 _LOOK_EVERY_S = 0.0005
 """A userspace switch answers up to 50 questions in a row before it forwards again: it is not asked without a pause."""
+_UNDER_WAY = 256
+"""Frames of a flood that a switch has not met yet, at most: more may not fit into the buffer that holds them."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ def _read(port: str, pacer: Pacer) -> Reading:
 def flood_and_look(
     read: Callable[[], MeterCounters], injector: Injector, data: bytes, count: int, *, within_s: float
 ) -> list[Look]:
-    """Flood a meter and look at it until it has met all of it, or patience ends.
+    """Flood a meter, as fast as the switch takes it, and look at it until it has met all of it, or patience ends.
 
     Args:
         read: Reads the meter.
@@ -99,14 +101,19 @@ def flood_and_look(
     """
     start = read()
     with punctually():
-        sent = flood(injector, data, count)
+        sent = flood(injector, data, min(count, _UNDER_WAY))
+        offered, accepted, last_s = min(count, _UNDER_WAY), sent.packets, sent.last_s
         looks = [Look(sent.first_s, sent.first_s, 0, 0)]
-        while looks[-1].met < sent.packets and time.monotonic() < sent.last_s + within_s:
+        while looks[-1].met < accepted and time.monotonic() < last_s + within_s:
             time.sleep(_LOOK_EVERY_S)
             earliest_s = time.monotonic()
             found = read()
             met, dropped = found.in_packets - start.in_packets, found.dropped_packets - start.dropped_packets
             looks.append(Look(earliest_s, time.monotonic(), met, dropped))
+            more = min(count - offered, _UNDER_WAY - (accepted - met))
+            if more > 0:
+                sent = flood(injector, data, more)
+                offered, accepted, last_s = offered + more, accepted + sent.packets, sent.last_s
     return looks
 
 

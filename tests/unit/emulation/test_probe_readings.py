@@ -229,3 +229,24 @@ def test_a_flood_is_looked_at_from_before_its_first_frame_and_counted_from_what_
     assert [(look.met, look.dropped) for look in looks] == [(0, 0), (50, 10), (60, 35)]
     assert (looks[0].earliest_s, looks[0].latest_s) == (1.0, 1.0)
     assert all(earlier.latest_s <= later.earliest_s <= later.latest_s for earlier, later in pairwise(looks))
+
+
+def test_no_more_of_a_flood_is_under_way_than_a_switchs_buffer_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A switch that takes in 90 frames from one look to the next meets all 1,000, of which 256 wait for it at most."""
+    sent = met = most = 0
+
+    def send(_injector: Injector, _data: bytes, count: int) -> Sent:
+        nonlocal sent, most
+        sent += count
+        most = max(most, sent - met)
+        return Sent(count, time.monotonic(), time.monotonic())
+
+    def read() -> MeterCounters:
+        nonlocal met
+        met = min(sent, met + 90)
+        return MeterCounters(met, 0, 0, 0)
+
+    monkeypatch.setattr(probe_readings, "flood", send)
+    looks = flood_and_look(read, cast(Injector, None), b"", 1000, within_s=10.0)
+    assert (sent, looks[-1].met) == (1000, 1000)
+    assert 200 < most <= 256
