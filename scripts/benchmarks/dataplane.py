@@ -6,7 +6,6 @@ Everything else on the host should be idle. Every run is shown, VALID or not; no
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import signal
 import subprocess
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.figures import Figure, at_least, at_most
+from benchmarks.runs import TESTBED, RunFailedError, run_scenario
 from testbed.emulation.clean import left_behind
 from testbed.emulation.journal import MARK
 from testbed.emulation.network import TandemNetwork
@@ -33,11 +33,9 @@ from testbed.scenario.model import Datapath
 _ROOT = Path(__file__).resolve().parents[2]
 _DEMO = _ROOT / "topologies" / "demo.yaml"
 _SMOKE = _ROOT / "topologies" / "smoke.yaml"
-_TESTBED = (sys.executable, "-c", "from testbed.cli import main; main()")
 _PARTS = ("fidelity", "rate", "scale", "run", "kills")
 _HOGS = 2
 _PACKET_BYTES = 1400
-_LOAD = 0.8
 _DOMAINS = 8
 
 _ONE = """
@@ -51,10 +49,41 @@ domains:
   - {{name: three, link-rate: 1 Gbit/s, compute: true}}
 tenants:
   - name: alpha
-    arrivals: {{model: poisson, rate: {mean:.3f} Mbit/s, size: {size} B}}
+    arrivals: {{{arrivals}, size: {size} B}}
     reservation: {{rate: {reserved:.3f} Mbit/s}}
-    promise: {{deadline: 50 ms, epsilon: 0.01}}
+    promise: {{deadline: 200 ms, epsilon: 0.01}}
 """
+
+
+@dataclass(frozen=True)
+class _Traffic:
+    """What is sent to find the highest rate.
+
+    Attributes:
+        name: As the figure calls it.
+        load: Its mean over its reservation.
+        peak: Its rate in bursts of 60 ms, 10 ms apart, over its mean; None for a Poisson process.
+        target_mbps: The rate that is wanted, None where it is only shown.
+    """
+
+    name: str
+    load: float
+    peak: float | None = None
+    target_mbps: float | None = None
+
+    def scenario(self, mean_mbps: float) -> str:
+        """A scenario in which it has this mean rate."""
+        if self.peak is None:
+            arrivals = f"model: poisson, rate: {mean_mbps:.3f} Mbit/s"
+        else:
+            arrivals = f"model: on-off, peak: {mean_mbps * self.peak:.3f} Mbit/s, mean-on: 60 ms, mean-off: 10 ms"
+        return _ONE.format(arrivals=arrivals, reserved=mean_mbps / self.load, size=_PACKET_BYTES)
+
+
+_TRAFFIC = (
+    _Traffic("in bursts, .94 of its reservation", load=15 / 16, peak=7 / 6, target_mbps=150.0),
+    _Traffic("a Poisson process, .8 of its reservation", load=0.8),
+)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -74,7 +103,7 @@ def measure(options: argparse.Namespace) -> Iterator[Figure]:
         if "fidelity" in chosen:
             yield from _fidelity(folder)
         if "rate" in chosen:
-            yield from _highest_rate(folder, [float(rate) for rate in options.rates.split(",")])
+            yield from _highest_rates(folder, [float(rate) for rate in options.rates.split(",")])
         counts = [int(count) for count in options.tenants.split(",")]
         if "scale" in chosen:
             yield from _scale(folder, counts)
@@ -120,26 +149,27 @@ def _hogs() -> Iterator[None]:
 # Rate.
 
 
-def _highest_rate(folder: Path, rates_mbps: Sequence[float]) -> Iterator[Figure]:
+def _highest_rates(folder: Path, rates_mbps: Sequence[float]) -> Iterator[Figure]:
     """Goes up until a run is INVALID; the last VALID rate is the highest."""
-    highest, note = 0.0, "none was VALID"
-    for rate in sorted(rates_mbps):
-        scenario = folder / f"rate-{rate:g}.yaml"
-        scenario.write_text(_ONE.format(mean=rate, reserved=rate / _LOAD, size=_PACKET_BYTES))
-        run = _run(scenario, folder / f"rate-{rate:g}")
-        if run["verdict"] == "INVALID":
-            note = f"at {rate:g} Mbit/s: {_why(run)}"
-            break
-        highest, note = rate, "the highest tried"
     datapath = choose_datapath(Datapath.AUTO).value
-    packets = highest * 1e6 / (8 * _PACKET_BYTES)
-    yield at_least(
-        f"highest rate that stays VALID through 3 domains, {datapath} datapath, captures on",
-        highest,
-        150.0,
-        "Mbit/s",
-        note=f"{packets:,.0f} packets/s of {_PACKET_BYTES} B; {note}",
-    )
+    for traffic in _TRAFFIC:
+        highest, note = 0.0, "none was VALID"
+        for rate in sorted(rates_mbps):
+            name = f"rate-{rate:g}-{'poisson' if traffic.peak is None else 'bursts'}"
+            scenario = folder / f"{name}.yaml"
+            scenario.write_text(traffic.scenario(rate))
+            run = _run(scenario, folder / name, "--isolate")
+            if run["verdict"] == "INVALID":
+                note = f"at {rate:g} Mbit/s: {_why(run)}"
+                break
+            highest, note = rate, "the highest tried"
+        packets = highest * 1e6 / (8 * _PACKET_BYTES)
+        what = f"highest rate that stays VALID through 3 domains, {datapath} datapath, captures on, {traffic.name}"
+        note = f"{packets:,.0f} packets/s of {_PACKET_BYTES} B; {note}"
+        if traffic.target_mbps is None:
+            yield Figure(what, highest, "Mbit/s", note=note)
+        else:
+            yield at_least(what, highest, traffic.target_mbps, "Mbit/s", note=note)
 
 
 # Scale.
@@ -254,7 +284,7 @@ def _kills(folder: Path, count: int, seed: int) -> Iterator[Figure]:
     dirty = []
     for number, moment_s in enumerate(moments_s.tolist()):
         run = subprocess.Popen(
-            [*_TESTBED, "run", str(_SMOKE), "--out", str(folder / f"kill-{number}")],
+            [*TESTBED, "run", str(_SMOKE), "--out", str(folder / f"kill-{number}")],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             cwd=_ROOT,
@@ -264,7 +294,7 @@ def _kills(folder: Path, count: int, seed: int) -> Iterator[Figure]:
         except subprocess.TimeoutExpired:
             run.send_signal(signal.SIGKILL)
             run.wait()
-        subprocess.run([*_TESTBED, "clean"], check=True, capture_output=True, cwd=_ROOT)
+        subprocess.run([*TESTBED, "clean"], check=True, capture_output=True, cwd=_ROOT)
         if (left := _left(before)) or left_behind():
             dirty.append(f"after {moment_s:.1f} s: {left}")
             before = _host()
@@ -304,12 +334,11 @@ def _marked(environ: Path) -> bool:
 
 
 def _run(scenario: Path, out: Path, *options: str) -> dict[str, Any]:
-    command = [*_TESTBED, "run", str(scenario), "--json", "--out", str(out), *options]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False, cwd=_ROOT)
-    if not ended.stdout.startswith("{"):
-        said = " ".join(ended.stderr.split())[-300:]
+    try:
+        record = run_scenario(scenario, out, *options)
+    except RunFailedError as error:
+        said = " ".join(str(error).split())[-300:]
         return {"verdict": "INVALID", "tenants": [], "gates": [{"name": said, "ok": False}]}
-    record: dict[str, Any] = json.loads(ended.stdout)
     print(f"bench: {out.name}: {_said(record)}", file=sys.stderr, flush=True)
     return record
 

@@ -10,9 +10,6 @@ requests, off by as much as the run was from its own ideal.
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -22,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.figures import Figure, at_most
+from benchmarks.runs import run_scenario
 from testbed.telemetry.lag import fifo
 
 _RATE_BPS = 10e6
@@ -126,13 +124,8 @@ def _run(
     given = {"name": name.replace(".", ""), "arrivals": arrivals, "images": images, "deadline": deadline}
     times = {"seed": options.seed, "seconds": options.seconds, "warm_up": warm_up_s}
     scenario.write_text(_SCENARIO.format(**given, **times))
-    command = [sys.executable, "-c", "from testbed.cli import main; main()", "run", str(scenario), "--json"]
     kept = {"--isolate": options.isolate, "--keep-awake": options.keep_awake}
-    command += [name for name, wanted in kept.items() if wanted]
-    run = subprocess.run([*command, "--out", str(home)], capture_output=True, text=True, check=False)
-    if not run.stdout.startswith("{"):
-        raise RuntimeError(f"bench: {name}: {run.stderr.strip()}")
-    record: dict[str, Any] = json.loads(run.stdout)
+    record = run_scenario(scenario, home, *(name for name, wanted in kept.items() if wanted))
     if record["tenants"][0]["bound"] is None:
         raise RuntimeError(f"bench: {name}: {', '.join(gate['detail'] for gate in record['gates'] if not gate['ok'])}")
     return record

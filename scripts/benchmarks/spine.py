@@ -6,8 +6,6 @@ Runs the demo once for each seed, on an otherwise idle host. Every run is shown,
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -20,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.figures import Figure, at_least, at_most
+from benchmarks.runs import RunFailedError, run_scenario
 from testbed.telemetry import lag, pcap
 from testbed.telemetry.match import SentPackets, match
 from testbed.telemetry.samples import TenantSamples
@@ -93,14 +92,13 @@ def _tenants(valid: Sequence[dict[str, Any]], true_s: float) -> Iterator[Figure]
 def _demo(scratch: Path, home: Path, seed: int) -> tuple[dict[str, Any], float]:
     scenario = scratch / f"demo-{seed}.yaml"
     scenario.write_text(_DEMO.read_text().replace("\nseed: 1\n", f"\nseed: {seed}\n"))
-    command = [sys.executable, "-c", "from testbed.cli import main; main()", "run", str(scenario), "--json"]
     began = time.monotonic()
-    run = subprocess.run([*command, "--out", str(home)], capture_output=True, text=True, check=False)
+    try:
+        record = run_scenario(scenario, home)
+    except RunFailedError as error:
+        print(f"bench: seed {seed}: {error}", file=sys.stderr)
+        return {"verdict": "INVALID", "gates": [], "why": str(error).splitlines()[-1:]}, time.monotonic() - began
     seconds = time.monotonic() - began
-    if not run.stdout.startswith("{"):
-        print(f"bench: seed {seed}: {run.stderr.strip()}", file=sys.stderr)
-        return {"verdict": "INVALID", "gates": [], "why": run.stderr.strip().splitlines()[-1:]}, seconds
-    record: dict[str, Any] = json.loads(run.stdout)
     alpha = _tenant(record, "alpha")
     said = f"alpha {alpha['p999_s'] * 1e3:.1f} ms under {alpha['bound_s'] * 1e3:.1f}, {seconds:.0f} s, {_why(record)}"
     print(f"bench: seed {seed}: {record['verdict']}, {said}", file=sys.stderr, flush=True)
