@@ -111,7 +111,7 @@ def judge(
     upper = upper_limit(math.ceil(misses / effect), n / effect, confidence)
     lower = lower_limit(math.floor(misses / effect), n / effect, confidence)
     worth = (
-        f"{misses} of {n} samples missed {deadline_s * 1e3:g} ms, worth {misses / effect:.3g} of {n / effect:.0f} "
+        f"{misses} of {n} samples missed {deadline_s * 1e3:g} ms, worth {_worth(misses / effect)} of {n / effect:.0f} "
         "independent ones"
     )
     promised = f"with {confidence:.0%} confidence, {epsilon:g} was promised"
@@ -188,6 +188,11 @@ def _unknown(asked: tuple[float, float, float], n: int, misses: int, needed: int
 def _least(epsilon: float, confidence: float) -> int:
     """Fewest samples that can say anything: enough to see the tail, and to certify if they are independent."""
     return max(math.ceil(MIN_EXCEEDANCES / (1 - TAIL_LEVELS[0])), samples_to_certify(0, epsilon, confidence))
+
+
+def _worth(misses: float) -> str:
+    """Independent misses: few of them to three digits, many as a whole number."""
+    return f"{misses:.3g}" if misses < 999.5 else f"{misses:.0f}"
 
 
 def _until_known(series: FloatArray, epsilon: float, confidence: float) -> tuple[int | None, str]:

@@ -196,3 +196,10 @@ def test_a_million_samples_are_judged_from_the_same_code() -> None:
     found = judge(known.mm1(0.7).draw(1_000_000, np.random.default_rng(14)), 40.0, EPSILON)
     assert found.n == 1_000_000
     assert found.verdict is Verdict.PASS
+
+
+def test_many_independent_misses_are_said_as_a_whole_number() -> None:
+    late = np.random.default_rng(3).random(20_000) < 0.25
+    found = judge(np.where(late, 0.2, 0.01), deadline_s=0.08, epsilon=0.01)
+    assert "e+" not in found.reason
+    assert f"{np.count_nonzero(late)} of 20000 samples missed" in found.reason
