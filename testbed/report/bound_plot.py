@@ -65,8 +65,8 @@ def save_bounds(curves: Sequence[BoundCurve], title: str, path: Path) -> None:
             panel.set_axis_off()
         for panel in panels[::columns]:
             panel.set_ylabel("P(latency > x) is at most")
-        metadata = {"Date": None} if path.suffix == ".svg" else None
-        figure.savefig(path, dpi=150, metadata=metadata)
+        dated = {".svg": "Date", ".pdf": "CreationDate"}.get(path.suffix)
+        figure.savefig(path, dpi=150, metadata={dated: None} if dated else None)
 
 
 def _draw(axes: Axes, curve: BoundCurve) -> None:

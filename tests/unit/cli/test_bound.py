@@ -137,6 +137,11 @@ def test_the_picture_shows_every_tenant_with_a_bound_and_is_the_same_each_time(r
     assert Path("demo-bound.svg").read_text() == drawn
 
 
+def test_a_picture_has_no_date_in_it(run) -> None:
+    run("--plot", "--out", "bounds.pdf")
+    assert b"CreationDate" not in Path("bounds.pdf").read_bytes()
+
+
 def test_a_suffix_that_names_no_picture_is_refused_before_anything_is_written(run) -> None:
     result = run("--plot", "--out", "bounds.txt")
     assert result.exit_code == 2
