@@ -26,6 +26,7 @@ from safetensors.numpy import load_file
 from scipy import stats
 
 from benchmarks import inference_lab as lab
+from benchmarks import inference_process as process
 from benchmarks import inference_wire as wire
 from benchmarks.figures import Figure, Goal, at_least, at_most
 from benchmarks.loads import Load, busiest, within
@@ -147,9 +148,9 @@ def _cost(options: argparse.Namespace, folder: Path) -> Iterator[Figure]:
             lab.closed(target, request, calls=_COST_CALLS, seconds=seconds)
         spent: dict[str, list[float]] = {name: [] for name in servers}
         for _, (name, (target, pid)) in product(range(_ROUNDS), servers.items()):
-            before_s = lab.busy_s(pid)
+            before_s = process.busy_s(pid)
             answered = lab.closed(target, request, calls=_COST_CALLS, seconds=seconds)["answered"]
-            spent[name].append((lab.busy_s(pid) - before_s) / answered)
+            spent[name].append((process.busy_s(pid) - before_s) / answered)
     bare = np.array(spent["nothing else (the bare echo)"])
     for name, each in spent.items():
         ratio = float(np.median(bare / np.array(each)))
@@ -378,19 +379,28 @@ def _soak(options: argparse.Namespace, folder: Path) -> Iterator[Figure]:
         held = []
         begin_s = time.monotonic()
         while (now_s := time.monotonic() - begin_s) < options.seconds:
-            held.append((now_s, *lab.held(pid)))
+            held.append((now_s, process.held(pid)))
             time.sleep(min(1.0, options.seconds / 100))
         record = sender.record()
     answered = float(np.mean(record.status == OK))
     tenth = len(held) // 10
     said = f"{options.seconds:g} s at {_SOAK:g} of {capacity:.0f}/s, {answered:.2%} of {len(record.schedule)} answered"
-    for k, (name, unit) in enumerate((("memory", "kB"), ("descriptors", ""), ("threads", "")), start=1):
-        early, late = (max(each[k] for each in part) for part in (held[tenth : 2 * tenth], held[-tenth:]))
-        note = f"at most {early} and {late} {unit}".rstrip()
-        yield at_most(
-            f"soak: growth of {name}", 100 * (late / early - 1), 1.0 if unit else 0.0, "%", note=f"{note}; {said}"
-        )
-    at_s, memory_kb = np.array(held)[len(held) // 2 :, :2].T
+    early, late = ([each for _, each in part] for part in (held[tenth : 2 * tenth], held[-tenth:]))
+    for about, name, unit, most in (
+        ("memory", "memory_kb", " kB", 1.0),
+        ("descriptors", "descriptors", "", 0.0),
+        ("threads beside gRPC's pool", "own", "", 0.0),
+    ):
+        was, became = (max(getattr(each, name) for each in part) for part in (early, late))
+        note = f"at most {was} and {became}{unit}; {said}"
+        yield at_most(f"soak: growth of {about}", 100 * (became / was - 1), most, "%", note=note)
+    was, became = (max(each.pool for each in part) for part in (early, late))
+    by_name = " and ".join(str(dict(sorted(part[-1].threads.items()))) for part in (early, late))
+    note = (
+        f"{was} before; gRPC keeps {process.pool_reserve()} and starts more while all are busy; all by name: {by_name}"
+    )
+    yield Figure("soak: threads of gRPC's pool", became, note=note)
+    at_s, memory_kb = np.array([(at_s, each.memory_kb) for at_s, each in held[len(held) // 2 :]]).T
     slope = float(np.polyfit(at_s, memory_kb, 1)[0]) * 3600
     yield Figure("soak: slope of memory over the last half", slope, "kB/h", note=f"mean {memory_kb.mean():.0f} kB")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 import time
@@ -348,19 +347,6 @@ def on_cores(cores: Sequence[int]) -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, usable)
-
-
-def held(pid: int) -> tuple[int, int, int]:
-    """What a process holds: resident memory in kB, open descriptors and threads."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    memory, threads = (int(re.findall(rf"^{name}:\s*(\d+)", status, re.MULTILINE)[0]) for name in ("VmRSS", "Threads"))
-    return memory, len(list(Path(f"/proc/{pid}/fd").iterdir())), threads
-
-
-def busy_s(pid: int) -> float:
-    """Processor time that a process has had."""
-    threads = Path(f"/proc/{pid}/task").glob("*/schedstat")
-    return sum(int(thread.read_text().split()[0]) for thread in threads) / 1e9
 
 
 def answer(target: str, request: Path) -> bytes:
