@@ -52,6 +52,7 @@ _WORK = {
 }
 _COST_CALLS, _COST_SERVERS = 8, len(_WORK) + 3
 _STORM = 3.0
+_CAPPED = "--capped-shares"
 _OWN, _FLOODER, _FLOOD = 0.5, 0.1, 10.0
 """Shares of the two tenants, and how many times its own the second offers: all that the server computes. The server has
 the last core for itself, and its clients the others, or a flood would take its time from it there."""
@@ -256,14 +257,14 @@ def _isolation(options: argparse.Namespace, folder: Path) -> Iterator[Figure]:
     Few enough images that there are many requests, and enough that computing them is most of what they cost. Shares
     that lend what they do not use give a tenant more while others rest, so it has something to lose: those are shown.
     """
-    yield from _flooded(options, folder, "isolation", "--capped-shares", model=_LARGE, images=_FLOOD_IMAGES, goal=10.0)
+    yield from _flooded(options, folder, "isolation", _CAPPED, model=_LARGE, images=_FLOOD_IMAGES, goal=10.0)
     yield from _flooded(options, folder, "isolation, shares that lend", model=_LARGE, images=_FLOOD_IMAGES)
 
 
 def _light(options: argparse.Namespace, folder: Path) -> Iterator[Figure]:
     """The same where most of a request's cost is reading it, with and without a limit to the calls of a connection."""
     how: dict[str, Any] = {"model": _MEDIUM, "images": options.images}
-    yield from _flooded(options, folder, "light requests", "--capped-shares", goal=10.0, **how)
+    yield from _flooded(options, folder, "light requests", _CAPPED, goal=10.0, **how)
     yield from _flooded(options, folder, "light requests, shares that lend", **how)
     many = ("--calls-per-connection", "any")
     yield from _flooded(options, folder, "the same, any number of calls a connection", *many, **how)
@@ -288,9 +289,11 @@ def _flooded(
         with lab.on_cores([last]):
             target = stack.enter_context(lab.server("--models", model, *shares, *server))
         stack.enter_context(lab.on_cores(clients or [last]))
-        capacity = _capacity(folder, target, images, model=model)
+        # Whoever has a capped share finds what that has, and not the whole server.
+        found_per_s = _capacity(folder, target, images, model=model)
+        share = found_per_s if _CAPPED in server else _OWN * found_per_s
+        other = share * _FLOODER / _OWN
         how: dict[str, Any] = {"model": model, "images": images, "seconds": seconds, "deadline_s": 1.0}
-        share, other = _OWN * capacity, _FLOODER * capacity
         for turn, times in product(range(_FLOODED_TURNS), found):
             seed = options.seed + 2 * turn
             senders = [lab.Sender(folder, "alpha", target, rate=0.7 * share, seed=seed, **how)]
@@ -303,7 +306,7 @@ def _flooded(
         float(np.mean(np.concatenate([each.status for each in records]) == OK)) for records in (others, found[_FLOOD])
     )
     said = (
-        f"{sum(len(each.schedule) for each in found[0.0])} requests at .7 of its share of {capacity:.0f}/s in "
+        f"{sum(len(each.schedule) for each in found[0.0])} requests at .7 of its share of {share:.0f}/s in "
         f"{_FLOODED_TURNS} turns, {answered:.1%} of them answered beside the flood, {of_flood:.0%} of it answered"
     )
     for times, what in ((1.0, "beside another's own rate"), (0.0, "alone")):
