@@ -93,7 +93,12 @@ class InferenceService:
             name: grpc.unary_unary_rpc_method_handler(_refusing(call, request), response_serializer=_serialised)
             for name, (call, request) in calls.items()
         }
-        handlers["ModelInfer"] = grpc.unary_unary_rpc_method_handler(self._infer)
+        # The same to its client: of a stream of messages the server hears even if none comes.
+        handlers["ModelInfer"] = (
+            grpc.stream_unary_rpc_method_handler(self._infer_counted)
+            if self._scheduler.capped
+            else grpc.unary_unary_rpc_method_handler(self._infer)
+        )
         handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(self._stream)
         return grpc.method_handlers_generic_handler(SERVICE, handlers)
 
@@ -185,6 +190,18 @@ class InferenceService:
         except InferenceError as error:
             await _abort(context, error)
         return answers.encoded(job.form, job.id.encode(), answer)
+
+    async def _infer_counted(self, _messages: AsyncIterator[bytes], context: Context) -> bytes:
+        """`_infer` where calls are charged: those that are given up before they are read are told from the others."""
+        message: Any = grpc.aio.EOF
+        try:
+            message = await context.read()
+        finally:
+            if message is grpc.aio.EOF:
+                self._workers.calls.unread()
+        if message is grpc.aio.EOF:
+            await _abort(context, InvalidRequestError("found no message, expected a ModelInferRequest"))
+        return await self._infer(message, context)
 
     async def _stream(self, requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
         async with contextlib.aclosing(Stream(self, context).answers(requests)) as found:

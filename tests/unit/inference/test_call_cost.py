@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+
+import grpc
 import numpy as np
 import pytest
 
 from inference_server.__main__ import _settings
 from inference_server.call_cost import CallCost
 from inference_server.forms import Form
-from inference_server.protocol import Stamps
-from tests.unit.inference.serving import LONG_S, infer, request, serving
+from inference_server.protocol import Stamps, method
+from tests.unit.inference.conftest import MESSAGE_BYTES
+from tests.unit.inference.serving import LONG_S, Running, infer, request, serving, until
+from tests.unit.inference.test_calls import WRONG
 
 
 def form() -> Form:
@@ -52,11 +58,79 @@ def test_what_was_spent_before_the_first_call_is_nobody_s() -> None:
     assert calls.of(form()) == pytest.approx(300e-6)
 
 
+@pytest.mark.parametrize("least", [0, 1])
+def test_calls_that_were_given_up_unread_are_not_charged_to_those_that_were_read(least: int) -> None:
+    spent_ns, found_s = 0, 0.0
+    calls, kind, rng = CallCost(lambda: spent_ns), form(), np.random.default_rng(1)
+    for k in range(2000):
+        unread = int(rng.integers(least, 5)) if k > 100 else 0
+        for _ in range(unread):
+            calls.unread()
+        spent_ns += 1_000_000 + unread * 300_000
+        found_s = calls.of(kind)
+    assert found_s == pytest.approx(1e-3, rel=0.02)
+
+
 def test_more_computed_than_spent_costs_nothing() -> None:
     calls = CallCost(lambda: 0)
     calls.of(form())
     calls.computed(10**9)
     assert calls.of(form()) == 0.0
+
+
+class Counting(CallCost):
+    """Knows how many calls were read, and how many were given up before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read = self.given_up = 0
+
+    def of(self, form: Form) -> float:
+        self.read += 1
+        return super().of(form)
+
+    def unread(self) -> None:
+        self.given_up += 1
+        super().unread()
+
+
+@pytest.fixture(scope="module")
+def charging() -> Iterator[Running]:
+    """A server whose shares are capped."""
+    options = ["--listen", "127.0.0.1:0", "--models", "digits-small", "--device", "cpu", "--share", "alpha=0.5"]
+    with serving(_settings([*options, "--capped-shares", "--max-message-bytes", str(MESSAGE_BYTES)])) as running:
+        yield running
+
+
+def test_a_call_that_is_given_up_before_its_message_came_was_not_read(charging: Running) -> None:
+    calls = charging.server.workers.calls = Counting()
+    never = threading.Event()
+    with charging.channel() as channel:
+        silent = channel.stream_unary(method("ModelInfer")).future(iter(never.wait, True), timeout=LONG_S)
+        assert infer(channel)(request(), timeout=LONG_S).outputs
+        silent.cancel()
+        until(lambda: calls.given_up == 1)
+        never.set()
+        assert infer(channel)(request(), timeout=LONG_S).outputs
+    assert (calls.read, calls.given_up) == (2, 1)
+
+
+def test_a_call_without_a_message_is_the_clients_mistake(charging: Running) -> None:
+    with charging.channel() as channel:
+        with pytest.raises(grpc.RpcError, match="found no message") as caught:
+            channel.stream_unary(method("ModelInfer"))(iter(()), timeout=LONG_S)
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert infer(channel)(request(), timeout=LONG_S).outputs
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_a_wrong_request_gets_its_status_where_shares_are_capped(charging: Running, what: str) -> None:
+    message, code, said = WRONG[what]
+    with charging.channel() as channel:
+        with pytest.raises(grpc.RpcError, match=said) as caught:
+            infer(channel)(message, timeout=LONG_S)
+        assert caught.value.code() is code
+        assert infer(channel)(request(), timeout=LONG_S).outputs
 
 
 @pytest.mark.parametrize("capped", [True, False])
