@@ -21,7 +21,7 @@ from inference_server.errors import InferenceError, ModelError
 from inference_server.impairments import read
 from inference_server.scheduler import Batching
 from inference_server.security import Security
-from inference_server.server import CALLS, InferenceServer, Settings
+from inference_server.server import CALLS, CAPPED_CALLS, InferenceServer, Settings
 
 _MOST = (1 << 31) - 1
 """The largest number that gRPC takes as an option."""
@@ -151,7 +151,8 @@ def _settings(arguments: list[str] | None) -> Settings:
         "--calls-per-connection",
         type=_calls,
         metavar="N|any",
-        help=f"most that one connection has here; default: {CALLS} where there are shares, else any",
+        help=f"most that one connection has here; default: {CALLS} where there are shares, {CAPPED_CALLS} where these "
+        "are capped, else any",
     )
     options = parser.parse_args(arguments)
     tenants = [tenant for tenant, _, _ in options.share]
@@ -160,7 +161,7 @@ def _settings(arguments: list[str] | None) -> Settings:
     if options.capped_shares and not options.share:
         parser.error("--capped-shares needs --share")
     if options.calls_per_connection is None and options.share:
-        options.calls_per_connection = CALLS
+        options.calls_per_connection = CAPPED_CALLS if options.capped_shares else CALLS
     if (options.tls_certificate is None) != (options.tls_key is None):
         parser.error("--tls-certificate and --tls-key are needed together")
     if options.tls_client_authority is not None and options.tls_certificate is None:

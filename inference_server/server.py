@@ -39,6 +39,8 @@ from inference_server.workers import Job, Workers
 
 CALLS = 16
 """Calls of a connection where tenants have shares: enough to keep a server busy from afar, and soon read."""
+CAPPED_CALLS = 4
+"""The same where nobody's load shall be felt by others: enough for one that is computed and those that come next."""
 MESSAGE_BYTES = 16 * 1024 * 1024
 _LARGEST_FRAME_BYTES = (1 << 24) - 1
 _WINDOW_BYTES = 1 << 26

@@ -20,7 +20,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from inference_server.__main__ import _settings, main
 from inference_server.protocol import Stamps
 from inference_server.security import Security
-from inference_server.server import CALLS, MESSAGE_BYTES, Settings
+from inference_server.server import CALLS, CAPPED_CALLS, MESSAGE_BYTES, Settings
 from tests.unit.inference.serving import LONG_S, Running, infer, request, serving
 
 DAY = dt.timedelta(days=1)
@@ -151,7 +151,9 @@ WRONG_OPTIONS = [
 @pytest.mark.parametrize(
     ("options", "calls"),
     [([], None), (["--share", "alpha=0.5"], CALLS), (["--calls-per-connection", "3"], 3),
-     (["--share", "alpha=0.5", "--calls-per-connection", "any"], None)],
+     (["--share", "alpha=0.5", "--calls-per-connection", "any"], None),
+     (["--share", "alpha=0.5", "--capped-shares"], CAPPED_CALLS),
+     (["--share", "alpha=0.5", "--capped-shares", "--calls-per-connection", "3"], 3)],
 )  # fmt: skip
 def test_connections_have_a_limit_of_calls_where_tenants_have_shares(options: list[str], calls: int | None) -> None:
     assert _settings(options).calls == calls
