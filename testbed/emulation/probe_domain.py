@@ -148,7 +148,9 @@ class DomainProbe:
                     bounds,
                     probe_checks.meter_burst(*who, bounds=bounds, frame_bits=bits, offered_bits=bits * count),
                 )
-            self._settled()
+            if any(len(tenants) > 1 for tenants in sharers(self._program.rules).values()):
+                # A queue that drops some of it does not say whose, so it is to have room for all of it.
+                self._settled()
             metered = [(rule, meter) for rule, meter in metered if results[rule.number].blunt]
             if not metered:
                 break
