@@ -9,6 +9,7 @@ those that were: it is told apart by how much more was spent where there were so
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -31,6 +32,7 @@ class CallCost:
         self._lock = threading.Lock()
         self._computed_ns = 0
         self._mean_s: float | None = None
+        self._counted = 0
         self._unread = 0
         self._unread_s: float | None = None
 
@@ -55,12 +57,18 @@ class CallCost:
         taken_s = (spent_ns - before_ns - computed_ns) / 1e9
         usual_s = self._mean_s if form.call_s is None else form.call_s
         if unread and usual_s is not None:
-            self._unread_s = _moved(self._unread_s, (taken_s - usual_s) / unread)
+            each_s = (taken_s - usual_s) / unread
+            self._unread_s = each_s if self._unread_s is None else _moved(self._unread_s, each_s)
             taken_s -= unread * max(0.0, self._unread_s)
-        self._mean_s = _moved(self._mean_s, taken_s)
-        form.call_s = _moved(self._mean_s if form.call_s is None else form.call_s, taken_s)
+        self._counted += 1
+        self._mean_s = taken_s if self._mean_s is None else _moved(self._mean_s, taken_s, self._counted)
+        form.counted += 1
+        # What others take counts for one of its own.
+        others = int(self._counted > form.counted)
+        form.call_s = _moved(self._mean_s if form.call_s is None else form.call_s, taken_s, form.counted + others)
         return max(0.0, form.call_s)
 
 
-def _moved(mean_s: float | None, taken_s: float) -> float:
-    return taken_s if mean_s is None else mean_s + _WEIGHT * (taken_s - mean_s)
+def _moved(mean_s: float, taken_s: float, counted: float = math.inf) -> float:
+    """The mean of so many, the last one included; of many, one that forgets the oldest."""
+    return mean_s + max(_WEIGHT, 1 / counted) * (taken_s - mean_s)

@@ -43,6 +43,7 @@ class Form:
         direct: Whether contents of the answer can be computed from those of the request, see `direct`.
         least_ns: What computing one takes at the very least; one that has less left is dropped.
         call_s: What a call takes beside, see `call_cost`; None until one was counted.
+        counted: How many were.
         shapes: Shapes of the outputs that `head` and `marks` are for.
         head: The beginning of an answer, which is the same for all of them; see `answers`.
         marks: What goes before the contents of each output.
@@ -61,6 +62,7 @@ class Form:
     direct: bool
     least_ns: int
     call_s: float | None = None
+    counted: int = 0
     shapes: tuple[tuple[int, ...], ...] | None = None
     head: bytes = b""
     marks: tuple[bytes, ...] = ()
