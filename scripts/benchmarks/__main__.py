@@ -18,7 +18,19 @@ from benchmarks.figures import Figure, Goal
 from testbed import __version__
 from testbed.errors import TestbedError
 
-_SUPPORT = {"blame", "figures", "inference_lab", "inference_wire", "loads", "peers", "repeats", "simulated", "__main__"}
+_SUPPORT = {
+    "__main__",
+    "blame",
+    "figures",
+    "inference_lab",
+    "inference_process",
+    "inference_wire",
+    "loads",
+    "peers",
+    "repeats",
+    "runs",
+    "simulated",
+}
 
 
 def names_of() -> list[str]:

@@ -86,7 +86,7 @@ def errors(client: triton.InferenceServerClient) -> dict[str, str]:
         "wrong shape": refused(lambda: client.infer(MODEL, inputs(width=63))),
         "wrong datatype": refused(lambda: client.infer(MODEL, inputs(datatype="FP64"))),
         "too large": refused(lambda: client.infer(MODEL, huge)),
-        "deadline": refused(lambda: client.infer(MODEL, inputs(), client_timeout=1e-6)),
+        "deadline": refused(lambda: client.infer(MODEL, inputs(rows=3000), client_timeout=1e-6)),
         "metadata": refused(lambda: client.get_model_metadata("digits-huge")),
         "config": refused(lambda: client.get_model_config("digits-huge")),
         "statistics": refused(lambda: client.get_inference_statistics("digits-huge")),
