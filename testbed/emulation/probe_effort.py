@@ -80,9 +80,7 @@ class Effort:
     @cached_property
     def _overloaded(self) -> float:
         """How much more than its rate every meter is offered: less where all of them together are much for a switch."""
-        ease = (
-            _LEAST_OVERLOADED / _OVERLOADED * self._most_bps / (1000 * sum(meter.rate_kbps for meter in self._meters))
-        )
+        ease = _LEAST_OVERLOADED / _OVERLOADED * self._most_bps / self._metered_bps
         return max(_LEAST_OVERLOADED, min(_OVERLOADED, ease))
 
     @cached_property
