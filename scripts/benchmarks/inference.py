@@ -175,9 +175,10 @@ def _agreed(
     rate: float = 0.0,
     load: float = 0.0,
 ) -> Iterator[Figure]:
-    """Both generators in turn, many times for a short while: a host's moods outlast a turn and hit both.
+    """Both generators at once, each with half of the load: what the host and the queue do hits both alike.
 
-    Both send at LoadGen's times and count from these, so that neither has other arrivals to answer for.
+    In turns, a host's moods are most of what they differ by. Both draw Poisson arrivals as LoadGen does, from seeds of
+    their own, and count from when a request was due.
     """
     request, seconds = folder / "request", options.seconds * _ROUNDS / _TURNS
     request.write_bytes(lab.message(model, images))
@@ -189,12 +190,16 @@ def _agreed(
         stack.enter_context(lab.on_cores(clients or [last]))
         if load:
             rate = load * _capacity(folder, target, images, model=model)
-        for k in range(_TURNS):
-            driven.append(lab.loadgen(target, request, rate=rate, seconds=seconds, seed=options.seed + k))
-            how: dict[str, Any] = {"model": model, "images": images, "rate": rate, "seconds": seconds}
-            drawn = driven[-1].schedule(request.stat().st_size)
-            sender = lab.Sender(folder, "alone", target, deadline_s=1.0, seed=options.seed, schedule=drawn, **how)
-            records += _sent(sender)
+        for seed in range(options.seed, options.seed + _TURNS):
+            drawn = lab.like_loadgen(rate / 2, seconds, seed + _TURNS, request.stat().st_size)
+            how: dict[str, Any] = {"model": model, "images": images, "rate": rate / 2, "seconds": seconds}
+            sender = lab.Sender(folder, "alone", target, deadline_s=1.0, seed=seed, schedule=drawn, **how)
+            generator = lab.LoadGen(target, request, rate=rate / 2, seconds=seconds, seed=seed)
+            start_ns = lab.in_a_moment()
+            generator.start(start_ns)
+            sender.start_at(start_ns)
+            driven.append(generator.driven())
+            records.append(sender.record())
     answered = float(np.mean(np.concatenate([each.status for each in records]) == OK))
     for name, level, target_share in (("p50", 0.5, None), ("p99", 0.99, 5.0), ("p99.9", 0.999, 10.0)):
         mine = [float(np.quantile(each.latency_s[each.status == OK], level, method="higher")) * 1e3 for each in records]
@@ -202,7 +207,8 @@ def _agreed(
         ratio, limits = _mean_ratio(mine, theirs)
         note = (
             f"ours over LoadGen's {ratio:.3f} ({limits[0]:.3f} to {limits[1]:.3f}); medians {np.median(mine):.3f} and "
-            f"{np.median(theirs):.3f} ms of {_TURNS} turns of {seconds:g} s each, {rate:.0f}/s, {answered:.2%} answered"
+            f"{np.median(theirs):.3f} ms of {_TURNS} times {seconds:g} s at once, {rate / 2:.0f}/s each, "
+            f"{answered:.2%} answered"
         )
         apart = Figure(f"generator against LoadGen, {title}, {name}: apart", _apart(ratio), "%", note=note)
         if target_share is not None:
@@ -215,7 +221,10 @@ def _agreed(
     theirs_late = np.concatenate([each.late_s for each in driven])
     levels = [float(np.quantile(each, 0.999)) * 1e3 for each in (late, theirs_late)]
     yield Figure(
-        f"lateness of handing over, {title}, p99.9", levels[0], "ms", note=f"{rate:.0f}/s; LoadGen's {levels[1]:.3f} ms"
+        f"lateness of handing over, {title}, p99.9",
+        levels[0],
+        "ms",
+        note=f"{rate / 2:.0f}/s; LoadGen's {levels[1]:.3f} ms",
     )
 
 

@@ -209,6 +209,9 @@ wanted.server_target_qps, wanted.server_target_latency_ns = rate, 10**9
 wanted.min_duration_ms = wanted.max_duration_ms = int(seconds * 1000)
 wanted.min_query_count = int(rate * seconds * .8)
 wanted.schedule_rng_seed = seed
+print("ready", flush=True)
+start_ns = json.loads(sys.stdin.readline())["start_monotonic_ns"]
+time.sleep(max(0, start_ns - time.monotonic_ns()) / 1e9)
 with tempfile.TemporaryDirectory() as folder:
     log = lg.LogSettings()
     log.enable_trace = False
@@ -382,29 +385,40 @@ class Driven:
         late_s = self.issued_s - self.time_s
         return late_s - late_s.min()
 
-    def schedule(self, message_bytes: int) -> RequestSchedule:
-        """The same requests for a sender of ours."""
-        n = self.time_s.size
-        return RequestSchedule(self.time_s, np.full(n, message_bytes), np.zeros(n, np.int64))
 
+class LoadGen:
+    """MLPerf LoadGen with requests of ours: ready when made, sending once started."""
 
-def loadgen(target: str, request: Path, *, rate: float, seconds: float, seed: int) -> Driven:
-    """Drive a server with MLPerf LoadGen.
+    def __init__(self, target: str, request: Path, *, rate: float, seconds: float, seed: int) -> None:
+        python = environment("loadgen", *LOADGEN)
+        arguments = [target, INFER, str(request), str(rate), str(seconds), str(seed), str(ROOT)]
+        self._rate, self._seed = rate, seed
+        self._entered = process([str(python), "-I", "-c", DRIVEN, *arguments])
+        self._process, _ = self._entered.__enter__()
 
-    Raises:
-        RuntimeError: It did not send when its seed says.
-    """
-    python = environment("loadgen", *LOADGEN)
-    arguments = [target, INFER, str(request), str(rate), str(seconds), str(seed), str(ROOT)]
-    run = subprocess.run([python, "-I", "-c", DRIVEN, *arguments], check=True, capture_output=True, text=True)
-    found = json.loads(run.stdout.splitlines()[-1])
-    issued_ns = np.array(found["issued_ns"], dtype=np.int64)
-    driven = Driven(poisson_of_loadgen(rate, seed, issued_ns.size), (issued_ns - issued_ns[0]) / 1e9, found["ms"])
-    if (late_s := float(np.median(driven.late_s))) > _SCHEDULED_WITHIN_S:
-        raise RuntimeError(
-            f"bench: LoadGen sent {late_s:.3f} s later than its seed {seed} says, median of its requests"
-        )
-    return driven
+    def start(self, start_ns: int) -> None:
+        """Begin at this time of the monotonic clock."""
+        _begin(self._process, start_ns)
+
+    def driven(self) -> Driven:
+        """Wait for the end, and read what it did.
+
+        Raises:
+            RuntimeError: It did not end well, or did not send when its seed says.
+        """
+        said, _ = self._process.communicate()
+        self._entered.__exit__(None, None, None)
+        if self._process.returncode != 0:
+            raise RuntimeError(f"bench: LoadGen ended with {self._process.returncode}")
+        found = json.loads(said.splitlines()[-1])
+        issued_ns = np.array(found["issued_ns"], dtype=np.int64)
+        due_s = poisson_of_loadgen(self._rate, self._seed, issued_ns.size)
+        driven = Driven(due_s, (issued_ns - issued_ns[0]) / 1e9, found["ms"])
+        if (late_s := float(np.median(driven.late_s))) > _SCHEDULED_WITHIN_S:
+            raise RuntimeError(
+                f"bench: LoadGen sent {late_s:.3f} s later than its seed {self._seed} says, median of its requests"
+            )
+        return driven
 
 
 def poisson_of_loadgen(rate: float, seed: int, count: int) -> npt.NDArray[np.float64]:
@@ -417,6 +431,13 @@ def poisson_of_loadgen(rate: float, seed: int, count: int) -> npt.NDArray[np.flo
     uniform = (halves[:, 0] + halves[:, 1] * 2.0**32) / 2.0**64
     gaps_ns = np.floor(-np.log(1.0 - uniform) / rate * 1e9)
     return np.concatenate(([0.0], np.cumsum(gaps_ns))) / 1e9
+
+
+def like_loadgen(rate: float, seconds: float, seed: int, message_bytes: int) -> RequestSchedule:
+    """Requests for a sender of ours at the times at which LoadGen would send from this seed."""
+    time_s = poisson_of_loadgen(rate, seed, int(rate * seconds + 10 * (rate * seconds) ** 0.5) + 1)
+    time_s = time_s[time_s < seconds]
+    return RequestSchedule(time_s, np.full(time_s.size, message_bytes), np.zeros(time_s.size, np.int64))
 
 
 class Sender:
@@ -460,12 +481,23 @@ class Sender:
 
     def start(self, after_s: float = 0.0) -> None:
         """Begin the window in a moment, or so much later."""
-        start_ns = time.monotonic_ns() + int((_AHEAD_S + after_s) * 1e9)
-        told = cast("IO[str]", self._process.stdin)
-        print(json.dumps({"start_monotonic_ns": start_ns}), file=told, flush=True)
+        self.start_at(in_a_moment(after_s))
+
+    def start_at(self, start_ns: int) -> None:
+        """Begin the window at this time of the monotonic clock."""
+        _begin(self._process, start_ns)
 
     def record(self) -> RequestRecord:
         """Wait for the end, and read what became of every request."""
         self._process.wait()
         self._entered.__exit__(None, None, None)
         return RequestRecord.load(self._result)
+
+
+def in_a_moment(after_s: float = 0.0) -> int:
+    """A time of the monotonic clock, ns, at which all who are told now are ready to begin."""
+    return time.monotonic_ns() + int((_AHEAD_S + after_s) * 1e9)
+
+
+def _begin(waiting: subprocess.Popen[str], start_ns: int) -> None:
+    print(json.dumps({"start_monotonic_ns": start_ns}), file=cast("IO[str]", waiting.stdin), flush=True)
