@@ -59,8 +59,11 @@ the last core for itself, and its clients the others, or a flood would take its 
 _FLOOD_IMAGES = 16
 _IDLE_RATE = 300.0
 _WAITING = 0.7
-_FLOODED_TURNS = 9
-"""Of each kind, in place of the rounds: as long in all."""
+_FLOODED_S, _SETTLING_S = 4.0, 1.0
+"""How long another rests, offers its own rate, and floods, again and again; and what is left out of each, in which
+calls of the one before are still answered or given up."""
+_FLOODED_WINDOWS = 9
+"""How many windows it takes in all."""
 _BOOTSTRAPS = 1000
 _WIRE_RATE = 2000.0
 _STORM_S = 10.0
@@ -288,11 +291,14 @@ def _flooded(
     images: int,
     goal: float | None = None,
 ) -> Iterator[Figure]:
-    """A tenant alone, beside one times and ten times another's share, in turns; all turns of a kind count as one."""
+    """A tenant that goes on while another rests, offers what it may, and floods, each for a few seconds in turn.
+
+    So whatever moods the host has, all three have them. All seconds of a kind count as one.
+    """
     shares = ("--share", f"alpha={_OWN}", "--share", f"bravo={_FLOODER}:64")
-    seconds = options.seconds / _FLOODED_TURNS * _ROUNDS
-    found: dict[float, list[RequestRecord]] = {times: [] for times in (0.0, 1.0, _FLOOD)}
-    others: list[RequestRecord] = []
+    kinds = (0.0, 1.0, _FLOOD)
+    cycle_s = _FLOODED_S * len(kinds)
+    cycles = max(2, round(options.seconds * _FLOODED_WINDOWS / cycle_s))
     *clients, last = sorted(os.sched_getaffinity(0))
     with ExitStack() as stack:
         with lab.on_cores([last]):
@@ -301,22 +307,36 @@ def _flooded(
         # Whoever has a capped share finds what that has, and not the whole server.
         found_per_s = _capacity(folder, target, images, model=model)
         share = found_per_s if _CAPPED in server else _OWN * found_per_s
-        other = share * _FLOODER / _OWN
-        how: dict[str, Any] = {"model": model, "images": images, "seconds": seconds, "deadline_s": 1.0}
-        for turn, times in product(range(_FLOODED_TURNS), found):
-            seed = options.seed + 2 * turn
-            senders = [lab.Sender(folder, "alpha", target, rate=0.7 * share, seed=seed, **how)]
-            if times:
-                senders.append(lab.Sender(folder, "bravo", target, rate=times * other, seed=seed + 1, **how))
-            mine, *theirs = _sent(*senders)
-            found[times].append(mine)
-            others += theirs if times == _FLOOD else []
+        how: dict[str, Any] = {
+            "model": model,
+            "images": images,
+            "seconds": cycles * cycle_s,
+            "deadline_s": _SETTLING_S,
+        }
+        own = lab.Sender(folder, "alpha", target, rate=0.7 * share, seed=options.seed, **how)
+        flood = lab.Sender(
+            folder,
+            "bravo",
+            target,
+            rate=_FLOOD * share * _FLOODER / _OWN,
+            seed=options.seed + 1,
+            kept=lambda time_s: _in_turn(time_s, [times / _FLOOD for times in kinds], seed=options.seed),
+            **how,
+        )
+        mine, theirs = _sent(own, flood)
+    found, others = (
+        {
+            times: [record.take(_settled(record, cycle * cycle_s + kind * _FLOODED_S)) for cycle in range(cycles)]
+            for kind, times in enumerate(kinds)
+        }
+        for record in (mine, theirs)
+    )
     of_flood, answered = (
-        float(np.mean(np.concatenate([each.status for each in records]) == OK)) for records in (others, found[_FLOOD])
+        float(np.mean(np.concatenate([each.status for each in records[_FLOOD]]) == OK)) for records in (others, found)
     )
     said = (
-        f"{sum(len(each.schedule) for each in found[0.0])} requests at .7 of its share of {share:.0f}/s in "
-        f"{_FLOODED_TURNS} turns, {answered:.1%} of them answered beside the flood, {of_flood:.0%} of it answered"
+        f"{sum(len(each.schedule) for each in found[0.0])} requests at .7 of its share of {share:.0f}/s in {cycles} "
+        f"times {_FLOODED_S - _SETTLING_S:g} s, {answered:.1%} of them answered beside the flood, {of_flood:.0%} of it"
     )
     for times, what in ((1.0, "beside another's own rate"), (0.0, "alone")):
         for name, level, most in (("p99", 0.99, None), ("p99.9", 0.999, goal)):
@@ -325,6 +345,18 @@ def _flooded(
             about = f"{title}: growth of a tenant's {name} from that {what}"
             figure = Figure(about, 100 * (became / was - 1), "%", note=note, limits=limits)
             yield figure if most is None else replace(figure, goal=Goal.AT_MOST, target=most)
+
+
+def _in_turn(time_s: npt.NDArray[np.float64], shares: Sequence[float], *, seed: int) -> npt.NDArray[np.bool_]:
+    """Which arrivals of a Poisson process are kept, so that its rate takes these shares of itself in turn, [n]."""
+    kept = np.array(shares)[(time_s // _FLOODED_S).astype(np.int64) % len(shares)]
+    return np.random.default_rng(seed).random(time_s.size) < kept
+
+
+def _settled(record: RequestRecord, begin_s: float) -> npt.NDArray[np.bool_]:
+    """Which requests were due in what began then, once that had settled, [n]."""
+    time_s = record.schedule.time_s
+    return (time_s >= begin_s + _SETTLING_S) & (time_s < begin_s + _FLOODED_S)
 
 
 def _growth(

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -456,11 +456,14 @@ class Sender:
         deadline_s: float,
         seed: int,
         schedule: RequestSchedule | None = None,
+        kept: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.bool_]] | None = None,
     ) -> None:
         maker = RequestMaker(name, model, images, held_out())
         drawn = schedule or request_schedule(
             PoissonArrivals(rate, 8), ModelSize(), maker, seed=seed, duration_s=seconds
         )
+        if kept is not None:
+            drawn = drawn.take(kept(drawn.time_s))
         self._result = folder / f"{name}.npz"
         drawn.save(folder / f"{name}.schedule.npz")
         spec = RequestSpec(
