@@ -126,7 +126,7 @@ tenants:
     arrivals: {model: poisson, rate: 50 requests/s, size: 4 kB}
     requests: {model: digits-medium, images: 4}
     reservation: {rate: 5 Mbit/s}
-    promise: {deadline: 300 ms, epsilon: 0.02}
+    promise: {deadline: 100 ms, epsilon: 0.02}
   - name: near
     site: west
     arrivals: {model: poisson, rate: 1 Mbit/s, size: 200 B}
