@@ -14,7 +14,7 @@ import pytest
 
 from tests.integration.conftest import ROOT
 
-pytestmark = [pytest.mark.network, pytest.mark.untimed]
+pytestmark = [pytest.mark.network, pytest.mark.emulated]
 
 UML = str(ROOT / "scripts" / "uml")
 

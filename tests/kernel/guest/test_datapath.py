@@ -18,7 +18,7 @@ from testbed.errors import ReservationError
 from tests.integration.spine import Reserved
 from tests.kernel.guest.packets import SENT, pair
 
-pytestmark = pytest.mark.network
+pytestmark = [pytest.mark.network, pytest.mark.emulated]
 
 PORT = "d1e-dn"
 ENTERS, INNER, LEAVES = "d1i-up", "d1i-dn", "d1e-up"

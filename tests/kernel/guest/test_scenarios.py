@@ -23,7 +23,7 @@ from tests.integration.conftest import ROOT, is_noise
 from tests.integration.spine import CROWD, crowd, reserved
 from tests.kernel.guest.packets import pair
 
-pytestmark = [pytest.mark.network, pytest.mark.slow]
+pytestmark = [pytest.mark.network, pytest.mark.emulated, pytest.mark.slow]
 
 TOPOLOGIES = ROOT / "topologies"
 HOW: Mapping[str, tuple[float, float, float]] = {
