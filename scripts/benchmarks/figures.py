@@ -87,7 +87,7 @@ class Figure:
             "target": self.target,
             "peer": self.peer or None,
             "peer_value": None if self.peer_value is None else _finite(self.peer_value),
-            "limits": self.limits,
+            "limits": self.limits and tuple(map(_finite, self.limits)),
             "reached": self.reached,
             "undecided": self.undecided,
             "valid": self.valid,

@@ -364,11 +364,12 @@ def _growth(
 ) -> tuple[float, float, tuple[float, float]]:
     """A quantile of the latencies of all turns before and after, ms, and 95 % limits of its growth, per cent.
 
-    The limits come from drawing whole turns anew (percentile bootstrap): what a host does outlasts a request.
+    A request without an answer takes for ever. The limits come from drawing whole turns anew (percentile bootstrap):
+    what a host does outlasts a request.
     """
     turns = [
-        (one.latency_s[one.status == OK], other.latency_s[other.status == OK])
-        for one, other in zip(before, after, strict=True)
+        tuple(np.where(each.status == OK, each.latency_s, np.inf) for each in turn)
+        for turn in zip(before, after, strict=True)
     ]
 
     def levels(chosen: Sequence[int]) -> tuple[float, float]:
@@ -380,7 +381,8 @@ def _growth(
 
     rng = np.random.default_rng(1)
     drawn = [levels(rng.integers(len(turns), size=len(turns)).tolist()) for _ in range(_BOOTSTRAPS)]
-    low, high = np.quantile([100 * (became / was - 1) for was, became in drawn], (0.025, 0.975)).tolist()
+    grown = [100 * (became / was - 1) for was, became in drawn]
+    low, high = (float(np.quantile(grown, level, method="nearest")) for level in (0.025, 0.975))
     return *levels(range(len(turns))), (low, high)
 
 
