@@ -1,7 +1,8 @@
 """Tensors of the protocol to numpy and back, with every way a client can get them wrong.
 
 Contents are either typed (a list of the datatype's own field) or raw (little-endian bytes); an answer takes the form of
-its request. Datatypes that no model computes on (BYTES, BF16) are refused. What a model expects is `models`' to know.
+its request, but that it is raw where an output has no typed form. Datatypes that no model computes on (BYTES, BF16) are
+refused. What a model expects is `models`' to know.
 """
 
 from __future__ import annotations
@@ -121,11 +122,15 @@ def wanted_outputs(request: ModelInferRequest, specs: Sequence[TensorSpec]) -> l
 def put_outputs(
     response: ModelInferResponse, specs: Sequence[TensorSpec], arrays: Mapping[str, Array], *, raw: bool
 ) -> None:
-    """Append outputs to an answer, raw or typed."""
+    """Append outputs to an answer, raw or typed; raw, too, where one of them has no typed form.
+
+    The protocol has raw contents for every output or for none: clients find an output's by its place.
+    """
+    raw = raw or any(spec.datatype not in _FIELDS for spec in specs)
     for spec in specs:
         array = np.ascontiguousarray(arrays[spec.name], dtype=DTYPES[spec.datatype])
         output = response.outputs.add(name=spec.name, datatype=spec.datatype, shape=array.shape)
-        if raw or spec.datatype not in _FIELDS:
+        if raw:
             response.raw_output_contents.append(array.tobytes())
         else:
             getattr(output.contents, _FIELDS[spec.datatype]).extend(array.ravel().tolist())
@@ -163,7 +168,9 @@ def _typed(name: str, contents: InferTensorContents, spec: TensorSpec, elements:
     values = getattr(contents, field)
     if len(values) != elements:
         raise InvalidRequestError(f"input {name!r}: found {len(values)} values, expected {elements} for its shape")
-    try:
-        return np.array(values, dtype=DTYPES[spec.datatype])
-    except OverflowError as error:
-        raise InvalidRequestError(f"input {name!r}: found values that {spec.datatype} cannot hold ({error})") from error
+    # A field may be wider than its datatype, and numpy turns what protobuf holds into a narrower one by cutting it off.
+    held = np.array(values)
+    array = held.astype(DTYPES[spec.datatype])
+    if array.dtype.kind in "iu" and (lost := held[array != held]).size:
+        raise InvalidRequestError(f"input {name!r}: found {lost[0]}, expected what {spec.datatype} can hold")
+    return array
