@@ -14,10 +14,11 @@ ceiling, and what a tenant's requests take no longer depends on what others do b
 before its own. The bound is the same.
 
 A batch is a stretch of that order: it ends before the first request that cannot join, so batching changes nobody's
-turn. A request is finished with its batch instead of alone, which is at most the work of one batch later; a batch that
-is not full waits for more only while nothing else waits, so it is late by at most the delay. Both add to the latency
-of a share, neither takes any of its rate: whatever has a full batch waiting never waits for more. Each request is
-charged as if it were computed alone, so what batching saves makes the server faster and nobody's share smaller.
+turn. A request may find a batch begun where it would have found one request, and is finished with its own batch instead
+of alone: with batches of N rows it is later by at most the work of 2(N - 1) rows. A batch that is not full waits for
+more only while nothing else is due, so it is late by at most the delay. All of it adds to the latency of a share and
+takes none of its rate: whatever has a full batch waiting never waits for more. Each request is charged as if it were
+computed alone, so what batching saves makes the server faster and nobody's share smaller.
 """
 
 from __future__ import annotations
@@ -276,6 +277,8 @@ class Scheduler(Generic[W]):
         batch = [first]
         if first.batch is not None and first.rows < self._batching.rows:
             self._grow(batch)
+            if self._waiting and self._batching.delay_s > 0:
+                self._ready.notify()  # it may have woken this worker, while that waited, in place of one that rests
         return batch
 
     def _grow(self, batch: list[W]) -> None:
@@ -290,11 +293,11 @@ class Scheduler(Generic[W]):
                 left_s = (until_ns - self._now_ns()) / 1e9
                 if left_s <= 0:
                     return
-                self._ready.wait(left_s)
+                due_s = self._next_due_s()
+                self._ready.wait(left_s if due_s is None else min(left_s, due_s))
                 continue
             following = share.head()
             if following.batch != batch[0].batch or following.rows > room:
-                self._ready.notify()  # it may have woken this worker in place of one that rests
                 return
             batch.append(self._pop(share))
             room -= following.rows
