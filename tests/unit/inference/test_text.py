@@ -19,7 +19,7 @@ from inference_server.protocol import MOST_CONTEXT, MOST_GENERATED, Kind, LostTi
 from inference_server.server import Settings
 from inference_server.text import TextModel, TokenCost
 from inference_server.transformer import Transformer
-from tests.unit.inference.serving import LONG_S, Running, infer, serving
+from tests.unit.inference.serving import LONG_S, Running, infer, serving, until
 from tests.unit.inference.test_impairments import LATER_S, impair
 from tests.unit.inference.test_triton import stream
 
@@ -174,3 +174,19 @@ def test_a_deadline_that_passes_while_bytes_are_made_ends_them(running: Running,
         infer(channel)(hurried, timeout=LONG_S)
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     assert running.server.workers.computed == computed
+
+
+def test_a_client_that_hangs_up_ends_what_is_computed_for_it(running: Running, channel: grpc.Channel) -> None:
+    endless = request(MOST_GENERATED, b" " * 512)
+    computed = running.server.workers.computed
+    streamed = stream(channel, iter([endless]))
+    begun = [next(streamed).infer_response.parameters["triton_final_response"].bool_param for _ in range(2)]
+    assert begun == [False, False]
+    streamed.cancel()
+    until(lambda: running.server._scheduler.idle)
+    plain = infer(channel).future(endless, timeout=LONG_S)
+    until(lambda: running.server._scheduler._resting == 0)
+    plain.cancel()
+    until(lambda: running.server._scheduler.idle)
+    assert running.server.workers.computed == computed, "neither was computed to its end"
+    assert len(infer(channel)(request(3), timeout=LONG_S).raw_output_contents[0]) == 3
