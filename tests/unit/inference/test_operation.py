@@ -1,8 +1,11 @@
-"""What operators see: TLS and who may call, the page for Prometheus, health as it changes, and large messages."""
+"""What operators see: options, TLS and who may call, the page for Prometheus, health as it changes, large messages."""
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
+import re
+import threading
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,17 +14,20 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
+import torch
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from torch import nn
 
 from inference_server.__main__ import _settings, main
+from inference_server.generated.open_inference_pb2 import Impairment, ImpairRequest
 from inference_server.protocol import Stamps
 from inference_server.security import Security
 from inference_server.server import CALLS, CAPPED_CALLS, MESSAGE_BYTES, Settings
-from tests.unit.inference.serving import LONG_S, Running, infer, request, serving
+from tests.unit.inference.serving import LONG_S, Running, infer, request, serving, special
 
 DAY = dt.timedelta(days=1)
 
@@ -173,6 +179,51 @@ def test_a_tenant_with_a_capped_share_is_served_at_its_fraction_of_a_server_that
     assert starts_ns[-1] - starts_ns[0] >= 3 * 100 * work_s * 1e9
 
 
+class Threads(nn.Module):
+    """Notes who computes, and with how many CPU threads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[bool, int]] = []
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        self.seen.append((threading.current_thread().name.startswith("compute-"), torch.get_num_threads()))
+        return pixels[:, :10]
+
+
+@pytest.fixture
+def _threads_as_before() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("_threads_as_before")
+@pytest.mark.parametrize("threads", [2, 3])
+def test_a_computation_has_as_many_cpu_threads_as_were_asked_for(threads: int) -> None:
+    network = Threads()
+    settings = _settings(
+        ["--listen", "127.0.0.1:0", "--models", "digits-small", "--device", "cpu", "--threads", str(threads)]
+    )
+    with serving(settings) as running, running.channel() as channel:
+        heavy = special("heavy", network)
+        light = dataclasses.replace(heavy, name="light", steady=True)
+        running.server.service.serve([heavy, light])
+        network.seen.clear()
+        for name in ("heavy", "light"):
+            infer(channel)(request(name), timeout=LONG_S)
+    assert network.seen == [(True, threads), (False, threads)]
+
+
+def test_the_documentation_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    options = set(re.findall(r"--[a-z-]+", capsys.readouterr().out)) - {"--help"}
+    documented = (Path(__file__).parents[3] / "docs" / "inference.md").read_text(encoding="utf-8")
+    usage = documented[documented.index("python -m inference_server --listen") :].partition("```")[0]
+    assert set(re.findall(r"--[a-z-]+", usage)) == options
+
+
 @pytest.mark.parametrize(("options", "said"), WRONG_OPTIONS)
 def test_options_that_make_no_sense_are_refused(
     options: list[str], said: str, capsys: pytest.CaptureFixture[str]
@@ -224,6 +275,14 @@ def test_swapped_files_are_named(folder: Path, authority: Identity, capsys: pyte
     assert "found no PEM of a private key" in capsys.readouterr().err
 
 
+def metrics(running: Running) -> str:
+    """The page for Prometheus."""
+    assert running.server.metrics is not None
+    url = f"http://127.0.0.1:{running.server.metrics.port}/metrics"
+    with urllib.request.urlopen(url, timeout=LONG_S) as answer:
+        return str(answer.read().decode())
+
+
 def test_the_page_for_prometheus_counts_requests_by_model_tenant_and_status() -> None:
     settings = Settings(
         listen="127.0.0.1:0", models=["digits-small"], shares={"alpha": 0.5}, device="cpu", metrics="127.0.0.1:0"
@@ -235,10 +294,7 @@ def test_the_page_for_prometheus_counts_requests_by_model_tenant_and_status() ->
         for wrong in (request(pixels=np.zeros((1, 63))), request("digits-huge")):
             with pytest.raises(grpc.RpcError):
                 infer(channel)(wrong, timeout=LONG_S)
-        assert running.server.metrics is not None
-        url = f"http://127.0.0.1:{running.server.metrics.port}/metrics"
-        with urllib.request.urlopen(url, timeout=LONG_S) as answer:
-            page = answer.read().decode()
+        page = metrics(running)
     for line in (
         'inference_requests_total{model="digits-small",status="OK",tenant="alpha"} 1.0',
         'inference_requests_total{model="digits-small",status="INVALID_ARGUMENT",tenant=""} 1.0',
@@ -251,6 +307,23 @@ def test_the_page_for_prometheus_counts_requests_by_model_tenant_and_status() ->
     ):
         assert line in page.splitlines(), page
     assert "process_resident_memory_bytes" in page
+
+
+def test_the_page_for_prometheus_counts_impaired_requests_by_what_touched_them() -> None:
+    plan = ImpairRequest(
+        impairments=[
+            Impairment(kind="wrong-answers", to_s=1e6, rate=1.0),
+            Impairment(kind="slow-down", from_s=1e5, to_s=1e6, factor=2.0),
+        ]
+    )
+    settings = Settings(listen="127.0.0.1:0", models=["digits-small"], device="cpu", metrics="127.0.0.1:0", impair=plan)
+    with serving(settings) as running, running.channel() as channel:
+        assert "inference_impaired_requests_total{" not in metrics(running)
+        for _ in range(2):
+            infer(channel)(request(), timeout=LONG_S)
+        page = metrics(running).splitlines()
+    counted = [line for line in page if line.startswith("inference_impaired_requests_total")]
+    assert counted == ['inference_impaired_requests_total{kind="wrong-answers"} 2.0']
 
 
 def test_who_watches_health_sees_it_end() -> None:
