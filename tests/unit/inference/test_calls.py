@@ -306,3 +306,15 @@ def test_a_drain_answers_what_it_has_and_refuses_what_is_new() -> None:
         running.gate.open.set()
         assert [len(each.result(LONG_S).outputs) for each in calls] == [1, 1]
         channel.close()
+
+
+def test_a_call_that_takes_longer_than_a_drain_is_ended() -> None:
+    with serving(Settings(listen="127.0.0.1:0", models=["digits-small"], device="cpu", drain_s=0.2)) as running:
+        channel = running.channel()
+        (only,) = _held(running, channel, 0)
+        begin = time.monotonic()
+        running.loop.call_soon_threadsafe(running.end.set)
+        assert only.code() is grpc.StatusCode.UNAVAILABLE
+        assert time.monotonic() - begin >= 0.2, "it may take as long as was said"
+        assert not running.gate.open.is_set()
+        channel.close()

@@ -1,0 +1,53 @@
+"""`python -m inference_server` as a process: one line when it is ready, and an end that answers what is in progress."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+
+import grpc
+import pytest
+
+from inference_server.generated import open_inference_pb2 as pb
+from inference_server.protocol import Stamps
+from tests.unit.inference.serving import LONG_S, infer, until
+from tests.unit.inference.test_calls import call
+from tests.unit.inference.test_text import request
+from tests.unit.inference.test_triton import stream
+
+BYTES = 512
+
+
+def test_a_server_that_is_told_to_end_answers_the_call_in_progress_and_exits_with_0() -> None:
+    command = [sys.executable, "-m", "inference_server", "--listen", "127.0.0.1:0", "--device", "cpu"]
+    command += ["--models", "text-small", "--metrics", "127.0.0.1:0", "--drain-s", str(LONG_S)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        try:
+            assert running.stdout is not None
+            ready = json.loads(running.stdout.readline())
+            assert list(ready) == ["ready", "listen", "models", "device", "metrics"]
+            assert (ready["ready"], ready["models"], ready["device"]) == (True, ["text-small"], "cpu")
+            with urllib.request.urlopen(f"http://{ready['metrics']}/metrics", timeout=LONG_S) as page:
+                assert b"inference_queue_requests" in page.read()
+            with grpc.insecure_channel(ready["listen"]) as channel:
+                answers = stream(channel, iter([request(BYTES)]))
+                assert next(answers).infer_response.outputs
+                running.send_signal(signal.SIGTERM)
+                until(lambda: not call(channel, "ServerReady", pb.ServerReadyRequest()).ready)
+                refused_ns = time.monotonic_ns()
+                with pytest.raises(grpc.RpcError, match="drains before it ends") as caught:
+                    infer(channel)(request(1), timeout=LONG_S)
+                assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+                *parts, whole = [answer.infer_response for answer in answers]
+            said, why = running.communicate(timeout=LONG_S)
+        finally:
+            running.kill()
+    assert (len(parts), len(whole.raw_output_contents[0])) == (BYTES - 1, BYTES)
+    stamps = Stamps.read(whole)
+    assert stamps is not None
+    assert stamps.finished_ns > refused_ns, "it was still computed when the server began to end"
+    assert (running.returncode, said, why) == (0, "", "")
