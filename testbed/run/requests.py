@@ -86,7 +86,8 @@ def start_servers(network: TandemNetwork) -> None:
         command = [
             sys.executable, "-m", "inference_server", "--listen", f"{address}:{SERVER_PORT}",
             "--models", ",".join(sorted({asked.model for _, asked in tenants})),
-            "--workers", str(WORKERS), "--max-message-bytes", str(LARGEST_REQUEST_BYTES),
+            # Where there is an accelerator, too: what is measured must not depend on that.
+            "--device", "cpu", "--workers", str(WORKERS), "--max-message-bytes", str(LARGEST_REQUEST_BYTES),
             "--max-rows", str(MOST_IMAGES), "--queue-limit", str(max(asked.in_flight for _, asked in tenants)),
             "--impairment-record", str(file_of(network, name)),
             # What a request waits for is to be the network's and the queue's, and never the client's.
