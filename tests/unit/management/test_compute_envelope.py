@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
+from typer.testing import CliRunner, Result
 
+from testbed.cli.envelope import app
 from testbed.envelope import Envelope, Stage, Validity
 from testbed.envelope.errors import CalibrationError
-from testbed.envelope.files import make_federation, read_root, verify_file
+from testbed.envelope.files import Federation, make_federation, read_root, verify_file
 from testbed.management.compute_envelope import calibrate_compute, calibrate_files, contradictions
 from testbed.traffic.request_records import RequestRecord
 from testbed.traffic.request_schedules import RequestSchedule
@@ -19,6 +23,7 @@ from testbed.traffic.request_schedules import RequestSchedule
 WORK_S = 2e-3
 BYTES = 2_500
 N = 60_000
+DAY_S = 86_400
 VALIDITY = Validity(0, 1_000)
 
 
@@ -136,3 +141,61 @@ def test_it_is_signed_when_no_other_run_contradicts_it(tmp_path: Path) -> None:
         calibrate_files(good, [other, again], keys, now_s=1_000_000_000, days=1, **promise)
     with pytest.raises(CalibrationError, match=r"signed\.json: found no"):
         calibrate_files(signed, [other], keys, now_s=1_000_000_000, days=1, **promise)
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with records of a server: `good`, `other`, and `bad`, of a worse one."""
+    folder = tmp_path_factory.mktemp("records")
+    for name, record in (("good", run(1)), ("other", run(2)), ("bad", run(3, stall_s=0.1))):
+        record.save(folder / f"{name}.npz")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Federation:
+    folder = tmp_path_factory.mktemp("keys") / "keys"
+    return make_federation(folder, ["core"], federation="test", not_after_s=int(time.time()) + 10 * DAY_S)
+
+
+def calibrate_by_command(records: Path, keys: Federation, *more: object, held_out: str = "other") -> Result:
+    promise = ("--domain", "core", "--tenant", "vision", "--model", "digits-medium", "--capacity", 0.5)
+    files = (records / "good.npz", "--held-out", records / f"{held_out}.npz", "--key", keys.domain_keys["core"])
+    arguments = ("calibrate-compute", *files, *promise, *more)
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_the_command_signs_a_promise_that_others_accept(records: Path, keys: Federation, tmp_path: Path) -> None:
+    signed = tmp_path / "compute.json"
+    ended = calibrate_by_command(records, keys, "--days", 3, "--out", signed)
+    assert (ended.exit_code, ended.output) == (0, "")
+    read = verify_file(signed, read_root([keys.root]), time.time())
+    assert (read.domain, read.subject.tenant, read.subject.service) == ("core", "vision", "digits-medium")
+    assert read.subject.stage is Stage.COMPUTE
+    assert read.validity.not_after_s - read.validity.not_before_s == 3 * DAY_S
+    assert read.guardrails.reserved_rate_bps == pytest.approx(0.5 * 8 * BYTES / WORK_S, rel=0.03)
+
+
+def test_without_a_place_to_write_the_command_gives_the_signed_bytes(
+    records: Path, keys: Federation, tmp_path: Path
+) -> None:
+    signed = tmp_path / "compute.json"
+    signed.write_bytes(calibrate_by_command(records, keys).stdout_bytes)
+    assert verify_file(signed, read_root([keys.root]), time.time()).domain == "core"
+
+
+@pytest.mark.parametrize(
+    ("held_out", "said"), [("bad", r"bad\.npz: contradicts what .*good\.npz supports"), ("good", "found the run that")]
+)
+def test_the_command_signs_nothing_that_no_other_run_confirms(
+    records: Path, keys: Federation, tmp_path: Path, held_out: str, said: str
+) -> None:
+    ended = calibrate_by_command(records, keys, "--out", tmp_path / "compute.json", held_out=held_out)
+    assert ended.exit_code == 1
+    assert re.match(f"refused: no-evidence: .*{said}", ended.stderr), ended.stderr
+    assert not (tmp_path / "compute.json").exists()
+
+
+@pytest.mark.parametrize("wrong", [("--capacity", 0), ("--days", 0), ("--held-out", "none.npz")])
+def test_a_command_that_makes_no_sense_ends_with_2(records: Path, keys: Federation, wrong: tuple[object, ...]) -> None:
+    assert calibrate_by_command(records, keys, *wrong).exit_code == 2
