@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
 import torch
@@ -15,13 +17,19 @@ from inference_server.__main__ import main
 from inference_server.digits import held_out
 from inference_server.generated.open_inference_pb2 import ModelInferRequest
 from inference_server.models import Model
-from inference_server.protocol import Stamps
+from inference_server.protocol import MOST_GENERATED, Stamps
+from inference_server.scheduler import Batching
 from inference_server.server import Settings
 from inference_server.text import TextModel
-from tests.unit.inference.serving import LONG_S, infer, request, serving
+from tests.unit.inference.serving import LONG_S, Running, infer, request, serving, until
+from tests.unit.inference.test_calls import _held
 
-# PyTorch advises against TorchScript; users have it all the same.
-pytestmark = pytest.mark.filterwarnings("ignore:`?torch.jit:DeprecationWarning")
+pytestmark = [
+    # PyTorch advises against TorchScript; users have it all the same.
+    pytest.mark.filterwarnings("ignore:`?torch.jit:DeprecationWarning"),
+    # PyTorch 2.11 makes tensors of the bytes of an exported program, and warns of what it does there itself.
+    pytest.mark.filterwarnings("ignore:The given buffer is not writable:UserWarning"),
+]
 
 NO_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 DEVICES = [pytest.param("cpu"), pytest.param("cuda", marks=NO_CUDA)]
@@ -68,36 +76,111 @@ def test_costs_are_of_finished_computations(device: str) -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_a_model_of_ones_own_computes_where_the_server_does(tmp_path: Path, device: str) -> None:
+@pytest.mark.parametrize("kind", ["script", "export"])
+def test_a_model_of_ones_own_computes_where_the_server_does(tmp_path: Path, kind: str, device: str) -> None:
     folder = tmp_path / "mine"
     folder.mkdir()
     layer = nn.Linear(3, 2)
-    torch.jit.trace(layer, torch.zeros(2, 3)).save(folder / "model.pt")
+    if kind == "script":
+        torch.jit.trace(layer, torch.zeros(2, 3)).save(folder / "model.pt")
+    else:
+        shapes = ({0: torch.export.Dim("rows", min=1)},)
+        program = torch.export.export(layer, (torch.zeros(2, 3),), dynamic_shapes=shapes)
+        torch.export.save(program, folder / "model.pt2")
     (folder / "model.json").write_text(json.dumps(OWN))
+    model = load("mine", device, tmp_path)
+    assert {parameter.device.type for parameter in model.network.parameters()} == {device}
     rows = np.arange(12, dtype=np.float32).reshape(4, 3)
-    outputs = load("mine", device, tmp_path).compute({"x": rows}).outputs
-    assert outputs["y"] == pytest.approx(layer(torch.tensor(rows)).detach().numpy(), abs=1e-3)
+    assert model.compute({"x": rows}).outputs["y"] == pytest.approx(
+        layer(torch.tensor(rows)).detach().numpy(), abs=1e-3
+    )
 
 
-@pytest.mark.parametrize("device", DEVICES)
-def test_a_server_answers_from_its_device_and_stamps_what_was_finished(device: str) -> None:
-    settings = Settings(listen="127.0.0.1:0", models=("digits-small", "text-small"), device=device)
+@pytest.fixture(scope="module", params=DEVICES)
+def served(request: pytest.FixtureRequest) -> Iterator[Running]:
+    """A server on each device that computes up to 8 rows together, and lets three requests wait."""
+    settings = Settings(
+        listen="127.0.0.1:0",
+        models=("digits-small", "text-small"),
+        batching=Batching(8),
+        queue_limit=3,
+        device=request.param,
+    )
+    with serving(settings) as running:
+        assert running.server.service.models["digits-small"].device.type == request.param
+        yield running
+
+
+def classified(pixels: np.ndarray) -> np.ndarray:
+    """What the model on the CPU says."""
+    return load("digits-small", "cpu").compute({"pixels": pixels}).outputs["logits"]
+
+
+def test_a_server_answers_from_its_device_and_stamps_what_was_finished(served: Running) -> None:
     pixels = held_out().pixels[:8].astype(np.float32)
-    with serving(settings) as server, server.channel() as channel:
-        model = server.server.service.models["digits-small"]
-        assert model.device.type == device
+    with served.channel() as channel:
         answer = infer(channel)(request(pixels=pixels), timeout=LONG_S)
         found = np.frombuffer(answer.raw_output_contents[0], "<f4").reshape(8, 10)
-        assert found == pytest.approx(
-            load("digits-small", "cpu").compute({"pixels": pixels}).outputs["logits"], abs=1e-2
-        )
+        assert found == pytest.approx(classified(pixels), abs=1e-2)
         stamps = Stamps.read(answer)
         assert stamps is not None
         assert stamps.received_ns <= stamps.queued_ns <= stamps.started_ns < stamps.finished_ns
-        asked = ModelInferRequest(model_name="text-small", raw_input_contents=[CONTEXT.tobytes(), b"\x05\0\0\0"])
-        asked.inputs.add(name="context", datatype="UINT8", shape=CONTEXT.shape)
-        asked.inputs.add(name="count", datatype="INT32", shape=[1])
-        assert len(infer(channel)(asked, timeout=LONG_S).raw_output_contents[0]) == 5
+        assert len(infer(channel)(text(5), timeout=LONG_S).raw_output_contents[0]) == 5
+
+
+def test_what_waited_for_a_device_is_computed_together_and_what_is_beyond_the_queue_is_refused(served: Running) -> None:
+    pixels = held_out().pixels.astype(np.float32)
+    parts = [pixels[:1], pixels[1:3], pixels[3:6]]
+    statistics = served.server.service.statistics
+    with statistics.read():
+        before = statistics.models["digits-small"].executions
+    with served.channel() as channel:
+        (held,) = _held(served, channel, 0)
+        calls = []
+        for waiting, part in enumerate(parts, start=1):
+            calls.append(infer(channel).future(request(pixels=part), timeout=LONG_S))
+            until(lambda waiting=waiting: len(served.server._scheduler) == waiting)
+        with pytest.raises(grpc.RpcError) as caught:
+            infer(channel)(request(), timeout=LONG_S)
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        served.gate.open.set()
+        held.result(LONG_S)
+        answers = [call.result(LONG_S).raw_output_contents[0] for call in calls]
+    found = np.frombuffer(b"".join(answers), "<f4").reshape(6, 10)
+    assert found == pytest.approx(classified(pixels[:6]), abs=1e-2)
+    with statistics.read():
+        assert statistics.models["digits-small"].executions == before + 1
+
+
+def test_no_device_computes_what_is_late_or_was_given_up(served: Running) -> None:
+    with served.channel() as channel:
+        (held,) = _held(served, channel, 0)
+        computed = served.server.workers.computed
+        given_up = infer(channel).future(request(), timeout=LONG_S)
+        until(lambda: len(served.server._scheduler) == 1)
+        given_up.cancel()
+        until(lambda: len(served.server._scheduler) == 0)
+        late = infer(channel).future(request(), timeout=0.2)
+        assert late.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        until(lambda: len(served.server._scheduler) == 0)
+        served.gate.open.set()
+        held.result(LONG_S)
+        hurried = text(MOST_GENERATED)
+        hurried.parameters["timeout"].int64_param = 20_000
+        with pytest.raises(grpc.RpcError, match="deadline passed before the answer was there") as caught:
+            infer(channel)(hurried, timeout=LONG_S)
+        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        infer(channel)(request(), timeout=LONG_S)
+    assert served.server.workers.computed == computed + 2
+
+
+def text(count: int) -> ModelInferRequest:
+    asked = ModelInferRequest(
+        model_name="text-small", raw_input_contents=[CONTEXT.tobytes(), count.to_bytes(4, "little")]
+    )
+    asked.inputs.add(name="context", datatype="UINT8", shape=CONTEXT.shape)
+    asked.inputs.add(name="count", datatype="INT32", shape=[1])
+    return asked
 
 
 def test_the_device_is_cuda_where_there_is_one_and_none_was_chosen() -> None:

@@ -18,8 +18,12 @@ from inference_server.server import Settings
 from inference_server.triton import Serving
 from tests.unit.inference.serving import LONG_S, infer, request, serving, until
 
-# PyTorch advises against TorchScript; users have it all the same.
-pytestmark = pytest.mark.filterwarnings("ignore:`?torch.jit:DeprecationWarning")
+pytestmark = [
+    # PyTorch advises against TorchScript; users have it all the same.
+    pytest.mark.filterwarnings("ignore:`?torch.jit:DeprecationWarning"),
+    # PyTorch 2.11 makes tensors of the bytes of an exported program, and warns of what it does there itself.
+    pytest.mark.filterwarnings("ignore:The given buffer is not writable:UserWarning"),
+]
 
 SPEC = {
     "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 8]}],
