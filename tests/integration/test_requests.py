@@ -25,6 +25,9 @@ domains:
   - {name: west, link-rate: 20 Mbit/s}
   - {name: east, link-rate: 20 Mbit/s, compute: true}
 tenants:
+  - name: reader
+    arrivals: {model: poisson, rate: 20 requests/s, size: 2 kB}
+    requests: {model: digits-small, compute-share: 0.2, timeout: 1 s}
   - name: vision
     arrivals: {model: poisson, rate: 50 requests/s, size: 4 kB}
     requests: {model: digits-medium, images: 4}
@@ -39,7 +42,7 @@ def test_requests_are_answered_found_and_bounded(testbed: Command, tmp_path: Pat
     ended, folder = run_until_valid(testbed, scenario, tmp_path)
     assert ended.returncode in {0, 4}, ended.stderr
     record = read_record(folder)
-    (vision,) = record.tenants
+    reader, vision = record.tenants
     asked = vision.requests
     assert asked is not None
     assert (asked.answered, vision.lost, asked.retransmitted_bits) == (vision.n, 0, 0.0)
@@ -79,7 +82,23 @@ def test_requests_are_answered_found_and_bounded(testbed: Command, tmp_path: Pat
     assert {"cooling down 1 of 1"} <= set(record.timings_s)
     assert (folder / "window-2" / "vision.requests.npz").exists()
 
-    audited = json.loads(testbed("audit", str(folder), "--json").stdout)["tenants"]["vision"]
+    # The other tenant of the same server, which nobody promised anything.
+    other = reader.requests
+    assert other is not None
+    assert (other.model, other.compute_share, asked.compute_share) == ("digits-small", 0.2, 0.8)
+    assert (other.answered, reader.lost, reader.bound_s) == (reader.n, 0, None)
+    assert other.accuracy is not None
+    assert other.accuracy > 0.75
+    beside = request_samples.read(folder / record.windows[0].requests["reader"])
+    assert len(beside) == reader.n > 0
+    # Its answers carry the stamps of that server, on the same clock and in the same seconds.
+    for stamps_s in (samples.server_s, beside.server_s):
+        assert stamps_s[:, 0].min() < 2.0
+        assert stamps_s[:, 0].max() > 3.0
+
+    audits = json.loads(testbed("audit", str(folder), "--json").stdout)["tenants"]
+    assert audits["reader"]["requests"]["accuracy"] == other.accuracy
+    audited = audits["vision"]
     assert (audited["verdict"], audited["n"], audited["misses"]) == (vision.verdict, vision.n, vision.misses)
     assert audited["requests"]["accuracy"] == asked.accuracy
     # Each domain's contract, judged: broken by nobody.
