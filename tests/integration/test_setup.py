@@ -206,12 +206,17 @@ def test_an_image_is_set_up_without_a_tun_device(checkout: Checkout) -> None:
 
 
 def test_undoing_removes_what_was_installed_with_all_it_brought_and_leaves_the_rest(checkout: Checkout) -> None:
+    environments = [name for name in (ROOT / ".gitignore").read_text().split() if name.startswith(".venv")]
+    assert len(environments) > 1
+    for name in environments:
+        (checkout.root / name).mkdir(exist_ok=True)
+    (checkout.root / ".venv-mine").mkdir()
     assert checkout.setup().returncode == 0
     assert checkout.setup("--undo").returncode == 0
     assert [call for call in checkout.calls() if " remove --yes " in call] == [
         "apt-get -o DPkg::Lock::Timeout=120 -qq remove --yes libpcap tcpdump policy:"
     ]
-    assert not (checkout.root / ".venv").exists()
+    assert [path.name for path in checkout.root.glob(".venv*")] == [".venv-mine"]
     assert not list((checkout.root / "state").rglob("packages"))
     before = checkout.calls()
     assert checkout.setup("--undo").returncode == 0
