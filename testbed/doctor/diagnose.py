@@ -59,6 +59,7 @@ def _of_datapath(datapath: Datapath, *needs: str) -> tuple[Probe, ...]:
 PROBES: tuple[Probe, ...] = (
     Probe("privileges", host.privileges, "run as root, in a container with --privileged"),
     Probe("tools", host.tools, _INSTALL),
+    Probe("real-time", host.real_time, "let the kernel limit them (sysctl -w kernel.sched_rt_runtime_us=950000)"),
     Probe("namespaces", host.namespaces, "run as root, in a container with --privileged", ("privileges", "tools")),
     Probe("tun", host.tun, "make /dev/net/tun (modprobe tun), and pass it to the container", ("namespaces",)),
     Probe("descriptors", host.descriptors, "use Linux 5.6 or later, with CAP_SYS_PTRACE", ("privileges",)),

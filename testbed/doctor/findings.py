@@ -29,7 +29,7 @@ _MEANING = {
     Tier.USERSPACE: "runs on the userspace datapath; link delays must be zero",
     Tier.KERNEL: "runs on the kernel datapath, with propagation delays",
 }
-_COMMON = ("privileges", "tools", "namespaces", "capture")
+_COMMON = ("privileges", "tools", "real-time", "namespaces", "capture")
 _OF_DATAPATH = ("datapath", "meter", "queue", "tcp")
 _NEEDED: Mapping[Tier, tuple[str, ...]] = {
     Tier.KERNEL: (*_COMMON, *(f"kernel-{name}" for name in _OF_DATAPATH), "netem"),

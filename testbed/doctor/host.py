@@ -20,7 +20,9 @@ from pathlib import Path
 from testbed.doctor import sandbox
 from testbed.emulation import links, processes, syscalls
 from testbed.emulation.network import require_tools
+from testbed.emulation.placement import require_limited
 from testbed.errors import FidelityError
+from testbed.scenario.slow_down import LARGEST
 from testbed.telemetry import pcap, stalls
 from testbed.telemetry.capture import Capture
 from testbed.traffic import nghttp2
@@ -69,6 +71,11 @@ def tools() -> str:
     except OSError as error:
         raise ProbeError(str(error)) from error
     return "all programs found"
+
+
+def real_time() -> str:
+    """Whether real-time processes, which senders are, leave others a part of each core."""
+    return require_limited()
 
 
 def namespaces() -> str:
@@ -178,16 +185,21 @@ def stall() -> str:
     seen = ", ".join(f"core {record.core} {record.longest_s * 1e3:.1f} ms" for record in records[:16])
     longest_s = max(record.longest_s for record in records)
     if longest_s > LONGEST_STALL_S:
+        factor = slow_down(longest_s)
+        instead = (
+            f"testbed run --slow-down {factor}" if factor else "expect INVALID runs: no --slow-down is large enough"
+        )
         raise ProbeError(
             f"longest stalls in one second: {seen}; at most {LONGEST_STALL_S * 1e3:g} ms are harmless",
-            remedy=f"use an idle host with dedicated cores, or testbed run --slow-down {slow_down(longest_s)}",
+            remedy=f"use an idle host with dedicated cores, or {instead}",
         )
     return f"longest stalls in one second: {seen}"
 
 
-def slow_down(stall_s: float) -> int:
-    """The smallest whole factor that makes a stall harmless in the scenario's own time."""
-    return math.ceil(stall_s / LONGEST_STALL_S)
+def slow_down(stall_s: float) -> int | None:
+    """The smallest whole factor that makes a stall harmless in the scenario's own time; None where no factor does."""
+    factor = math.ceil(stall_s / LONGEST_STALL_S)
+    return factor if factor <= LARGEST else None
 
 
 def _offset_ns() -> int:

@@ -3,7 +3,7 @@
 Every part that packets wait for gets a priority above whatever runs at the usual one, and, where there are enough
 cores, cores that it shares with nothing that could hold it up. Priorities are those of the ordinary scheduler (nice),
 which shares out the CPU whatever happens: no part can lock up the host. Only senders ask for a real-time priority,
-sleep in all but microseconds of it, and are held to 95 % of a core by the kernel.
+sleep in all but microseconds of it, and are held to a part of a core by the kernel, which `require_limited` asks for.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Self
+
+from testbed.errors import PreflightError
 
 
 class Role(StrEnum):
@@ -36,6 +38,11 @@ NICE: Mapping[Role, int] = {
 }
 """Before whom each part runs. Captures have large buffers, so they may wait for all others."""
 
+SPREAD = frozenset({Role.TICKER})
+"""Parts whose threads take one of their cores each."""
+
+LIMITS = Path("/proc/sys/kernel")
+"""Where the kernel says how much of a core real-time processes may take."""
 
 _ENOUGH = 4
 
@@ -95,26 +102,61 @@ class Placement:
             os.setpriority(os.PRIO_PROCESS, pid, place.nice)
 
     def differences(self, processes: Mapping[str, tuple[int, Role]]) -> tuple[str, ...]:
-        """What is not where it was put, a sentence each.
+        """Whose threads are not all where they were put, a sentence each.
 
         Args:
             processes: Pid and role by name; those that have ended are in nobody's way.
         """
         return tuple(
-            f"{name}: found nice {found}, expected {self.places[role].nice}"
+            f"{name}: found {found}"
             for name, (pid, role) in processes.items()
             if role in self.places
-            for found in set(_nice_of_threads(pid)) - {self.places[role].nice}
+            for found in sorted({*_elsewhere(_places_of_threads(pid), self.places[role], spread=role in SPREAD)})
         )
 
 
-def _nice_of_threads(pid: int) -> Iterator[int]:
+def require_limited(limits: Path = LIMITS) -> str:
+    """Check that the kernel keeps a part of each core from real-time processes, whatever those do.
+
+    Returns:
+        What it leaves them, for a reader.
+
+    Raises:
+        PreflightError: It leaves them everything.
+    """
+    try:
+        runtime_us, period_us = (int((limits / f"sched_rt_{name}_us").read_text()) for name in ("runtime", "period"))
+    except FileNotFoundError:
+        # Who cannot set the limit has the kernel's own.
+        return "the kernel's own limit on real-time processes cannot be changed"
+    if not 0 <= runtime_us < period_us:
+        raise PreflightError(
+            f"kernel.sched_rt_runtime_us: found {runtime_us}, expected less than kernel.sched_rt_period_us "
+            f"({period_us}); senders are real-time processes, and nothing would keep a broken one from locking up its "
+            f"core; run `sysctl -w kernel.sched_rt_runtime_us={95 * period_us // 100}`"
+        )
+    return f"real-time processes may take {runtime_us / period_us:.0%} of a core"
+
+
+def _elsewhere(threads: Iterable[Place], place: Place, *, spread: bool) -> Iterator[str]:
+    for found in threads:
+        if found.nice != place.nice:
+            yield f"nice {found.nice}, expected {place.nice}"
+        if not (found.cores <= place.cores if spread else found.cores == place.cores):
+            yield f"cores {_listed(found.cores)}, expected {_listed(place.cores)}"
+
+
+def _listed(cores: Iterable[int]) -> str:
+    return ",".join(map(str, sorted(cores)))
+
+
+def _places_of_threads(pid: int) -> Iterator[Place]:
     try:
         threads = [int(entry.name) for entry in Path(f"/proc/{pid}/task").iterdir()]
     except FileNotFoundError:
         return
     for thread in threads:
         try:
-            yield os.getpriority(os.PRIO_PROCESS, thread)
+            yield Place(frozenset(os.sched_getaffinity(thread)), os.getpriority(os.PRIO_PROCESS, thread))
         except ProcessLookupError:
             continue

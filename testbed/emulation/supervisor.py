@@ -206,7 +206,7 @@ class Supervisor:
         )
 
     def misplaced(self) -> tuple[str, ...]:
-        """Children that no longer run where, and before whom, they were put."""
+        """Children of which some thread no longer runs where, and before whom, it was put."""
         return self.placement.differences(
             {child.name: (child.pid, child.role) for child in self.children.values() if child.role is not None}
         )

@@ -20,7 +20,7 @@ from typing import Any
 from controller.client import ControllerClient
 from testbed.emulation.layout import controller_port
 from testbed.emulation.network import TandemNetwork
-from testbed.emulation.placement import Placement
+from testbed.emulation.placement import Placement, require_limited
 from testbed.emulation.probe import probe
 from testbed.emulation.probe_checks import ProbeResult
 from testbed.errors import FidelityError, InterruptedRunError, PreflightError
@@ -110,6 +110,7 @@ def run_reserved(scenario: Scenario, options: Options, progress: Progress, reser
         InterruptedRunError: The user ended it before anything was measured.
     """
     require_root()
+    require_limited()
     datapath = choose_datapath(scenario.datapath)
     faults.require(scenario, datapath)
     require_sender(scenario)

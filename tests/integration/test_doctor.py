@@ -71,6 +71,7 @@ def _nothing_is_left_behind() -> Iterator[None]:
 PROBES: dict[str, Callable[[], str]] = {
     "privileges": host.privileges,
     "tools": host.tools,
+    "real-time": host.real_time,
     "namespaces": host.namespaces,
     "tun": host.tun,
     "descriptors": host.descriptors,

@@ -96,6 +96,17 @@ def test_a_trace_that_cannot_be_asked_for_is_refused_with_its_lines_and_how_many
 
 
 @pytest.mark.network
+@pytest.mark.untimed
+def test_a_host_that_does_not_limit_real_time_processes_is_refused_before_anything_is_built(tmp_path: Path) -> None:
+    (tmp_path / "sched_rt_runtime_us").write_text("-1\n")
+    (tmp_path / "sched_rt_period_us").write_text("1000000\n")
+    there = f"from pathlib import Path; part.require_limited.__defaults__ = (Path({str(tmp_path)!r}),)"
+    ended = run(tmp_path, first=f"import testbed.emulation.placement as part; {there}")
+    assert ended.returncode == 2
+    assert "kernel.sched_rt_runtime_us: found -1" in ended.stderr
+
+
+@pytest.mark.network
 @pytest.mark.parametrize(
     ("change", "found"),
     [

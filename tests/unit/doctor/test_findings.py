@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import subprocess
+from contextlib import nullcontext
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 
 from testbed.doctor import diagnose as diagnosing
+from testbed.doctor import host
 from testbed.doctor.diagnose import PROBES, Probe, attempt, diagnose
 from testbed.doctor.findings import Check, Diagnosis, Tier
 from testbed.doctor.host import LONGEST_STALL_S, ProbeError, slow_down
@@ -127,3 +131,19 @@ def test_a_finding_that_knows_its_own_remedy_says_that_one() -> None:
 def test_the_factor_suggested_makes_the_stall_harmless_and_is_the_smallest(stall_s: float, factor: int) -> None:
     assert slow_down(stall_s) == factor
     assert stall_s / factor <= LONGEST_STALL_S < stall_s / (factor - 1)
+
+
+@pytest.mark.parametrize(
+    ("stall_s", "instead"),
+    [(23e-3, "or testbed run --slow-down 5"), (5.1, "or expect INVALID runs: no --slow-down is large enough")],
+)
+def test_what_to_do_about_stalls_is_something_that_can_be_done(
+    monkeypatch: pytest.MonkeyPatch, stall_s: float, instead: str
+) -> None:
+    seen = SimpleNamespace(core=0, ticks=1000, longest_s=stall_s)
+    monkeypatch.setattr(host.sandbox, "opened", lambda: nullcontext(MagicMock()))
+    monkeypatch.setattr(host.stalls, "start", lambda *_: SimpleNamespace(finish=lambda: [seen]))
+    monkeypatch.setattr(host, "STALL_WINDOW_S", 0.0)
+    with pytest.raises(ProbeError, match=r"at most 5 ms are harmless") as caught:
+        host.stall()
+    assert (caught.value.remedy or "").endswith(instead)

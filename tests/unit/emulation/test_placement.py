@@ -6,10 +6,15 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from testbed.emulation.placement import NICE, Placement, Role
+from testbed.emulation.placement import NICE, Place, Placement, Role, require_limited
+from testbed.errors import PreflightError
+
+USABLE = sorted(os.sched_getaffinity(0))
+several_cores = pytest.mark.skipif(len(USABLE) < 2, reason="a process can be elsewhere only where there are two cores")
 
 
 @pytest.fixture
@@ -64,6 +69,63 @@ def test_whoever_lost_its_priority_is_named(process: subprocess.Popen[bytes]) ->
     assert placement.differences(seats) == ()
     os.setpriority(os.PRIO_PROCESS, process.pid, 0)
     assert placement.differences(seats) == ("ovs-vswitchd: found nice 0, expected -20",)
+
+
+@several_cores
+def test_whoever_left_its_cores_is_named(process: subprocess.Popen[bytes]) -> None:
+    first, *others = USABLE
+    placement = Placement({Role.DATAPATH: Place(frozenset({first}), NICE[Role.DATAPATH])})
+    placement.put(process.pid, Role.DATAPATH)
+    seats = {"ovs-vswitchd": (process.pid, Role.DATAPATH)}
+    assert placement.differences(seats) == ()
+    os.sched_setaffinity(process.pid, others)
+    found = ",".join(map(str, others))
+    assert placement.differences(seats) == (f"ovs-vswitchd: found cores {found}, expected {first}",)
+
+
+@several_cores
+def test_one_thread_elsewhere_suffices(process: subprocess.Popen[bytes]) -> None:
+    placement = Placement.on(USABLE[:2])
+    program = "import sys, threading; threading.Thread(target=sys.stdin.read).start(); print(flush=True)"
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as waiting:
+        assert waiting.stdout is not None
+        placement.put(waiting.pid, Role.SERVER)
+        waiting.stdout.readline()
+        assert placement.differences({"server": (waiting.pid, Role.SERVER)}) == ()
+        _, second = sorted(int(thread.name) for thread in Path(f"/proc/{waiting.pid}/task").iterdir())
+        os.sched_setaffinity(second, USABLE[:1])
+        (named,) = placement.differences({"server": (waiting.pid, Role.SERVER)})
+    assert named == f"server: found cores {USABLE[0]}, expected {USABLE[0]},{USABLE[1]}"
+
+
+@several_cores
+def test_a_ticker_has_a_thread_on_each_of_its_cores(process: subprocess.Popen[bytes]) -> None:
+    placement = Placement.on(USABLE[:2])
+    placement.put(process.pid, Role.TICKER)
+    seats = {"stalls": (process.pid, Role.TICKER)}
+    os.sched_setaffinity(process.pid, USABLE[1:2])
+    assert placement.differences(seats) == ()
+    assert Placement.on(USABLE[:1]).differences(seats) == (f"stalls: found cores {USABLE[1]}, expected {USABLE[0]}",)
+
+
+def limits(folder: Path, runtime_us: int) -> Path:
+    (folder / "sched_rt_runtime_us").write_text(f"{runtime_us}\n")
+    (folder / "sched_rt_period_us").write_text("1000000\n")
+    return folder
+
+
+def test_what_real_time_processes_leave_to_others_is_known(tmp_path: Path) -> None:
+    assert require_limited(limits(tmp_path, 950_000)) == "real-time processes may take 95% of a core"
+    assert require_limited(tmp_path / "not there")
+
+
+@pytest.mark.parametrize("runtime_us", [-1, 1_000_000])
+def test_a_host_on_which_a_sender_could_take_a_whole_core_is_refused(tmp_path: Path, runtime_us: int) -> None:
+    with pytest.raises(
+        PreflightError, match=rf"found {runtime_us}, expected less than .* \(1000000\); senders"
+    ) as caught:
+        require_limited(limits(tmp_path, runtime_us))
+    assert str(caught.value).endswith("run `sysctl -w kernel.sched_rt_runtime_us=950000`")
 
 
 def test_a_process_that_has_ended_is_in_nobodys_way() -> None:
