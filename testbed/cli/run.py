@@ -28,7 +28,7 @@ def run(
     out: Annotated[Path, typer.Option(help="Folder that receives the run's folder.")] = Path("runs"),
     keep_captures: Annotated[
         bool,
-        typer.Option("--keep-captures", help="Keep the pcap files, and put them together for Wireshark, with names."),
+        typer.Option("--keep-captures", help="Keep the captures as pcapng with names, and put them together."),
     ] = False,
     isolate: Annotated[
         bool,

@@ -1,4 +1,4 @@
-"""What of the captures stays in a run folder: nothing, or everything with one file that shows them together, named."""
+"""What of the captures stays in a run folder: nothing, or everything, named, with one file that shows them together."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ TOGETHER_NAME = "captures.pcapng"
 
 
 def keep_captures(folder: Path, scenario: Scenario, layout: Layout) -> None:
-    """Give every window one file more, in which Wireshark shows all its captures in order with the tenants' names.
+    """Give the captures of every window the tenants' names, each for itself and in one file in the order of time.
+
+    A classic pcap file has no place for names, so pcapng files take their place, with the very packets and stamps.
 
     Raises:
         FidelityError: A capture cannot be read.
@@ -24,6 +26,9 @@ def keep_captures(folder: Path, scenario: Scenario, layout: Layout) -> None:
         ]
         if found:
             write_together(window / TOGETHER_NAME, found, names)
+        for place in found:
+            write_together(place.path.with_suffix(".pcapng"), [place], names)
+            place.path.unlink()
 
 
 def discard_captures(folder: Path) -> None:

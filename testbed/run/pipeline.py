@@ -67,7 +67,7 @@ class Options:
     Attributes:
         out: Folder that receives the run folder.
         seeds: How many measured windows, each with a root seed of its own, are pooled.
-        keep_captures: Whether the pcap files stay in the run folder, with one that shows them together.
+        keep_captures: Whether the captures stay in the run folder, with one that shows them together.
         isolate: Whether the run's processes get cores and priorities before everything else on the host.
         keep_awake: Whether no core may sleep; the hypervisor of a virtual machine takes its time to wake one.
         command: What to type to repeat the run.

@@ -1,4 +1,4 @@
-"""Puts the captures of a window into one pcapng file, in the order of time and with names, for a human's Wireshark.
+"""Puts captures into one pcapng file, in the order of time and with names, for a human's Wireshark.
 
 Every border becomes an interface of the file, called what the run calls it, and every host's address gets its name, so
 a packet can be followed from domain to domain with the eye. Nothing of the testbed reads such a file again: what is

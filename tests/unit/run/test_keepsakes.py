@@ -28,18 +28,27 @@ def captured(folder: Path) -> tuple[Scenario, Layout]:
     return scenario, layout
 
 
-def test_kept_captures_of_every_window_are_shown_together_with_the_tenants_and_domains_names(tmp_path: Path) -> None:
-    keep_captures(tmp_path, *captured(tmp_path))
+def dissected(capture: Path) -> list[list[str]]:
+    """What Wireshark's terminal program makes of a capture: each packet's stamp, place, source and destination."""
+    names = ("frame.time_epoch", "frame.interface_description", "ip.src_host", "ip.dst_host")
+    fields = [word for name in names for word in ("-e", name)]
+    command = ["tshark", "-r", str(capture), "-N", "n", "-T", "fields", *fields]
+    told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return [line.split("\t") for line in told.splitlines()]
+
+
+def test_kept_captures_of_every_window_have_the_tenants_and_domains_names_each_and_all_together(tmp_path: Path) -> None:
+    scenario, layout = captured(tmp_path)
+    keep_captures(tmp_path, scenario, layout)
+    places = ["into west", "into east", "compute host of east"]
     for window in (1, 2):
-        command = ["tshark", "-r", str(tmp_path / f"window-{window}" / "captures.pcapng"), "-N", "n", "-T", "fields"]
-        fields = ["-e", "frame.interface_description", "-e", "ip.src_host", "-e", "ip.dst_host"]
-        told = subprocess.run([*command, *fields], check=True, capture_output=True, text=True).stdout
-        assert [line.split("\t") for line in told.splitlines()] == [
-            ["into west", "flood", "compute-east"],
-            ["into east", "flood", "compute-east"],
-            ["compute host of east", "flood", "compute-east"],
-        ]
-        assert len(list((tmp_path / f"window-{window}").glob("*.pcap"))) == 3
+        folder = tmp_path / f"window-{window}"
+        stamps = [f"0.00000{1_000 * window + i}" for i in range(3)]
+        packets = [[stamp, place, "flood", "compute-east"] for stamp, place in zip(stamps, places, strict=True)]
+        assert dissected(folder / "captures.pcapng") == packets
+        each = [folder / f"{border.interface}.pcapng" for border in layout.borders]
+        assert [dissected(capture) for capture in each] == [[packet] for packet in packets]
+        assert sorted(folder.iterdir()) == sorted([*each, folder / "captures.pcapng"])
 
 
 def test_discarded_captures_are_gone_and_nothing_else_is(tmp_path: Path) -> None:
