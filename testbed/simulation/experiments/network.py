@@ -18,6 +18,8 @@ from testbed.audit.compliance import judge
 from testbed.audit.quantile import quantiles
 from testbed.errors import InterruptedRunError, PreflightError
 from testbed.report.record import RECORD_NAME, RunRecord, read_record
+from testbed.report.stalls import Stalled
+from testbed.report.timeline import load_stalls, starts
 from testbed.run.pipeline import Options, run
 from testbed.run.progress import Progress
 from testbed.scenario.dictionary import from_dict
@@ -119,15 +121,20 @@ def measured(plan: PointPlan, folder: Path) -> ExperimentPoint:
     """The point that a finished run is."""
     record = read_record(folder)
     found = [
-        (tenant, samples.read(folder / window.samples[tenant.name])[0])
-        for window in record.windows
+        (tenant, start_s, samples.read(folder / window.samples[tenant.name])[0])
+        for start_s, window in starts(record)
         for tenant in _judged(plan)
         if tenant.name in window.samples
     ]
-    packets = _packets(plan, [(tenant, one.intended_s, one.latency_s) for tenant, one in found])
+    packets = _packets(plan, [(tenant, one.intended_s, one.latency_s) for tenant, _, one in found])
+    time_s = np.concatenate([np.empty(0), *(start_s + one.intended_s for _, start_s, one in found)])
+    latency_s = np.concatenate([np.empty(0), *(one.latency_s for _, _, one in found)])
+    away_s, slowest = _stalled(Stalled.of(time_s, latency_s, load_stalls(record)))
     bounds = [tenant.bound_s for tenant in record.tenants if tenant.name in plan.judged and tenant.bound_s is not None]
     point = _point(plan, packets, max(bounds, default=plan.shared_bound_s))
-    return replace(point, on=ON_NETWORK, invalid=_failed(record), run=str(folder))
+    return replace(
+        point, on=ON_NETWORK, invalid=_failed(record), run=str(folder), away_s=away_s, slowest_stalled=slowest
+    )
 
 
 def simulated(plan: PointPlan) -> ExperimentPoint:
@@ -221,6 +228,13 @@ def _point(plan: PointPlan, packets: Packets, bound_s: float | None) -> Experime
         bound_s=bound_s,
         packets=series.size,
     )
+
+
+def _stalled(found: Stalled | None) -> tuple[float, float]:
+    """How long cores were away, and of which share of the slowest packets that may be the reason."""
+    if found is None:
+        return 0.0, 0.0
+    return found.away_s, np.count_nonzero(found.slowest & found.touched) / np.count_nonzero(found.slowest)
 
 
 def _failed(record: RunRecord) -> tuple[str, ...]:

@@ -1,7 +1,8 @@
 """Draws an experiment: p99.9 with its limits and bound over what is varied, and beside it the share of packets on time.
 
 Where tenants are refused, the shares of those whose promise was kept, of those admitted and of the link that was used
-follow. What was measured on a network is laid over what was simulated.
+follow. What was measured on a network is laid over what was simulated, with a violet frame where a core of the host was
+away while some of the slowest packets were on their way.
 """
 
 from __future__ import annotations
@@ -16,13 +17,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from testbed.report.plots import STALL
 from testbed.simulation.experiments.point import ExperimentPoint
 
 _STYLE: Any = {"font.size": 9.0, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "experiment"}
 _UNDATED = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
+_LEGEND_COLUMNS = 5
 _REACH = 0.35
 """How far an arrow reaches above a p99.9 that has no upper limit, as a share of it."""
+
+_STALLED: Any = {"color": STALL, "ls": "", "marker": "s", "ms": 10, "mfc": "none", "mew": 0.9}
+"""The violet of the report's marks."""
 
 Share = tuple[float, tuple[float, float]]
 
@@ -51,7 +57,7 @@ def draw(points: Sequence[ExperimentPoint], deadline_s: float, path: Path) -> No
             axes.set_xlabel("offered load" if points[0].varied == "load" else points[0].varied)
             axes.grid(visible=True, alpha=0.25, lw=0.5)
         handles = [*delay.get_legend_handles_labels()[0], *(_places(points) if _both(points) else [])]
-        figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
+        figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), _LEGEND_COLUMNS))
         figure.savefig(path, metadata=_UNDATED.get(path.suffix), dpi=130)
 
 
@@ -83,6 +89,8 @@ def _draw_delays(axes: Axes, own: Sequence[ExperimentPoint], colour: str, *, lab
             fill = "none" if point.invalid else colour
             axes.plot([point.value], [_ms(point.p999_s)], color=colour, ls="", marker="D", ms=6, mfc=fill, label=label)
             label = None
+            if point.slowest_stalled:
+                axes.plot([point.value], [_ms(point.p999_s)], **_STALLED)
     known = np.where(np.isnan(found), low, found)
     above = np.nan_to_num(high - known)
     axes.errorbar(x, known, [known - low, above], color=colour, ls="", elinewidth=0.8, capsize=2)
@@ -141,6 +149,8 @@ def _places(points: Sequence[ExperimentPoint]) -> list[Line2D]:
     ]
     if any(point.invalid for point in points):
         found.append(Line2D([], [], color="grey", marker="D", ms=6, ls="", mfc="none", label="network, INVALID"))
+    if any(point.slowest_stalled for point in points):
+        found.append(Line2D([], [], **_STALLED, label="a core away meanwhile"))
     return found
 
 

@@ -92,6 +92,9 @@ class ExperimentPoint:
         on: Where it was found, `simulation` or `network`.
         invalid: Gates that failed, so that this says nothing about the theory; empty where none did.
         run: Folder of the run it was found in; None where there is none.
+        away_s: How long some core of the host was away meanwhile, all together; None where no host was involved.
+        slowest_stalled: Share of the slowest 0.1 % of the packets that were on their way while a core was away; None as
+            before.
     """
 
     varied: str
@@ -112,6 +115,8 @@ class ExperimentPoint:
     on: str = "simulation"
     invalid: tuple[str, ...] = ()
     run: str | None = None
+    away_s: float | None = None
+    slowest_stalled: float | None = None
 
     @property
     def p999_limits(self) -> str:
@@ -143,6 +148,8 @@ class ExperimentPoint:
             "valid": not self.invalid,
             "invalid": self.invalid,
             "run": self.run,
+            "away_s": self.away_s,
+            "slowest_stalled": self.slowest_stalled,
         }
 
 

@@ -13,6 +13,7 @@ import pytest
 from scipy import stats
 
 from testbed.errors import InterruptedRunError, PreflightError
+from testbed.report.plots import STALL
 from testbed.report.record import GateRecord, read_record, write_record
 from testbed.run.pipeline import Options
 from testbed.run.progress import Progress, Silent
@@ -26,6 +27,7 @@ from testbed.simulation.experiments.scenarios import NetworkOptions, PointPlan, 
 from testbed.simulation.experiments.workload import smallest_burst_bits
 from testbed.simulation.pipeline import Options as Simulated
 from testbed.simulation.pipeline import simulate_scenario
+from testbed.telemetry import samples
 from testbed.traffic.arrivals import schedules
 
 NOBODY = Kept(0, None, (0.0, 1.0), 0, None)
@@ -171,6 +173,24 @@ def test_an_invalid_run_stays_a_point_that_says_so(isolation: list[PointPlan], t
     assert len(network.asked) == 1
 
 
+def test_a_point_tells_how_many_of_its_slowest_packets_a_stall_touched(
+    isolation: list[PointPlan], tmp_path: Path
+) -> None:
+    folder = Emulated()(isolation[0].scenario, Options(out=tmp_path), Silent())
+    plain = measured(isolation[0], folder)
+    assert (plain.away_s, plain.slowest_stalled) == (0.0, 0.0)
+    assert (simulated(isolation[0]).away_s, simulated(isolation[0]).slowest_stalled) == (None, None)
+    (window,) = read_record(folder).windows
+    read, _ = samples.read(folder / window.samples["victim"])
+    slowest = int(np.nanargmax(read.latency_s))
+    at_s = float(read.intended_s[slowest] + read.latency_s[slowest] / 2)
+    with_record(windows=(window.model_copy(update={"stalls": ((at_s, 0.004),)}),))(folder)
+    point = measured(isolation[0], folder)
+    assert point.away_s == pytest.approx(0.004)
+    assert 0.0 < (point.slowest_stalled or 0.0) <= 1.0
+    assert point.to_dict()["slowest_stalled"] == point.slowest_stalled
+
+
 def test_a_run_that_was_cut_short_is_no_point_and_is_made_again(isolation: list[PointPlan], tmp_path: Path) -> None:
     network = Emulated(with_record(partial=True))
     assert on_network(isolation[:1], tmp_path, Silent(), runner=network) == []
@@ -197,6 +217,9 @@ def test_network_and_simulation_are_drawn_over_each_other(isolation: list[PointP
     draw(both, 0.1, tmp_path / "both.svg")
     # INVALID points are hollow: their shares are white marks in the colour's outline.
     assert "fill: #ffffff; stroke: #0072b2" in (tmp_path / "both.svg").read_text()
+    assert STALL not in (tmp_path / "both.svg").read_text()
+    draw([replace(point, slowest_stalled=0.2) for point in both], 0.1, tmp_path / "stalled.svg")
+    assert STALL in (tmp_path / "stalled.svg").read_text()
 
 
 def test_a_point_without_packets_claims_no_compliance() -> None:
