@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import os
 import secrets
-import time
 from collections.abc import Iterator
 
 import pytest
 
-from tests.leftovers import MARK, Host, left_behind
-
-_GOING_S = 10.0
-"""How long what was told to end may take to be gone."""
+from tests.leftovers import MARK, Host, left_since
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -23,9 +19,7 @@ def _nothing_is_left_behind() -> Iterator[None]:
     os.environ[MARK] = token
     before = Host.now(mark)
     yield
-    deadline = time.monotonic() + _GOING_S
-    while (found := left_behind(before, Host.now(mark))) and time.monotonic() < deadline:
-        time.sleep(0.1)
+    found = left_since(before, mark)
     del os.environ[MARK]
     if found:
         pytest.fail("the tests of this session changed the host:\n" + "\n".join(found), pytrace=False)

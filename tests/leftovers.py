@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -22,9 +24,9 @@ from testbed.telemetry.host import SYSCTLS
 MARK = "TAIL_LATENCY_TESTBED_TESTS"
 """Name of the variable by which whatever a session of tests starts is known."""
 
-FOLDERS = tuple(Path(name) for name in ("/tmp", "/var/tmp", "/run"))  # noqa: S108 - looked at, not written to
-NAMED = re.compile(r"tlt|bench-|kernel-tests-|uml\.")
-"""How the temporary files of this project, its tests and its scripts begin."""
+FOLDERS = tuple(Path(name) for name in ("/tmp", "/var/tmp", "/run", "/dev/shm"))  # noqa: S108 - looked at, not written to
+NAMED = re.compile(r"tlt|tail-latency-testbed-|bench-|kernel-tests-|uml[.-]|vm_file-")
+"""How the temporary files of this project, its tests and its scripts begin, and the memory of an emulated kernel."""
 
 _PID = re.compile(r"(?:^tlt-[a-z]+|-)(\d+)$")
 """What is named after a process; the random end of a temporary folder's name may have digits of its own."""
@@ -34,6 +36,8 @@ _OUR_OWN = (b"multiprocessing.resource_tracker", b"multiprocessing.forkserver")
 
 _SYSTEM_SWITCH = Path("/var/run/openvswitch/db.sock")
 _TOOL_TIMEOUT_S = 20
+_GOING_S = 10.0
+"""How long what was told to end may take to be gone."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +144,28 @@ def left_behind(before: Host, after: Host) -> list[str]:
             )
             found.append(f"{field.name}: {name} {state}{values}")
     return found
+
+
+def left_since(before: Host, mark: str) -> list[str]:
+    """As `left_behind`, of the host as it is once what was told to end has had its time."""
+    deadline = time.monotonic() + _GOING_S
+    while (found := left_behind(before, Host.now(mark))) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return found
+
+
+@contextmanager
+def host_as_before() -> Iterator[None]:
+    """Whatever is done within must leave the host as it was.
+
+    Raises:
+        AssertionError: It did not; with what is left, a line each.
+    """
+    mark = f"{MARK}={os.environ[MARK]}"
+    before = Host.now(mark)
+    yield
+    found = left_since(before, mark)
+    assert not found, "\n".join(found)
 
 
 def _owned_by(run: Path, pids: frozenset[int]) -> bool:

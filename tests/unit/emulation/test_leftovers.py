@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests import leftovers
-from tests.leftovers import Foreign, Host, left_behind
+from tests.leftovers import FOLDERS, Foreign, Host, host_as_before, left_behind
 
 TOKEN = f"{leftovers.MARK}=of-this-test-{os.getpid()}"
 
@@ -50,11 +50,21 @@ def test_a_temporary_folder_is_named_unless_somebody_else_works_in_it(
 ) -> None:
     monkeypatch.setattr(leftovers, "FOLDERS", (tmp_path,))
     before = Host.now(TOKEN)
-    for name in ("tlt-agents-x1", ".tlt-hidden", "tlt-in-use", "notes"):
+    for name in ("tlt-agents-x1", ".tlt-hidden", "tlt-in-use", "vm_file-x1", "tail-latency-testbed", "notes"):
         (tmp_path / name).mkdir()
     with sleeping(str(tmp_path / "tlt-in-use" / "db.sock"), mark=None):
         found = left_behind(before, Host.now(TOKEN))
-    assert found == [f"files: {tmp_path / name} left behind" for name in (".tlt-hidden", "tlt-agents-x1")]
+    assert found == [f"files: {tmp_path / name} left behind" for name in (".tlt-hidden", "tlt-agents-x1", "vm_file-x1")]
+    assert Path("/dev/shm") in FOLDERS  # noqa: S108 - where the memory of an emulated kernel lies
+
+
+def test_whatever_is_done_within_must_leave_the_host_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leftovers, "FOLDERS", (tmp_path,))
+    monkeypatch.setattr(leftovers, "_GOING_S", 0.0)
+    with host_as_before():
+        (tmp_path / "notes").touch()
+    with pytest.raises(AssertionError, match=f"files: {tmp_path / 'tlt-x'} left behind"), host_as_before():
+        (tmp_path / "tlt-x").touch()
 
 
 def test_a_setting_that_changed_and_a_link_that_is_gone_are_named_with_what_they_were() -> None:
