@@ -13,7 +13,7 @@ import pytest
 
 from testbed.audit.evidence import read_evidence
 from testbed.audit.folder import audit_run
-from testbed.emulation.journal import MARK, RUNS
+from testbed.report.environment import Row, environment_rows
 from testbed.report.record import FaultRecord, RunRecord, read_record
 from testbed.run import faults
 from testbed.run.faults import Site
@@ -23,6 +23,7 @@ from testbed.scenario.faults import Fault, FaultKind
 from testbed.scenario.loader import load
 from testbed.telemetry import host
 from tests.integration.conftest import ROOT, is_noise
+from tests.leftovers import host_as_before
 
 pytestmark = pytest.mark.network
 
@@ -38,26 +39,14 @@ def fault(kind: FaultKind, at_s: float, *, fails: bool = True, domain: str | Non
 def run_with(out: Path, *broken: Fault, duration_s: float = 8.0) -> RunRecord:
     """One run with these faults. A host that could not keep up may take its verdict away, and nothing else may."""
     scenario = replace(load(FAULTS), faults=broken, duration_s=duration_s)
-    record = read_record(run(scenario, Options(out=out, isolate=True), Silent()))
+    with host_as_before():
+        record = read_record(run(scenario, Options(out=out, isolate=True), Silent()))
     breached = [gate for gate in record.gates if not gate.holds]
     print(record.verdict, breached, record.faults)
     assert all(is_noise(gate.name) for gate in breached)
     assert record.verdict in ({"INVALID"} if breached else {"PASS", "UNDETERMINED"})
     assert not any(tenant.bound_broken for tenant in record.tenants)
-    assert not left_of(record.run_id)
     return record
-
-
-def left_of(run_id: str) -> list[str]:
-    """What a run with this id left on the host: its journal, its namespace, or processes that carry its mark."""
-    found = [str(RUNS / run_id)] if (RUNS / run_id).exists() else []
-    found += [str(path) for path in Path("/run/netns").glob(f"*{run_id}*")]
-    mark = f"{MARK}={run_id}-".encode()
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if mark in (process / "environ").read_bytes():
-                found.append((process / "cmdline").read_text())
-    return found
 
 
 def by_name(record: RunRecord) -> dict[str, FaultRecord]:
@@ -141,12 +130,12 @@ def asking_with(folder: Path, *lines: str, duration_s: float = 8.0) -> RunRecord
     file = folder / "asking.yaml"
     told = ASKING.replace("duration: 8 s", f"duration: {duration_s:g} s")
     file.write_text(told + "".join(f"  - {{{line}}}\n" for line in lines), encoding="utf-8")
-    record = read_record(run(load(file), Options(out=folder / "runs", isolate=True), Silent()))
+    with host_as_before():
+        record = read_record(run(load(file), Options(out=folder / "runs", isolate=True), Silent()))
     breached = [gate for gate in record.gates if not gate.holds]
     print(record.verdict, breached, record.faults)
     assert all(is_noise(gate.name) or gate.name.startswith("idle") for gate in breached)
     assert not any(tenant.bound_broken for tenant in record.tenants)
-    assert not left_of(record.run_id)
     return record
 
 
@@ -209,7 +198,8 @@ def test_a_clock_that_is_set_forward_and_back_within_the_window_makes_it_invalid
     before_ns = host.clock_offset_ns()
     step = fault(FaultKind.CLOCK_STEPPED, 1.0, fails=False, domain=None, step_s=0.002)
     scenario = replace(load(FAULTS), faults=(step,), warmup_s=2.0, duration_s=3.0)
-    record = read_record(run(scenario, Options(out=tmp_path, isolate=True), Silent()))
+    with host_as_before():
+        record = read_record(run(scenario, Options(out=tmp_path, isolate=True), Silent()))
     assert abs(host.clock_offset_ns() - before_ns) < 1_000_000
     (gate,) = [gate for gate in record.gates if gate.name == "clock step"]
     print(gate, record.faults)
@@ -217,7 +207,6 @@ def test_a_clock_that_is_set_forward_and_back_within_the_window_makes_it_invalid
     assert (gate.holds, record.verdict) == (False, "INVALID")
     (done,) = record.faults
     assert [(each.tenant, each.met) for each in done.expectations] == [("all", True)]
-    assert not left_of(record.run_id)
 
 
 def test_what_a_fault_does_not_explain_invalidates_the_run_as_ever(
@@ -227,11 +216,12 @@ def test_what_a_fault_does_not_explain_invalidates_the_run_as_ever(
 
     @contextlib.contextmanager
     def and_more(site: Site, cut: Fault) -> Iterator[None]:
-        """The fault, and the queue of a tenant that has nothing to do with it is lowered and stays so."""
+        """The fault; and the queue of a tenant that has nothing to do with it is lowered, its port set otherwise."""
         with ways[cut.kind](site, cut):
             yield
         command = ["tc", "class", "change", "dev", "d1i-dn", "parent", "1:1", "classid", "1:11", "htb"]
         subprocess.run([*command, "rate", "3mbit", "ceil", "3mbit", "burst", "20k"], check=True, capture_output=True)
+        subprocess.run(["ethtool", "-K", "d1i-dn", "gro", "on"], check=True, capture_output=True)
 
     monkeypatch.setattr(faults, "WAYS", {FaultKind.LINK_DOWN: and_more})
     scenario = replace(load(FAULTS), faults=(fault(FaultKind.LINK_DOWN, 1.0, fails=False),), duration_s=4.0)
@@ -239,3 +229,16 @@ def test_what_a_fault_does_not_explain_invalidates_the_run_as_ever(
     (drift,) = [gate for gate in record.gates if gate.name == "installed reservations"]
     assert (drift.ok, drift.excused_by, record.verdict) == (False, "", "INVALID")
     assert "d1i-dn" in drift.detail
+    # The host is recorded before and after the window, and what changed is named.
+    (window,) = record.windows
+    before, after = window.environment_before, window.environment_after
+    limit_us = Path("/proc/sys/kernel/sched_rt_runtime_us").read_text().strip()
+    assert before["settings"]["kernel.sched_rt_runtime_us"] == limit_us
+    assert "net.ipv4.tcp_congestion_control" in before["settings"]
+    assert {"cores", "load", "some_us", "throttled_ns", "modules", "clock_offset_ns"} <= before.keys() == after.keys()
+    assert before["monotonic_ns"] + 4e9 < after["monotonic_ns"]
+    # Modules are the whole machine's, and others may load some.
+    changed = [row for row in environment_rows(window) if row.differs and not row.name.startswith("module ")]
+    assert changed == [Row("d1i-dn generic-receive-offload", "off", "on", differs=True)]
+    (settings,) = [gate for gate in record.gates if gate.name == "host settings"]
+    assert (settings.ok, settings.detail) == (False, "d1i-dn generic-receive-offload was off and is on")
