@@ -11,6 +11,7 @@ import pytest
 from testbed.envelope.descriptor import Stage
 from testbed.report.record import read_record
 from tests.integration.conftest import QUIETED, Command
+from tests.leftovers import host_as_before
 
 pytestmark = pytest.mark.network
 
@@ -125,7 +126,8 @@ def test_an_agent_that_is_killed_comes_back_with_its_ledger_and_nobodys_requests
     text = FEDERATION.replace("duration: 3 s", "duration: 13 s") + "".join(intents) + killed
     federation.write_text(text, encoding="utf-8")
     # What the run releases in the end it releases through the agents, the one that was started again too.
-    _, folder = measured(testbed, federation, tmp_path)
+    with host_as_before():
+        _, folder = measured(testbed, federation, tmp_path)
     record = read_record(folder)
     print(record.verdict, [gate for gate in record.gates if not gate.holds], record.faults)
     assert {fault.name: fault.met for fault in record.faults} == {"clerk": True, "orphan": True}
