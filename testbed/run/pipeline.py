@@ -12,7 +12,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from testbed.emulation.network import TandemNetwork
 from testbed.emulation.placement import Placement, require_limited
 from testbed.emulation.probe import probe
 from testbed.emulation.probe_checks import ProbeResult
-from testbed.errors import FidelityError, InterruptedRunError, PreflightError
+from testbed.errors import FidelityError, InterruptedRunError, PreflightError, ReservationError
 from testbed.management.bounds import Bounds
 from testbed.management.domain import HOST_ALLOWANCE_CAP_S
 from testbed.management.federation import Federation, found
@@ -102,11 +102,12 @@ def run_reserved(scenario: Scenario, options: Options, progress: Progress, reser
         reserving: Who reserves for it.
 
     Returns:
-        The run folder; its record holds the verdict, INVALID if the host did not let the run go on.
+        The run folder; its record holds the verdict, INVALID if the host did not let the run go on, or if what was
+        installed does not act as it should.
 
     Raises:
         PreflightError: This host cannot run it; nothing was changed.
-        ReservationError: A domain refused, or what it installed is not what it promised.
+        ReservationError: A domain refused.
         InterruptedRunError: The user ended it before anything was measured.
     """
     require_root()
@@ -136,7 +137,7 @@ def run_reserved(scenario: Scenario, options: Options, progress: Progress, reser
             reservations = stack.enter_context(reserving(network, controllers))
         try:
             _gather(evidence, Stage(network, controllers, folder), reservations, options, steps)
-        except FidelityError as error:
+        except (FidelityError, ReservationError) as error:
             evidence.failure = room.why(folder, error.problems)
         except PreflightError as error:
             # What was measured before is not lost by a window that cannot begin.
@@ -232,6 +233,7 @@ def _gather(evidence: _Evidence, stage: Stage, reservations: Reservations, optio
 
     Raises:
         FidelityError: The host does not let it go on.
+        ReservationError: Something does not act as installed.
     """
     network = stage.network
     if asking(network.scenario):
@@ -274,7 +276,7 @@ class _Steps:
 
 @contextmanager
 def _new_folder(out: Path, name: str, runid: str) -> Iterator[Path]:
-    """A folder for the run, taken away again if the user ends it before anything was measured."""
+    """A folder for the run, taken away again if the user or a refusal ends it before anything was measured."""
     stamp = dt.datetime.now(dt.UTC).strftime("%Y%m%dT%H%M%SZ")
     folder = out / f"{stamp}-{name}-{runid}"
     try:
@@ -288,6 +290,11 @@ def _new_folder(out: Path, name: str, runid: str) -> Iterator[Path]:
             yield folder
     except (InterruptedRunError, PreflightError):
         shutil.rmtree(folder)
+        raise
+    except ReservationError:
+        # A refusal comes before anything is in it.
+        with suppress(OSError):
+            folder.rmdir()
         raise
 
 
