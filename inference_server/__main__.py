@@ -17,6 +17,8 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
+from grpc._cython.cygrpc import ExecuteBatchError
+
 from inference_server.errors import InferenceError, ModelError
 from inference_server.impairments import read
 from inference_server.scheduler import Batching
@@ -26,6 +28,13 @@ from inference_server.server import CALLS, CAPPED_CALLS, InferenceServer, Settin
 _MOST = (1 << 31) - 1
 """The largest number that gRPC takes as an option."""
 _ANY = 0
+
+
+class _HangUps(logging.Filter):
+    """Keeps silent about clients that hung up while their answer was written, which gRPC reports with a traceback."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.exc_info is None or not isinstance(record.exc_info[1], ExecuteBatchError)
 
 
 class _EndedError(Exception):
@@ -72,6 +81,7 @@ async def serve(settings: Settings) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Parse, serve, and say why where that is impossible."""
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    logging.getLogger(ExecuteBatchError.__module__).addFilter(_HangUps())
     try:
         asyncio.run(serve(_settings(arguments)))
     except _EndedError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import signal
 import subprocess
 import sys
@@ -11,7 +12,9 @@ import urllib.request
 
 import grpc
 import pytest
+from grpc._cython.cygrpc import ExecuteBatchError
 
+from inference_server.__main__ import _HangUps
 from inference_server.generated import open_inference_pb2 as pb
 from inference_server.protocol import Stamps
 from tests.unit.inference.serving import LONG_S, infer, until
@@ -51,3 +54,10 @@ def test_a_server_that_is_told_to_end_answers_the_call_in_progress_and_exits_wit
     assert stamps is not None
     assert stamps.finished_ns > refused_ns, "it was still computed when the server began to end"
     assert (running.returncode, said, why) == (0, "", "")
+
+
+@pytest.mark.parametrize(("error", "told"), [(ExecuteBatchError("gone"), False), (ValueError("broken"), True)])
+def test_of_what_grpc_logs_only_clients_that_hung_up_are_kept_silent_about(error: Exception, told: bool) -> None:
+    about = (type(error), error, None)
+    record = logging.LogRecord(ExecuteBatchError.__module__, logging.ERROR, "", 0, "raised in core", (), about)
+    assert _HangUps().filter(record) is told
