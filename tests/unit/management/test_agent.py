@@ -189,7 +189,10 @@ def test_what_changes_on_the_switch_behind_the_agents_back_is_repaired_and_count
     with watchful.client("core") as client:
         client.commit([hold(client).reservation])
         wanted = seat.installed()
-        seat.switch.write_text("{}")
+        # All at once: a controller that reads meanwhile finds the old rules or none, and never half a file.
+        emptied = seat.switch.with_suffix(".emptied")
+        emptied.write_text("{}")
+        emptied.replace(seat.switch)
         wait_for(lambda: seat.installed() == wanted, "the repair")
         wait_for(lambda: client.health().repairs >= 1, "the count of repairs")
 
