@@ -9,20 +9,17 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from controller.client import ControllerClient
-from testbed.emulation.network import TandemNetwork
 from testbed.emulation.probe import probe
 from testbed.errors import ReservationError
 from testbed.report.record import read_record
-from testbed.run.pipeline import Options, reserving, run_reserved
-from testbed.run.progress import Silent
-from testbed.run.reservations import Reservations
+from testbed.run.pipeline import Options, run
+from testbed.run.progress import Silent, Step
 from testbed.scenario.loader import load
 from testbed.telemetry import fidelity, samples
 from tests.integration.conftest import AWAKE, QUIETED, ROOT, Command, is_noise, run_until_valid
@@ -191,14 +188,19 @@ def test_a_run_that_cannot_go_on_leaves_a_record_that_says_why(tmp_path: Path) -
     assert "measured to the end" in (folder / "report.html").read_text(encoding="utf-8")
 
 
-def test_a_run_of_which_something_does_not_act_as_reserved_leaves_a_record_that_says_what(tmp_path: Path) -> None:
-    @contextlib.contextmanager
-    def lowered(network: TandemNetwork, controllers: Mapping[str, ControllerClient]) -> Iterator[Reservations]:
-        with reserving(network, controllers) as reservations:
-            halve_queue("d1e-h", 0x11)
-            yield reservations
+class LoweredBeforeTheProbe(Silent):
+    """Somebody changes a class of the network as soon as it is to be probed."""
 
-    folder = run_reserved(load(small(tmp_path)), Options(out=tmp_path / "out"), Silent(), lowered)
+    @contextlib.contextmanager
+    def step(self, name: str) -> Iterator[Step]:
+        with super().step(name) as step:
+            if name == "probing":
+                halve_queue("d1e-h", 0x11)
+            yield step
+
+
+def test_a_run_of_which_something_does_not_act_as_reserved_leaves_a_record_that_says_what(tmp_path: Path) -> None:
+    folder = run(load(small(tmp_path)), Options(out=tmp_path / "out"), LoweredBeforeTheProbe())
     record = read_record(folder)
     assert (record.verdict, record.partial, record.windows) == ("INVALID", False, ())
     (gate,) = [gate for gate in record.gates if not gate.ok]
