@@ -17,6 +17,7 @@ from testbed.management.bounds import Bounds
 from testbed.management.federation import Signed
 from testbed.report.record import (
     EnvelopeRecord,
+    ExpectationRecord,
     FaultRecord,
     GateRecord,
     HeldOutRecord,
@@ -26,7 +27,8 @@ from testbed.report.record import (
     WindowRecord,
 )
 from testbed.run.excess import computed_under, excess_of, refuted
-from testbed.run.expectations import Packets, expectations, left_out_s, outside
+from testbed.run.expectations import Packets, ended_by, expectations, left_out_s, outside
+from testbed.run.faults import UNFINISHED, Occurrence
 from testbed.run.judge import Observed, beyond_contract, judge_tenant, run_verdict, unmeasured
 from testbed.run.judge_requests import judge_requests
 from testbed.run.offered import offered
@@ -92,6 +94,7 @@ def assemble(
     reservations: Reservations,
     *,
     failure: Sequence[str] = (),
+    broken: Sequence[Occurrence] = (),
 ) -> RunRecord:
     """Write the samples and make the record; what the run alone knows (identity, host, timings) is still empty.
 
@@ -102,10 +105,11 @@ def assemble(
         bounds: Of its tenants, and why some have none.
         reservations: Holds the envelopes in force.
         failure: Why the run could not go on; empty if it could.
+        broken: Faults that were done in the window that it could not end.
     """
     gates = tuple(gate for item in measured for gate in item.gates)
-    if failure:
-        gates = (*gates, _unfinished(failure, window=len(measured) + 1))
+    unfinished = [_unfinished(failure, window=len(measured) + 1)] if failure else []
+    gates = (*gates, *unfinished)
     valid = all(gate.holds for gate in gates)
     observed: dict[str, list[Observed]] = {tenant.name: [] for tenant in scenario.tenants}
     seconds = sum(item.window.duration_s for item in measured)
@@ -158,6 +162,7 @@ def assemble(
         for tenant in scenario.tenants
     )
     faults = tuple(fault for item in measured for fault in _faults(scenario, item))
+    faults += tuple(_fault(each, scenario, len(measured) + 1, ended_by(each, unfinished)) for each in broken)
     return RunRecord(
         run_id="",
         name=scenario.name,
@@ -198,24 +203,26 @@ def _faults(scenario: Scenario, item: Measured) -> Iterator[FaultRecord]:
     packets |= {name: Packets.asked(outcome.record) for name, outcome in window.requests.items()}
     for each in window.faults:
         found = expectations(each, scenario.tenants, packets, item.gates) if window.complete else ()
-        yield FaultRecord(
-            name=each.fault.name,
-            kind=each.fault.kind.value,
-            window=window.index,
-            what=each.fault.describe(),
-            begin_s=each.begin_s,
-            end_s=each.end_s,
-            left_out={
-                tenant.name: stretch for tenant in scenario.tenants if (stretch := left_out_s(each, tenant)) is not None
-            },
-            expectations=tuple(found),
-        )
+        yield _fault(each, scenario, window.index, found)
+
+
+def _fault(done: Occurrence, scenario: Scenario, window: int, expected: Iterable[ExpectationRecord]) -> FaultRecord:
+    return FaultRecord(
+        name=done.fault.name,
+        kind=done.fault.kind.value,
+        window=window,
+        what=done.fault.describe(),
+        begin_s=done.begin_s,
+        end_s=done.end_s,
+        left_out={
+            tenant.name: stretch for tenant in scenario.tenants if (stretch := left_out_s(done, tenant)) is not None
+        },
+        expectations=tuple(expected),
+    )
 
 
 def _unfinished(failure: Sequence[str], window: int) -> GateRecord:
-    return GateRecord(
-        name="measured to the end", value=1.0, limit=0.0, ok=False, detail="; ".join(failure), window=window
-    )
+    return GateRecord(name=UNFINISHED, value=1.0, limit=0.0, ok=False, detail="; ".join(failure), window=window)
 
 
 def _held_out(scenario: Scenario, reservations: Reservations, window: Window) -> Iterator[HeldOutRecord]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from testbed.audit import spared
 from testbed.report.record import ExpectationRecord, GateRecord
-from testbed.run.faults import CAUGHT, Occurrence
+from testbed.run.faults import CAUGHT, UNFINISHED, Occurrence
 from testbed.scenario.faults import FaultKind
 from testbed.scenario.model import Promise, Tenant
 from testbed.telemetry.samples import BoolArray, FloatArray
@@ -75,7 +75,7 @@ def expectations(
 ) -> Iterator[ExpectationRecord]:
     """What is expected of each tenant with a promise, and what was found.
 
-    Of a fault after which no time can be believed only one thing is expected: that its gate says so.
+    Of a fault after which nothing can be believed only one thing is expected: that its gate says so.
 
     A tenant fails if more than epsilon of the packets that the fault could touch miss their deadline. It has recovered
     at the last moment at which misses were ahead of epsilon, counted from the fault's end. It keeps its promise if at
@@ -88,7 +88,7 @@ def expectations(
         gates: Of the window.
     """
     if occurrence.fault.kind in CAUGHT:
-        yield _caught(CAUGHT[occurrence.fault.kind], gates)
+        yield _caught(*CAUGHT[occurrence.fault.kind], gates)
         return
     if occurrence.fault.ready_s is not None:
         yield ExpectationRecord(
@@ -111,10 +111,24 @@ def expectations(
             yield _keeps(occurrence, tenant.name, tenant.promise, packets[tenant.name])
 
 
-def _caught(name: str, gates: Sequence[GateRecord]) -> ExpectationRecord:
-    (gate,) = [gate for gate in gates if gate.name == name]
+def ended_by(occurrence: Occurrence, gates: Sequence[GateRecord]) -> Iterator[ExpectationRecord]:
+    """What is expected of a fault in a window that the run could not end, and what was found: only of one that ends it.
+
+    Args:
+        occurrence: The fault as it was done.
+        gates: Of the run, which say why it could not go on.
+    """
+    if CAUGHT.get(occurrence.fault.kind, ("", ""))[0] == UNFINISHED:
+        yield from expectations(occurrence, (), {}, gates)
+
+
+def _caught(name: str, says: str, gates: Sequence[GateRecord]) -> ExpectationRecord:
+    seen = [gate for gate in gates if gate.name == name]
     return ExpectationRecord(
-        tenant="all", expected=f"INVALID: the gate {name} sees it", found=gate.detail, met=not gate.holds
+        tenant="all",
+        expected=f"INVALID: the gate {name} sees it",
+        found="; ".join(gate.detail for gate in seen) or "nothing",
+        met=any(not gate.holds and says in gate.detail for gate in seen),
     )
 
 

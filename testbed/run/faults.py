@@ -26,9 +26,13 @@ from inference_server.protocol import Kind as Impaired
 from testbed.emulation import delay_line, links, packet_filter
 from testbed.emulation.network import TandemNetwork
 from testbed.errors import FidelityError, PreflightError
+from testbed.run import room
 from testbed.run.requests import SERVER_START_S, impairment_socket
 from testbed.scenario.faults import Fault, FaultKind, begin_s
 from testbed.scenario.model import FULL_FRAME_BITS, Datapath, Scenario
+
+UNFINISHED = "measured to the end"
+"""The gate that a run does not pass which could not go on."""
 
 COUNTERS = "queue counters"
 """The gate that holds what borders saw against what meters and queues counted."""
@@ -52,11 +56,16 @@ EXPLAINED: Mapping[FaultKind, frozenset[str]] = {
     FaultKind.SERVER_WRONG: frozenset(),
     # Stamps of the window are worth nothing, and the run must say so.
     FaultKind.CLOCK_STEPPED: frozenset(),
+    # What was captured of the window is not all there, and the run must say why.
+    FaultKind.DISK_FULL: frozenset(),
 }
 """Gates that each kind of fault breaks by being what it is, for the tenants and the domain it touches and no others."""
 
-CAUGHT: Mapping[FaultKind, str] = {FaultKind.CLOCK_STEPPED: "clock step"}
-"""The gate that must see a kind of fault after which no time that was measured can be believed."""
+CAUGHT: Mapping[FaultKind, tuple[str, str]] = {
+    FaultKind.CLOCK_STEPPED: ("clock step", ""),
+    FaultKind.DISK_FULL: (UNFINISHED, room.SAID),
+}
+"""The gate that must see a kind of fault after which what was measured is worth nothing, and what it must say."""
 
 _MAY_SET_CLOCK = 1 << 25
 _ANSWERS_WITHIN_S = 2.0
@@ -88,11 +97,13 @@ class Site:
         network: The network, installed.
         controllers: A client of each domain's controller, by name.
         promised: Tells what each domain has promised and so installed, by name.
+        fill_disk: Takes all room that is left on the disk of the run's folder, until the run ends.
     """
 
     network: TandemNetwork
     controllers: Mapping[str, ControllerClient]
     promised: Callable[[], Mapping[str, DomainProgram]]
+    fill_disk: Callable[[], None]
 
     @property
     def programs(self) -> Mapping[str, DomainProgram]:
@@ -132,10 +143,11 @@ class Injector:
     _done: list[Occurrence] = field(default_factory=list)
 
     @classmethod
-    def of(cls, site: Site, seed: int, window: int) -> Injector:
-        """The faults of a scenario in one window."""
+    def of(cls, site: Site, seed: int, window: int, *, last: bool) -> Injector:
+        """The faults of a scenario in one window, with those that end a run if it is the last one."""
         faults = site.network.scenario.faults
-        return cls(site, sorted(zip(begin_s(faults, seed, window), faults, strict=True), key=lambda each: each[0]))
+        due = sorted(zip(begin_s(faults, seed, window), faults, strict=True), key=lambda each: each[0])
+        return cls(site, [each for each in due if last or each[1].kind is not FaultKind.DISK_FULL])
 
     def begin(self, start_ns: int) -> None:
         """Tell when the window starts, CLOCK_MONOTONIC."""
@@ -166,6 +178,11 @@ class Injector:
         """End what is still in force, and tell what was done, in the order of the beginnings."""
         while self._active:
             self._end(*self._active.pop())
+        return self.done
+
+    @property
+    def done(self) -> tuple[Occurrence, ...]:
+        """What was done and is over, in the order of the beginnings."""
         return tuple(sorted(self._done, key=lambda occurrence: occurrence.begin_s))
 
     def abandon(self, error: BaseException) -> None:
@@ -313,6 +330,13 @@ def _clock_stepped(site: Site, fault: Fault) -> Iterator[None]:
         raise FidelityError(f"fault {fault.name}: the clock was not set back; {child.tail()}")
 
 
+@contextmanager
+def _disk_full(site: Site, _fault: Fault) -> Iterator[None]:
+    """It stays full: what could not be written cannot be written later either, and nothing after it is measured."""
+    site.fill_disk()
+    yield
+
+
 WAYS: Mapping[FaultKind, Callable[[Site, Fault], AbstractContextManager[None]]] = {
     FaultKind.LINK_DOWN: _link_down,
     FaultKind.RATE_CHANGE: _rate_change,
@@ -325,12 +349,18 @@ WAYS: Mapping[FaultKind, Callable[[Site, Fault], AbstractContextManager[None]]] 
     FaultKind.SERVER_SLOWED: _server_impaired,
     FaultKind.SERVER_WRONG: _server_impaired,
     FaultKind.CLOCK_STEPPED: _clock_stepped,
+    FaultKind.DISK_FULL: _disk_full,
 }
 """How each kind is done, and undone."""
 
 
-def require(scenario: Scenario, datapath: Datapath) -> None:
+def require(scenario: Scenario, datapath: Datapath, out: Path) -> None:
     """Refuse faults that cannot be done here, before anything is built.
+
+    Args:
+        scenario: With its faults.
+        datapath: Which one carries it.
+        out: Folder that is to receive the run's folder.
 
     Raises:
         PreflightError: Naming each.
@@ -349,6 +379,8 @@ def require(scenario: Scenario, datapath: Datapath) -> None:
             for fault in scenario.faults
             if fault.kind is FaultKind.CLOCK_STEPPED
         ]
+    if filling := [fault.name for fault in scenario.faults if fault.kind is FaultKind.DISK_FULL]:
+        wrong += [f"fault {filling[0]}: {problem}" for problem in room.own_disk_problems(out)]
     if wrong:
         raise PreflightError(wrong)
 

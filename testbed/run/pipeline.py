@@ -34,7 +34,7 @@ from testbed.run import faults, room
 from testbed.run.assemble import Measured, assemble
 from testbed.run.bounds import bounds_of
 from testbed.run.calibrate import PATH_FLOOR_S, bracketed, calibrate
-from testbed.run.faults import Injector, Site
+from testbed.run.faults import Injector, Occurrence, Site
 from testbed.run.gates import gates_of
 from testbed.run.keepsakes import discard_captures, keep_captures
 from testbed.run.preflight import (
@@ -113,7 +113,7 @@ def run_reserved(scenario: Scenario, options: Options, progress: Progress, reser
     require_root()
     require_limited()
     datapath = choose_datapath(scenario.datapath)
-    faults.require(scenario, datapath)
+    faults.require(scenario, datapath, options.out)
     require_sender(scenario)
     require_few(scenario)
     require_unimpaired(scenario)
@@ -129,6 +129,7 @@ def run_reserved(scenario: Scenario, options: Options, progress: Progress, reser
                 TandemNetwork(scenario, datapath, placement=placement, awake=options.keep_awake)
             )
             folder = outer.enter_context(_new_folder(options.out, scenario.name, network.journal.runid))
+            fill_disk = outer.enter_context(room.filling(folder))
             controllers = {
                 domain.name: stack.enter_context(start_controller(network, index, domain.name))
                 for index, domain in enumerate(scenario.domains)
@@ -136,7 +137,7 @@ def run_reserved(scenario: Scenario, options: Options, progress: Progress, reser
         with steps.step("reserving"):
             reservations = stack.enter_context(reserving(network, controllers))
         try:
-            _gather(evidence, Stage(network, controllers, folder), reservations, options, steps)
+            _gather(evidence, Stage(network, controllers, folder, fill_disk), reservations, options, steps)
         except (FidelityError, ReservationError) as error:
             evidence.failure = room.why(folder, error.problems)
         except PreflightError as error:
@@ -152,7 +153,13 @@ def run_reserved(scenario: Scenario, options: Options, progress: Progress, reser
     with room.written_or_nothing(folder):
         with steps.step("judging"):
             record = assemble(
-                scenario, folder, evidence.measured, evidence.bounds, reservations, failure=evidence.failure
+                scenario,
+                folder,
+                evidence.measured,
+                evidence.bounds,
+                reservations,
+                failure=evidence.failure,
+                broken=evidence.broken,
             )
         record = record.model_copy(
             update={
@@ -213,19 +220,38 @@ def found_federation(network: TandemNetwork, controllers: Mapping[str, Controlle
     )
 
 
+@dataclass(frozen=True)
+class _Granted:
+    """What a warm-up supports.
+
+    Attributes:
+        host_s: What the host may add to packets on a path.
+        idle: What packets take of an idle path, by tenant.
+        requests: Request tenants' terms, by tenant.
+    """
+
+    host_s: float
+    idle: Mapping[str, IdlePath]
+    requests: Mapping[str, Granted]
+
+
 @dataclass
 class _Evidence:
     """What a run has gathered so far, so that one which cannot go on still says how far it came.
 
     Attributes:
+        granted: What the warm-up supports.
         failure: Why it could not go on; empty if it could.
+        broken: Faults that were done in the window that could not be ended.
     """
 
     bounds: Bounds = field(default_factory=Bounds)
     probes: Sequence[ProbeResult] = ()
     measured: list[Measured] = field(default_factory=list)
     installed: dict[str, Any] = field(default_factory=dict)
+    granted: _Granted = field(default_factory=lambda: _Granted(PATH_FLOOR_S, {}, {}))
     failure: tuple[str, ...] = ()
+    broken: tuple[Occurrence, ...] = ()
 
 
 def _gather(evidence: _Evidence, stage: Stage, reservations: Reservations, options: Options, steps: _Steps) -> None:
@@ -240,14 +266,14 @@ def _gather(evidence: _Evidence, stage: Stage, reservations: Reservations, optio
         with steps.step("starting inference servers"):
             start_servers(network)
     with steps.step("calibrating") as step:
-        granted = _calibrate(stage, reservations, step, options.stop)
+        evidence.granted = _calibrate(stage, reservations, step, options.stop)
         steps.require_wanted()
     with steps.step("probing"):
         evidence.probes = probe(network, reservations.programs, before_each=steps.require_wanted)
         network.enlarge_buffers()
     evidence.installed = {name: client.read_back() for name, client in stage.controllers.items()}
-    evidence.bounds = bounds_of(reservations, granted.host_s, granted.requests)
-    for measured in _measure(stage, reservations, granted, options, steps):
+    evidence.bounds = bounds_of(reservations, evidence.granted.host_s, evidence.granted.requests)
+    for measured in _measure(evidence, stage, reservations, options, steps):
         evidence.measured.append(measured)
 
 
@@ -296,21 +322,6 @@ def _new_folder(out: Path, name: str, runid: str) -> Iterator[Path]:
         with suppress(OSError):
             folder.rmdir()
         raise
-
-
-@dataclass(frozen=True)
-class _Granted:
-    """What a warm-up supports.
-
-    Attributes:
-        host_s: What the host may add to packets on a path.
-        idle: What packets take of an idle path, by tenant.
-        requests: Request tenants' terms, by tenant.
-    """
-
-    host_s: float
-    idle: Mapping[str, IdlePath]
-    requests: Mapping[str, Granted]
 
 
 def _calibrate(stage: Stage, reservations: Reservations, step: Step, stop: Callable[[], bool]) -> _Granted:
@@ -365,27 +376,32 @@ def _cool_down(
 
 
 def _site(stage: Stage, reservations: Reservations) -> Site:
-    return Site(stage.network, stage.controllers, lambda: reservations.programs)
+    return Site(stage.network, stage.controllers, lambda: reservations.programs, stage.fill_disk)
 
 
 def _measure(
-    stage: Stage, reservations: Reservations, granted: _Granted, options: Options, steps: _Steps
+    evidence: _Evidence, stage: Stage, reservations: Reservations, options: Options, steps: _Steps
 ) -> Iterator[Measured]:
-    scenario = stage.network.scenario
+    scenario, granted = stage.network.scenario, evidence.granted
     for index in range(1, options.seeds + 1):
         with steps.step(f"measuring {index} of {options.seeds}") as step:
             drift = reservations.drift()
             shapers = stage.shapers()
             seed = scenario.seed + index - 1
-            window = stage.play(
-                index,
-                seed=seed,
-                duration_s=scenario.duration_s,
-                conforming=False,
-                step=step,
-                stop=options.stop,
-                faults=Injector.of(_site(stage, reservations), seed, index),
-            )
+            injector = Injector.of(_site(stage, reservations), seed, index, last=index == options.seeds)
+            try:
+                window = stage.play(
+                    index,
+                    seed=seed,
+                    duration_s=scenario.duration_s,
+                    conforming=False,
+                    step=step,
+                    stop=options.stop,
+                    faults=injector,
+                )
+            except (FidelityError, OSError):
+                evidence.broken = injector.done
+                raise
             if not window.complete and not window.everyone_sent:
                 # Cut off before every tenant had sent a packet: there is nothing in it to judge.
                 steps.require_wanted()

@@ -9,17 +9,27 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from testbed.errors import FidelityError, PreflightError
+from testbed.report.record import RECORD_NAME
 from testbed.run.keepsakes import discard_captures
 
 HELD_BYTES = 8 * 2**20
 """Of record, report and test results; samples are smaller than the captures they come from."""
 
+MOST_FILLED_BYTES = 2**30
+"""Largest file system that is ever filled on purpose."""
+
+SAID = "the disk is full"
+
 _HELD_NAME = ".held"
+_CHUNK_BYTES, _LEAST_BYTES = 2**24, 2**9
+_FORMATTED = "lost+found"
+_MOUNTS, _ROOT, _POINT = Path("/proc/self/mountinfo"), 3, 4
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _LITTLE_BYTES = 2**20
 """A disk with less room is full: some writer has failed, or is about to."""
@@ -45,6 +55,72 @@ def held(folder: Path) -> Iterator[None]:
         yield
     finally:
         path.unlink()
+
+
+def own_disk_problems(out: Path) -> tuple[str, ...]:
+    """What stands in the way of filling the file system of `out` on purpose; nothing if nothing but runs lies on it.
+
+    Args:
+        out: Folder that is to receive a run's folder; it need not be there.
+    """
+    folder = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.is_dir()).resolve()
+    size = _size_bytes(folder)
+    found = f"one of {size / 1e6:,.0f} MB"
+    if size <= MOST_FILLED_BYTES:
+        stranger = next(_strangers(folder), None)
+        if stranger is None:
+            return ()
+        found = f"one that holds {stranger}"
+    said = (
+        f"{out}: the file system that this lies on is to be filled: found {found}, expected one of at most "
+        f"{MOST_FILLED_BYTES / 1e6:,.0f} MB with nothing but finished runs on it; make one (mount -t tmpfs "
+        "-o size=256m none FOLDER) and choose a folder on it with --out"
+    )
+    return (said,)
+
+
+def _size_bytes(folder: Path) -> int:
+    found = os.statvfs(folder)
+    return found.f_blocks * found.f_frsize
+
+
+def _strangers(folder: Path) -> Iterator[Path]:
+    """What lies on the file system of a folder of runs, or beside the way to it, and is no finished run."""
+    yield from (path for path in folder.iterdir() if path.name != _FORMATTED and not (path / RECORD_NAME).is_file())
+    while not folder.is_mount():
+        yield from (path for path in folder.parent.iterdir() if path.name != _FORMATTED and path != folder)
+        folder = folder.parent
+    # A folder of a file system may be mounted alone, and the rest of it be elsewhere.
+    mounts = (line.split() for line in _MOUNTS.read_text(encoding="utf-8").splitlines())
+    root = [fields[_ROOT] for fields in mounts if fields[_POINT] == str(folder)]
+    if root[-1:] != ["/"]:
+        yield folder
+
+
+@contextmanager
+def filling(folder: Path) -> Iterator[Callable[[], None]]:
+    """A way to take all room that is left beside a folder, given back at the end, and when the process is killed.
+
+    The file that takes it has no name, so that nothing is left of it whatever becomes of the run. Where more than
+    `MOST_FILLED_BYTES` could be taken nothing is, and `FidelityError` raised.
+    """
+    with ExitStack() as stack:
+
+        def fill() -> None:
+            if _size_bytes(folder) > MOST_FILLED_BYTES:
+                raise FidelityError(own_disk_problems(folder))
+            descriptor = stack.enter_context(tempfile.TemporaryFile(dir=folder, buffering=0)).fileno()
+            taken, chunk = 0, _CHUNK_BYTES
+            while chunk >= _LEAST_BYTES and taken < MOST_FILLED_BYTES:
+                try:
+                    os.posix_fallocate(descriptor, taken, chunk)
+                    taken += chunk
+                except OSError as error:
+                    if not is_full(error):
+                        raise
+                    chunk //= 2
+
+        yield fill
 
 
 def why(folder: Path, failure: Sequence[str]) -> tuple[str, ...]:
@@ -77,4 +153,4 @@ def written_or_nothing(folder: Path) -> Iterator[None]:
 
 
 def _full(folder: Path) -> str:
-    return f"{folder}: the disk is full; free space, or choose another folder with --out"
+    return f"{folder}: {SAID}; free space, or choose another folder with --out"

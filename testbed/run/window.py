@@ -169,11 +169,13 @@ class Stage:
         network: The network, installed.
         controllers: One client per domain, by name.
         folder: Where captures and records of the windows go.
+        fill_disk: Takes all room that is left beside them.
     """
 
     network: TandemNetwork
     controllers: Mapping[str, ControllerClient]
     folder: Path
+    fill_disk: Callable[[], None]
 
     def play(
         self,

@@ -16,11 +16,11 @@ _STEP = Quantity(TIME, Fraction(1, 1000), Fraction(1, 10))
 _LASTS = Quantity(TIME, Fraction(1, 100), Fraction(7200))
 
 _FAULT_NAME = Field("name", Name(), "Unique among the faults.", required=True)
-_FAULT_MOMENT = (
+_FAULT_BEGIN = (
     Field("at", INSTANT, "When it begins, from the start of the measured window.", required=True),
-    Field("for", _LASTS, "How long it lasts.", required=True),
     Field("spread", INSTANT, "It begins at a moment drawn by the seed from this long after at.", default="0 s"),
 )
+_FAULT_MOMENT = (_FAULT_BEGIN[0], Field("for", _LASTS, "How long it lasts.", required=True), _FAULT_BEGIN[1])
 _FAULT_TIMES = (
     *_FAULT_MOMENT,
     Field(
@@ -99,6 +99,10 @@ FAULT = Variants(
         "clock-stepped": Record(
             "the host's clock set forward and back again",
             (_FAULT_NAME, Field("by", _STEP, "How far it is set forward.", required=True), *_FAULT_MOMENT),
+        ),
+        "disk-full": Record(
+            "a disk under the run's folder that becomes full in the last window and stays so",
+            (_FAULT_NAME, *_FAULT_BEGIN),
         ),
     },
     help="What is broken.",

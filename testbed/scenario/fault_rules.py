@@ -48,7 +48,7 @@ def _fault(section: Section) -> Fault:
         name=section.get("name"),
         kind=kind,
         at_s=float(section.get("at")),
-        for_s=float(section.get("for")),
+        for_s=float(section.get("for", 0)),
         recovery_s=float(section.get("recovers-within", 1)),
         spread_s=float(section.get("spread", 0)),
         domain=section.get("domain"),

@@ -30,6 +30,7 @@ class FaultKind(StrEnum):
     SERVER_SLOWED = "server-slowed"
     SERVER_WRONG = "server-wrong"
     CLOCK_STEPPED = "clock-stepped"
+    DISK_FULL = "disk-full"
 
 
 IMPAIRED_KINDS = frozenset({FaultKind.SERVER_SLOWED, FaultKind.SERVER_WRONG})
@@ -47,7 +48,7 @@ class Fault:
         kind: What is done.
         at_s: When it begins at the earliest.
         spread_s: It begins at a moment drawn uniformly from this long after `at_s`.
-        for_s: How long it lasts.
+        for_s: How long it lasts; 0 for a disk, which stays full until the run ends.
         recovery_s: How long after its end the tenants that fail may go on failing.
         domain: Whose part of the network it is done to.
         tenant: Whose queue, where it is one tenant's alone.

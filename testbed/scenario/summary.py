@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from testbed.scenario.faults import Fault
+from testbed.scenario.faults import Fault, FaultKind
 from testbed.scenario.federation import Intent, Market, Operator
 from testbed.scenario.model import (
     Arrivals,
@@ -48,10 +48,10 @@ def lines(scenario: Scenario) -> list[str]:
 def _fault(fault: Fault) -> str:
     spread = f" .. {quantity(fault.at_s + fault.spread_s, TIME)}" if fault.spread_s else ""
     who = f"{', '.join(fault.fails)} must fail" if fault.fails else "nobody may fail"
-    return (
-        f"fault {fault.name}: {fault.describe()}, at {quantity(fault.at_s, TIME)}{spread} for "
-        f"{quantity(fault.for_s, TIME)}; {who}, over within {quantity(fault.recovery_s, TIME)}"
-    )
+    said = f"fault {fault.name}: {fault.describe()}, at {quantity(fault.at_s, TIME)}{spread}"
+    if fault.kind is FaultKind.DISK_FULL:
+        return f"{said} of the last window, which ends the run"
+    return f"{said} for {quantity(fault.for_s, TIME)}; {who}, over within {quantity(fault.recovery_s, TIME)}"
 
 
 def market_lines(sold: Market) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from testbed.emulation import clean
 from testbed.emulation.journal import RUNS
 from testbed.report.record import read_record
 from testbed.telemetry import samples
-from tests.integration.conftest import ROOT
+from tests.integration.conftest import ROOT, Command
 from tests.integration.controller_lab import wait_for
 from tests.integration.spine import small
 
@@ -89,3 +90,34 @@ def test_a_run_does_not_begin_where_its_results_would_not_fit(disk: Path, tmp_pa
     assert ended.returncode == 2
     assert "GB free, captures of 3 s may need" in ended.stderr
     assert list(disk.iterdir()) == [disk / "other"]
+
+
+FULL = "faults:\n  - {name: full, kind: disk-full, at: 500 ms, spread: 500 ms}\n"
+
+
+def test_a_scenario_fills_a_disk_of_its_own_in_the_last_window_and_the_one_before_is_kept(
+    testbed: Command, disk: Path, tmp_path: Path
+) -> None:
+    scenario, runs = small(tmp_path), frozenset(RUNS.glob("*"))
+    scenario.write_text(scenario.read_text(encoding="utf-8") + FULL, encoding="utf-8")
+    refused = testbed("run", str(scenario), "--out", str(tmp_path / "runs"))
+    assert refused.returncode == 2
+    assert "fault full: " in refused.stderr
+    assert not (tmp_path / "runs").exists()
+
+    ended = testbed("run", str(scenario), "--seeds", "2", "--out", str(disk / "runs"))
+    print(ended.stdout, ended.stderr)
+    assert ended.returncode == 3
+    (folder,) = (disk / "runs").iterdir()
+    record = read_record(folder)
+    assert (record.verdict, [window.index for window in record.windows]) == ("INVALID", [1])
+    (full,) = record.faults
+    assert (full.name, full.window, full.met) == ("full", 2, True)
+    assert 0.5 <= full.begin_s <= 1.1
+    (expected,) = full.expectations
+    assert "the disk is full" in expected.found
+    assert len(samples.read(folder / record.windows[0].samples["steady"])[0]) > 500
+    # What filled it is gone.
+    assert shutil.disk_usage(disk).free > DISK_BYTES / 2
+    assert set(RUNS.glob("*")) == runs
+    assert clean.left_behind() == ()

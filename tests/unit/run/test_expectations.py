@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
 
 from testbed.report.record import ExpectationRecord, FaultRecord, GateRecord
-from testbed.run.expectations import Packets, expectations, outside
-from testbed.run.faults import COUNTERS, EXPLAINED, WAYS, Occurrence, explains
+from testbed.run.expectations import Packets, ended_by, expectations, outside
+from testbed.run.faults import COUNTERS, EXPLAINED, UNFINISHED, WAYS, Injector, Occurrence, Site, explains
 from testbed.run.judge import run_verdict
 from testbed.scenario.faults import Fault, FaultKind, begin_s
 from testbed.scenario.model import Misbehaviour, PoissonArrivals, Promise, Tenant
@@ -106,6 +108,28 @@ def test_of_a_clock_that_was_stepped_only_its_gate_is_asked(seen: bool) -> None:
     (caught,) = expectations(done, [FAR, NEAR], {"far": packets(2, 3), "near": packets(0, 0)}, gates)
     assert (caught.tenant, caught.met, caught.found) == ("all", seen, "up to 1 ms in between")
     assert not explains([done], "clock step", "east", "far")
+
+
+FULL = Fault("full", FaultKind.DISK_FULL, at_s=2.0, for_s=0.0, recovery_s=1.0)
+
+
+@pytest.mark.parametrize(("detail", "met"), [("runs/1: the disk is full; free space", True), ("a sender ended", False)])
+def test_a_disk_that_was_filled_is_to_be_why_the_run_could_not_go_on(detail: str, met: bool) -> None:
+    gate = GateRecord(name=UNFINISHED, value=1, limit=0, ok=False, detail=detail, window=2)
+    (caught,) = ended_by(replace(DONE, fault=FULL), [gate])
+    assert (caught.tenant, caught.met, caught.found) == ("all", met, detail)
+    assert not list(ended_by(DONE, [gate]))
+    # Whoever measures to the end has not noticed.
+    (unseen,) = expectations(replace(DONE, fault=FULL), [FAR], {"far": packets(0, 0)})
+    assert (unseen.met, unseen.found) == (False, "nothing")
+
+
+def test_only_in_the_last_window_a_disk_is_filled() -> None:
+    network = SimpleNamespace(scenario=SimpleNamespace(faults=(FULL, CUT)))
+    site = cast(Site, SimpleNamespace(network=network))
+    first, last = (Injector.of(site, 7, window, last=window == 2) for window in (1, 2))
+    assert [fault.name for _, fault in first.due] == ["cut"]
+    assert {fault.name for _, fault in last.due} == {"full", "cut"}
 
 
 def test_a_tenant_that_breaks_its_own_contract_or_has_no_promise_is_held_to_nothing() -> None:

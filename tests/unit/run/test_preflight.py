@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -9,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from testbed.emulation import packet_filter
-from testbed.errors import PreflightError
-from testbed.run import faults
+from testbed.errors import FidelityError, PreflightError
+from testbed.run import faults, room
 from testbed.run.preflight import MOST_TENANTS, require_few, require_memory, require_room, require_sender
 from testbed.run.requests import require_warm_up
+from testbed.scenario.faults import Fault, FaultKind
 from testbed.scenario.loader import load
 from testbed.scenario.model import Datapath, Scenario
 from testbed.traffic import nghttp2
@@ -80,13 +83,36 @@ def test_more_tenants_than_a_network_carries_are_referred_to_the_simulator(smoke
 def test_faults_that_a_kernel_cannot_do_are_named_with_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
     scenario = load(FAULTS)
     monkeypatch.setattr(packet_filter, "ingress_available", lambda: False)
-    faults.require(scenario, Datapath.USERSPACE)
+    faults.require(scenario, Datapath.USERSPACE, Path())
     with pytest.raises(PreflightError) as caught:
-        faults.require(scenario, Datapath.KERNEL)
+        faults.require(scenario, Datapath.KERNEL, Path())
     assert [problem.partition(":")[0] for problem in caught.value.problems] == ["fault loss", "fault detour"]
     assert all("load them (modprobe -a sch_ingress cls_bpf act_gact)" in problem for problem in caught.value.problems)
     monkeypatch.setattr(packet_filter, "ingress_available", lambda: True)
-    faults.require(scenario, Datapath.KERNEL)
+    faults.require(scenario, Datapath.KERNEL, Path())
+
+
+FULL = Fault("full", FaultKind.DISK_FULL, at_s=1.0, for_s=0.0, recovery_s=1.0)
+
+
+@pytest.mark.parametrize(("size", "found"), [(2**30, "one that holds /"), (2**30 + 1, "one of 1,074 MB")])
+def test_no_disk_is_filled_that_is_large_or_has_anything_but_runs_on_it(
+    size: int, found: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, smoke: Scenario
+) -> None:
+    monkeypatch.setattr(room, "_size_bytes", lambda _folder: size)
+    with pytest.raises(PreflightError, match=f"fault full: .*/runs: the file system .* is to be filled: found {found}"):
+        faults.require(replace(smoke, faults=(FULL,)), Datapath.USERSPACE, tmp_path / "runs")
+
+
+def test_a_disk_that_became_large_is_not_filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(_descriptor: int, _offset: int, _length: int) -> None:
+        # Whatever is wrong with it, this test takes no room.
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(os, "posix_fallocate", refused)
+    monkeypatch.setattr(room, "_size_bytes", lambda _folder: 2**30 + 1)
+    with room.filling(tmp_path) as fill, pytest.raises(FidelityError, match=r"is to be filled: found one of 1,"):
+        fill()
 
 
 def test_who_sends_requests_needs_the_library_that_does(monkeypatch: pytest.MonkeyPatch, smoke: Scenario) -> None:
