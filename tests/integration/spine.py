@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,15 +76,20 @@ def small(folder: Path, *, duration_s: int = 2) -> Path:
     return file
 
 
-def crowd(folder: Path) -> Path:
-    """A file of one domain and many tenants, each with a reservation of its own size."""
-    tenants = "".join(
+def crowd(folder: Path, *, domains: Sequence[str] = ("only",), tenants: int = CROWD, burst: str = "5 kB") -> Path:
+    """A file of these domains and so many tenants, each with a reservation of its own size in all of them."""
+    path = "".join(
+        f"  - {{name: {name}, link-rate: 20 Mbit/s{', compute: true' if name == domains[-1] else ''}}}\n"
+        for name in domains
+    )
+    members = "".join(
         f"  - {{name: t{number}, arrivals: {{model: poisson, rate: {40 + number} kbit/s, size: 500 B}}, reservation: "
-        f"{{rate: {2 * (40 + number)} kbit/s, burst: 5 kB}}, promise: {{deadline: 2 s, epsilon: 0.1}}}}\n"
-        for number in range(1, CROWD + 1)
+        f"{{rate: {2 * (40 + number)} kbit/s, burst: {burst}}}, promise: {{deadline: 2 s, epsilon: 0.1}}}}\n"
+        for number in range(1, tenants + 1)
     )
     file = folder / "crowd.yaml"
-    file.write_text(SMALL.partition("tenants:\n")[0].format(duration_s=2) + f"tenants:\n{tenants}", encoding="utf-8")
+    settings = SMALL.partition("domains:\n")[0].format(duration_s=2)
+    file.write_text(f"{settings}domains:\n{path}tenants:\n{members}", encoding="utf-8")
     return file
 
 
