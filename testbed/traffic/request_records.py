@@ -137,8 +137,9 @@ class RequestSpec:
         priority: SCHED_FIFO priority, used where the host permits it; None for the normal scheduler.
         tokens: `.npz` file with an int64[n, 2] named `tokens` where a model of text is asked: bytes of context and
             bytes to generate of each row of the trace; None for a digit classifier.
-        spin_ns: How long before a request is due the sender stops sleeping and watches the clock instead; a wake-up is
-            late by some 50 us as a rule, which costs 1 % of a core at 100 requests/s and 20 % at 2,000.
+        spin_ns: How long before a request is due the sender stops sleeping and watches the clock instead, reading
+            answers until the last 100 us; a wake-up is late by some 50 us as a rule, which costs 1 % of a core at 100
+            requests/s and 20 % at 2,000.
     """
 
     tenant: int

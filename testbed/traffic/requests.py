@@ -47,6 +47,8 @@ _MAKING_NS = 200_000
 """Messages are made ahead while nothing is due for so long, several times what one takes, ..."""
 _MADE_AHEAD = 16
 """... but not more than these."""
+_CLOCK_ONLY_NS = 100_000
+"""Whoever watches the clock for longer reads answers meanwhile, but for so long."""
 _UNREAD_NS = 1_000_000
 """What is due goes before answers, unless they have been left unread for so long."""
 _ASK_AGAIN_S = 0.1
@@ -196,12 +198,13 @@ class Calls:
     def _wait(self, connection: Connection, k: int, due_ns: int, stop: Stop) -> None:
         """Let answers in, and make messages, until call `k` is due."""
         wake_ns = due_ns - self.spec.spin_ns
+        last_ns = due_ns - min(self.spec.spin_ns, _CLOCK_ONLY_NS)
         while not stop.requested:
             now_ns = time.monotonic_ns()
-            if now_ns >= wake_ns and now_ns - self._read_ns < _UNREAD_NS:
+            if now_ns >= last_ns and now_ns - self._read_ns < _UNREAD_NS:
                 break
             until_ns, ahead = min(wake_ns, now_ns + _SLICE_NS), k + len(self._made)
-            if wake_ns - now_ns > _MAKING_NS and len(self._made) < _MADE_AHEAD and ahead < len(self.schedule):
+            if last_ns - now_ns > _MAKING_NS and len(self._made) < _MADE_AHEAD and ahead < len(self.schedule):
                 self._made.append(self._make(ahead))
                 until_ns = now_ns
             connection.serve(until_ns)

@@ -256,6 +256,14 @@ def test_every_message_is_made_once_and_in_its_turn_also_those_made_ahead(
     assert record.summary()["status"] == {"OK": 60}
 
 
+def test_answers_are_read_while_the_clock_is_watched_for_long(running: Running, stop: Stop) -> None:
+    due_s = np.array([0.0, 0.5])
+    schedule = replace(at_once(2), time_s=due_s)
+    record = sent(running, schedule, stop, spin_ns=10**9)
+    assert record.status.tolist() == [OK, OK]
+    assert record.received_s[0] < due_s[1] <= record.sent_s[1]
+
+
 def test_calls_begin_whatever_became_of_the_earlier_ones(running: Running, stop: Stop) -> None:
     running.gate.close()
     schedule = at_once(5)
