@@ -22,6 +22,7 @@ _SUPPORT = {
     "__main__",
     "blame",
     "figures",
+    "inference_isolation",
     "inference_lab",
     "inference_process",
     "inference_wire",

@@ -25,6 +25,7 @@ import numpy.typing as npt
 from safetensors.numpy import load_file
 from scipy import stats
 
+from benchmarks import inference_isolation as isolation
 from benchmarks import inference_lab as lab
 from benchmarks import inference_process as process
 from benchmarks import inference_wire as wire
@@ -37,7 +38,6 @@ from testbed.envelope import Validity
 from testbed.management.compute_envelope import calibrate_compute, contradictions
 from testbed.traffic.request_records import OK, RequestRecord
 
-_SMALL, _MEDIUM, _LARGE = "digits-small", "digits-medium", "digits-large"
 _CALLS = (1, 2, 4, 8, 16)
 """Unanswered calls of a closed loop: from a server that waits to one that is always busy."""
 _ROUNDS = 3
@@ -52,19 +52,8 @@ _WORK = {
 }
 _COST_CALLS, _COST_SERVERS = 8, len(_WORK) + 3
 _STORM = 3.0
-_CAPPED = "--capped-shares"
-_OWN, _FLOODER, _FLOOD = 0.5, 0.1, 10.0
-"""Shares of the two tenants, and how many times its own the second offers: all that the server computes. The server has
-the last core for itself, and its clients the others, or a flood would take its time from it there."""
-_FLOOD_IMAGES = 16
 _IDLE_RATE = 300.0
-_WAITING = 0.7
-_FLOODED_S, _SETTLING_S = 4.0, 1.0
-"""How long another rests, offers its own rate, and floods, again and again; and what is left out of each, in which
-calls of the one before are still answered or given up."""
-_FLOODED_WINDOWS = 9
-"""How many windows it takes in all."""
-_BOOTSTRAPS = 1000
+_WAITING, _WAITING_IMAGES = 0.7, 16
 _WIRE_RATE = 2000.0
 _STORM_S = 10.0
 _SOAK = 0.7
@@ -92,15 +81,15 @@ def _throughput(options: argparse.Namespace, folder: Path) -> Iterator[Figure]:
     A peer is compared where it answers the most: with what ours answers at a p99 of at most the peer's there.
     """
     request, weights = folder / "request", folder / "weights.npz"
-    request.write_bytes(lab.message(_SMALL, 1))
-    np.savez(weights, **load_file(HELD_OUT.parent / f"{_SMALL}.safetensors"))
+    request.write_bytes(lab.message(lab.SMALL, 1))
+    np.savez(weights, **load_file(HELD_OUT.parent / f"{lab.SMALL}.safetensors"))
     seconds = options.seconds / _ROUNDS / len(_CALLS)
     rounds: list[dict[str, list[Load]]] = []
     with ExitStack() as stack:
         ours = {
-            "batch 1": stack.enter_context(lab.server("--models", _SMALL)),
+            "batch 1": stack.enter_context(lab.server("--models", lab.SMALL)),
             f"batches of {_BATCH_ROWS}": stack.enter_context(
-                lab.server("--models", _SMALL, "--batch-rows", str(_BATCH_ROWS))
+                lab.server("--models", lab.SMALL, "--batch-rows", str(_BATCH_ROWS))
             ),
         }
         answer = {"ModelInfer": lab.answer(ours["batch 1"], request)}
@@ -126,17 +115,17 @@ def _throughput(options: argparse.Namespace, folder: Path) -> Iterator[Figure]:
             f"{peer} at its {np.median([peak.per_s for peak in peaks]):.0f}/s; median of {_ROUNDS} rounds, ratios "
             f"{min(ratios):.2f} to {max(ratios):.2f}"
         )
-        title, ratio = f"{_SMALL}, {mine}: throughput over {peer}", float(np.median(ratios))
+        title, ratio = f"{lab.SMALL}, {mine}: throughput over {peer}", float(np.median(ratios))
         yield Figure(title, ratio, note=note) if goal is None else at_least(title, ratio, goal, note=note)
 
 
 def _cost(options: argparse.Namespace, folder: Path) -> Iterator[Figure]:
     """Processor time of a server for each call: of the echo, of the echo with what no server can spare, and of ours."""
     request = folder / "request"
-    request.write_bytes(lab.message(_SMALL, 1))
+    request.write_bytes(lab.message(lab.SMALL, 1))
     seconds = options.seconds / _ROUNDS / _COST_SERVERS
     with ExitStack() as stack:
-        ours = stack.enter_context(lab.server_process("--models", _SMALL))
+        ours = stack.enter_context(lab.server_process("--models", lab.SMALL))
         answer = {"ModelInfer": lab.answer(ours[0], request)}
         servers = {"nothing else (the bare echo)": stack.enter_context(lab.echo_process(answer))}
         for work, about in _WORK.items():
@@ -145,7 +134,7 @@ def _cost(options: argparse.Namespace, folder: Path) -> Iterator[Figure]:
         servers |= {
             "everything, batch 1 (our server)": ours,
             f"everything, batches of {_BATCH_ROWS}": stack.enter_context(
-                lab.server_process("--models", _SMALL, "--batch-rows", str(_BATCH_ROWS))
+                lab.server_process("--models", lab.SMALL, "--batch-rows", str(_BATCH_ROWS))
             ),
         }
         for target, _ in servers.values():
@@ -164,8 +153,8 @@ def _cost(options: argparse.Namespace, folder: Path) -> Iterator[Figure]:
 
 def _agreement(options: argparse.Namespace, folder: Path) -> Iterator[Figure]:
     """Both generators before a server that is hardly used, and before one that keeps its requests waiting."""
-    yield from _agreed(options, folder, "hardly waiting", model=_SMALL, images=1, rate=_IDLE_RATE)
-    yield from _agreed(options, folder, "waiting", model=_LARGE, images=_FLOOD_IMAGES, load=_WAITING)
+    yield from _agreed(options, folder, "hardly waiting", model=lab.SMALL, images=1, rate=_IDLE_RATE)
+    yield from _agreed(options, folder, "waiting", model=lab.LARGE, images=_WAITING_IMAGES, load=_WAITING)
 
 
 def _agreed(
@@ -192,7 +181,7 @@ def _agreed(
             target = stack.enter_context(lab.server("--models", model))
         stack.enter_context(lab.on_cores(clients or [last]))
         if load:
-            rate = load * _capacity(folder, target, images, model=model)
+            rate = load * lab.capacity(folder, target, model, images)
         for seed in range(options.seed, options.seed + _TURNS):
             drawn = lab.like_loadgen(rate / 2, seconds, seed + _TURNS, request.stat().st_size)
             how: dict[str, Any] = {"model": model, "images": images, "rate": rate / 2, "seconds": seconds}
@@ -245,7 +234,7 @@ def _apart(ratio: float) -> float:
 
 def _wire(options: argparse.Namespace, folder: Path) -> Iterator[Figure]:
     """The sender's lateness before a server that costs the least, on a core of its own, and before ours."""
-    how: dict[str, Any] = {"model": _SMALL, "images": 1, "rate": _WIRE_RATE, "seconds": options.seconds}
+    how: dict[str, Any] = {"model": lab.SMALL, "images": 1, "rate": _WIRE_RATE, "seconds": options.seconds}
     for receiver in wire.Receiver:
         found = wire.captured(folder, receiver, deadline_s=1.0, seed=options.seed, **how)
         samples, missed = found.samples, found.counts.missed
@@ -263,135 +252,12 @@ def _wire(options: argparse.Namespace, folder: Path) -> Iterator[Figure]:
             yield Figure(about, float(np.quantile(late_s, 0.999)) * 1e3, "ms", note=f"{_WIRE_RATE:g}/s")
 
 
-def _isolation(options: argparse.Namespace, folder: Path) -> Iterator[Figure]:
-    """A tenant alone, beside another that offers what it may, and beside the same when it floods.
-
-    Few enough images that there are many requests, and enough that computing them is most of what they cost. Shares
-    that lend what they do not use give a tenant more while others rest, so it has something to lose: those are shown.
-    """
-    yield from _flooded(options, folder, "isolation", _CAPPED, model=_LARGE, images=_FLOOD_IMAGES, goal=10.0)
-    yield from _flooded(options, folder, "isolation, shares that lend", model=_LARGE, images=_FLOOD_IMAGES)
-
-
-def _light(options: argparse.Namespace, folder: Path) -> Iterator[Figure]:
-    """The same where most of a request's cost is reading it, with and without a limit to the calls of a connection."""
-    how: dict[str, Any] = {"model": _MEDIUM, "images": options.images}
-    yield from _flooded(options, folder, "light requests", _CAPPED, goal=10.0, **how)
-    yield from _flooded(options, folder, "light requests, shares that lend", **how)
-    many = ("--calls-per-connection", "any")
-    yield from _flooded(options, folder, "the same, any number of calls a connection", *many, **how)
-
-
-def _flooded(
-    options: argparse.Namespace,
-    folder: Path,
-    title: str,
-    *server: str,
-    model: str,
-    images: int,
-    goal: float | None = None,
-) -> Iterator[Figure]:
-    """A tenant that goes on while another rests, offers what it may, and floods, each for a few seconds in turn.
-
-    So whatever moods the host has, all three have them. All seconds of a kind count as one.
-    """
-    shares = ("--share", f"alpha={_OWN}", "--share", f"bravo={_FLOODER}:64")
-    kinds = (0.0, 1.0, _FLOOD)
-    cycle_s = _FLOODED_S * len(kinds)
-    cycles = max(2, round(options.seconds * _FLOODED_WINDOWS / cycle_s))
-    *clients, last = sorted(os.sched_getaffinity(0))
-    with ExitStack() as stack:
-        with lab.on_cores([last]):
-            target = stack.enter_context(lab.server("--models", model, *shares, *server))
-        stack.enter_context(lab.on_cores(clients or [last]))
-        # Whoever has a capped share finds what that has, and not the whole server.
-        found_per_s = _capacity(folder, target, images, model=model)
-        share = found_per_s if _CAPPED in server else _OWN * found_per_s
-        how: dict[str, Any] = {
-            "model": model,
-            "images": images,
-            "seconds": cycles * cycle_s,
-            "deadline_s": _SETTLING_S,
-        }
-        own = lab.Sender(folder, "alpha", target, rate=0.7 * share, seed=options.seed, **how)
-        flood = lab.Sender(
-            folder,
-            "bravo",
-            target,
-            rate=_FLOOD * share * _FLOODER / _OWN,
-            seed=options.seed + 1,
-            kept=lambda time_s: _in_turn(time_s, [times / _FLOOD for times in kinds], seed=options.seed),
-            **how,
-        )
-        mine, theirs = _sent(own, flood)
-    found, others = (
-        {
-            times: [record.take(_settled(record, cycle * cycle_s + kind * _FLOODED_S)) for cycle in range(cycles)]
-            for kind, times in enumerate(kinds)
-        }
-        for record in (mine, theirs)
-    )
-    of_flood, answered = (
-        float(np.mean(np.concatenate([each.status for each in records[_FLOOD]]) == OK)) for records in (others, found)
-    )
-    said = (
-        f"{sum(len(each.schedule) for each in found[0.0])} requests at .7 of its share of {share:.0f}/s in {cycles} "
-        f"times {_FLOODED_S - _SETTLING_S:g} s, {answered:.1%} of them answered beside the flood, {of_flood:.0%} of it"
-    )
-    for times, what in ((1.0, "beside another's own rate"), (0.0, "alone")):
-        for name, level, most in (("p99", 0.99, None), ("p99.9", 0.999, goal)):
-            was, became, limits = _growth(found[times], found[_FLOOD], level)
-            note = f"{was:.2f} ms {what}, {became:.2f} ms beside {_FLOOD:g} times its own; {said}"
-            about = f"{title}: growth of a tenant's {name} from that {what}"
-            figure = Figure(about, 100 * (became / was - 1), "%", note=note, limits=limits)
-            yield figure if most is None else replace(figure, goal=Goal.AT_MOST, target=most)
-
-
-def _in_turn(time_s: npt.NDArray[np.float64], shares: Sequence[float], *, seed: int) -> npt.NDArray[np.bool_]:
-    """Which arrivals of a Poisson process are kept, so that its rate takes these shares of itself in turn, [n]."""
-    kept = np.array(shares)[(time_s // _FLOODED_S).astype(np.int64) % len(shares)]
-    return np.random.default_rng(seed).random(time_s.size) < kept
-
-
-def _settled(record: RequestRecord, begin_s: float) -> npt.NDArray[np.bool_]:
-    """Which requests were due in what began then, once that had settled, [n]."""
-    time_s = record.schedule.time_s
-    return (time_s >= begin_s + _SETTLING_S) & (time_s < begin_s + _FLOODED_S)
-
-
-def _growth(
-    before: Sequence[RequestRecord], after: Sequence[RequestRecord], level: float
-) -> tuple[float, float, tuple[float, float]]:
-    """A quantile of the latencies of all turns before and after, ms, and 95 % limits of its growth, per cent.
-
-    A request without an answer takes for ever. The limits come from drawing whole turns anew (percentile bootstrap):
-    what a host does outlasts a request.
-    """
-    turns = [
-        tuple(np.where(each.status == OK, each.latency_s, np.inf) for each in turn)
-        for turn in zip(before, after, strict=True)
-    ]
-
-    def levels(chosen: Sequence[int]) -> tuple[float, float]:
-        was, became = (
-            float(np.quantile(np.concatenate([turns[k][side] for k in chosen]), level, method="higher")) * 1e3
-            for side in (0, 1)
-        )
-        return was, became
-
-    rng = np.random.default_rng(1)
-    drawn = [levels(rng.integers(len(turns), size=len(turns)).tolist()) for _ in range(_BOOTSTRAPS)]
-    grown = [100 * (became / was - 1) for was, became in drawn]
-    low, high = (float(np.quantile(grown, level, method="nearest")) for level in (0.025, 0.975))
-    return *levels(range(len(turns))), (low, high)
-
-
 def _storm(options: argparse.Namespace, folder: Path) -> Iterator[Figure]:
-    with lab.server("--models", _LARGE) as target:
-        capacity = _capacity(folder, target, options.images)
-        how: dict[str, Any] = {"model": _LARGE, "images": options.images}
+    with lab.server("--models", lab.LARGE) as target:
+        capacity = lab.capacity(folder, target, lab.LARGE, options.images)
+        how: dict[str, Any] = {"model": lab.LARGE, "images": options.images}
         whole_s = 2 * _QUIET_S + _STORM_S
-        before = _counted(target, _LARGE)
+        before = _counted(target, lab.LARGE)
         probe = lab.Sender(
             folder, "probe", target, rate=0.1 * capacity, seconds=whole_s, deadline_s=2.0, seed=options.seed, **how
         )
@@ -401,7 +267,7 @@ def _storm(options: argparse.Namespace, folder: Path) -> Iterator[Figure]:
         probe.start()
         storm.start(_QUIET_S)
         stormed, probed = storm.record(), probe.record()
-        after = _counted(target, _LARGE)
+        after = _counted(target, lab.LARGE)
     end_s = _QUIET_S + _STORM_S
     time_s = probed.schedule.time_s
     idle_s, later_s = (
@@ -417,9 +283,9 @@ def _storm(options: argparse.Namespace, folder: Path) -> Iterator[Figure]:
 
 def _soak(options: argparse.Namespace, folder: Path) -> Iterator[Figure]:
     """A server at .7 of its capacity: what it holds in the last tenth of the time over the second, when it is warm."""
-    with lab.server_process("--models", _LARGE) as (target, pid):
-        capacity = _capacity(folder, target, options.images)
-        how: dict[str, Any] = {"model": _LARGE, "images": options.images, "deadline_s": 1.0, "seed": options.seed}
+    with lab.server_process("--models", lab.LARGE) as (target, pid):
+        capacity = lab.capacity(folder, target, lab.LARGE, options.images)
+        how: dict[str, Any] = {"model": lab.LARGE, "images": options.images, "deadline_s": 1.0, "seed": options.seed}
         sender = lab.Sender(folder, "soak", target, rate=_SOAK * capacity, seconds=options.seconds, **how)
         sender.start()
         held = []
@@ -452,20 +318,20 @@ def _soak(options: argparse.Namespace, folder: Path) -> Iterator[Figure]:
 
 
 def _calibration(options: argparse.Namespace, folder: Path) -> Iterator[Figure]:
-    with lab.server("--models", _LARGE, "--share", "alpha=0.5", "--share", "bravo=0.5:64") as target:
-        capacity = _capacity(folder, target, options.images)
+    with lab.server("--models", lab.LARGE, "--share", "alpha=0.5", "--share", "bravo=0.5:64") as target:
+        capacity = lab.capacity(folder, target, lab.LARGE, options.images)
         records = []
         for seed in (options.seed, options.seed + 1):
             how: dict[str, Any] = {
-                "model": _LARGE,
+                "model": lab.LARGE,
                 "images": options.images,
                 "seconds": options.seconds,
                 "deadline_s": 2.0,
             }
             mine = lab.Sender(folder, "alpha", target, rate=0.3 * capacity, seed=seed, **how)
             other = lab.Sender(folder, "bravo", target, rate=0.3 * capacity, seed=seed + 100, **how)
-            records.append(_sent(mine, other)[0])
-    promise = {"domain": "core", "tenant": "alpha", "model": _LARGE, "capacity": 0.5, "validity": Validity(0, 1)}
+            records.append(lab.records_of(mine, other)[0])
+    promise = {"domain": "core", "tenant": "alpha", "model": lab.LARGE, "capacity": 0.5, "validity": Validity(0, 1)}
     envelope = calibrate_compute(records[0], **promise)
     found = contradictions(envelope, records[1])
     rate = envelope.guardrails.reserved_rate_bps / envelope.guardrails.largest_packet_bits
@@ -478,25 +344,12 @@ _PARTS: dict[str, Callable[[argparse.Namespace, Path], Iterator[Figure]]] = {
     "cost": _cost,
     "agreement": _agreement,
     "wire": _wire,
-    "isolation": _isolation,
-    "light": _light,
+    "isolation": isolation.heavy_requests,
+    "light": isolation.light_requests,
     "storm": _storm,
     "calibration": _calibration,
     "soak": _soak,
 }
-
-
-def _capacity(folder: Path, target: str, images: int, model: str = _LARGE) -> float:
-    """Requests a second that the server computes, one after another without a pause."""
-    request = folder / "capacity"
-    request.write_bytes(lab.message(model, images))
-    return float(lab.closed(target, request, calls=2, seconds=3.0)["per_s"])
-
-
-def _sent(*senders: lab.Sender) -> list[RequestRecord]:
-    for sender in senders:
-        sender.start()
-    return [sender.record() for sender in senders]
 
 
 def _begun_late_s(record: RequestRecord) -> npt.NDArray[np.float64]:

@@ -28,6 +28,8 @@ from testbed.traffic.request_schedules import RequestSchedule, request_schedule
 from testbed.traffic.request_wire import RequestMaker
 
 ROOT = Path(__file__).resolve().parents[2]
+SMALL, MEDIUM, LARGE = "digits-small", "digits-medium", "digits-large"
+"""Models that the server has."""
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 _AHEAD_S = 1.0
 _SCHEDULED_WITHIN_S = 0.01
@@ -365,6 +367,13 @@ def closed(target: str, request: Path, *, calls: int, seconds: float) -> dict[st
     return found
 
 
+def capacity(folder: Path, target: str, model: str, images: int) -> float:
+    """Requests a second that the server computes, one after another without a pause."""
+    request = folder / "capacity"
+    request.write_bytes(message(model, images))
+    return float(closed(target, request, calls=2, seconds=3.0)["per_s"])
+
+
 @dataclass(frozen=True)
 class Driven:
     """What LoadGen did.
@@ -495,6 +504,13 @@ class Sender:
         self._process.wait()
         self._entered.__exit__(None, None, None)
         return RequestRecord.load(self._result)
+
+
+def records_of(*senders: Sender) -> list[RequestRecord]:
+    """Start these together, and read what became of the requests of each."""
+    for sender in senders:
+        sender.start()
+    return [sender.record() for sender in senders]
 
 
 def in_a_moment(after_s: float = 0.0) -> int:
