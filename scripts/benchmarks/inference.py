@@ -25,9 +25,10 @@ import numpy.typing as npt
 from safetensors.numpy import load_file
 from scipy import stats
 
+from benchmarks import inference_clients as clients
 from benchmarks import inference_isolation as isolation
-from benchmarks import inference_lab as lab
 from benchmarks import inference_process as process
+from benchmarks import inference_servers as servers
 from benchmarks import inference_wire as wire
 from benchmarks.figures import Figure, Goal, at_least, at_most
 from benchmarks.loads import Load, busiest, within
@@ -81,29 +82,29 @@ def _throughput(options: argparse.Namespace, folder: Path) -> Iterator[Figure]:
     A peer is compared where it answers the most: with what ours answers at a p99 of at most the peer's there.
     """
     request, weights = folder / "request", folder / "weights.npz"
-    request.write_bytes(lab.message(lab.SMALL, 1))
-    np.savez(weights, **load_file(HELD_OUT.parent / f"{lab.SMALL}.safetensors"))
+    request.write_bytes(clients.message(servers.SMALL, 1))
+    np.savez(weights, **load_file(HELD_OUT.parent / f"{servers.SMALL}.safetensors"))
     seconds = options.seconds / _ROUNDS / len(_CALLS)
     rounds: list[dict[str, list[Load]]] = []
     with ExitStack() as stack:
         ours = {
-            "batch 1": stack.enter_context(lab.server("--models", lab.SMALL)),
+            "batch 1": stack.enter_context(servers.ours("--models", servers.SMALL)),
             f"batches of {_BATCH_ROWS}": stack.enter_context(
-                lab.server("--models", lab.SMALL, "--batch-rows", str(_BATCH_ROWS))
+                servers.ours("--models", servers.SMALL, "--batch-rows", str(_BATCH_ROWS))
             ),
         }
-        answer = {"ModelInfer": lab.answer(ours["batch 1"], request)}
-        servers = ours | {
-            _ECHO: stack.enter_context(lab.echo(answer)),
-            "MLServer": stack.enter_context(lab.mlserver(folder, weights, _free_port())),
-            "nvidia-pytriton": stack.enter_context(lab.pytriton(folder, weights, _free_port())),
+        answer = {"ModelInfer": clients.answer(ours["batch 1"], request)}
+        targets = ours | {
+            _ECHO: stack.enter_context(servers.echo(answer)),
+            "MLServer": stack.enter_context(servers.mlserver(folder, weights, _free_port())),
+            "nvidia-pytriton": stack.enter_context(servers.pytriton(folder, weights, _free_port())),
         }
-        for target in servers.values():
-            lab.closed(target, request, calls=max(_CALLS), seconds=seconds)
+        for target in targets.values():
+            clients.closed(target, request, calls=max(_CALLS), seconds=seconds)
         for _ in range(_ROUNDS):
-            found: dict[str, list[Load]] = {name: [] for name in servers}
-            for calls, (name, target) in product(_CALLS, servers.items()):
-                measured = lab.closed(target, request, calls=calls, seconds=seconds)
+            found: dict[str, list[Load]] = {name: [] for name in targets}
+            for calls, (name, target) in product(_CALLS, targets.items()):
+                measured = clients.closed(target, request, calls=calls, seconds=seconds)
                 found[name].append(Load(calls, measured["per_s"], measured["p99_ms"]))
             rounds.append(found)
     for mine, (peer, goal) in product(ours, ((_ECHO, 0.7), ("MLServer", 2.0), ("nvidia-pytriton", None))):
@@ -115,34 +116,34 @@ def _throughput(options: argparse.Namespace, folder: Path) -> Iterator[Figure]:
             f"{peer} at its {np.median([peak.per_s for peak in peaks]):.0f}/s; median of {_ROUNDS} rounds, ratios "
             f"{min(ratios):.2f} to {max(ratios):.2f}"
         )
-        title, ratio = f"{lab.SMALL}, {mine}: throughput over {peer}", float(np.median(ratios))
+        title, ratio = f"{servers.SMALL}, {mine}: throughput over {peer}", float(np.median(ratios))
         yield Figure(title, ratio, note=note) if goal is None else at_least(title, ratio, goal, note=note)
 
 
 def _cost(options: argparse.Namespace, folder: Path) -> Iterator[Figure]:
     """Processor time of a server for each call: of the echo, of the echo with what no server can spare, and of ours."""
     request = folder / "request"
-    request.write_bytes(lab.message(lab.SMALL, 1))
+    request.write_bytes(clients.message(servers.SMALL, 1))
     seconds = options.seconds / _ROUNDS / _COST_SERVERS
     with ExitStack() as stack:
-        ours = stack.enter_context(lab.server_process("--models", lab.SMALL))
-        answer = {"ModelInfer": lab.answer(ours[0], request)}
-        servers = {"nothing else (the bare echo)": stack.enter_context(lab.echo_process(answer))}
+        ours = stack.enter_context(servers.ours_process("--models", servers.SMALL))
+        answer = {"ModelInfer": clients.answer(ours[0], request)}
+        targets = {"nothing else (the bare echo)": stack.enter_context(servers.echo_process(answer))}
         for work, about in _WORK.items():
             parts = (answer, "127.0.0.1", work, str(request))
-            servers[about] = stack.enter_context(lab.echo_process(*parts))
-        servers |= {
+            targets[about] = stack.enter_context(servers.echo_process(*parts))
+        targets |= {
             "everything, batch 1 (our server)": ours,
             f"everything, batches of {_BATCH_ROWS}": stack.enter_context(
-                lab.server_process("--models", lab.SMALL, "--batch-rows", str(_BATCH_ROWS))
+                servers.ours_process("--models", servers.SMALL, "--batch-rows", str(_BATCH_ROWS))
             ),
         }
-        for target, _ in servers.values():
-            lab.closed(target, request, calls=_COST_CALLS, seconds=seconds)
-        spent: dict[str, list[float]] = {name: [] for name in servers}
-        for _, (name, (target, pid)) in product(range(_ROUNDS), servers.items()):
+        for target, _ in targets.values():
+            clients.closed(target, request, calls=_COST_CALLS, seconds=seconds)
+        spent: dict[str, list[float]] = {name: [] for name in targets}
+        for _, (name, (target, pid)) in product(range(_ROUNDS), targets.items()):
             before_s = process.busy_s(pid)
-            answered = lab.closed(target, request, calls=_COST_CALLS, seconds=seconds)["answered"]
+            answered = clients.closed(target, request, calls=_COST_CALLS, seconds=seconds)["answered"]
             spent[name].append((process.busy_s(pid) - before_s) / answered)
     bare = np.array(spent["nothing else (the bare echo)"])
     for name, each in spent.items():
@@ -153,8 +154,8 @@ def _cost(options: argparse.Namespace, folder: Path) -> Iterator[Figure]:
 
 def _agreement(options: argparse.Namespace, folder: Path) -> Iterator[Figure]:
     """Both generators before a server that is hardly used, and before one that keeps its requests waiting."""
-    yield from _agreed(options, folder, "hardly waiting", model=lab.SMALL, images=1, rate=_IDLE_RATE)
-    yield from _agreed(options, folder, "waiting", model=lab.LARGE, images=_WAITING_IMAGES, load=_WAITING)
+    yield from _agreed(options, folder, "hardly waiting", model=servers.SMALL, images=1, rate=_IDLE_RATE)
+    yield from _agreed(options, folder, "waiting", model=servers.LARGE, images=_WAITING_IMAGES, load=_WAITING)
 
 
 def _agreed(
@@ -173,21 +174,21 @@ def _agreed(
     their own, and count from when a request was due.
     """
     request, seconds = folder / "request", options.seconds * _ROUNDS / _TURNS
-    request.write_bytes(lab.message(model, images))
-    records, driven = list[RequestRecord](), list[lab.Driven]()
-    *clients, last = sorted(os.sched_getaffinity(0))
+    request.write_bytes(clients.message(model, images))
+    records, driven = list[RequestRecord](), list[clients.Driven]()
+    *rest, last = sorted(os.sched_getaffinity(0))
     with ExitStack() as stack:
-        with lab.on_cores([last]):
-            target = stack.enter_context(lab.server("--models", model))
-        stack.enter_context(lab.on_cores(clients or [last]))
+        with servers.on_cores([last]):
+            target = stack.enter_context(servers.ours("--models", model))
+        stack.enter_context(servers.on_cores(rest or [last]))
         if load:
-            rate = load * lab.capacity(folder, target, model, images)
+            rate = load * clients.capacity(folder, target, model, images)
         for seed in range(options.seed, options.seed + _TURNS):
-            drawn = lab.like_loadgen(rate / 2, seconds, seed + _TURNS, request.stat().st_size)
+            drawn = clients.like_loadgen(rate / 2, seconds, seed + _TURNS, request.stat().st_size)
             how: dict[str, Any] = {"model": model, "images": images, "rate": rate / 2, "seconds": seconds}
-            sender = lab.Sender(folder, "alone", target, deadline_s=1.0, seed=seed, schedule=drawn, **how)
-            generator = lab.LoadGen(target, request, rate=rate / 2, seconds=seconds, seed=seed)
-            start_ns = lab.in_a_moment()
+            sender = clients.Sender(folder, "alone", target, deadline_s=1.0, seed=seed, schedule=drawn, **how)
+            generator = clients.LoadGen(target, request, rate=rate / 2, seconds=seconds, seed=seed)
+            start_ns = clients.in_a_moment()
             generator.start(start_ns)
             sender.start_at(start_ns)
             driven.append(generator.driven())
@@ -234,7 +235,7 @@ def _apart(ratio: float) -> float:
 
 def _wire(options: argparse.Namespace, folder: Path) -> Iterator[Figure]:
     """The sender's lateness before a server that costs the least, on a core of its own, and before ours."""
-    how: dict[str, Any] = {"model": lab.SMALL, "images": 1, "rate": _WIRE_RATE, "seconds": options.seconds}
+    how: dict[str, Any] = {"model": servers.SMALL, "images": 1, "rate": _WIRE_RATE, "seconds": options.seconds}
     for receiver in wire.Receiver:
         found = wire.captured(folder, receiver, deadline_s=1.0, seed=options.seed, **how)
         samples, missed = found.samples, found.counts.missed
@@ -253,21 +254,21 @@ def _wire(options: argparse.Namespace, folder: Path) -> Iterator[Figure]:
 
 
 def _storm(options: argparse.Namespace, folder: Path) -> Iterator[Figure]:
-    with lab.server("--models", lab.LARGE) as target:
-        capacity = lab.capacity(folder, target, lab.LARGE, options.images)
-        how: dict[str, Any] = {"model": lab.LARGE, "images": options.images}
+    with servers.ours("--models", servers.LARGE) as target:
+        capacity = clients.capacity(folder, target, servers.LARGE, options.images)
+        how: dict[str, Any] = {"model": servers.LARGE, "images": options.images}
         whole_s = 2 * _QUIET_S + _STORM_S
-        before = _counted(target, lab.LARGE)
-        probe = lab.Sender(
+        before = _counted(target, servers.LARGE)
+        probe = clients.Sender(
             folder, "probe", target, rate=0.1 * capacity, seconds=whole_s, deadline_s=2.0, seed=options.seed, **how
         )
-        storm = lab.Sender(
+        storm = clients.Sender(
             folder, "storm", target, rate=_STORM * capacity, seconds=_STORM_S, deadline_s=0.25, seed=options.seed, **how
         )
         probe.start()
         storm.start(_QUIET_S)
         stormed, probed = storm.record(), probe.record()
-        after = _counted(target, lab.LARGE)
+        after = _counted(target, servers.LARGE)
     end_s = _QUIET_S + _STORM_S
     time_s = probed.schedule.time_s
     idle_s, later_s = (
@@ -283,10 +284,15 @@ def _storm(options: argparse.Namespace, folder: Path) -> Iterator[Figure]:
 
 def _soak(options: argparse.Namespace, folder: Path) -> Iterator[Figure]:
     """A server at .7 of its capacity: what it holds in the last tenth of the time over the second, when it is warm."""
-    with lab.server_process("--models", lab.LARGE) as (target, pid):
-        capacity = lab.capacity(folder, target, lab.LARGE, options.images)
-        how: dict[str, Any] = {"model": lab.LARGE, "images": options.images, "deadline_s": 1.0, "seed": options.seed}
-        sender = lab.Sender(folder, "soak", target, rate=_SOAK * capacity, seconds=options.seconds, **how)
+    with servers.ours_process("--models", servers.LARGE) as (target, pid):
+        capacity = clients.capacity(folder, target, servers.LARGE, options.images)
+        how: dict[str, Any] = {
+            "model": servers.LARGE,
+            "images": options.images,
+            "deadline_s": 1.0,
+            "seed": options.seed,
+        }
+        sender = clients.Sender(folder, "soak", target, rate=_SOAK * capacity, seconds=options.seconds, **how)
         sender.start()
         held = []
         begin_s = time.monotonic()
@@ -318,20 +324,20 @@ def _soak(options: argparse.Namespace, folder: Path) -> Iterator[Figure]:
 
 
 def _calibration(options: argparse.Namespace, folder: Path) -> Iterator[Figure]:
-    with lab.server("--models", lab.LARGE, "--share", "alpha=0.5", "--share", "bravo=0.5:64") as target:
-        capacity = lab.capacity(folder, target, lab.LARGE, options.images)
+    with servers.ours("--models", servers.LARGE, "--share", "alpha=0.5", "--share", "bravo=0.5:64") as target:
+        capacity = clients.capacity(folder, target, servers.LARGE, options.images)
         records = []
         for seed in (options.seed, options.seed + 1):
             how: dict[str, Any] = {
-                "model": lab.LARGE,
+                "model": servers.LARGE,
                 "images": options.images,
                 "seconds": options.seconds,
                 "deadline_s": 2.0,
             }
-            mine = lab.Sender(folder, "alpha", target, rate=0.3 * capacity, seed=seed, **how)
-            other = lab.Sender(folder, "bravo", target, rate=0.3 * capacity, seed=seed + 100, **how)
-            records.append(lab.records_of(mine, other)[0])
-    promise = {"domain": "core", "tenant": "alpha", "model": lab.LARGE, "capacity": 0.5, "validity": Validity(0, 1)}
+            mine = clients.Sender(folder, "alpha", target, rate=0.3 * capacity, seed=seed, **how)
+            other = clients.Sender(folder, "bravo", target, rate=0.3 * capacity, seed=seed + 100, **how)
+            records.append(clients.records_of(mine, other)[0])
+    promise = {"domain": "core", "tenant": "alpha", "model": servers.LARGE, "capacity": 0.5, "validity": Validity(0, 1)}
     envelope = calibrate_compute(records[0], **promise)
     found = contradictions(envelope, records[1])
     rate = envelope.guardrails.reserved_rate_bps / envelope.guardrails.largest_packet_bits

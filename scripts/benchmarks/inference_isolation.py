@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks import inference_lab as lab
+from benchmarks import inference_clients as clients
+from benchmarks import inference_servers as servers
 from benchmarks.figures import Figure, Goal
 from testbed.traffic.request_records import OK, RequestRecord
 
@@ -36,13 +37,13 @@ def heavy_requests(options: argparse.Namespace, folder: Path) -> Iterator[Figure
     Few enough images that there are many requests, and enough that computing them is most of what they cost. Shares
     that lend what they do not use give a tenant more while others rest, so it has something to lose: those are shown.
     """
-    yield from _flooded(options, folder, "isolation", _CAPPED, model=lab.LARGE, images=_FLOOD_IMAGES, goal=10.0)
-    yield from _flooded(options, folder, "isolation, shares that lend", model=lab.LARGE, images=_FLOOD_IMAGES)
+    yield from _flooded(options, folder, "isolation", _CAPPED, model=servers.LARGE, images=_FLOOD_IMAGES, goal=10.0)
+    yield from _flooded(options, folder, "isolation, shares that lend", model=servers.LARGE, images=_FLOOD_IMAGES)
 
 
 def light_requests(options: argparse.Namespace, folder: Path) -> Iterator[Figure]:
     """The same where most of a request's cost is reading it, with and without a limit to the calls of a connection."""
-    how: dict[str, Any] = {"model": lab.MEDIUM, "images": options.images}
+    how: dict[str, Any] = {"model": servers.MEDIUM, "images": options.images}
     yield from _flooded(options, folder, "light requests", _CAPPED, goal=10.0, **how)
     yield from _flooded(options, folder, "light requests, shares that lend", **how)
     many = ("--calls-per-connection", "any")
@@ -66,13 +67,13 @@ def _flooded(
     kinds = (0.0, 1.0, _FLOOD)
     cycle_s = _FLOODED_S * len(kinds)
     cycles = max(2, round(options.seconds * _FLOODED_WINDOWS / cycle_s))
-    *clients, last = sorted(os.sched_getaffinity(0))
+    *rest, last = sorted(os.sched_getaffinity(0))
     with ExitStack() as stack:
-        with lab.on_cores([last]):
-            target = stack.enter_context(lab.server("--models", model, *shares, *server))
-        stack.enter_context(lab.on_cores(clients or [last]))
+        with servers.on_cores([last]):
+            target = stack.enter_context(servers.ours("--models", model, *shares, *server))
+        stack.enter_context(servers.on_cores(rest or [last]))
         # Whoever has a capped share finds what that has, and not the whole server.
-        found_per_s = lab.capacity(folder, target, model, images)
+        found_per_s = clients.capacity(folder, target, model, images)
         share = found_per_s if _CAPPED in server else _OWN * found_per_s
         how: dict[str, Any] = {
             "model": model,
@@ -80,8 +81,8 @@ def _flooded(
             "seconds": cycles * cycle_s,
             "deadline_s": _SETTLING_S,
         }
-        own = lab.Sender(folder, "alpha", target, rate=0.7 * share, seed=options.seed, **how)
-        flood = lab.Sender(
+        own = clients.Sender(folder, "alpha", target, rate=0.7 * share, seed=options.seed, **how)
+        flood = clients.Sender(
             folder,
             "bravo",
             target,
@@ -90,7 +91,7 @@ def _flooded(
             kept=lambda time_s: _in_turn(time_s, [times / _FLOOD for times in kinds], seed=options.seed),
             **how,
         )
-        mine, theirs = lab.records_of(own, flood)
+        mine, theirs = clients.records_of(own, flood)
     found, others = (
         {
             times: [record.take(_settled(record, cycle * cycle_s + kind * _FLOODED_S)) for cycle in range(cycles)]

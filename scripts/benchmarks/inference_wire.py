@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks import inference_lab as lab
+from benchmarks import inference_clients as clients
+from benchmarks import inference_servers as servers
 from testbed.emulation import namespace
 from testbed.emulation.awake import keep_awake
 from testbed.emulation.journal import Journal
@@ -64,7 +65,7 @@ def captured(folder: Path, receiver: Receiver, **how: Any) -> Wire:
     Args:
         folder: Where files go.
         receiver: Who is sent to.
-        how: As of `lab.Sender`.
+        how: As of `clients.Sender`.
 
     Raises:
         PreflightError: This is not root, or there is no tcpdump.
@@ -72,14 +73,14 @@ def captured(folder: Path, receiver: Receiver, **how: Any) -> Wire:
     """
     *others, last = sorted(os.sched_getaffinity(0))
     with _pair() as (journal, far, near), Supervisor(journal) as supervisor:
-        with namespace.entered(far), lab.on_cores(others or [last]):
+        with namespace.entered(far), servers.on_cores(others or [last]):
             serving = _receiving(folder, receiver, how["model"], how["images"])
             target = serving.__enter__()
         port = int(target.rpartition(":")[2])
         keep_awake(supervisor)
-        with lab.on_cores([last]):
+        with servers.on_cores([last]):
             idle_s = _woken(how["rate"], how["seed"])
-        with namespace.entered(near), lab.on_cores(others or [last]):
+        with namespace.entered(near), servers.on_cores(others or [last]):
             capture = Capture.start(
                 supervisor,
                 "client",
@@ -88,8 +89,8 @@ def captured(folder: Path, receiver: Receiver, **how: Any) -> Wire:
                 snap_bytes=0,
                 both_ways=True,
             )
-        with namespace.entered(near), lab.on_cores([last]):
-            sender = lab.Sender(folder, "wire", target, **how)
+        with namespace.entered(near), servers.on_cores([last]):
+            sender = clients.Sender(folder, "wire", target, **how)
         sender.start()
         record = sender.record()
         counts = capture.finish()
@@ -103,13 +104,13 @@ def captured(folder: Path, receiver: Receiver, **how: Any) -> Wire:
 def _receiving(folder: Path, receiver: Receiver, model: str, images: int) -> AbstractContextManager[str]:
     """A receiver that is to be started in this namespace."""
     if receiver is Receiver.OURS:
-        return lab.server("--listen", f"{_SERVER}:0", "--models", model)
+        return servers.ours("--listen", f"{_SERVER}:0", "--models", model)
     request = folder / "request"
-    request.write_bytes(lab.message(model, images))
+    request.write_bytes(clients.message(model, images))
     run(["ip", "link", "set", "lo", "up"])
-    with lab.server("--models", model) as ours:
-        answers = lab.answers(ours, request, model)
-    return lab.echo(answers, _SERVER)
+    with servers.ours("--models", model) as ours:
+        answers = servers.answers(ours, request, model)
+    return servers.echo(answers, _SERVER)
 
 
 @contextmanager
