@@ -6,6 +6,7 @@ import grpc
 import pytest
 
 from inference_server.server import Settings
+from tests.unit.inference.scheduling import Clock
 from tests.unit.inference.serving import Running, serving
 
 MESSAGE_BYTES = 1 << 20
@@ -25,3 +26,9 @@ def channel(running: Running) -> Iterator[grpc.Channel]:
     with running.channel() as channel:
         yield channel
     running.gate.open.set()
+
+
+@pytest.fixture
+def clock_from_zero() -> None:
+    """The clock of schedulers begins anew."""
+    Clock.now_ns = 0

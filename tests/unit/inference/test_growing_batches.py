@@ -10,8 +10,7 @@ import pytest
 
 from inference_server.scheduler import Scheduler
 from testbed.calculus import SharedStage, Workers
-from tests.unit.inference.serving import LONG_S, until
-from tests.unit.inference.test_scheduler import (
+from tests.unit.inference.scheduling import (
     Clock,
     Item,
     _taking,
@@ -22,6 +21,7 @@ from tests.unit.inference.test_scheduler import (
     resting,
     worst_lag_s,
 )
+from tests.unit.inference.serving import LONG_S, until
 
 
 class Waits:
