@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from testbed.envelope.errors import RefusedError
+from testbed.errors import TestbedError
 from testbed.management.planner import Planner
 from testbed.management.refusal import Refusal
 from testbed.management.routes import Barred, Route
@@ -33,6 +35,11 @@ class Setback:
         if self.domain:
             return Barred(domains=frozenset({self.domain}))
         return Barred(ways=frozenset() if route is None else frozenset({str(route)}))
+
+
+def because_of(error: TestbedError) -> str:
+    """What went wrong; an envelope's refusal begins with its name."""
+    return f"{error.reason}: {error}" if isinstance(error, RefusedError) else str(error)
 
 
 def refusal_after(planner: Planner, intent: Intent, barred: Barred, because: str) -> Refusal:

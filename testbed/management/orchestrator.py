@@ -2,8 +2,7 @@
 
 Domains do not trust each other and need not trust the orchestrator: it can only present what they signed. It trusts
 them no further either: a bound is recomputed from the verified envelopes, and a plan that they do not support is
-dropped. Every decision is in the journal before it is acted upon (`testbed.management.journal`), so that whatever dies
-in between, `recover` finishes what was decided and undoes the rest; should it never run, leases end by themselves.
+dropped. How the domains come to hold all of it or nothing is the business of `testbed.management.coordinator`.
 """
 
 from __future__ import annotations
@@ -16,18 +15,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from testbed.envelope.descriptor import Envelope, Stage
-from testbed.envelope.errors import RefusedError
 from testbed.envelope.service import to_service
 from testbed.envelope.store import EnvelopeStore
 from testbed.errors import EnvelopeError, ReservationError, TestbedError
 from testbed.management import market
 from testbed.management.admission import Rule, confirm
-from testbed.management.answers import not_held, require_as_asked, sort_offers
-from testbed.management.calls import AgentClient, UnreachableError
-from testbed.management.detours import Setback, refusal_after
-from testbed.management.entry import HOLDING, OVER, State
+from testbed.management.answers import require_as_asked, sort_offers
+from testbed.management.calls import AgentClient
+from testbed.management.coordinator import COMMITTED_MS, Coordinator, Pending, unheard
+from testbed.management.detours import Setback, because_of, refusal_after
 from testbed.management.generated import management_pb2 as wire
-from testbed.management.journal import UNFINISHED, Journal, Phase, Transfer
+from testbed.management.journal import Journal, Phase, Transfer
 from testbed.management.market import Prospectus
 from testbed.management.planner import (
     Decision,
@@ -45,13 +43,6 @@ from testbed.scenario.federation import Intent
 from testbed.scenario.model import FULL_FRAME_BITS
 
 LOG = logging.getLogger("testbed.orchestrator")
-
-PREPARED_MS = 30_000
-COMMITTED_MS = 3_600_000
-
-
-def _nothing(_point: str) -> None:
-    """Called at each named point; tests end the process there."""
 
 
 @dataclass(frozen=True)
@@ -72,16 +63,6 @@ class Outcome:
     def admitted(self) -> bool:
         """Whether every domain has committed what is to be reserved, which under the rule none is nothing."""
         return self.transfer is not None or (self.decision.admitted and not self.decision.purchases)
-
-
-@dataclass(frozen=True)
-class _Pending:
-    """One tenant on its way: what was planned and what was offered for it."""
-
-    wish: Wish
-    decision: Decision
-    transfer: Transfer
-    envelopes: Mapping[str, tuple[bytes, ...]]
 
 
 @dataclass
@@ -107,7 +88,7 @@ class Orchestrator:
     journal: Journal
     address_of: Callable[[str, str], tuple[str, str]]
     clock: Callable[[], float] = time.time
-    reached: Callable[[str], None] = _nothing
+    reached: Callable[[str], None] = unheard
     slow_down: float = 1.0
     _workers: dict[str, int] = field(default_factory=dict, repr=False)
 
@@ -203,47 +184,29 @@ class Orchestrator:
             UnreachableError: A domain did not answer; `recover` will ask it again, and its lease ends anyway.
         """
         wanted = set(tenants)
-        self._undo([one for one in self.journal.transfers(Phase.COMMITTED) if one.tenant in wanted], strict=True)
+        self._coordinator.undo([one for one in self.held() if one.tenant in wanted], strict=True)
 
     def renew(self, lease_ms: int = COMMITTED_MS) -> None:
-        """Move the end of every lease that is held; every domain is asked, whatever another one says.
-
-        Raises:
-            EnvelopeError, ReservationError: What the first domain said that no longer holds one of them.
-        """
-        failures: list[TestbedError] = []
-        for domain, reservations in _by_domain(self.journal.transfers(Phase.COMMITTED)).items():
-            try:
-                answers = self._client(domain).renew(reservations, lease_ms)
-            except TestbedError as error:
-                failures.append(error)
-            else:
-                failures += map(ReservationError, not_held(domain, reservations, answers, HOLDING).values())
-        if failures:
-            raise failures[0]
+        """Move the end of every lease that is held; as `Coordinator.renew`."""
+        self._coordinator.renew(lease_ms)
 
     def recover(self) -> None:
         """Finish what a crash interrupted: what was decided is committed, everything else is undone."""
-        unfinished = self.journal.transfers(*UNFINISHED)
-        self._undo([one for one in unfinished if one.phase is not Phase.COMMITTING])
-        decided = [one for one in unfinished if one.phase is Phase.COMMITTING]
-        self._finish(decided)
+        self._coordinator.recover()
 
     def held(self) -> list[Transfer]:
         """What every admitted tenant holds."""
         return self.journal.transfers(Phase.COMMITTED)
+
+    @property
+    def _coordinator(self) -> Coordinator:
+        return Coordinator(self.clients, self.journal, self.reached)
 
     def _held(self, tenant: str) -> Transfer:
         found = [one for one in self.held() if one.tenant == tenant]
         if not found:
             raise ReservationError(f"tenant {tenant}: holds nothing here; admit it first")
         return found[-1]
-
-    def _client(self, domain: str) -> AgentClient:
-        """The connection to a domain that something is held in, perhaps since before a restart."""
-        if domain not in self.clients:
-            raise UnreachableError(f"domain {domain}: found no connection to it; give the orchestrator one")
-        return self.clients[domain]
 
     def _planner(self) -> Planner:
         """What is left now; raises `ReservationError` for a segment that nobody sells."""
@@ -270,22 +233,15 @@ class Orchestrator:
         pending, refused = self._offers([(w, d) for w, d in planned if d.purchases], present)
         self.journal.note(self.store.remember({decision.tenant for _, decision in planned}))
         self.reached("offered")
-        self.journal.begin([one.transfer for one in pending])
-        self.reached("journalled")
-        prepared, failed = self._prepare(pending)
+        committed, failed = self._coordinator.reserve(pending)
         refused |= failed
-        self.journal.move([one.transfer.transfer for one in prepared], Phase.COMMITTING)
-        self.reached("decided")
-        committed, lost = self._finish([one.transfer for one in prepared])
-        refused |= lost
-        held = {one.transfer for one in committed}
-        firm = {one.decision.tenant: one for one in prepared if one.transfer.transfer in held}
+        firm = {one.transfer.tenant: one for one in committed}
         for tenant, setback in refused.items():
             LOG.warning("tenant %s: not reserved as planned: %s", tenant, setback.because)
         outcomes = {d.tenant: self._outcome(d, firm.get(d.tenant), refused) for _, d in planned}
         return outcomes, refused
 
-    def _outcome(self, decision: Decision, firm: _Pending | None, refused: Mapping[str, Setback]) -> Outcome:
+    def _outcome(self, decision: Decision, firm: Pending | None, refused: Mapping[str, Setback]) -> Outcome:
         if firm is not None:
             signed = replace(decision, bound_s=firm.transfer.bound_s, price=firm.transfer.price)
             return Outcome(signed, firm.transfer, firm.envelopes)
@@ -296,7 +252,7 @@ class Orchestrator:
 
     def _offers(
         self, planned: Sequence[tuple[Wish, Decision]], present: Mapping[str, Transfer]
-    ) -> tuple[list[_Pending], dict[str, Setback]]:
+    ) -> tuple[list[Pending], dict[str, Setback]]:
         """Ask every domain at once for all that is planned in it; drop what it refuses or does not support."""
         demands: dict[str, dict[str, wire.Demand]] = {}
         for wish, decision in planned:
@@ -307,9 +263,10 @@ class Orchestrator:
         refused: dict[str, Setback] = {}
         for domain, wanted in demands.items():
             try:
-                found, without = sort_offers(domain, [*wanted.values()], self._client(domain).offer([*wanted.values()]))
+                answers = self._coordinator.client(domain).offer([*wanted.values()])
+                found, without = sort_offers(domain, [*wanted.values()], answers)
             except TestbedError as error:
-                found, without = {}, dict.fromkeys(wanted, _named(error))
+                found, without = {}, dict.fromkeys(wanted, because_of(error))
             offers |= {(domain, tenant): offered for tenant, offered in found.items()}
             refused |= {tenant: Setback(why, domain) for tenant, why in without.items()}
         pending = []
@@ -324,13 +281,13 @@ class Orchestrator:
                     asked = functools.partial(require_as_asked, domain, demands[domain][decision.tenant])
                     accepted += self.store.accept_offer(mine[domain].envelopes, self.clock(), asked)
                 except EnvelopeError as error:
-                    refused[decision.tenant] = Setback(_named(error), domain)
+                    refused[decision.tenant] = Setback(because_of(error), domain)
                     break
             else:
                 try:
                     pending.append(self._supported(wish, decision, mine, accepted, present.get(decision.tenant)))
                 except (EnvelopeError, ReservationError) as error:
-                    refused[decision.tenant] = Setback(_named(error))
+                    refused[decision.tenant] = Setback(because_of(error))
         return pending, refused
 
     def _supported(
@@ -340,7 +297,7 @@ class Orchestrator:
         offers: Mapping[str, wire.Offered],
         accepted: Sequence[Envelope],
         present: Transfer | None,
-    ) -> _Pending:
+    ) -> Pending:
         """Check that what was signed keeps the promise, whatever prospectuses said.
 
         Raises:
@@ -362,7 +319,7 @@ class Orchestrator:
             price=price,
             replaces=None if present is None else present.transfer,
         )
-        return _Pending(wish, decision, transfer, sealed)
+        return Pending(transfer, sealed)
 
     def _signed_bound_s(self, wish: Wish, decision: Decision, accepted: Sequence[Envelope]) -> float | None:
         route = decision.route
@@ -417,98 +374,3 @@ class Orchestrator:
                 )
             )
         return asked
-
-    def _prepare(self, pending: Sequence[_Pending]) -> tuple[list[_Pending], dict[str, Setback]]:
-        """Have every domain hold its part; a tenant that one of them refuses is given up in all of them."""
-        refused: dict[str, Setback] = {}
-        for domain in dict.fromkeys(name for one in pending for name in one.transfer.reservations):
-            here = [
-                one for one in pending if domain in one.transfer.reservations and one.transfer.tenant not in refused
-            ]
-            owners = {one.transfer.reservations[domain]: one.transfer.tenant for one in here}
-            presented = [
-                wire.Presented(reservation=one.transfer.reservations[domain], envelopes=one.envelopes[domain])
-                for one in here
-            ]
-            try:
-                answers = self._client(domain).prepare(presented, PREPARED_MS) if presented else []
-            except TestbedError as error:
-                # Without an answer nobody knows what the domain holds.
-                setback = Setback(_named(error), domain, answered=not isinstance(error, UnreachableError))
-                refused |= dict.fromkeys(owners.values(), setback)
-            else:
-                missing = not_held(domain, owners, answers, (State.PREPARED,))
-                refused |= {owners[reservation]: Setback(why, domain) for reservation, why in missing.items()}
-            self.reached(f"prepared:{domain}")
-        self._undo([one.transfer for one in pending if one.transfer.tenant in refused])
-        return [one for one in pending if one.transfer.tenant not in refused], refused
-
-    def _finish(self, decided: Sequence[Transfer]) -> tuple[list[Transfer], dict[str, Setback]]:
-        """Have every domain install its part; a tenant that one of them cannot install is undone in all of them."""
-        lost: dict[str, Setback] = {}
-        for domain, reservations in _by_domain(decided).items():
-            owners = {one.reservations[domain]: one.tenant for one in decided if domain in one.reservations}
-            wanted = [reservation for reservation in reservations if owners[reservation] not in lost]
-            failed = self._commit(domain, wanted)
-            lost |= {owners[one]: Setback(why, domain, answered=False) for one, why in failed.items()}
-            self.reached(f"committed:{domain}")
-        self._undo([one for one in decided if one.tenant in lost])
-        firm = [one for one in decided if one.tenant not in lost]
-        # What is replaced has given way where both had a reservation, and is still to leave the other domains.
-        replaced = {one.replaces for one in firm if one.replaces}
-        leaving = [one for one in self.journal.transfers(Phase.COMMITTED) if one.transfer in replaced]
-        self.journal.move(replaced, Phase.UNDOING)
-        self.journal.move([one.transfer for one in firm], Phase.COMMITTED)
-        self.reached("done")
-        self._undo(leaving)
-        return firm, lost
-
-    def _commit(self, domain: str, reservations: Sequence[str]) -> dict[str, str]:
-        """Commit together, and one by one where that fails; which failed and why."""
-        if not reservations:
-            return {}
-        try:
-            answers = self._client(domain).commit(reservations, COMMITTED_MS)
-        except UnreachableError as error:
-            return dict.fromkeys(reservations, str(error))
-        except TestbedError as error:
-            if len(reservations) == 1:
-                return {reservations[0]: _named(error)}
-        else:
-            return not_held(domain, reservations, answers, (State.COMMITTED,))
-        return {one: why for single in reservations for one, why in self._commit(domain, [single]).items()}
-
-    def _undo(self, transfers: Sequence[Transfer], *, strict: bool = False) -> None:
-        """Give up whatever these hold or were offered, everywhere; what cannot be reached is left to `recover`."""
-        if not transfers:
-            return
-        self.journal.move([one.transfer for one in transfers], Phase.UNDOING)
-        self.reached("undoing")
-        failures: dict[str, TestbedError] = {}
-        for domain, reservations in _by_domain(transfers).items():
-            try:
-                answers = self._client(domain).release(reservations)
-            except TestbedError as error:
-                failures[domain] = error
-            else:
-                kept = not_held(domain, reservations, answers, OVER)
-                if kept:
-                    failures[domain] = ReservationError(kept.values())
-            self.reached(f"released:{domain}")
-        done = [one for one in transfers if failures.keys().isdisjoint(one.reservations)]
-        self.journal.move([one.transfer for one in done], Phase.UNDONE)
-        if failures and strict:
-            raise next(iter(failures.values()))
-
-
-def _named(error: TestbedError) -> str:
-    """What went wrong; an envelope's refusal begins with its name."""
-    return f"{error.reason}: {error}" if isinstance(error, RefusedError) else str(error)
-
-
-def _by_domain(transfers: Sequence[Transfer]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for one in transfers:
-        for domain, reservation in one.reservations.items():
-            found.setdefault(domain, []).append(reservation)
-    return found
