@@ -23,7 +23,8 @@ from testbed.audit.evidence import CONFIDENCE, RunEvidence, read_evidence
 from testbed.audit.quantile import quantiles
 from testbed.audit.record import Promise
 from testbed.errors import TestbedError
-from testbed.report.record import RunRecord, TenantRecord
+from testbed.report.record import RunRecord
+from testbed.report.tenant_record import TenantRecord
 
 _LEVELS = (0.5, 0.99)
 _EXTREME = 0.999

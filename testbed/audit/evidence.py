@@ -23,7 +23,8 @@ from testbed.envelope.dsse import Sealed
 from testbed.envelope.errors import RefusedError, WrongDomainError
 from testbed.envelope.keys import PublicKey
 from testbed.errors import TestbedError
-from testbed.report.record import RECORD_NAME, EnvelopeRecord, RunRecord, TenantRecord, read_record
+from testbed.report.record import RECORD_NAME, EnvelopeRecord, RunRecord, read_record
+from testbed.report.tenant_record import TenantRecord
 from testbed.telemetry import request_samples, samples
 from testbed.telemetry.lag import replay
 from testbed.telemetry.samples import BoolArray, TenantSamples

@@ -21,7 +21,9 @@ from testbed.audit.crossing import Crossing
 from testbed.audit.evidence import CONFIDENCE, RunEvidence, promised_confidence, read_evidence
 from testbed.audit.record import Audit, Promise, audit_nothing, audit_series, blame_dict, say_blame
 from testbed.audit.spared import Stretch
-from testbed.report.record import RunRecord, TenantRecord, worst_verdict
+from testbed.report.record import RunRecord
+from testbed.report.tenant_record import TenantRecord
+from testbed.report.verdict import worst_verdict
 from testbed.traffic.request_records import Endings
 
 _EXCUSED = "The tenant broke its own contract, so nobody owes it the promise that follows."

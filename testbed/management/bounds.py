@@ -34,7 +34,7 @@ from testbed.calculus import (
 from testbed.calculus.service.promised import EnvelopeService
 from testbed.envelope.descriptor import Envelope
 from testbed.envelope.service import to_service
-from testbed.report.record import BoundPart, BoundRecord, BudgetShare
+from testbed.report.tenant_record import BoundPart, BoundRecord, BudgetShare
 from testbed.scenario.model import MmppArrivals, OnOffArrivals, PoissonArrivals, RenewalArrivals, Tenant
 
 DECLARED_HOST_S = 10e-3

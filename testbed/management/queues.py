@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from testbed.envelope.descriptor import Envelope
-from testbed.report.record import BoundRecord
+from testbed.report.tenant_record import BoundRecord
 from testbed.scenario import guardrails
 from testbed.scenario.model import FULL_FRAME_BITS, Domain, Tenant
 from testbed.traffic.request_demand import EMPTY_BITS, Demand, packets, wire_bits

@@ -39,7 +39,7 @@ from testbed.management.requests import (
     require_served_rate,
     traced_arrival,
 )
-from testbed.report.record import BoundPart, BoundRecord, BudgetShare
+from testbed.report.tenant_record import BoundPart, BoundRecord, BudgetShare
 from testbed.scenario.model import Tenant, TraceArrivals
 from testbed.telemetry.requests import Framing
 from testbed.traffic.request_demand import Demand, least_wire_bits

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from testbed.report.plots import BOUND, DEADLINE, STYLE
-from testbed.report.record import BoundRecord
+from testbed.report.tenant_record import BoundRecord
 
 _COLUMNS = 3
 _PANEL_INCHES = (3.4, 2.9)

@@ -13,8 +13,9 @@ from testbed.report.audit_section import run_sections
 from testbed.report.environment import environment_rows
 from testbed.report.page import template
 from testbed.report.plots import Series, ccdf_plot, stack_plot, time_plot
-from testbed.report.record import DomainDelay, RunRecord, TenantRecord
+from testbed.report.record import RunRecord
 from testbed.report.stalls import Stalled
+from testbed.report.tenant_record import DomainDelay, TenantRecord
 from testbed.report.timeline import load_on_purpose, load_stalls, starts
 from testbed.telemetry import request_samples, samples
 

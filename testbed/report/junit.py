@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
 
 if TYPE_CHECKING:
-    from testbed.report.record import RunRecord, TenantRecord
+    from testbed.report.record import RunRecord
+    from testbed.report.tenant_record import TenantRecord
 
 
 def junit_xml(record: RunRecord) -> str:

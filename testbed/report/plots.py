@@ -23,8 +23,8 @@ from testbed.audit.quantile import ccdf
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from testbed.report.record import DomainDelay, TenantRecord
     from testbed.report.stalls import BoolArray, Stalled
+    from testbed.report.tenant_record import DomainDelay, TenantRecord
 
 FloatArray = npt.NDArray[np.float64]
 

@@ -12,7 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from testbed.report.record import RunRecord, TenantRecord
+    from testbed.report.record import RunRecord
+    from testbed.report.tenant_record import TenantRecord
 
 _PLAIN_WIDTH = 120
 _ANY_WIDTH = 10_000

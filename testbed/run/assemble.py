@@ -21,11 +21,10 @@ from testbed.report.record import (
     FaultRecord,
     GateRecord,
     HeldOutRecord,
-    OfferedRecord,
     RunRecord,
-    TenantRecord,
     WindowRecord,
 )
+from testbed.report.tenant_record import OfferedRecord, TenantRecord
 from testbed.run.excess import computed_under, excess_of, refuted
 from testbed.run.expectations import Packets, ended_by, expectations, left_out_s, outside
 from testbed.run.faults import UNFINISHED, Occurrence

@@ -9,7 +9,7 @@ from testbed.errors import FidelityError
 from testbed.management.bounds import Bounds, bound_tenant
 from testbed.management.queues import SHORT_QUEUE, Calls, latencies_s, queues_hold, requests_behind_meter
 from testbed.management.request_bounds import bound_requests
-from testbed.report.record import BoundRecord
+from testbed.report.tenant_record import BoundRecord
 from testbed.run.request_terms import Granted
 from testbed.run.reservations import Reservations
 from testbed.scenario.model import Tenant

@@ -16,15 +16,9 @@ from testbed.audit.compliance import judge
 from testbed.audit.conformance import METER_GRAIN_S, nonconforming
 from testbed.audit.quantile import quantile, quantiles
 from testbed.management.bounds import speaks_of_sent
-from testbed.report.record import (
-    BoundRecord,
-    ConformanceRecord,
-    DomainDelay,
-    FaultRecord,
-    TenantRecord,
-    Verdict,
-    worst_verdict,
-)
+from testbed.report.record import FaultRecord
+from testbed.report.tenant_record import BoundRecord, ConformanceRecord, DomainDelay, TenantRecord
+from testbed.report.verdict import Verdict, worst_verdict
 from testbed.scenario.model import Reservation, Tenant
 from testbed.telemetry.match import Match
 from testbed.telemetry.samples import BoolArray, FloatArray, Replay, TenantSamples

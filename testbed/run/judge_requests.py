@@ -16,7 +16,8 @@ import numpy.typing as npt
 from testbed.audit.compliance import judge
 from testbed.audit.quantile import quantiles
 from testbed.audit.request_excess import domain_excess, requests_beyond
-from testbed.report.record import BoundRecord, DomainDelay, PartDelay, RequestsRecord, TenantRecord, Verdict
+from testbed.report.tenant_record import BoundRecord, DomainDelay, PartDelay, RequestsRecord, TenantRecord
+from testbed.report.verdict import Verdict
 from testbed.run.judge import LEVELS, finite_or_none, mean_known, order_statistic
 from testbed.run.request_terms import ideal_network_s
 from testbed.run.requests import RequestOutcome

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from testbed.report.record import OfferedRecord
+from testbed.report.tenant_record import OfferedRecord
 from testbed.telemetry.request_samples import RequestSamples
 from testbed.telemetry.samples import TenantSamples
 from testbed.traffic.dispersion import SCALES_S, dispersion

@@ -15,7 +15,7 @@ from testbed.management.bounds import DECLARED_HOST_S, Bounds, arrival_of, bound
 from testbed.management.federation import Federation
 from testbed.management.paper import on_paper
 from testbed.management.queues import SHORT_QUEUE, Calls, latencies_s, queues_hold, requests_behind_meter
-from testbed.report.record import BoundRecord
+from testbed.report.tenant_record import BoundRecord
 from testbed.scenario.model import Scenario, Tenant
 from testbed.simulation.choices import Choices
 from testbed.simulation.known import Known, known_of_some, unknown

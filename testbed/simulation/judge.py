@@ -13,7 +13,8 @@ import numpy as np
 
 from testbed.audit.compliance import lower_limit, upper_limit
 from testbed.management.bounds import speaks_of_sent
-from testbed.report.record import BoundRecord, ConformanceRecord, TenantRecord, Verdict
+from testbed.report.tenant_record import BoundRecord, ConformanceRecord, TenantRecord
+from testbed.report.verdict import Verdict
 from testbed.scenario.model import Promise, Tenant
 from testbed.simulation.clock import to_ps
 from testbed.simulation.estimate import beyond, design_effect, quantile

@@ -18,7 +18,7 @@ from testbed.management.federation import Federation
 from testbed.management.paper import on_paper
 from testbed.management.sealing import QUEUED_HOPS
 from testbed.management.sizing import DRAIN_BPS, ClassDemand, best_effort_class, design_classes, shared_class
-from testbed.report.record import BoundRecord
+from testbed.report.tenant_record import BoundRecord
 from testbed.run.requests import WORKERS
 from testbed.scenario.model import FULL_FRAME_BITS, Domain, Scenario, Tenant
 from testbed.simulation.asking import Asking

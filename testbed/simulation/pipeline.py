@@ -13,7 +13,8 @@ import testbed
 from testbed.errors import PreflightError, ScenarioError
 from testbed.report.html import write_report
 from testbed.report.junit import write_junit
-from testbed.report.record import RECORD_NAME, RunRecord, TenantRecord, WindowRecord, read_record, write_record
+from testbed.report.record import RECORD_NAME, RunRecord, WindowRecord, read_record, write_record
+from testbed.report.tenant_record import TenantRecord
 from testbed.run.assemble import envelope_records
 from testbed.run.judge import judge_tenant, run_verdict, unmeasured
 from testbed.run.judge_requests import judge_requests

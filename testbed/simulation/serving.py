@@ -23,7 +23,7 @@ from testbed.management.federation import Federation
 from testbed.management.request_bounds import RequestTerms, bound_requests, services_of
 from testbed.management.requests import ComputeReservation, turn_s
 from testbed.management.sealing import computing_rate_bps
-from testbed.report.record import BoundRecord
+from testbed.report.tenant_record import BoundRecord
 from testbed.run.requests import WORKERS
 from testbed.run.serving import declared_computation
 from testbed.scenario.model import (

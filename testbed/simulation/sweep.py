@@ -15,7 +15,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from testbed.errors import PreflightError, ScenarioError
-from testbed.report.record import RECORD_NAME, TenantRecord, read_record
+from testbed.report.record import RECORD_NAME, read_record
+from testbed.report.tenant_record import TenantRecord
 from testbed.run.progress import Progress, Step
 from testbed.scenario.loader import load
 from testbed.scenario.model import Arrivals, Scenario

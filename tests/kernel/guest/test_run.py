@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 
 from testbed.cli.app import app
 from testbed.cli.exits import Exit
-from testbed.report.record import RunRecord, TenantRecord, read_record
+from testbed.report.record import RunRecord, read_record
+from testbed.report.tenant_record import TenantRecord
 from testbed.scenario.loader import load
 from testbed.scenario.model import Scenario
 from testbed.scenario.slow_down import slowed

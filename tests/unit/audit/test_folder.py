@@ -17,16 +17,15 @@ from testbed.envelope.descriptor import Stage, Subject
 from testbed.envelope.store import issue
 from testbed.errors import TestbedError
 from testbed.report.record import (
-    ConformanceRecord,
     EnvelopeRecord,
     GateRecord,
     ImpairmentRecord,
     RunRecord,
-    TenantRecord,
     WindowRecord,
     read_record,
     write_record,
 )
+from testbed.report.tenant_record import ConformanceRecord, TenantRecord
 from testbed.telemetry import request_samples
 from testbed.telemetry.lag import replay
 from testbed.telemetry.request_samples import RequestSamples

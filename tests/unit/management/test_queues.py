@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from testbed.management.queues import Calls, queues_hold, requests_behind_meter
-from testbed.report.record import BoundPart, BoundRecord
+from testbed.report.tenant_record import BoundPart, BoundRecord
 from testbed.scenario import guardrails
 from testbed.scenario.loader import load
 from testbed.scenario.model import (

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from testbed.report.record import BoundPart, BoundRecord, DomainDelay, GateRecord, RunRecord, TenantRecord, WindowRecord
+from testbed.report.record import GateRecord, RunRecord, WindowRecord
+from testbed.report.tenant_record import BoundPart, BoundRecord, DomainDelay, TenantRecord
 from testbed.telemetry.lag import replay
 from testbed.telemetry.samples import TenantSamples, write
 

@@ -23,12 +23,10 @@ from testbed.report.record import (
     GateRecord,
     HeldOutRecord,
     ImpairmentRecord,
-    OfferedRecord,
-    PartDelay,
-    RequestsRecord,
     read_record,
     write_record,
 )
+from testbed.report.tenant_record import OfferedRecord, PartDelay, RequestsRecord
 from testbed.report.terminal import milliseconds, own_time, summary
 from testbed.report.timeline import load_on_purpose, load_stalls
 from tests.unit.report.conftest import FolderMaker, tenant

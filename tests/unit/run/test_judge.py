@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from testbed.audit.conformance import METER_GRAIN_S
-from testbed.report.record import BoundRecord, TenantRecord
+from testbed.report.tenant_record import BoundRecord, TenantRecord
 from testbed.run.assemble import observe
 from testbed.run.judge import Observed, beyond_contract, judge_tenant, run_verdict
 from testbed.run.window import Counted

@@ -17,7 +17,7 @@ from testbed.envelope.descriptor import Envelope, Validity
 from testbed.errors import FidelityError
 from testbed.management.request_bounds import RequestTerms, bound_requests
 from testbed.management.sealing import Computation, compute_envelope, computing_rate_bps
-from testbed.report.record import TenantRecord
+from testbed.report.tenant_record import TenantRecord
 from testbed.run.judge_requests import judge_requests
 from testbed.run.request_terms import (
     Granted,

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from testbed.report.record import BoundRecord, read_record
+from testbed.report.record import read_record
+from testbed.report.tenant_record import BoundRecord
 from testbed.run.progress import Silent
 from testbed.scenario.loader import load
 from testbed.scenario.model import Tenant

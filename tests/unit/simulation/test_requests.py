@@ -17,7 +17,8 @@ from testbed.audit.folder import audit_run
 from testbed.errors import ScenarioError
 from testbed.management.sizing import ClassDemand, design_classes
 from testbed.report.html import write_report
-from testbed.report.record import RunRecord, TenantRecord, read_record, write_record
+from testbed.report.record import RunRecord, read_record, write_record
+from testbed.report.tenant_record import TenantRecord
 from testbed.run.progress import Silent
 from testbed.scenario.loader import load
 from testbed.scenario.model import (

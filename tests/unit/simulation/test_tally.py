@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from testbed.report.record import BoundRecord
+from testbed.report.tenant_record import BoundRecord
 from testbed.scenario.model import PoissonArrivals, Promise
 from testbed.simulation.clock import PS_PER_S
 from testbed.simulation.estimate import beyond, design_effect, quantile
