@@ -10,33 +10,25 @@ import datetime as dt
 import os
 import shutil
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from controller.client import ControllerClient
 from testbed.emulation.layout import controller_port
 from testbed.emulation.network import TandemNetwork
 from testbed.emulation.placement import Placement, require_limited
-from testbed.emulation.probe import probe
-from testbed.emulation.probe_checks import ProbeResult
 from testbed.errors import FidelityError, InterruptedRunError, PreflightError, ReservationError
-from testbed.management.bounds import Bounds
 from testbed.management.domain import HOST_ALLOWANCE_CAP_S
 from testbed.management.federation import Federation, found
 from testbed.report.html import write_report
 from testbed.report.junit import write_junit
 from testbed.report.record import ProbeRecord, write_record
 from testbed.run import faults, room
-from testbed.run.assemble import Measured, assemble
-from testbed.run.bounds import bounds_of
-from testbed.run.calibrate import PATH_FLOOR_S, bracketed, calibrate
-from testbed.run.faults import Injector, Occurrence, Site
-from testbed.run.gates import gates_of
+from testbed.run.assemble import assemble
 from testbed.run.keepsakes import discard_captures, keep_captures
+from testbed.run.measurement import Evidence, Steps, gather
 from testbed.run.preflight import (
     choose_datapath,
     require_few,
@@ -46,16 +38,12 @@ from testbed.run.preflight import (
     require_sender,
     require_unimpaired,
 )
-from testbed.run.progress import Progress, Step
-from testbed.run.request_terms import Granted, calibrate_requests
-from testbed.run.requests import asking, require_warm_up, start_servers
+from testbed.run.progress import Progress
+from testbed.run.requests import require_warm_up
 from testbed.run.reservations import Reservations
-from testbed.run.serving import computations
-from testbed.run.terms import terms_of
 from testbed.run.window import Stage
 from testbed.scenario.model import Scenario
 from testbed.telemetry import host
-from testbed.telemetry.idle_path import IdlePath
 
 JUNIT_NAME = "junit.xml"
 
@@ -121,8 +109,8 @@ def run_reserved(scenario: Scenario, options: Options, progress: Progress, reser
     require_memory(scenario)
     require_warm_up(scenario)
     placement = Placement.on(os.sched_getaffinity(0)) if options.isolate else None
-    steps = _Steps(progress, options.stop)
-    evidence = _Evidence()
+    steps = Steps(progress, options.stop)
+    evidence = Evidence()
     with ExitStack() as outer, ExitStack() as stack:
         with steps.step("building the network"):
             network = stack.enter_context(
@@ -137,7 +125,7 @@ def run_reserved(scenario: Scenario, options: Options, progress: Progress, reser
         with steps.step("reserving"):
             reservations = stack.enter_context(reserving(network, controllers))
         try:
-            _gather(evidence, Stage(network, controllers, folder, fill_disk), reservations, options, steps)
+            gather(evidence, Stage(network, controllers, folder, fill_disk), reservations, options.seeds, steps)
         except (FidelityError, ReservationError) as error:
             evidence.failure = room.why(folder, error.problems)
         except PreflightError as error:
@@ -220,86 +208,6 @@ def found_federation(network: TandemNetwork, controllers: Mapping[str, Controlle
     )
 
 
-@dataclass(frozen=True)
-class _Granted:
-    """What a warm-up supports.
-
-    Attributes:
-        host_s: What the host may add to packets on a path.
-        idle: What packets take of an idle path, by tenant.
-        requests: Request tenants' terms, by tenant.
-    """
-
-    host_s: float
-    idle: Mapping[str, IdlePath]
-    requests: Mapping[str, Granted]
-
-
-@dataclass
-class _Evidence:
-    """What a run has gathered so far, so that one which cannot go on still says how far it came.
-
-    Attributes:
-        granted: What the warm-up supports.
-        failure: Why it could not go on; empty if it could.
-        broken: Faults that were done in the window that could not be ended.
-    """
-
-    bounds: Bounds = field(default_factory=Bounds)
-    probes: Sequence[ProbeResult] = ()
-    measured: list[Measured] = field(default_factory=list)
-    installed: dict[str, Any] = field(default_factory=dict)
-    granted: _Granted = field(default_factory=lambda: _Granted(PATH_FLOOR_S, {}, {}))
-    failure: tuple[str, ...] = ()
-    broken: tuple[Occurrence, ...] = ()
-
-
-def _gather(evidence: _Evidence, stage: Stage, reservations: Reservations, options: Options, steps: _Steps) -> None:
-    """Calibrate, probe and measure a network whose domains have reserved.
-
-    Raises:
-        FidelityError: The host does not let it go on.
-        ReservationError: Something does not act as installed.
-    """
-    network = stage.network
-    if asking(network.scenario):
-        with steps.step("starting inference servers"):
-            start_servers(network)
-    with steps.step("calibrating") as step:
-        evidence.granted = _calibrate(stage, reservations, step, options.stop)
-        steps.require_wanted()
-    with steps.step("probing"):
-        evidence.probes = probe(network, reservations.programs, before_each=steps.require_wanted)
-        network.enlarge_buffers()
-    evidence.installed = {name: client.read_back() for name, client in stage.controllers.items()}
-    evidence.bounds = bounds_of(reservations, evidence.granted.host_s, evidence.granted.requests)
-    for measured in _measure(evidence, stage, reservations, options, steps):
-        evidence.measured.append(measured)
-
-
-class _Steps:
-    """Announces steps, remembers how long each took, and starts none that the user no longer wants."""
-
-    def __init__(self, progress: Progress, stop: Callable[[], bool]) -> None:
-        self._progress = progress
-        self._stop = stop
-        self.measured = False
-        self.timings_s: dict[str, float] = {}
-
-    def require_wanted(self) -> None:
-        """Go on unless the user wants to stop and nothing is lost by it."""
-        if self._stop() and not self.measured:
-            raise InterruptedRunError("interrupted before anything was measured; nothing is left behind")
-
-    @contextmanager
-    def step(self, name: str) -> Iterator[Step]:
-        self.require_wanted()
-        began = time.monotonic()
-        with self._progress.step(name) as step:
-            yield step
-        self.timings_s[name] = time.monotonic() - began
-
-
 @contextmanager
 def _new_folder(out: Path, name: str, runid: str) -> Iterator[Path]:
     """A folder for the run, taken away again if the user or a refusal ends it before anything was measured."""
@@ -322,103 +230,3 @@ def _new_folder(out: Path, name: str, runid: str) -> Iterator[Path]:
         with suppress(OSError):
             folder.rmdir()
         raise
-
-
-def _calibrate(stage: Stage, reservations: Reservations, step: Step, stop: Callable[[], bool]) -> _Granted:
-    """Have every domain sign what a warm-up supports."""
-    scenario = stage.network.scenario
-    warm_up = stage.play(
-        0,
-        seed=scenario.seed,
-        duration_s=scenario.warmup_s,
-        conforming=True,
-        step=step,
-        stop=stop,
-        faults=Injector(_site(stage, reservations), []),
-    )
-    if not warm_up.complete:
-        return _Granted(PATH_FLOOR_S, {}, {})
-    allowances = calibrate(scenario, reservations, warm_up, terms_of(scenario, reservations, stage.shapers(), 0.0, {}))
-    reservations.calibrated(allowances.domains_s, warm_up)
-    reservations.serve(computations(scenario, reservations, warm_up.requests))
-    requests = calibrate_requests(scenario, reservations, warm_up.requests, stage.shapers())
-    return _Granted(allowances.path_s, allowances.idle, requests)
-
-
-def _cool_down(
-    stage: Stage,
-    reservations: Reservations,
-    granted: _Granted,
-    index: int,
-    *,
-    step: Step,
-    stop: Callable[[], bool],
-) -> _Granted:
-    """What a window was granted, with what idle paths take behind it; the same if the user ends it early."""
-    scenario, shapers = stage.network.scenario, stage.shapers()
-    cool_down = stage.play(
-        index,
-        seed=scenario.seed,
-        duration_s=scenario.cooldown_s,
-        conforming=True,
-        step=step,
-        stop=stop,
-        faults=Injector(_site(stage, reservations), []),
-    )
-    if not cool_down.complete:
-        return granted
-    terms = terms_of(scenario, reservations, shapers, granted.host_s, granted.idle)
-    requests = {
-        name: own.bracketed(cool_down.requests[name], shapers[name], scenario.duration_s)
-        for name, own in granted.requests.items()
-    }
-    return replace(granted, idle=bracketed(granted.idle, cool_down, terms, scenario.duration_s), requests=requests)
-
-
-def _site(stage: Stage, reservations: Reservations) -> Site:
-    return Site(stage.network, stage.controllers, lambda: reservations.programs, stage.fill_disk)
-
-
-def _measure(
-    evidence: _Evidence, stage: Stage, reservations: Reservations, options: Options, steps: _Steps
-) -> Iterator[Measured]:
-    scenario, granted = stage.network.scenario, evidence.granted
-    for index in range(1, options.seeds + 1):
-        with steps.step(f"measuring {index} of {options.seeds}") as step:
-            drift = reservations.drift()
-            shapers = stage.shapers()
-            seed = scenario.seed + index - 1
-            injector = Injector.of(_site(stage, reservations), seed, index, last=index == options.seeds)
-            try:
-                window = stage.play(
-                    index,
-                    seed=seed,
-                    duration_s=scenario.duration_s,
-                    conforming=False,
-                    step=step,
-                    stop=options.stop,
-                    faults=injector,
-                )
-            except (FidelityError, OSError):
-                evidence.broken = injector.done
-                raise
-            if not window.complete and not window.everyone_sent:
-                # Cut off before every tenant had sent a packet: there is nothing in it to judge.
-                steps.require_wanted()
-                return
-            drift = (*drift, *reservations.drift())
-        steps.measured = True
-        failure, own = None, granted
-        if scenario.cooldown_s and not options.stop():
-            with steps.step(f"cooling down {index} of {options.seeds}") as step:
-                try:
-                    own = _cool_down(stage, reservations, granted, options.seeds + index, step=step, stop=options.stop)
-                except FidelityError as error:
-                    failure = error
-        terms = terms_of(scenario, reservations, shapers, own.host_s, own.idle)
-        yield Measured(window, gates_of(scenario, window, terms, own.requests, drift), terms, own.requests)
-        if failure:
-            # What was measured before is judged all the same.
-            raise failure
-        if options.stop():
-            return
