@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from testbed.errors import ScenarioError
-from testbed.scenario import document, fault_rules, requests, tenants
+from testbed.scenario import arrivals, document, fault_rules, requests, tenants
 from testbed.scenario.definition import SCENARIO, run_settings
 from testbed.scenario.document import Node
 from testbed.scenario.fields import Section, require_unique
@@ -99,7 +99,7 @@ def _domain(section: Section) -> Domain:
 
 
 def _tenant(section: Section, way: _Path, folder: Path, duration_s: float, report: Report) -> Tenant | None:
-    arrives = tenants.arrivals(section, folder, report)
+    arrives = arrivals.of_tenant(section, folder, report)
     asked = requests.requests(section, arrives, report)
     reserved = tenants.reservation(section, arrives, None if asked is None else asked.demand, report)
     promised = tenants.promise(section, way.propagation_s, report)

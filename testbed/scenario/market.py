@@ -14,7 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from testbed.scenario import document, fault_rules, tenants
+from testbed.scenario import arrivals, document, fault_rules
 from testbed.scenario.arrival_fields import ARRIVALS
 from testbed.scenario.definition import RUN_FIELDS, run_settings
 from testbed.scenario.document import Mapping
@@ -306,7 +306,7 @@ def _model(section: Section, report: Report) -> ServedModel | None:
 
 def _intent(section: Section, operators: list[str | None], folder: Path, report: Report) -> Intent | None:
     declared: Section | None = section.get("arrivals")
-    arrives = None if declared is None else tenants.process(declared, folder, report)
+    arrives = None if declared is None else arrivals.process(declared, folder, report)
     if isinstance(arrives, RenewalArrivals) and arrives.gap == "hyperexponential" and declared is not None:
         report.add(
             declared.line_of("gap"),
