@@ -15,7 +15,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from google.protobuf.message import Message
@@ -26,16 +26,17 @@ from testbed.envelope.store import issue, verify
 from testbed.envelope.trust import Root
 from testbed.errors import EnvelopeError, ReservationError
 from testbed.management import market, sealing
-from testbed.management.admission import Crowd, Guest
 from testbed.management.books import Books
 from testbed.management.calibrations import Calibrations
+from testbed.management.crowds import Crowds
+from testbed.management.demands import model_of, require_sellable
 from testbed.management.entry import HOLDING, Entry, Request, State, UnknownReservationError
 from testbed.management.generated import management_pb2 as wire
 from testbed.management.installer import ControllerError, Installer, body_of
 from testbed.management.ledger import Ledger
 from testbed.management.sizing import PAUSE_S
 from testbed.scenario.federation import Operator, ServedModel, Site
-from testbed.scenario.model import Domain, Reservation, whole_kbit
+from testbed.scenario.model import Domain, Reservation
 
 LOG = logging.getLogger("testbed.agent")
 
@@ -111,7 +112,7 @@ class Agent:
         expires_s = self._lease_end(asked.lease_ms, PREPARED_S)
 
         def act(books: Books) -> bytes:
-            crowds = _Crowds(books.entries(*HOLDING))
+            crowds = Crowds(books.entries(*HOLDING))
             answer = wire.HoldingAnswer()
             for presented in asked.presented:
                 try:
@@ -249,7 +250,7 @@ class Agent:
         version = books.next("version")
         network, shaped = demand.network, market.house_of(self.operator)
         reservation = Reservation(network.rate_bps, network.meter_rate_bps, network.burst_bits, network.queue_bits)
-        self._require_sellable(demand)
+        require_sellable(self.operator, demand)
         wanted = sealing.Demand(
             tenant=demand.tenant,
             number=1,
@@ -278,7 +279,7 @@ class Agent:
         amounts = {market.NETWORK: network.rate_bps, market.CLASSES: 1}
         price = market.network_price(self.operator, network.rate_bps)
         if demand.HasField("compute"):
-            site, model = self._model(demand)
+            site, model = model_of(self.operator, demand)
             promised = self._computation(demand, site, model)
             envelopes.append(sealing.compute_envelope(self.operator.name, promised, version=version, validity=validity))
             crowd[market.COMPUTE] = market.compute_guest(demand.tenant, site, model)
@@ -306,7 +307,7 @@ class Agent:
         )
 
     def _prepared(
-        self, caller: str, presented: wire.Presented, expires_s: float, books: Books, crowds: _Crowds
+        self, caller: str, presented: wire.Presented, expires_s: float, books: Books, crowds: Crowds
     ) -> Entry:
         """Check what is presented against what was signed, and everybody's promise, then hold it."""
         now_s = self.clock()
@@ -328,16 +329,6 @@ class Agent:
             crowds.admit(entry)
         return entry
 
-    def _model(self, demand: wire.Demand) -> tuple[Site, ServedModel]:
-        site, name = self.operator.site, demand.compute.model
-        if site is None:
-            raise ReservationError(f"domain {self.operator.name}: asked for the model {name}, has no inference server")
-        for model in site.models:
-            if model.name == name:
-                return site, model
-        known = ", ".join(model.name for model in site.models)
-        raise ReservationError(f"domain {self.operator.name}: found no model {name}, expected one of {known}")
-
     def _computation(self, demand: wire.Demand, site: Site, model: ServedModel) -> sealing.Computation:
         """What a tenant is promised of the domain's server, for as many others as there are seats."""
         asked = demand.compute
@@ -356,23 +347,6 @@ class Agent:
             calibrated=self.calibrations.of(demand.tenant, rate_bps, Stage.COMPUTE) or (None, None),
         )
 
-    def _require_sellable(self, demand: wire.Demand) -> None:
-        if demand.network.rate_bps < 1:
-            raise ReservationError(f"demand of {demand.tenant}: found no rate, expected some bit/s to reserve")
-        if demand.network.rate_bps > self.operator.reservable_bps:
-            raise ReservationError(
-                f"domain {self.operator.name}: {demand.network.rate_bps} bit/s asked for, "
-                f"{self.operator.reservable_bps} are sold altogether; ask for less"
-            )
-        if (bits := demand.network.burst_bits) != whole_kbit(bits):
-            raise ReservationError(
-                f"demand of {demand.tenant}: found a burst of {bits} bits, expected whole kbit, which is what a meter "
-                f"holds; ask for {whole_kbit(bits)}"
-            )
-        for name, value in (("network.client", demand.network.client), ("network.server", demand.network.server)):
-            if not value:
-                raise ReservationError(f"demand of {demand.tenant}: found no {name}, expected an IPv4 address")
-
     @property
     def _domain(self) -> Domain:
         operator = self.operator
@@ -380,40 +354,6 @@ class Agent:
 
     def _lease_end(self, lease_ms: int, otherwise_s: float) -> float:
         return self.clock() + min(lease_ms / 1000 or otherwise_s, LONGEST_LEASE_S)
-
-
-class _Crowds:
-    """Everybody on the domain's ports and at its server."""
-
-    def __init__(self, entries: Iterable[Entry]) -> None:
-        self.count(entries)
-
-    def count(self, entries: Iterable[Entry]) -> None:
-        """Count again from the beginning; one that replaces another counts as the heavier and tenderer of the two.
-
-        Raises:
-            ReservationError: Somebody's promise breaks; those counted before are still counted.
-        """
-        counted = {market.NETWORK: Crowd(), market.COMPUTE: Crowd()}
-        together: dict[tuple[str, str], Guest] = {}
-        for entry in entries:
-            for resource, guest in _guests(entry):
-                key = (entry.place, resource)
-                known = together.get(key, guest)
-                together[key] = Guest(entry.tenant, max(known.weight, guest.weight), min(known.bears, guest.bears))
-        for (_, resource), guest in together.items():
-            counted[resource].admit(guest)
-        self._by_resource = counted
-
-    def admit(self, entry: Entry) -> None:
-        """Let one more in; raises `ReservationError` naming whose promise would break."""
-        for resource, guest in _guests(entry):
-            self._by_resource[resource].admit(guest)
-
-
-def _guests(entry: Entry) -> list[tuple[str, Guest]]:
-    crowd = json.loads(entry.body)["crowd"]
-    return [(resource, Guest(entry.tenant, weight, bears)) for resource, (weight, bears) in crowd.items()]
 
 
 def _request(call: str, caller: str, asked: Message) -> Request:

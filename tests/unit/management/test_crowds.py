@@ -14,7 +14,7 @@ import pytest
 from testbed.errors import ReservationError
 from testbed.management import market
 from testbed.management.admission import Crowd
-from testbed.management.agent import _Crowds
+from testbed.management.crowds import Crowds
 from testbed.management.entry import Entry, State
 from testbed.management.generated import management_pb2 as wire
 from testbed.management.ledger import Ledger
@@ -130,7 +130,7 @@ def entry(name: str, weight: float, bears: float, place: str = "", replaces: str
 
 def test_a_crowd_that_could_not_be_counted_again_is_still_the_one_before() -> None:
     tender, other = entry("b", 5, 8), entry("a", 5, 20)
-    crowds = _Crowds([other, tender])
+    crowds = Crowds([other, tender])
     newcomer = entry("x", 5, 99)
     for _ in range(2):
         with pytest.raises(ReservationError, match="made to b"):
