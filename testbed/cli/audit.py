@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict
-from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,17 +19,14 @@ from testbed.audit.record import Promise
 from testbed.audit.sequential import Alarm, Monitor
 from testbed.audit.stream import Watch
 from testbed.audit.table import audit_rows, read_series
+from testbed.cli.audit_options import head_of, named_promise, promise_of, public_keys, seconds_of, share_of, signing_key
 from testbed.cli.exits import Exit, exit_of_verdict
-from testbed.envelope.errors import RefusedError
-from testbed.envelope.keys import PublicKey, SigningKey
+from testbed.envelope.keys import SigningKey
 from testbed.report.audit_section import run_sections, table_sections, write_page
 from testbed.report.audit_terminal import print_run_audit, print_table_audit
 from testbed.report.record import read_record
-from testbed.scenario.units import TIME, UnitError, parse
 
 LOG_NAME = "findings.log"
-_LONGEST_S = 9_000_000
-"""What whole nanoseconds in a signed finding can hold."""
 
 
 class _JudgeByDefault(TyperGroup):
@@ -50,50 +46,6 @@ app = typer.Typer(
 )
 
 
-def _seconds(text: str) -> float:
-    """A deadline: a quantity with its unit, or a bare number of seconds."""
-    try:
-        value = Fraction(text) if _is_number(text) else parse(text, TIME)
-    except UnitError as error:
-        raise typer.BadParameter(f"{text!r}: {error.remedy}") from error
-    if not 0 < value < _LONGEST_S:
-        raise typer.BadParameter(f"{text!r}: expected more than 0 s and less than {_LONGEST_S:,} s")
-    return float(value)
-
-
-def _is_number(text: str) -> bool:
-    try:
-        Fraction(text)
-    except (ValueError, ZeroDivisionError):
-        return False
-    return True
-
-
-def _share(text: str) -> float:
-    if _is_number(text) and 0 < Fraction(text) < 1:
-        return float(Fraction(text))
-    raise typer.BadParameter(f"{text!r}: expected a share between 0 and 1, such as 0.001")
-
-
-def _named(text: str) -> tuple[str, Promise]:
-    """A tenant and what it is promised."""
-    tenant, named, terms = text.rpartition("=")
-    deadline, _, share = terms.partition("@")
-    if not (tenant and named and deadline and share):
-        raise typer.BadParameter(f"{text!r}: expected TENANT=TIME@SHARE, such as alice=80ms@0.001")
-    try:
-        return tenant, Promise.rounded(_seconds(deadline), _share(share))
-    except ValueError as error:
-        raise typer.BadParameter(f"{text!r}: {error}") from error
-
-
-def _head(text: str) -> ledger.Head:
-    entries, _, last = text.partition(":")
-    if not (entries.isdecimal() and len(last) == len(ledger.GENESIS) and set(last) <= set("0123456789abcdef")):
-        raise typer.BadParameter(f"{text!r}: expected ENTRIES:SHA256 as `testbed audit verify` prints it")
-    return ledger.Head(int(entries), last)
-
-
 _Json = Annotated[bool, typer.Option("--json", help="Answer with JSON.")]
 _Log = Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="Log of findings.")]
 _Keys = Annotated[
@@ -107,11 +59,11 @@ def judge(
     *,
     deadline: Annotated[
         float | None,
-        typer.Option(parser=_seconds, metavar="TIME", help="Promised latency of a FILE: 80ms, or 0.08 in seconds."),
+        typer.Option(parser=seconds_of, metavar="TIME", help="Promised latency of a FILE: 80ms, or 0.08 in seconds."),
     ] = None,
     epsilon: Annotated[
         float | None,
-        typer.Option(parser=_share, metavar="SHARE", help="Promised largest share of misses; default: 0.001."),
+        typer.Option(parser=share_of, metavar="SHARE", help="Promised largest share of misses; default: 0.001."),
     ] = None,
     as_json: _Json = False,
     full: Annotated[bool, typer.Option("--full", help="With --json: everything that is known of a FILE.")] = False,
@@ -135,7 +87,7 @@ def judge(
     INVALID, 4 UNDETERMINED; 0 also where nothing was judged: NONE without a promise, EXCUSED where every tenant that
     has one broke its own contract.
     """
-    key = _signing_key(sign)
+    key = signing_key(sign)
     log = _log(source, log, key)
     if source.is_dir():
         if deadline is not None or epsilon is not None:
@@ -150,7 +102,7 @@ def judge(
             write_page(html, f"run {run.run_id}", run.verdict, run_sections(evidence, run))
         _append(log, run_statements(evidence), key)
         raise typer.Exit(exit_of_verdict(run.verdict))
-    promise = _promise(deadline, epsilon)
+    promise = promise_of(deadline, epsilon)
     if key is not None and promise is None:
         raise typer.BadParameter("without --deadline there is no finding to sign")
     series = tuple(read_series(source))
@@ -177,12 +129,12 @@ def watch(
     *,
     deadline: Annotated[
         float | None,
-        typer.Option(parser=_seconds, metavar="TIME", help="Latency promised to every tenant not named otherwise."),
+        typer.Option(parser=seconds_of, metavar="TIME", help="Latency promised to every tenant not named otherwise."),
     ] = None,
     epsilon: Annotated[
         float | None,
         typer.Option(
-            parser=_share,
+            parser=share_of,
             metavar="SHARE",
             help="With --deadline: promised largest share of misses, at most 0.1; default: 0.001.",
         ),
@@ -197,7 +149,9 @@ def watch(
     ] = None,
     false_alarms: Annotated[
         float,
-        typer.Option(parser=_share, metavar="SHARE", help="Largest probability of ever alarming falsely of a tenant."),
+        typer.Option(
+            parser=share_of, metavar="SHARE", help="Largest probability of ever alarming falsely of a tenant."
+        ),
     ] = 0.05,
     as_json: _Json = False,
 ) -> None:
@@ -207,8 +161,8 @@ def watch(
     watched until its own. No certificate is given: that nothing was found is no proof. Exit codes: 0 the stream ended
     without an alarm, 1 alarm, 2 the command or a line is wrong.
     """
-    promises = (_promises_of(run) if run is not None else {}) | dict(map(_named, promise or ()))
-    otherwise = _promise(deadline, epsilon)
+    promises = (_promises_of(run) if run is not None else {}) | dict(map(named_promise, promise or ()))
+    otherwise = promise_of(deadline, epsilon)
     if not promises and otherwise is None:
         raise typer.BadParameter("nothing to watch for; name a --deadline, a --promise, or a --run that promised")
     try:
@@ -261,7 +215,7 @@ def verify(
     head: Annotated[
         ledger.Head | None,
         typer.Option(
-            parser=_head, metavar="ENTRIES:SHA256", help="A head seen earlier; the log must still contain it."
+            parser=head_of, metavar="ENTRIES:SHA256", help="A head seen earlier; the log must still contain it."
         ),
     ] = None,
     as_json: _Json = False,
@@ -272,7 +226,7 @@ def verify(
     Without --key places, hashes and counts are checked and no signature: whoever can write both the log and its head
     could have written all of it anew. Exit codes: 0 what was checked is intact, 1 it is not.
     """
-    found = ledger.verify(log, _public_keys(key) if key else None, head)
+    found = ledger.verify(log, public_keys(key) if key else None, head)
     if as_json:
         typer.echo(
             json.dumps(
@@ -316,7 +270,7 @@ def recompute_(
     Findings that rest on other evidence are named and left out. Exit codes: 0 all that rest on this evidence are the
     same, 1 one differs, none rests on it, or the log is not intact.
     """
-    found = ledger.verify(log, _public_keys(key))
+    found = ledger.verify(log, public_keys(key))
     for problem in found.problems:
         typer.echo(f"testbed: {log}: {problem}", err=True)
     again = recompute(found.findings, read_evidence(source) if source.is_dir() else source)
@@ -331,17 +285,6 @@ def recompute_(
         typer.echo(f"testbed: no finding of {log} rests on {source} as it is", err=True)
     agreed = found.intact and Outcome.SAME in outcomes and Outcome.DIFFERS not in outcomes
     raise typer.Exit(Exit.PASS if agreed else Exit.FAIL)
-
-
-def _promise(deadline_s: float | None, epsilon: float | None) -> Promise | None:
-    if deadline_s is None and epsilon is not None:
-        raise typer.BadParameter("--epsilon is a share of requests that miss a --deadline; name that too")
-    if deadline_s is None:
-        return None
-    try:
-        return Promise.rounded(deadline_s, 0.001 if epsilon is None else epsilon)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
 
 
 def _promises_of(run: Path) -> dict[str, Promise]:
@@ -389,18 +332,3 @@ def _append(log: Path, statements: Iterable[Any], key: SigningKey | None) -> Non
         typer.echo("nothing to sign: no promise could be judged", err=True)
     else:
         typer.echo(f"signed: {log}, head {head.entries}:{head.last}", err=True)
-
-
-def _signing_key(path: Path | None) -> SigningKey | None:
-    try:
-        return None if path is None else SigningKey.load(path)
-    except RefusedError as error:
-        raise typer.BadParameter(str(error), param_hint="--sign") from error
-
-
-def _public_keys(paths: Sequence[Path]) -> dict[str, PublicKey]:
-    try:
-        keys = [PublicKey.load(path) for path in paths]
-    except RefusedError as error:
-        raise typer.BadParameter(str(error), param_hint="--key") from error
-    return {key.key_id: key for key in keys}
