@@ -21,9 +21,9 @@ from inference_server.direct import ROWS
 from inference_server.errors import InferenceError, InvalidRequestError, NotFoundError, UnavailableError
 from inference_server.forms import Form, Forms
 from inference_server.generated import open_inference_pb2 as pb
-from inference_server.messages import parsed
+from inference_server.messages import parameter, parsed, timeout_ns
 from inference_server.models import Model
-from inference_server.protocol import SERVICE, TENANT, TIMEOUT, Stamps
+from inference_server.protocol import SERVICE, TENANT, Stamps
 from inference_server.scheduler import EVERYBODY_ELSE, Scheduler
 from inference_server.statistics import Execution, Statistics
 from inference_server.streams import Stream
@@ -264,7 +264,7 @@ class InferenceService:
         tenant = EVERYBODY_ELSE
         try:
             parsed(message, request)
-            named = _parameter(request, TENANT, "string_param")
+            named = parameter(request, TENANT, "string_param")
             tenant = _named(context) if named is None else named
             form, inputs = self._form(request, named)
             parts = streaming and form.model.decoupled
@@ -286,7 +286,7 @@ class InferenceService:
         form = Form(
             model=model,
             tenant=tenant,
-            timeout_ns=_timeout_ns(request),
+            timeout_ns=timeout_ns(request),
             outputs=tuple(outputs),
             raw=raw,
             shape=inputs[model.inputs[0].name].shape if single else (),
@@ -362,22 +362,6 @@ async def _abort(context: Context, error: InferenceError) -> NoReturn:
         await context.abort(error.code, str(error))
     except grpc.aio.InternalError:
         raise asyncio.CancelledError from error
-
-
-def _timeout_ns(request: pb.ModelInferRequest) -> int | None:
-    """How long the server may take, as a request says itself."""
-    timeout_us = _parameter(request, TIMEOUT, "int64_param")
-    return timeout_us * 1000 if timeout_us is not None and timeout_us > 0 else None
-
-
-def _parameter(request: pb.ModelInferRequest, name: str, kind: str) -> Any:
-    """A parameter of a request, None where it has none of that name; one of another kind is not ignored."""
-    if name not in request.parameters:
-        return None
-    parameter = request.parameters[name]
-    if (found := parameter.WhichOneof("parameter_choice")) != kind:
-        raise InvalidRequestError(f"parameter {name!r}: found {found}, expected {kind}")
-    return getattr(parameter, kind)
 
 
 def _deadline_ns(timeout_ns: int | None, context: Context, received_ns: int) -> int | None:
