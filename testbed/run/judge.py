@@ -1,8 +1,7 @@
 """From a tenant's measured windows and its bound to one row of the verdict table. Pure: no host, no files.
 
-The data say PASS, FAIL or UNDETERMINED (`testbed.audit`). Here the host may overrule them with INVALID and the tenant's
-own breach of contract with EXCUSED, and the bound is held against the lower confidence limit of the measurement,
-whatever the verdict: of one that is EXCUSED, against what its first meter let pass.
+Whatever the verdict (`testbed.run.tenant_row`), the bound is held against the lower confidence limit of the
+measurement: of a tenant that is EXCUSED, of what its first meter let pass.
 """
 
 from __future__ import annotations
@@ -12,18 +11,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from testbed.audit.compliance import judge
 from testbed.audit.conformance import METER_GRAIN_S, nonconforming
-from testbed.audit.quantile import quantile, quantiles
+from testbed.audit.quantile import quantile
 from testbed.management.bounds import speaks_of_sent
 from testbed.report.record import FaultRecord
 from testbed.report.tenant_record import BoundRecord, ConformanceRecord, DomainDelay, TenantRecord
 from testbed.report.verdict import Verdict, worst_verdict
+from testbed.run.tenant_row import Latencies, finite_or_none, mean_known, order_statistic, terms
 from testbed.scenario.model import Reservation, Tenant
 from testbed.telemetry.match import Match
 from testbed.telemetry.samples import BoolArray, FloatArray, Replay, TenantSamples
-
-LEVELS = (0.5, 0.99, 0.999)
 
 
 @dataclass(frozen=True)
@@ -101,47 +98,24 @@ def judge_tenant(
     latency = np.concatenate([window.judged.latency_s for window in observed])
     network = np.concatenate([window.judged.network_s for window in observed])
     runs = np.repeat(np.arange(len(observed)), [len(window.judged) for window in observed])
-    level = 1.0 - (tenant.promise.epsilon if tenant.promise else 1e-3)
-    median, p99, p999, promised = quantiles(latency, (*LEVELS, level), runs=runs)
+    found = Latencies(tenant, latency, runs)
     contract = _conformance(tenant, observed)
-    verdict, reason = _verdict(tenant, latency, runs, contract, valid=valid)
-    promise = tenant.promise
-    data = judge(latency, promise.deadline_s, promise.epsilon, promise.confidence, runs) if promise else None
-    held_s = _held_lower_s(tenant, observed, level)
+    verdict, reason = found.verdict(valid=valid, excuse=_breach(contract))
+    held_s = _held_lower_s(tenant, observed, found.level)
     rate_per_s = latency.size / sum(window.window_s for window in observed)
-    lower = promised.one_sided_lower_s
-    return TenantRecord(
-        name=tenant.name,
-        n=latency.size,
-        misses=data.misses if data else 0,
+    needed = found.data.samples_needed if found.data else None
+    return found.row(
+        bound,
         lost=int(np.count_nonzero(np.isnan(latency))),
-        p50_s=finite_or_none(median.estimate_s),
-        p99_s=finite_or_none(p99.estimate_s),
-        p999_s=finite_or_none(p999.estimate_s),
-        p999_interval_s=(finite_or_none(p999.lower_s), finite_or_none(p999.upper_s)),
-        p999_lower_s=finite_or_none(p999.one_sided_lower_s),
         ideal_p999_s=_ideal(observed, 0.999),
         network_p999_s=order_statistic(network, 0.999),
-        promised_s=finite_or_none(promised.estimate_s),
-        promised_interval_s=(finite_or_none(promised.lower_s), finite_or_none(promised.upper_s)),
-        promised_lower_s=finite_or_none(lower),
-        ideal_promised_s=_ideal(observed, level),
-        bound_s=bound.bound_s if bound else None,
-        bound_method=bound.method if bound else None,
-        network_bound_s=bound.network_bound_s if bound else None,
+        ideal_promised_s=_ideal(observed, found.level),
         bound_broken=bool(valid and bound and held_s is not None and bound.bound_s < held_s),
         bound_held_s=finite_or_none(held_s) if bound else None,
-        deadline_s=promise.deadline_s if promise else None,
-        epsilon=promise.epsilon if promise else None,
         verdict=verdict,
         reason=reason,
-        n_effective=p999.n_effective,
-        design_effect=data.design_effect if data else None,
-        miss_rate_upper=data.miss_rate_upper if data else None,
-        samples_needed=data.samples_needed if data else None,
-        seconds_needed=data.samples_needed / rate_per_s if data and data.samples_needed else None,
+        seconds_needed=needed / rate_per_s if needed else None,
         residual_s=max(window.match.residual_s for window in observed),
-        bound=bound,
         domains=_domains(observed, latency),
         conformance=contract,
         in_faults=sum(len(window.match.samples) for window in observed) - latency.size,
@@ -150,9 +124,8 @@ def judge_tenant(
 
 def unmeasured(tenant: Tenant, bound: BoundRecord | None) -> TenantRecord:
     """The row of a tenant in a run that ended before anything was measured: its promise and its bound alone."""
-    promise = tenant.promise
     return TenantRecord(
-        name=tenant.name,
+        **terms(tenant, bound),
         n=0,
         misses=0,
         lost=0,
@@ -160,14 +133,8 @@ def unmeasured(tenant: Tenant, bound: BoundRecord | None) -> TenantRecord:
         p999_interval_s=None,
         p999_lower_s=None,
         ideal_p999_s=None,
-        bound_s=bound.bound_s if bound else None,
-        bound_method=bound.method if bound else None,
-        network_bound_s=bound.network_bound_s if bound else None,
-        deadline_s=promise.deadline_s if promise else None,
-        epsilon=promise.epsilon if promise else None,
-        verdict="INVALID" if promise else "NONE",
-        reason="the run ended before anything was measured" if promise else "",
-        bound=bound,
+        verdict="INVALID" if tenant.promise else "NONE",
+        reason="the run ended before anything was measured" if tenant.promise else "",
     )
 
 
@@ -188,21 +155,13 @@ def _held_lower_s(tenant: Tenant, observed: Sequence[Observed], level: float) ->
     return quantile(found, level, runs=np.concatenate(runs)).one_sided_lower_s if found.size else None
 
 
-def _verdict(
-    tenant: Tenant, latency: FloatArray, runs: np.ndarray, contract: ConformanceRecord | None, *, valid: bool
-) -> tuple[Verdict, str]:
-    if tenant.promise is None:
-        return "NONE", ""
-    if not valid:
-        return "INVALID", "the host could not keep up, so this says nothing about the promise"
-    if contract is not None and contract.nonconforming:
-        return "EXCUSED", (
-            f"the tenant broke its own contract: {contract.nonconforming:,} of {contract.offered:,} packets exceeded "
-            f"its token bucket; its meters dropped {contract.meter_dropped:,} and its queues {contract.queue_dropped:,}"
-        )
-    promise = tenant.promise
-    found = judge(latency, promise.deadline_s, promise.epsilon, promise.confidence, runs)
-    return found.verdict.value, found.reason
+def _breach(contract: ConformanceRecord | None) -> str:
+    if contract is None or not contract.nonconforming:
+        return ""
+    return (
+        f"{contract.nonconforming:,} of {contract.offered:,} packets exceeded its token bucket; its meters dropped "
+        f"{contract.meter_dropped:,} and its queues {contract.queue_dropped:,}"
+    )
 
 
 def beyond_contract(contract: Reservation, samples: TenantSamples, *, grain_s: float = METER_GRAIN_S) -> int:
@@ -262,20 +221,3 @@ def _domains(observed: Sequence[Observed], latency: FloatArray) -> tuple[DomainD
 def _ideal(observed: Sequence[Observed], level: float) -> float | None:
     waits = [window.judged_replay.shaped_s for window in observed if window.judged_replay is not None]
     return order_statistic(np.concatenate(waits), level) if waits else None
-
-
-def order_statistic(values: FloatArray, level: float) -> float | None:
-    """Order statistic of the finite values; a description, not an estimate with limits."""
-    finite = values[np.isfinite(values)]
-    return float(np.quantile(finite, level, method="higher")) if finite.size else None
-
-
-def mean_known(values: FloatArray) -> float | None:
-    """Mean of the finite values, None where there is none."""
-    finite = values[np.isfinite(values)]
-    return float(finite.mean()) if finite.size else None
-
-
-def finite_or_none(value: float | None) -> float | None:
-    """As a record holds it, in which JSON knows no infinity."""
-    return value if value is not None and np.isfinite(value) else None

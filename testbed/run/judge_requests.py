@@ -13,14 +13,11 @@ from dataclasses import asdict
 import numpy as np
 import numpy.typing as npt
 
-from testbed.audit.compliance import judge
-from testbed.audit.quantile import quantiles
 from testbed.audit.request_excess import domain_excess, requests_beyond
 from testbed.report.tenant_record import BoundRecord, DomainDelay, PartDelay, RequestsRecord, TenantRecord
-from testbed.report.verdict import Verdict
-from testbed.run.judge import LEVELS, finite_or_none, mean_known, order_statistic
 from testbed.run.request_terms import ideal_network_s
 from testbed.run.requests import RequestOutcome
+from testbed.run.tenant_row import LEVELS, Latencies, mean_known, order_statistic
 from testbed.run.window import Shaper
 from testbed.scenario.model import Requests, Tenant
 from testbed.telemetry.idle_path import NONE, IdlePath
@@ -71,43 +68,19 @@ def judge_requests(
     due = [outcome.record.attempted for outcome in outcomes]
     latency = np.concatenate([o.record.latency_s[d] for o, d in zip(outcomes, due, strict=True)])
     runs = np.repeat(np.arange(len(outcomes)), [int(d.sum()) for d in due])
-    promise = tenant.promise
-    level = 1.0 - (promise.epsilon if promise else 1e-3)
-    median, p99, p999, promised = quantiles(latency, (*LEVELS, level), runs=runs)
-    data = judge(latency, promise.deadline_s, promise.epsilon, promise.confidence, runs) if promise else None
-    verdict: Verdict = "NONE"
-    reason = ""
-    if data is not None:
-        verdict, reason = data.verdict.value, data.reason
-        if not valid:
-            verdict, reason = "INVALID", "the host could not keep up, so this says nothing about the promise"
-        elif beyond:
-            verdict = "EXCUSED"
-            reason = (
-                f"the tenant broke its own contract: {beyond:,} of {latency.size:,} requests exceeded its token bucket"
-            )
+    found = Latencies(tenant, latency, runs)
+    excuse = f"{beyond:,} of {latency.size:,} requests exceeded its token bucket" if beyond else ""
+    verdict, reason = found.verdict(valid=valid, excuse=excuse)
     network = np.concatenate([outcome.match.samples.network_out_s for outcome in outcomes])
     ideal = np.concatenate(ideals) if ideals else np.empty(0)
-    lower = promised.one_sided_lower_s
-    return TenantRecord(
-        name=tenant.name,
-        n=latency.size,
+    lower = found.promised.one_sided_lower_s
+    needed = found.data.samples_needed if found.data else None
+    return found.row(
+        bound,
         in_faults=everyone - latency.size,
-        misses=data.misses if data else 0,
         lost=int(np.count_nonzero(~np.isfinite(latency))),
-        p50_s=finite_or_none(median.estimate_s),
-        p99_s=finite_or_none(p99.estimate_s),
-        p999_s=finite_or_none(p999.estimate_s),
-        p999_interval_s=(finite_or_none(p999.lower_s), finite_or_none(p999.upper_s)),
-        p999_lower_s=finite_or_none(p999.one_sided_lower_s),
         ideal_p999_s=order_statistic(ideal, 0.999),
         network_p999_s=order_statistic(network, 0.999),
-        promised_s=finite_or_none(promised.estimate_s),
-        promised_interval_s=(finite_or_none(promised.lower_s), finite_or_none(promised.upper_s)),
-        promised_lower_s=finite_or_none(lower),
-        bound_s=bound.bound_s if bound else None,
-        bound_method=bound.method if bound else None,
-        network_bound_s=bound.network_bound_s if bound else None,
         bound_broken=bool(
             # What a meter drops TCP sends again later, in front of others, and no bound says how late they are then.
             valid
@@ -117,16 +90,9 @@ def judge_requests(
             # A request that its client gave up is known to have taken longer than that and no more.
             and bound.bound_s < min(lower, asked.timeout_s)
         ),
-        deadline_s=promise.deadline_s if promise else None,
-        epsilon=promise.epsilon if promise else None,
         verdict=verdict,
         reason=reason,
-        n_effective=p999.n_effective,
-        design_effect=data.design_effect if data else None,
-        miss_rate_upper=data.miss_rate_upper if data else None,
-        samples_needed=data.samples_needed if data else None,
-        seconds_needed=data.samples_needed * seconds / latency.size if data and data.samples_needed else None,
-        bound=bound,
+        seconds_needed=needed * seconds / latency.size if needed else None,
         domains=_domains(outcomes, behind, latency),
         requests=_requests(
             asked,
