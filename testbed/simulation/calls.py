@@ -13,7 +13,7 @@ import numpy as np
 from testbed.scenario.model import Arrivals, Misbehaviour, TraceArrivals
 from testbed.simulation.asking import Asking, IntArray, Wire
 from testbed.simulation.clock import PS_PER_S
-from testbed.simulation.streams import Packets, Rows, Stream, stream
+from testbed.simulation.streams import Given, Packets, Rows, Stream, stream
 from testbed.simulation.wave import TimeArray
 from testbed.traffic.workloads import read_workload
 
@@ -51,14 +51,12 @@ class GivenCalls:
     """
 
     def __init__(self, calls: Calls, wire: Wire) -> None:
-        self._calls, self._wire, self._next = calls, wire, 0
+        self._calls, self._wire, self._given = calls, wire, Given(calls.time_ps)
         self.drawn = calls.part(slice(0, 0))
 
     def until(self, time_ps: int) -> Packets:
         """Packets of the next requests."""
-        stop = int(np.searchsorted(self._calls.time_ps, time_ps))
-        self.drawn = self._calls.part(slice(self._next, stop))
-        self._next = stop
+        self.drawn = self._calls.part(self._given.until(time_ps))
         return _packets(self.drawn, self._wire)
 
 

@@ -33,7 +33,7 @@ from testbed.simulation.host_time import HostTimes
 from testbed.simulation.known import known
 from testbed.simulation.meter import Meter, Policy
 from testbed.simulation.network import network
-from testbed.simulation.streams import Packets, Stream
+from testbed.simulation.streams import GivenPackets, Packets, Stream
 from testbed.simulation.system import Scheduler, Source, System
 from testbed.simulation.wave import Wave
 from testbed.simulation.window import Plan, simulate
@@ -169,7 +169,7 @@ class _Seen:
         """Them, as the simulator sends them."""
         asking = self.source.asking
         if asking is None:
-            return _Given(Packets(self.time_ps, self.size.astype(np.int32), np.ones(len(self.size), np.bool_)))
+            return GivenPackets(Packets(self.time_ps, self.size.astype(np.int32), np.ones(len(self.size), np.bool_)))
         work_ps = np.rint(self.work_s * PS_PER_S).astype(np.int64)
         return GivenCalls(Calls(self.time_ps, self.size, work_ps), asking.out)
 
@@ -196,21 +196,6 @@ class _Met(NamedTuple):
     passed: _Seen
     dropped: int = 0
     would_drop: int = 0
-
-
-class _Given:
-    """Packets that are given rather than drawn."""
-
-    def __init__(self, packets: Packets) -> None:
-        self._packets, self._next = packets, 0
-
-    def until(self, time_ps: int) -> Packets:
-        """The next packets."""
-        stop = int(np.searchsorted(self._packets.time_ps, time_ps))
-        part = slice(self._next, stop)
-        self._next = stop
-        time, size_bits, ends = self._packets
-        return Packets(time[part], size_bits[part], ends[part])
 
 
 def _read(source: Source, folder: Path, window: WindowRecord) -> _Seen:

@@ -241,6 +241,41 @@ class Rows:
         return np.concatenate(orders), np.concatenate(times)
 
 
+class Given:
+    """What is given rather than drawn, read in the order of time.
+
+    Args:
+        time_ps: When each is due, non-decreasing, int64[n].
+    """
+
+    def __init__(self, time_ps: TimeArray) -> None:
+        self._time_ps, self._next = time_ps, 0
+
+    def until(self, time_ps: int) -> slice:
+        """Places of the next ones, up to those due at `time_ps`, which is not included."""
+        stop = int(np.searchsorted(self._time_ps, time_ps))
+        found = slice(self._next, stop)
+        self._next = stop
+        return found
+
+
+class GivenPackets:
+    """Packets that are given rather than drawn.
+
+    Args:
+        packets: All of them.
+    """
+
+    def __init__(self, packets: Packets) -> None:
+        self._packets, self._given = packets, Given(packets.time_ps)
+
+    def until(self, time_ps: int) -> Packets:
+        """The next packets."""
+        part = self._given.until(time_ps)
+        time, size_bits, ends = self._packets
+        return Packets(time[part], size_bits[part], ends[part])
+
+
 class _Replayed:
     """A trace, each of its requests as the packets that its size needs."""
 
