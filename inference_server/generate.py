@@ -15,17 +15,21 @@ PROTO = PACKAGE / "open_inference.proto"
 FOLDER = PACKAGE / "generated"
 
 
-def generate(folder: Path) -> None:
-    """Write `open_inference_pb2.py` and its types into `folder`.
+def generate(folder: Path, proto: Path = PROTO) -> None:
+    """Write the messages of a proto file and their types into `folder`.
+
+    Args:
+        folder: Where to.
+        proto: The file; `open_inference.proto` makes `open_inference_pb2.py`.
 
     Raises:
         RuntimeError: The compiler refused the file; what it said is on standard error.
     """
-    from grpc_tools import protoc  # noqa: PLC0415 - a tool of development, not of the server
+    from grpc_tools import protoc  # noqa: PLC0415 - a tool of development, not of what runs
 
-    status = protoc.main(["protoc", f"-I{PACKAGE}", f"--python_out={folder}", f"--pyi_out={folder}", str(PROTO)])
+    status = protoc.main(["protoc", f"-I{proto.parent}", f"--python_out={folder}", f"--pyi_out={folder}", str(proto)])
     if status != 0:
-        raise RuntimeError(f"{PROTO}: the protocol compiler ended with {status}")
+        raise RuntimeError(f"{proto}: the protocol compiler ended with {status}")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ import datetime as dt
 import json
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import grpc
 import pytest
@@ -379,14 +378,6 @@ def test_an_authority_whose_key_the_root_does_not_know_is_no_anchor() -> None:
     assert anchors(root, [authority("lab", "east", keys["east"])])
     with pytest.raises(IdentityError, match="none of a domain of lab"):
         anchors(root, [authority("lab", "east", SigningKey.generate())])
-
-
-def test_the_generated_messages_are_those_of_the_proto_file(tmp_path: Path) -> None:
-    from testbed.management import generate  # noqa: PLC0415 - a tool of development
-
-    generate.generate(tmp_path)
-    for made in tmp_path.iterdir():
-        assert made.read_text() == (generate.FOLDER / made.name).read_text()
 
 
 def test_offers_say_why_there_is_none(core: Lab) -> None:
