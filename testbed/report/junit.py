@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from testbed.report.record import RunRecord
     from testbed.report.tenant_record import TenantRecord
 
+JUNIT_NAME = "junit.xml"
+
 
 def junit_xml(record: RunRecord) -> str:
     """Suites `promises` (a case per tenant, and one per bound against measurement), `fidelity`, `faults` if any."""

@@ -23,7 +23,7 @@ from testbed.errors import FidelityError, InterruptedRunError, PreflightError, R
 from testbed.management.domain import HOST_ALLOWANCE_CAP_S
 from testbed.management.federation import Federation, found
 from testbed.report.html import write_report
-from testbed.report.junit import write_junit
+from testbed.report.junit import JUNIT_NAME, write_junit
 from testbed.report.record import ProbeRecord, write_record
 from testbed.run import faults, room
 from testbed.run.assemble import assemble
@@ -44,8 +44,6 @@ from testbed.run.reservations import Reservations
 from testbed.run.window import Stage
 from testbed.scenario.model import Scenario
 from testbed.telemetry import host
-
-JUNIT_NAME = "junit.xml"
 
 
 @dataclass(frozen=True)

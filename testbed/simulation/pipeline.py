@@ -12,7 +12,7 @@ from pathlib import Path
 import testbed
 from testbed.errors import PreflightError, ScenarioError
 from testbed.report.html import write_report
-from testbed.report.junit import write_junit
+from testbed.report.junit import JUNIT_NAME, write_junit
 from testbed.report.record import RECORD_NAME, RunRecord, WindowRecord, read_record, write_record
 from testbed.report.tenant_record import TenantRecord
 from testbed.run.assemble import envelope_records
@@ -39,7 +39,6 @@ from testbed.telemetry.request_samples import RequestSamples
 from testbed.telemetry.samples import TenantSamples
 
 RECORDED_PACKETS = 1_000_000
-JUNIT_NAME = "junit.xml"
 
 
 @dataclass(frozen=True)
