@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ def _smallest(flow: Arrival, rate_bps: float) -> float:
     return min(factors)
 
 
+@dataclass(frozen=True)
 class _Sum(Arrival):
     """What aggregates of several flows share.
 
@@ -38,53 +38,46 @@ class _Sum(Arrival):
     sizes have no common count that a backlog would not bias.
     """
 
-    @property
-    @abstractmethod
-    def members(self) -> tuple[Arrival, ...]:
-        """The flows."""
+    flows: tuple[Arrival, ...]
+    observer: int | None = None
 
-    @property
-    @abstractmethod
-    def watched(self) -> int | None:
-        """Index of the flow whose packets count; None for all."""
-
-    def _check(self) -> None:
-        if not self.members:
+    def __post_init__(self) -> None:
+        if not self.flows:
             raise CalculusError("an aggregate has 0 flows; expected at least 1")
-        if any(isinstance(flow, Slotted) for flow in self.members):
+        if any(isinstance(flow, Slotted) for flow in self.flows):
             raise CalculusError("slotted flows add up by their own `flows`, not in an aggregate")
-        if self.watched is not None and not 0 <= self.watched < len(self.members):
-            raise CalculusError(f"observer {self.watched} is not one of {len(self.members)} flows")
+        if self.observer is not None and not 0 <= self.observer < len(self.flows):
+            raise CalculusError(f"observer {self.observer} is not one of {len(self.flows)} flows")
 
     @property
     def mean_bps(self) -> float:
-        return math.fsum(flow.mean_bps for flow in self.members)
+        return math.fsum(flow.mean_bps for flow in self.flows)
 
     @property
     def peak_rate_bps(self) -> float:
-        return math.fsum(flow.peak_rate_bps for flow in self.members)
+        return math.fsum(flow.peak_rate_bps for flow in self.flows)
 
     @property
     def largest_packet_bits(self) -> float:
-        if self.watched is None:
-            return max(flow.largest_packet_bits for flow in self.members)
-        return self.members[self.watched].largest_packet_bits
+        if self.observer is None:
+            return max(flow.largest_packet_bits for flow in self.flows)
+        return self.flows[self.observer].largest_packet_bits
 
     @property
     def theta_scale(self) -> float:
-        return 1.0 / math.fsum(1.0 / flow.theta_scale for flow in self.members)
+        return 1.0 / math.fsum(1.0 / flow.theta_scale for flow in self.flows)
 
     @property
     def under_contract(self) -> bool:
-        return any(flow.under_contract for flow in self.members)
+        return any(flow.under_contract for flow in self.flows)
 
     @property
     def packet_view(self) -> tuple[str, ...]:
-        return (COUNTED_BY_BITS,) if self.watched is None else self.members[self.watched].packet_view
+        return (COUNTED_BY_BITS,) if self.observer is None else self.flows[self.observer].packet_view
 
     def sure_burst_bits(self, per: Per) -> float:
         return math.fsum(
-            flow.sure_burst_bits(per if index == self.watched else "time") for index, flow in enumerate(self.members)
+            flow.sure_burst_bits(per if index == self.observer else "time") for index, flow in enumerate(self.flows)
         )
 
 
@@ -96,20 +89,6 @@ class IndependentSum(_Sum):
         flows: The flows.
         observer: Index of the flow whose packets are counted; None counts the bits of all.
     """
-
-    flows: tuple[Arrival, ...]
-    observer: int | None = None
-
-    def __post_init__(self) -> None:
-        self._check()
-
-    @property
-    def members(self) -> tuple[Arrival, ...]:
-        return self.flows
-
-    @property
-    def watched(self) -> int | None:
-        return self.observer
 
     @property
     def theta_pole(self) -> float:
@@ -176,20 +155,6 @@ class DependentSum(_Sum):
         flows: The flows.
         observer: Index of the flow whose bits are counted; None counts the bits of all.
     """
-
-    flows: tuple[Arrival, ...]
-    observer: int | None = None
-
-    def __post_init__(self) -> None:
-        self._check()
-
-    @property
-    def members(self) -> tuple[Arrival, ...]:
-        return self.flows
-
-    @property
-    def watched(self) -> int | None:
-        return self.observer
 
     @property
     def theta_pole(self) -> float:
