@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from scipy.special import lambertw
 
-from testbed.calculus.amounts import Amount, Constant, Gamma, as_amount
-from testbed.calculus.arrivals.base import LIGHT_TAIL, STATIONARY, Arrival, QueueMethod
+from testbed.calculus.amounts import Amount, Constant, Gamma
+from testbed.calculus.arrivals.base import LIGHT_TAIL, STATIONARY, QueueMethod
+from testbed.calculus.arrivals.sizes import IndependentSizes
 from testbed.calculus.errors import require_positive, require_stable
 from testbed.calculus.martingale import MarkovFactor
 from testbed.calculus.numeric import FloatArray
@@ -21,7 +21,7 @@ POISSON = "packets arrive as a Poisson process, with sizes independent of it and
 
 
 @dataclass(frozen=True)
-class CompoundPoisson(Arrival):
+class CompoundPoisson(IndependentSizes):
     """Poisson packets.
 
     Attributes:
@@ -34,29 +34,11 @@ class CompoundPoisson(Arrival):
 
     def __post_init__(self) -> None:
         require_positive("packet rate", self.packets_per_s)
-        if not isinstance(self.packet_bits, Amount):
-            require_positive("packet size", self.packet_bits)
-
-    @cached_property
-    def amount(self) -> Amount:
-        """The size as a distribution."""
-        return as_amount(self.packet_bits)
+        self.require_sizes()
 
     @property
     def mean_bps(self) -> float:
         return self.packets_per_s * self.amount.mean
-
-    @property
-    def largest_packet_bits(self) -> float:
-        return self.amount.largest
-
-    @property
-    def theta_pole(self) -> float:
-        return self.amount.pole
-
-    @property
-    def theta_scale(self) -> float:
-        return 1.0 / self.amount.mean
 
     def envelope_rate(self, theta: FloatArray) -> FloatArray:
         with np.errstate(over="ignore"):

@@ -10,12 +10,12 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
-from testbed.calculus.amounts import Amount, Gamma, as_amount
-from testbed.calculus.arrivals.base import LIGHT_TAIL, STATIONARY, Arrival, QueueMethod
+from testbed.calculus.amounts import Amount, Gamma
+from testbed.calculus.arrivals.base import LIGHT_TAIL, STATIONARY, QueueMethod
+from testbed.calculus.arrivals.sizes import IndependentSizes
 from testbed.calculus.errors import CalculusError, NotApplicableError, require_positive, require_stable
 from testbed.calculus.numeric import FloatArray, largest_below
 from testbed.calculus.tails import ExponentialTail, Per, QueueBound, SureTail
@@ -160,7 +160,7 @@ class OnOffGap(Gap):
 
 
 @dataclass(frozen=True)
-class Renewal(Arrival):
+class Renewal(IndependentSizes):
     """Packets with independent, identically distributed gaps.
 
     Attributes:
@@ -172,8 +172,7 @@ class Renewal(Arrival):
     packet_bits: float | Amount
 
     def __post_init__(self) -> None:
-        if not isinstance(self.packet_bits, Amount):
-            require_positive("packet size", self.packet_bits)
+        self.require_sizes()
 
     @classmethod
     def on_off(cls, peak_bps: float, mean_on_s: float, mean_off_s: float, packet_bits: float) -> Renewal:
@@ -191,26 +190,9 @@ class Renewal(Arrival):
         """Equally spaced packets."""
         return cls(ConstantGap(1.0 / packets_per_s), packet_bits)
 
-    @cached_property
-    def amount(self) -> Amount:
-        """The size as a distribution."""
-        return as_amount(self.packet_bits)
-
     @property
     def mean_bps(self) -> float:
         return self.amount.mean / self.gap.mean_s
-
-    @property
-    def largest_packet_bits(self) -> float:
-        return self.amount.largest
-
-    @property
-    def theta_pole(self) -> float:
-        return self.amount.pole
-
-    @property
-    def theta_scale(self) -> float:
-        return 1.0 / self.amount.mean
 
     def envelope_rate(self, theta: FloatArray) -> FloatArray:
         """s/theta, where s solves E e^{theta L} E e^{-s tau} = 1."""
