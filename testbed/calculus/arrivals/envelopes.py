@@ -12,7 +12,20 @@ from testbed.calculus.numeric import FloatArray
 
 
 class _EnvelopeOnly(Slotted):
-    """No law of the increments is known, so nothing can be said about what packets see."""
+    """So many independent flows, each of one envelope rate at every theta, also taken for its mean.
+
+    No law of the increments is known, so nothing can be said about what packets see.
+    """
+
+    rate_bps: float
+    flows: int
+
+    @property
+    def mean_bps(self) -> float:
+        return self.flows * self.rate_bps
+
+    def envelope_rate(self, theta: FloatArray) -> FloatArray:
+        return np.full_like(theta, self.flows * self.rate_bps)
 
     def log_packet_factor(self, rate_bps: float) -> float:
         del rate_bps
@@ -46,10 +59,6 @@ class BoundedBurstiness(_EnvelopeOnly):
             raise CalculusError(f"an aggregate has {self.flows} flows; expected at least 1")
 
     @property
-    def mean_bps(self) -> float:
-        return self.flows * self.rate_bps
-
-    @property
     def theta_pole(self) -> float:
         return self.decay_per_bit
 
@@ -60,9 +69,6 @@ class BoundedBurstiness(_EnvelopeOnly):
     def theta_at_rate(self, rate_bps: float) -> float:
         del rate_bps
         return self.decay_per_bit
-
-    def envelope_rate(self, theta: FloatArray) -> FloatArray:
-        return np.full_like(theta, self.flows * self.rate_bps)
 
     def first_slot_burst(self, theta: FloatArray) -> FloatArray:
         # E e^{theta (A - rho t)} <= 1 + integral of theta e^{theta b} M e^{-decay b}.
@@ -99,10 +105,6 @@ class RandomPhaseBuckets(_EnvelopeOnly):
             raise CalculusError(f"an aggregate has {self.flows} flows; expected at least 1")
 
     @property
-    def mean_bps(self) -> float:
-        return self.flows * self.rate_bps
-
-    @property
     def theta_scale(self) -> float:
         return 1.0 / self.burst_bits
 
@@ -110,9 +112,6 @@ class RandomPhaseBuckets(_EnvelopeOnly):
         # Every theta is stable; beyond this one the bound has long reached its deterministic limit.
         del rate_bps
         return 200.0 / self.burst_bits
-
-    def envelope_rate(self, theta: FloatArray) -> FloatArray:
-        return np.full_like(theta, self.flows * self.rate_bps)
 
     def first_slot_burst(self, theta: FloatArray) -> FloatArray:
         x = theta * self.burst_bits
