@@ -26,7 +26,7 @@ from testbed.run.requests import asking, start_servers
 from testbed.run.reservations import Reservations
 from testbed.run.serving import computations
 from testbed.run.terms import terms_of
-from testbed.run.window import Stage
+from testbed.run.window import Stage, Window
 from testbed.telemetry.idle_path import IdlePath
 
 
@@ -177,15 +177,7 @@ def _measure(
 def _calibrate(stage: Stage, reservations: Reservations, step: Step, stop: Callable[[], bool]) -> _Granted:
     """Have every domain sign what a warm-up supports."""
     scenario = stage.network.scenario
-    warm_up = stage.play(
-        0,
-        seed=scenario.seed,
-        duration_s=scenario.warmup_s,
-        conforming=True,
-        step=step,
-        stop=stop,
-        faults=Injector(_site(stage, reservations), []),
-    )
+    warm_up = _played_unbroken(stage, reservations, 0, scenario.warmup_s, step=step, stop=stop)
     if not warm_up.complete:
         return _Granted(PATH_FLOOR_S, {}, {})
     allowances = calibrate(scenario, reservations, warm_up, terms_of(scenario, reservations, stage.shapers(), 0.0, {}))
@@ -206,15 +198,7 @@ def _cool_down(
 ) -> _Granted:
     """What a window was granted, with what idle paths take behind it; the same if the user ends it early."""
     scenario, shapers = stage.network.scenario, stage.shapers()
-    cool_down = stage.play(
-        index,
-        seed=scenario.seed,
-        duration_s=scenario.cooldown_s,
-        conforming=True,
-        step=step,
-        stop=stop,
-        faults=Injector(_site(stage, reservations), []),
-    )
+    cool_down = _played_unbroken(stage, reservations, index, scenario.cooldown_s, step=step, stop=stop)
     if not cool_down.complete:
         return granted
     terms = terms_of(scenario, reservations, shapers, granted.host_s, granted.idle)
@@ -223,6 +207,21 @@ def _cool_down(
         for name, own in granted.requests.items()
     }
     return replace(granted, idle=bracketed(granted.idle, cool_down, terms, scenario.duration_s), requests=requests)
+
+
+def _played_unbroken(
+    stage: Stage, reservations: Reservations, index: int, duration_s: float, *, step: Step, stop: Callable[[], bool]
+) -> Window:
+    """Traffic to calibrate by: everybody keeps the contract, and nothing is broken."""
+    return stage.play(
+        index,
+        seed=stage.network.scenario.seed,
+        duration_s=duration_s,
+        conforming=True,
+        step=step,
+        stop=stop,
+        faults=Injector(_site(stage, reservations), []),
+    )
 
 
 def _site(stage: Stage, reservations: Reservations) -> Site:
