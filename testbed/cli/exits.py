@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import TYPE_CHECKING
 
 from testbed.errors import (
     CleanupError,
@@ -14,6 +15,9 @@ from testbed.errors import (
     ScenarioError,
     TestbedError,
 )
+
+if TYPE_CHECKING:
+    from testbed.report.record import RunRecord
 
 
 class Exit(IntEnum):
@@ -46,3 +50,12 @@ def exit_of_error(error: TestbedError) -> Exit:
 def exit_of_verdict(verdict: str) -> Exit:
     """The exit code of a verdict; EXCUSED and NONE break no promise."""
     return Exit[verdict] if verdict in Exit.__members__ else Exit.PASS
+
+
+def exit_of_record(record: RunRecord) -> Exit:
+    """The exit code of a run or a simulation: a broken bound fails it whatever the verdict, unless it is partial."""
+    if record.partial:
+        return Exit.INTERRUPTED
+    if any(tenant.bound_broken for tenant in record.tenants):
+        return Exit.FAIL
+    return exit_of_verdict(record.verdict)

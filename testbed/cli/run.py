@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from testbed.cli.exits import Exit, exit_of_verdict
+from testbed.cli.exits import exit_of_record
 from testbed.cli.watching import Interrupt, shown
 from testbed.report.html import REPORT_NAME
 from testbed.report.record import RECORD_NAME, read_record
@@ -76,8 +76,4 @@ def run(
     else:
         print_summary(record)
         typer.echo(f"report: {folder / REPORT_NAME}")
-    if record.partial:
-        raise typer.Exit(Exit.INTERRUPTED)
-    if any(tenant.bound_broken for tenant in record.tenants):
-        raise typer.Exit(Exit.FAIL)
-    raise typer.Exit(exit_of_verdict(record.verdict))
+    raise typer.Exit(exit_of_record(record))

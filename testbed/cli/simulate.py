@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from testbed.cli.exits import Exit, exit_of_verdict
+from testbed.cli.exits import exit_of_record
 from testbed.cli.impairments import impairments
 from testbed.cli.watching import Interrupt, shown
 from testbed.errors import ScenarioError
@@ -109,11 +109,7 @@ def simulate(  # noqa: PLR0917 - options of a command line
         print_summary(record)
         typer.echo(f"{record.packets:,} packets, {(record.packet_hops_per_s or 0) / 1e6:.3g} million packet-hops/s")
         typer.echo(f"report: {folder / REPORT_NAME}" if page else f"folder: {folder}")
-    if record.partial:
-        raise typer.Exit(Exit.INTERRUPTED)
-    if any(tenant.bound_broken for tenant in record.tenants):
-        raise typer.Exit(Exit.FAIL)
-    raise typer.Exit(exit_of_verdict(record.verdict))
+    raise typer.Exit(exit_of_record(record))
 
 
 def require_reservations(file: Path) -> None:
