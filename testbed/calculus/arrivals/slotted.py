@@ -47,6 +47,11 @@ class Slotted(Arrival):
     def envelope_burst(self, theta: FloatArray) -> FloatArray:
         return np.maximum(self.first_slot_burst(theta), 0.0)
 
+    def no_queue(self, rate_bps: float, per: Per) -> QueueBound:
+        """At the end of a slot nothing is left of it."""
+        del rate_bps, per
+        return QueueBound(SureTail(0.0), ("no slot brings more than the service takes away",))
+
     def chernoff(self, rate_bps: float, per: Per) -> QueueBound:
         """The sum over slots, from the first: `e^{theta sigma}/(e^{theta (R - rho) slot} - 1) e^{-theta R w}`.
 
@@ -56,7 +61,7 @@ class Slotted(Arrival):
         require_stable(self.mean_bps, rate_bps)
         limit = self.theta_at_rate(rate_bps)
         if math.isinf(limit):
-            return QueueBound(SureTail(0.0), ("no slot brings more than the service takes away",))
+            return self.no_queue(rate_bps, per)
         extra = self.log_packet_factor(rate_bps) if per == "packet" else 0.0
 
         def member(theta: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -139,7 +144,7 @@ class IndependentIncrements(Slotted):
         require_stable(self.mean_bps, rate_bps)
         theta = self.theta_at_rate(rate_bps)
         if math.isinf(theta):
-            return QueueBound(SureTail(0.0), ("no slot brings more than the service takes away",))
+            return self.no_queue(rate_bps, per)
         if per == "packet":
             # A bit sees its own slot size-biased, on top of what the slots before have left.
             log_k = math.log(self.increment.tilted_mean(theta) / self.increment.mean)
@@ -229,7 +234,7 @@ class SlottedOnOff(Slotted):
         require_stable(self.mean_bps, rate_bps)
         theta = self.theta_at_rate(rate_bps)
         if math.isinf(theta):
-            return QueueBound(SureTail(0.0), ("no slot brings more than the service takes away",))
+            return self.no_queue(rate_bps, per)
         log_growth = float(self.log_growth(np.asarray(theta)))
         up = theta * self.peak_bits
         log_off = math.log1p(-self.stay_off) + up
