@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from controller.client import CallError
 from controller.program import DomainProgram
 from testbed.calculus import TokenBucket, burst_after
 from testbed.envelope.descriptor import Envelope, Evidence
@@ -154,7 +155,13 @@ class Federation:
 
     def drift(self) -> tuple[str, ...]:
         """Differences between what is committed and what the switches hold, all domains."""
-        return tuple(difference for agent in self.agents.values() for difference in agent.drift())
+        found: list[str] = []
+        for name, agent in self.agents.items():
+            try:
+                found += agent.drift()
+            except CallError as error:
+                found += [f"domain {name}: {problem}" for problem in error.problems]
+        return tuple(found)
 
     def envelopes(self, tenant: Tenant) -> list[Envelope]:
         """A tenant's envelopes in path order; empty for best effort."""

@@ -26,7 +26,7 @@ from testbed.envelope.calibration import Calibration
 from testbed.envelope.descriptor import Envelope, Stage
 from testbed.envelope.keys import PublicKey
 from testbed.envelope.store import EnvelopeStore, verify
-from testbed.errors import FidelityError, ReservationError
+from testbed.errors import FidelityError, ReservationError, TestbedError
 from testbed.management.admission import Rule
 from testbed.management.bounds import HOST_RISK
 from testbed.management.entry import State
@@ -182,11 +182,22 @@ class AgentReservations:
         Raises:
             ReservationError: A domain did not give back, or a controller still holds a rule.
         """
-        self.orchestrator.recover()
-        self.orchestrator.release([one.tenant for one in self.orchestrator.held()])
-        left = {name: client.health()["rules"] for name, client in self.controllers.items()}
-        if any(left.values()):
-            raise ReservationError(f"after the release: found rules {left}, expected none in any domain")
+        left: list[str] = []
+        try:
+            self.orchestrator.recover()
+            self.orchestrator.release([one.tenant for one in self.orchestrator.held()])
+        except TestbedError as error:
+            # Which switches still hold a rule is worth knowing all the more.
+            left += error.problems
+        for name, client in self.controllers.items():
+            try:
+                rules = client.health()["rules"]
+            except CallError as error:
+                left += [f"domain {name}: after the release: {problem}" for problem in error.problems]
+            else:
+                left += [f"domain {name}: after the release: found {rules} rules, expected none"] if rules else []
+        if left:
+            raise ReservationError(left)
 
     def calibrated(self, _domains_s: Mapping[str, float], warm_up: Window, /) -> None:
         """Have every domain sign again with what it has measured.

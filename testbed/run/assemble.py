@@ -34,6 +34,7 @@ from testbed.run.offered import offered
 from testbed.run.request_terms import Granted
 from testbed.run.reservations import Reservations
 from testbed.run.terms import Terms
+from testbed.run.undoing import NOT_UNDONE
 from testbed.run.window import Window
 from testbed.scenario.dictionary import to_dict
 from testbed.scenario.model import Scenario, Tenant
@@ -93,6 +94,7 @@ def assemble(
     reservations: Reservations,
     *,
     failure: Sequence[str] = (),
+    not_undone: Sequence[str] = (),
     broken: Sequence[Occurrence] = (),
 ) -> RunRecord:
     """Write the samples and make the record; what the run alone knows (identity, host, timings) is still empty.
@@ -104,11 +106,13 @@ def assemble(
         bounds: Of its tenants, and why some have none.
         reservations: Holds the envelopes in force.
         failure: Why the run could not go on; empty if it could.
+        not_undone: What went wrong when everything was given back and taken down; empty if nothing did.
         broken: Faults that were done in the window that it could not end.
     """
     gates = tuple(gate for item in measured for gate in item.gates)
-    unfinished = [_unfinished(failure, window=len(measured) + 1)] if failure else []
-    gates = (*gates, *unfinished)
+    unfinished = [_failed(UNFINISHED, failure, window=len(measured) + 1)] if failure else []
+    left = [_failed(NOT_UNDONE, not_undone)] if not_undone else []
+    gates = (*gates, *unfinished, *left)
     valid = all(gate.holds for gate in gates)
     observed: dict[str, list[Observed]] = {tenant.name: [] for tenant in scenario.tenants}
     seconds = sum(item.window.duration_s for item in measured)
@@ -220,8 +224,8 @@ def _fault(done: Occurrence, scenario: Scenario, window: int, expected: Iterable
     )
 
 
-def _unfinished(failure: Sequence[str], window: int) -> GateRecord:
-    return GateRecord(name=UNFINISHED, value=1.0, limit=0.0, ok=False, detail="; ".join(failure), window=window)
+def _failed(name: str, problems: Sequence[str], window: int = 0) -> GateRecord:
+    return GateRecord(name=name, value=1.0, limit=0.0, ok=False, detail="; ".join(problems), window=window)
 
 
 def _held_out(scenario: Scenario, reservations: Reservations, window: Window) -> Iterator[HeldOutRecord]:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from controller.client import CallError
 from testbed.emulation.probe import probe
 from testbed.emulation.probe_checks import ProbeResult
 from testbed.errors import FidelityError, InterruptedRunError
@@ -149,7 +150,7 @@ def _measure(
                     stop=steps.stop,
                     faults=injector,
                 )
-            except (FidelityError, OSError):
+            except (FidelityError, CallError, OSError):
                 evidence.broken = injector.done
                 raise
             if not window.complete and not window.everyone_sent:

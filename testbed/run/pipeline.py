@@ -11,15 +11,15 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from controller.client import ControllerClient
+from controller.client import CallError, ControllerClient
 from testbed.emulation.layout import controller_port
 from testbed.emulation.network import TandemNetwork
 from testbed.emulation.placement import Placement, require_limited
-from testbed.errors import FidelityError, InterruptedRunError, PreflightError, ReservationError
+from testbed.errors import FidelityError, PreflightError, ReservationError, TestbedError
 from testbed.management.domain import HOST_ALLOWANCE_CAP_S
 from testbed.management.federation import Federation, found
 from testbed.report.html import write_report
@@ -41,6 +41,7 @@ from testbed.run.preflight import (
 from testbed.run.progress import Progress
 from testbed.run.requests import require_warm_up
 from testbed.run.reservations import Reservations
+from testbed.run.undoing import noted
 from testbed.run.window import Stage
 from testbed.scenario.model import Scenario
 from testbed.telemetry import host
@@ -109,22 +110,22 @@ def run_reserved(scenario: Scenario, options: Options, progress: Progress, reser
     placement = Placement.on(os.sched_getaffinity(0)) if options.isolate else None
     steps = Steps(progress, options.stop)
     evidence = Evidence()
+    left: list[str] = []
     with ExitStack() as outer, ExitStack() as stack:
         with steps.step("building the network"):
-            network = stack.enter_context(
-                TandemNetwork(scenario, datapath, placement=placement, awake=options.keep_awake)
-            )
+            built = TandemNetwork(scenario, datapath, placement=placement, awake=options.keep_awake)
+            network = stack.enter_context(noted(built, left))
             folder = outer.enter_context(_new_folder(options.out, scenario.name, network.journal.runid))
             fill_disk = outer.enter_context(room.filling(folder))
             controllers = {
-                domain.name: stack.enter_context(start_controller(network, index, domain.name))
+                domain.name: stack.enter_context(noted(start_controller(network, index, domain.name), left))
                 for index, domain in enumerate(scenario.domains)
             }
         with steps.step("reserving"):
-            reservations = stack.enter_context(reserving(network, controllers))
+            reservations = stack.enter_context(noted(reserving(network, controllers), left))
         try:
             gather(evidence, Stage(network, controllers, folder, fill_disk), reservations, options.seeds, steps)
-        except (FidelityError, ReservationError) as error:
+        except (FidelityError, ReservationError, CallError) as error:
             evidence.failure = room.why(folder, error.problems)
         except PreflightError as error:
             # What was measured before is not lost by a window that cannot begin.
@@ -145,6 +146,7 @@ def run_reserved(scenario: Scenario, options: Options, progress: Progress, reser
                 evidence.bounds,
                 reservations,
                 failure=evidence.failure,
+                not_undone=left,
                 broken=evidence.broken,
             )
         record = record.model_copy(
@@ -220,11 +222,6 @@ def _new_folder(out: Path, name: str, runid: str) -> Iterator[Path]:
     try:
         with room.held(folder):
             yield folder
-    except (InterruptedRunError, PreflightError):
+    except (TestbedError, CallError):
         shutil.rmtree(folder)
-        raise
-    except ReservationError:
-        # A refusal comes before anything is in it.
-        with suppress(OSError):
-            folder.rmdir()
         raise

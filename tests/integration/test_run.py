@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from testbed.emulation.journal import RUNS
 from testbed.emulation.probe import probe
 from testbed.errors import ReservationError
 from testbed.report.record import read_record
@@ -206,6 +207,37 @@ def test_a_run_of_which_something_does_not_act_as_reserved_leaves_a_record_that_
     (gate,) = [gate for gate in record.gates if not gate.ok]
     assert gate.name == "measured to the end"
     assert "queue rate at d1e-h" in gate.detail
+
+
+class GoneBehindTheWindow(Silent):
+    """The controllers die as soon as the window is measured."""
+
+    @contextlib.contextmanager
+    def step(self, name: str) -> Iterator[Step]:
+        with super().step(name) as step:
+            yield step
+        if name.startswith("measuring"):
+            own = [pid for pid in _running("-m controller", "--domain only") if _parent(pid) == os.getpid()]
+            assert own
+            for pid in own:
+                os.kill(pid, signal.SIGKILL)
+
+
+def test_what_was_measured_is_kept_where_giving_back_fails_and_the_record_says_what_did(tmp_path: Path) -> None:
+    runs = frozenset(RUNS.glob("*"))
+    folder = run(load(small(tmp_path)), Options(out=tmp_path / "out"), GoneBehindTheWindow())
+    record = read_record(folder)
+    assert (record.verdict, record.partial, [window.index for window in record.windows]) == ("INVALID", False, [1])
+    (gate,) = [gate for gate in record.gates if not gate.ok and not is_noise(gate.name)]
+    assert gate.name == "given back and taken down"
+    assert "domain only: " in gate.detail
+    assert len(samples.read(folder / record.windows[0].samples["steady"])[0]) > 500
+    assert "given back and taken down" in (folder / "report.html").read_text(encoding="utf-8")
+    assert set(RUNS.glob("*")) == runs
+
+
+def _parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[1])
 
 
 def _running(*parts: str) -> list[int]:

@@ -12,8 +12,9 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
+from controller.client import CallError
 from testbed.envelope.descriptor import Envelope
-from testbed.errors import FidelityError
+from testbed.errors import FidelityError, ReservationError
 from testbed.management.agent import OFFER_S
 from testbed.management.planner import plan
 from testbed.run import agents
@@ -112,6 +113,32 @@ def test_a_tenant_whose_tails_are_too_uncertain_keeps_envelopes_that_nothing_con
         assert held.envelopes(tenant) == before
         assert len(held.orchestrator.held()) == 1
     lab.require_in_step()
+
+
+class Rules:
+    """A controller of which only the number of its rules is asked."""
+
+    def __init__(self, rules: int | None) -> None:
+        self.rules = rules
+
+    def health(self) -> dict[str, int]:
+        if self.rules is None:
+            raise CallError("connection", ["call health: the controller closed the connection"])
+        return {"rules": self.rules}
+
+
+def test_a_release_that_an_agent_does_not_answer_says_also_what_every_switch_still_holds(lab: Lab) -> None:
+    with reserved(lab, ASKED, calibrated=False) as held:
+        held.controllers = cast(Any, {"access": Rules(0), "metro-cheap": Rules(2), "core": Rules(None)})
+        lab.seats["core"].kill("agent")
+        with pytest.raises(ReservationError) as raised:
+            held.release()
+    unanswered, *left = raised.value.problems
+    assert "domain core: Release was not answered" in unanswered
+    assert left == [
+        "domain metro-cheap: after the release: found 2 rules, expected none",
+        "domain core: after the release: call health: the controller closed the connection",
+    ]
 
 
 def test_a_warm_up_may_last_longer_than_offers_do(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
