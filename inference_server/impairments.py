@@ -85,14 +85,14 @@ def read(path: Path) -> pb.ImpairRequest:
     """Read the JSON form of an `ImpairRequest`.
 
     Raises:
-        ValueError: It is none.
-        OSError: The file cannot be read.
+        ValueError: It is none, or cannot be read.
     """
     try:
         return json_format.Parse(path.read_text(encoding="utf-8"), pb.ImpairRequest())
-    except (json_format.ParseError, UnicodeDecodeError) as error:
-        found = " ".join(str(error).split())
-        raise ValueError(f"{path}: {found}; expected seed and impairments, see docs/inference.md") from error
+    except (json_format.ParseError, UnicodeDecodeError, OSError) as error:
+        found = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
+        expected = "a file with seed and impairments, see docs/inference.md"
+        raise ValueError(f"{path}: {found}; expected {expected}") from error
 
 
 def impairment_handler(impairments: Impairments) -> grpc.GenericRpcHandler:

@@ -100,7 +100,9 @@ def _own(folder: Path | None) -> dict[str, Path]:
     try:
         return {entry.name: entry for entry in sorted(folder.iterdir()) if entry.is_dir()}
     except OSError as error:
-        raise ModelError(f"repository {folder}: {error}") from error
+        raise ModelError(
+            f"repository {folder}: {error.strerror}; expected a folder with one for each model, see docs/inference.md"
+        ) from error
 
 
 def _from_folder(name: str, folder: Path, device: torch.device, max_rows: int) -> Model:

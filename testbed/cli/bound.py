@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from testbed.cli.kinds import require_reservations
 from testbed.cli.pictures import require_picture
 from testbed.management.bounds import Bounds
 from testbed.report.bound_plot import BoundCurve, save_bounds
@@ -37,6 +38,7 @@ def bound(
     Of tenants that send requests, computations take as long as the scenario says under `work`, or as a run measured
     that --measured names; where neither is known the table says so.
     """
+    require_reservations(file)
     scenario = load(file)
     picture = out or Path(f"{scenario.name}-bound.svg")
     require_picture(picture, "--out")

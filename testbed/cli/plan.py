@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from testbed.cli.kinds import require_intents
 from testbed.management.plan_record import plan_record
 from testbed.management.planner import Decision, plan
 from testbed.report.terminal import milliseconds
@@ -35,6 +36,7 @@ def plan_verb(
         return
     if file is None:
         raise typer.BadParameter("name a federation file, or --schema", param_hint="FILE")
+    require_intents(file)
     sold = load(file)
     decisions = plan(sold)
     if as_json:

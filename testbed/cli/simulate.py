@@ -10,12 +10,11 @@ import typer
 
 from testbed.cli.exits import exit_of_record
 from testbed.cli.impairments import impairments
+from testbed.cli.kinds import require_reservations
 from testbed.cli.watching import Interrupt, shown
-from testbed.errors import ScenarioError
 from testbed.report.html import REPORT_NAME
 from testbed.report.record import RECORD_NAME, read_record
 from testbed.report.terminal import print_summary
-from testbed.scenario import market
 from testbed.scenario.loader import load
 from testbed.simulation.choices import Choices
 from testbed.simulation.pipeline import RECORDED_PACKETS, Options, simulate_scenario
@@ -110,16 +109,3 @@ def simulate(  # noqa: PLR0917 - options of a command line
         typer.echo(f"{record.packets:,} packets, {(record.packet_hops_per_s or 0) / 1e6:.3g} million packet-hops/s")
         typer.echo(f"report: {folder / REPORT_NAME}" if page else f"folder: {folder}")
     raise typer.Exit(exit_of_record(record))
-
-
-def require_reservations(file: Path) -> None:
-    """Refuse a federation file, whose tenants have intents only.
-
-    Raises:
-        ScenarioError: It is one.
-    """
-    if market.is_market(file):
-        raise ScenarioError(
-            f"{file}: found a federation, whose tenants reserve nothing until they are planned, expected a scenario "
-            "with reservations; use testbed run, or write down the reservations that testbed plan shows"
-        )

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from testbed.cli.exits import Exit
-from testbed.cli.simulate import require_reservations
+from testbed.cli.kinds import require_reservations
 from testbed.cli.watching import Interrupt, shown
 from testbed.report.terminal import STYLES, milliseconds
 from testbed.simulation.choices import Choices

@@ -7,7 +7,8 @@ time. Files are the exact signed bytes, so a file that an editor touched does no
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,10 +95,12 @@ def read_root(paths: Sequence[Path]) -> Root:
     Raises:
         RefusedError: The chain is broken.
     """
-    first, *successors = (_read(path, MAX_ROOT_BYTES) for path in paths)
-    root = Root.first(first)
-    for data in successors:
-        root = root.successor(data)
+    first, *successors = paths
+    with _naming(first):
+        root = Root.first(_read(first, MAX_ROOT_BYTES))
+    for path in successors:
+        with _naming(path):
+            root = root.successor(_read(path, MAX_ROOT_BYTES))
     return root
 
 
@@ -148,13 +151,14 @@ def cosign_file(path: Path, keys: Sequence[Path]) -> bytes:
     Raises:
         RefusedError: It is neither, or a key cannot be used.
     """
-    data = _read(path, MAX_ROOT_BYTES)
-    sealed = Sealed.from_bytes(data, PAYLOAD_TYPE, ROOT_PAYLOAD_TYPE, max_bytes=MAX_ROOT_BYTES)
-    document = sealed.read(str(path))
-    if sealed.payload_type == PAYLOAD_TYPE:
-        Envelope.from_dict(document)
-    else:
-        Root.from_dict(document)
+    with _naming(path):
+        data = _read(path, MAX_ROOT_BYTES)
+        sealed = Sealed.from_bytes(data, PAYLOAD_TYPE, ROOT_PAYLOAD_TYPE, max_bytes=MAX_ROOT_BYTES)
+        document = sealed.read(str(path))
+        if sealed.payload_type == PAYLOAD_TYPE:
+            Envelope.from_dict(document)
+        else:
+            Root.from_dict(document)
     return sealed.cosigned([SigningKey.load(key) for key in keys]).to_bytes()
 
 
@@ -168,8 +172,9 @@ def issue_file(draft: Path, keys: Sequence[Path]) -> bytes:
     Raises:
         RefusedError: The draft is no envelope, or a key cannot be used.
     """
-    document = strict_json.loads(_read(draft), str(draft), canonical=False)
-    return issue(Envelope.from_dict(document), [SigningKey.load(key) for key in keys])
+    with _naming(draft):
+        envelope = Envelope.from_dict(strict_json.loads(_read(draft), str(draft), canonical=False))
+    return issue(envelope, [SigningKey.load(key) for key in keys])
 
 
 def verify_file(path: Path, root: Root, now_s: float, memory: Path | None = None) -> Envelope:
@@ -189,10 +194,12 @@ def verify_file(path: Path, root: Root, now_s: float, memory: Path | None = None
     data = _read(path)
     if memory is None:
         root.require_current(now_s)
-        return verify(data, root.trust, now_s)
+        with _naming(path):
+            return verify(data, root.trust, now_s)
     store = EnvelopeStore(root, _read_memory(memory) if memory.exists() else None)
     try:
-        return store.accept(data, now_s)
+        with _naming(path):
+            return store.accept(data, now_s)
     finally:
         # A root that was followed stays followed, whatever became of the envelope.
         draft = memory.with_name(memory.name + ".new")
@@ -218,7 +225,8 @@ def read_unverified(path: Path) -> Envelope:
     Raises:
         MalformedError: It is no envelope.
     """
-    return Envelope.from_dict(Sealed.from_bytes(_read(path), PAYLOAD_TYPE).read(str(path)))
+    with _naming(path):
+        return Envelope.from_dict(Sealed.from_bytes(_read(path), PAYLOAD_TYPE).read(str(path)))
 
 
 def compose_files(paths: Sequence[Path], root: Root | None, now_s: float) -> PromisePath:
@@ -239,6 +247,17 @@ def _make_folder(folder: Path, files: Sequence[Path]) -> None:
         raise KeyRefusedError(f"{folder}: {os.strerror(error.errno or 0)}; choose another folder") from error
     if existing := [path.name for path in files if path.exists()]:
         raise KeyRefusedError(f"{folder}: holds {existing} already; keys are never overwritten, choose another folder")
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Of a document that is malformed, say in which file it is: a command may have been given several."""
+    try:
+        yield
+    except MalformedError as error:
+        if str(error).startswith(str(path)):
+            raise
+        raise MalformedError(f"{path}: {error}") from error
 
 
 def _read(path: Path, max_bytes: int = strict_json.MAX_BYTES) -> bytes:

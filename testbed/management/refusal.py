@@ -173,7 +173,7 @@ def _hopeless(
         return Refusal(f"everything that would do is sold: {short}", ("capacity",))
     quickest = min(able, key=lambda route: route.latency_s)
     return Refusal(
-        f"no rate keeps {STRETCHES[-1]:g} times its deadline by the rule {rule}: {quickest} alone takes "
+        f"no rate keeps even {STRETCHES[-1]:g} times its deadline by the rule {rule}: {quickest} alone takes "
         f"{1e3 * quickest.latency_s:.3g} ms",
         ("deadline",),
     )

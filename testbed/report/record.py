@@ -21,6 +21,7 @@ from testbed.report.verdict import Verdict
 SCHEMA_VERSION = 1
 RECORD_NAME = "run.json"
 
+_CUT = "the file was cut or edited, take it from a backup"
 
 class _Part(BaseModel):
     model_config = STRICT
@@ -262,8 +263,10 @@ def read_record(folder: Path) -> RunRecord:
             "give the folder to yourself (chown -R)"
         ) from error
     except ValueError as error:
-        raise TestbedError(f"{path}: not JSON ({error}); the file was cut or edited, take it from a backup") from error
-    found = data.get("schema_version") if isinstance(data, dict) else None
+        raise TestbedError(f"{path}: not JSON ({error}); {_CUT}") from error
+    if not isinstance(data, dict):
+        raise TestbedError(f"{path}: found {type(data).__name__}, expected the record of a run; {_CUT}")
+    found = data.get("schema_version")
     if found != SCHEMA_VERSION:
         raise TestbedError(
             f"{path}: schema version {found!r}, this testbed reads {SCHEMA_VERSION}; use the version that wrote it"
@@ -271,5 +274,6 @@ def read_record(folder: Path) -> RunRecord:
     try:
         return RunRecord.model_validate(data)
     except ValidationError as error:
-        problems = [f"{path}: {'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
-        raise TestbedError(problems) from error
+        first, *others = error.errors()
+        where, more = ".".join(map(str, first["loc"])), f", and {len(others)} more" if others else ""
+        raise TestbedError(f"{path}: {where}: {first['msg']}{more}; {_CUT}") from error

@@ -171,8 +171,17 @@ def load(path: Path) -> Market:
 
 def is_market(path: Path) -> bool:
     """Whether a file is meant as a federation: it has segments and no domains of its own."""
+    return _has(path, "segments", "domains")
+
+
+def is_scenario(path: Path) -> bool:
+    """Whether a file is meant as a scenario: it has domains of its own and no segments."""
+    return _has(path, "domains", "segments")
+
+
+def _has(path: Path, key: str, not_key: str) -> bool:
     root = document.read(path, Report(path))
-    return isinstance(root, Mapping) and root.get("segments") is not None and root.get("domains") is None
+    return isinstance(root, Mapping) and root.get(key) is not None and root.get(not_key) is None
 
 
 def schema() -> dict[str, Any]:

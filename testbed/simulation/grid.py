@@ -10,15 +10,16 @@ from __future__ import annotations
 import io
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from testbed.errors import ScenarioError
+from testbed.scenario import document
+from testbed.scenario.loader import load
 from testbed.scenario.model import (
     Arrivals,
     MmppArrivals,
@@ -29,6 +30,7 @@ from testbed.scenario.model import (
     Tenant,
     TraceArrivals,
 )
+from testbed.scenario.problems import Report
 from testbed.simulation.choices import Choices
 from testbed.simulation.impairment import Excess
 from testbed.simulation.system import Scheduler
@@ -78,20 +80,20 @@ def vary_file(file: Path, settings: Settings) -> str:
     Raises:
         ScenarioError: The file cannot be read, or a path leads nowhere in it.
     """
+    report = Report(file)
+    if not isinstance(document.read(file, report), document.Mapping):
+        # What is wrong with a file that has no keys is said as always.
+        load(file)
+    report.raise_if_any()
     yaml = YAML(typ="rt")
-    try:
-        document = yaml.load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, YAMLError) as error:
-        raise ScenarioError(f"{file}: cannot be read ({error}); name a scenario file") from error
+    varied = yaml.load(file.read_text(encoding="utf-8"))
     for key, value in settings:
         if key not in _CHOICES and key != "load":
-            _replace(document, key, yaml.load(value), file)
-    for tenant in document.get("tenants", []):
-        arrivals = tenant.get("arrivals", {})
-        if "file" in arrivals:
-            arrivals["file"] = str((file.parent / arrivals["file"]).resolve())
+            _replace(varied, key, yaml.load(value), file)
+    for arrivals in _arrivals(varied.get("tenants")):
+        arrivals["file"] = str((file.parent / str(arrivals["file"])).resolve())
     buffer = io.StringIO()
-    yaml.dump(document, buffer)
+    yaml.dump(varied, buffer)
     return buffer.getvalue()
 
 
@@ -161,13 +163,21 @@ def _faster(tenant: Tenant, factor: float) -> Tenant:
     return replace(tenant, arrivals=faster(tenant.arrivals, factor), misbehaviour=breach)
 
 
+def _arrivals(tenants: Any) -> Iterator[Any]:
+    """Arrivals that name a file; tenants may be anything yet, for nobody has checked them."""
+    for tenant in tenants if isinstance(tenants, list) else ():
+        arrivals = tenant.get("arrivals") if isinstance(tenant, Mapping) else None
+        if isinstance(arrivals, Mapping) and "file" in arrivals:
+            yield arrivals
+
+
 def _replace(document: Any, key: str, value: Any, file: Path) -> None:
     """Set the value at a path, whose last part may be new."""
     *way, last = key.split(".")
     place = document
     for part in way:
         if isinstance(place, list):
-            place = next((entry for entry in place if entry.get("name") == part), None)
+            place = next((entry for entry in place if isinstance(entry, Mapping) and entry.get("name") == part), None)
         else:
             place = place.get(part) if isinstance(place, Mapping) else None
         if place is None:

@@ -17,9 +17,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from testbed.errors import FidelityError
+from testbed.errors import TestbedError
 
 Column = npt.NDArray[Any]
+
+_REMEDY = "take the folder from a backup, or run again"
 
 
 @dataclass(frozen=True)
@@ -49,22 +51,37 @@ def read(path: Path, kind: Kind) -> tuple[dict[str, Column], dict[str, Any]]:
     """Read what `write` wrote: columns, an empty cell as NaN, and metadata.
 
     Raises:
-        FidelityError: Not a file of this kind, or one of a newer schema.
+        TestbedError: No such file, not one of this kind, or one of a newer schema; of a column, that it lacks it.
     """
     try:
         table = pq.read_table(path)
-    except pa.ArrowInvalid as error:
-        raise FidelityError(f"{path}: not a Parquet file ({error})") from error
+    except FileNotFoundError as error:
+        raise TestbedError(f"{path}: found no such file, expected {kind.holds}; {_REMEDY}") from error
+    except (pa.ArrowException, OSError) as error:
+        raise TestbedError(f"{path}: not a Parquet file that can be read ({error}); {_REMEDY}") from error
     stored = (table.schema.metadata or {}).get(kind.key)
     if stored is None:
-        raise FidelityError(f"{path}: found a Parquet file without this testbed's metadata, expected {kind.holds}")
+        raise TestbedError(
+            f"{path}: found a Parquet file without this testbed's metadata, expected {kind.holds}; {_REMEDY}"
+        )
     metadata = json.loads(stored)
     if metadata["schema_version"] > kind.version:
-        raise FidelityError(
+        raise TestbedError(
             f"{path}: found schema version {metadata['schema_version']}, "
             f"expected at most {kind.version}; read it with the version that wrote it"
         )
-    return {name: table[name].to_numpy() for name in table.column_names}, metadata
+    return _Columns(path, {name: table[name].to_numpy() for name in table.column_names}), metadata
+
+
+class _Columns(dict[str, Column]):
+    """Columns of a file, which says what it lacks."""
+
+    def __init__(self, path: Path, columns: Mapping[str, Column]) -> None:
+        super().__init__(columns)
+        self._path = path
+
+    def __missing__(self, name: str) -> Column:
+        raise TestbedError(f"{self._path}: found no column {name}, expected one; {_REMEDY}")
 
 
 def is_kind(schema: pa.Schema, kind: Kind) -> bool:

@@ -223,7 +223,7 @@ def read(path: Path) -> RequestSamples:
     """Reads what `write` wrote.
 
     Raises:
-        FidelityError: Not a file of requests, or one of a newer schema.
+        TestbedError: Not a file of requests, or one of a newer schema.
     """
     column, metadata = files.read(path, KIND)
     domains = tuple(metadata["domains"])

@@ -198,7 +198,7 @@ def read(path: Path) -> tuple[TenantSamples, Replay | None]:
     """Reads what `write` wrote; the replay is None where none was stored.
 
     Raises:
-        FidelityError: Not a file of samples, or one of a newer schema.
+        TestbedError: Not a file of samples, or one of a newer schema.
     """
     column, metadata = files.read(path, KIND)
     domains = tuple(metadata["domains"])

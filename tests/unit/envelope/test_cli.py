@@ -355,6 +355,24 @@ def test_a_root_that_would_contradict_itself_is_not_signed(
     assert named in result.stderr
 
 
+def test_a_malformed_document_is_named_by_its_file_among_several(federation: Path) -> None:
+    damaged = federation / "damaged.json"
+    damaged.write_text("not JSON", encoding="utf-8")
+    root, east = federation / "root.json", federation / "east.json"
+    for arguments in (
+        ("verify", east, "--root", root, "--root", damaged),
+        ("verify", damaged, "--root", root),
+        ("compose", east, damaged),
+        ("compose", damaged, east, "--root", root),
+        ("cosign", damaged, "--key", federation / "east.key"),
+        ("issue", damaged, "--key", federation / "east.key"),
+    ):
+        result = command(*arguments)
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert result.stderr.startswith(f"refused: malformed: {damaged}: ")
+        assert result.stderr.count(str(damaged)) == 1
+
+
 @pytest.mark.parametrize("text", ["east", "=east.pub", "east="])
 def test_a_domain_key_without_name_or_file_is_a_wrong_command(federation: Path, text: str) -> None:
     arguments = ("--root", federation / "root.json", "--key", federation / "root-1.key")

@@ -9,12 +9,13 @@ import subprocess
 import sys
 import time
 import urllib.request
+from pathlib import Path
 
 import grpc
 import pytest
 from grpc._cython.cygrpc import ExecuteBatchError
 
-from inference_server.__main__ import _HangUps
+from inference_server.__main__ import _HangUps, main
 from inference_server.generated import open_inference_pb2 as pb
 from inference_server.protocol import Stamps
 from tests.unit.inference.serving import LONG_S, infer, until
@@ -54,6 +55,21 @@ def test_a_server_that_is_told_to_end_answers_the_call_in_progress_and_exits_wit
     assert stamps is not None
     assert stamps.finished_ns > refused_ns, "it was still computed when the server began to end"
     assert (running.returncode, said, why) == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    ("option", "line"),
+    [
+        ("--repository", "repository {}: No such file or directory; expected a folder with one for each model, see "),
+        ("--impair", "{}: No such file or directory; expected a file with seed and impairments, see "),
+    ],
+)
+def test_a_file_that_is_not_there_is_named_with_what_was_expected(
+    option: str, line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone = tmp_path / "gone"
+    assert main(["--listen", "127.0.0.1:0", "--device", "cpu", option, str(gone)]) == 2
+    assert capsys.readouterr().err == f"inference_server: {line.format(gone)}docs/inference.md\n"
 
 
 @pytest.mark.parametrize(("error", "told"), [(ExecuteBatchError("gone"), False), (ValueError("broken"), True)])

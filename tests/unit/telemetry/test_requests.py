@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from testbed.errors import FidelityError
+from testbed.errors import FidelityError, TestbedError
 from testbed.telemetry import http2, pcap, request_samples
 from testbed.telemetry.requests import RequestCaptures, RequestMatch, match_requests
 from testbed.traffic.request_records import OK, RequestRecord
@@ -233,5 +233,5 @@ def test_requests_come_back_from_their_file(tmp_path: Path) -> None:
 
 def test_a_file_without_requests_is_refused(tmp_path: Path) -> None:
     (tmp_path / "r.parquet").write_bytes(b"PAR1")
-    with pytest.raises(FidelityError, match="not a Parquet file"):
+    with pytest.raises(TestbedError, match="not a Parquet file"):
         request_samples.read(tmp_path / "r.parquet")

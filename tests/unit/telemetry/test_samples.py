@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from testbed.errors import FidelityError
+from testbed.errors import TestbedError
 from testbed.telemetry import lag, samples
 from tests.unit.telemetry import tandem
 
@@ -79,17 +79,17 @@ def test_a_file_of_a_newer_schema_is_refused(tmp_path: Path, monkeypatch: pytest
     with monkeypatch.context() as patch:
         patch.setattr(samples, "KIND", dataclasses.replace(samples.KIND, version=99))
         samples.write(tmp_path / "a.parquet", window())
-    with pytest.raises(FidelityError, match="found schema version 99, expected at most 1"):
+    with pytest.raises(TestbedError, match="found schema version 99, expected at most 1"):
         samples.read(tmp_path / "a.parquet")
 
 
 def test_a_foreign_parquet_file_is_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"x": [1]}), tmp_path / "x.parquet")
-    with pytest.raises(FidelityError, match="without this testbed's metadata"):
+    with pytest.raises(TestbedError, match="without this testbed's metadata"):
         samples.read(tmp_path / "x.parquet")
 
 
 def test_a_file_that_is_not_parquet_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.parquet").write_text("time,latency\n")
-    with pytest.raises(FidelityError, match="not a Parquet file"):
+    with pytest.raises(TestbedError, match="not a Parquet file"):
         samples.read(tmp_path / "x.parquet")
