@@ -31,12 +31,14 @@ class TenantSection:
         found: The audit.
         what: What its samples are: packets, requests or just samples.
         pictures: Caption to `<svg>` element.
+        undrawn: Why a picture is missing that the other tenants have; empty where none is.
         stalled: What stalls of the host had to do with what the pictures show; empty where it did not stall.
     """
 
     found: TenantAudit
     what: str
     pictures: dict[str, Markup]
+    undrawn: str = ""
     stalled: str = ""
 
 
@@ -55,7 +57,7 @@ def run_sections(evidence: RunEvidence, audit: RunAudit) -> tuple[TenantSection,
         seen, stalled = evidence.judged(found.tenant), _stalled(evidence, found.tenant)
         pictures = _pictures(found, seen.latency_s, seen.runs, stalled)
         said = "" if stalled is None else stalled.sentence(seen.what)
-        sections.append(TenantSection(found, seen.what, pictures, said))
+        sections.append(TenantSection(found, seen.what, pictures, _undrawn(seen.latency_s, seen.what), said))
     return tuple(sections)
 
 
@@ -71,7 +73,8 @@ def table_sections(name: str, series: Sequence[Series], audit: TableAudit) -> tu
     for rows, (tenant, judged) in zip(series, audit.tenants, strict=True):
         verdict = str(judged.compliance.verdict) if judged.compliance else "NONE"
         found = TenantAudit(tenant or name, verdict, judged, None, (), (), judged.n, None)
-        sections.append(TenantSection(found, "samples", _pictures(found, rows.latency_s, rows.runs)))
+        pictures, what = _pictures(found, rows.latency_s, rows.runs), "samples"
+        sections.append(TenantSection(found, what, pictures, _undrawn(rows.latency_s, what)))
     return tuple(sections)
 
 
@@ -102,12 +105,24 @@ def _stalled(evidence: RunEvidence, tenant: str) -> Stalled | None:
     return Stalled.of(np.concatenate(time_s), crossing.latency_s, load_stalls(evidence.record))
 
 
+def _undrawn(latency_s: FloatArray, what: str) -> str:
+    """Why quantiles are not drawn where they might be: above the median every one is that of a sample never seen."""
+    never = int(np.count_nonzero(~np.isfinite(latency_s)))
+    if latency_s.size - never < _ENOUGH or 2 * never < latency_s.size:
+        return ""
+    return (
+        f"Quantiles are not drawn: {never:,} of {latency_s.size:,} {what} were lost or never answered, so "
+        "that no quantile above the median has a latency; mean excess is that of the others."
+    )
+
+
 def _pictures(
     found: TenantAudit, latency_s: FloatArray, runs: IntArray | None, stalled: Stalled | None = None
 ) -> dict[str, Markup]:
     drawn: dict[str, str | None] = {}
     if np.count_nonzero(np.isfinite(latency_s)) >= _ENOUGH:
-        drawn["quantiles against the promise"] = quantile_plot(found.tenant, found.audit, latency_s, runs, stalled)
+        if not _undrawn(latency_s, found.what):
+            drawn["quantiles against the promise"] = quantile_plot(found.tenant, found.audit, latency_s, runs, stalled)
         drawn["mean excess"] = mean_excess_plot(found.tenant, latency_s)
         drawn["threshold stability"] = stability_plot(found.tenant, latency_s, runs)
     attributions = {"place": found.audit.attribution, "cause": found.causes}

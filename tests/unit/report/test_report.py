@@ -313,6 +313,20 @@ def test_every_figure_marks_the_stalls_of_the_host_or_is_named_beside_them(run_f
     }
 
 
+@pytest.mark.parametrize(("lost", "drawn"), [(999, True), (1000, False), (1200, False)])
+def test_quantiles_that_no_packet_has_are_not_drawn_and_the_page_says_why(
+    run_folder: FolderMaker, lost: int, drawn: bool
+) -> None:
+    folder, record = run_folder(tenant(n=2000, lost=lost))
+    write_record(folder, record)
+    page = render(folder)
+    titles = {title for title, _ in _figures(page)}
+    assert ("Quantiles of alpha against its promise" in titles) == drawn
+    said = f"Quantiles are not drawn: {lost:,} of 2,000 packets were lost or never answered, so that no quantile above"
+    assert (said in page) != drawn
+    assert "Mean excess of alpha" in titles
+
+
 def test_what_was_broken_on_purpose_is_marked_where_time_is_on_the_axis(run_folder: FolderMaker) -> None:
     cut = FaultRecord(name="cut", kind="link-down", window=1, what="link down", begin_s=0.4, end_s=0.9)
     folder, record = run_folder(tenant())
