@@ -96,7 +96,7 @@ def experiment(  # noqa: PLR0917 - options of a command line
     if on is On.NETWORK:
         options = NetworkOptions(seed=seed) if duration is None else NetworkOptions(seed=seed, duration_s=duration)
         plans = isolation_plans(options) if name is Name.ISOLATION else overload_plans(options)
-        with shown() as progress:
+        with shown(stop) as progress:
             measured = on_network(
                 plans,
                 folder,
@@ -153,7 +153,7 @@ def _simulate(  # noqa: PLR0917 - options of a command line
     name: Name, folder: Path, duration: float | None, replications: int, seed: int, workers: int, stop: Interrupt
 ) -> tuple[list[ExperimentPoint], int, float]:
     """The points, how many were wanted, and the deadline."""
-    with shown() as progress:
+    with shown(stop) as progress:
         if name is Name.OVERLOAD:
             loads = OverloadOptions(duration_s=duration or 120.0, replications=replications, seed=seed, workers=workers)
             points = overload(loads, folder, progress, stop=stop)

@@ -56,6 +56,7 @@ def run(
     Exit codes: 0 PASS, 1 FAIL or a broken bound, 2 cannot run, 3 INVALID, 4 UNDETERMINED, 130 interrupted.
     """
     sold = market.load(file) if market.is_market(file) else None
+    stop = Interrupt()
     options = Options(
         out=out,
         seeds=seeds,
@@ -63,9 +64,9 @@ def run(
         isolate=isolate,
         keep_awake=keep_awake,
         command=("testbed", "run", *sys.argv[2:]),
-        stop=Interrupt(),
+        stop=stop,
     )
-    with shown() as progress:
+    with shown(stop) as progress:
         if sold is not None:
             folder = run_market(sold, options, progress, slow_down=slow_down)
         else:

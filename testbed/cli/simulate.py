@@ -86,6 +86,7 @@ def simulate(  # noqa: PLR0917 - options of a command line
         )
     require_reservations(file)
     scenario = load(file)
+    stop = Interrupt()
     options = Options(
         out=out or Path("runs"),
         packets=packets,
@@ -97,9 +98,9 @@ def simulate(  # noqa: PLR0917 - options of a command line
         command=("testbed", "simulate", *sys.argv[2:]),
         page=page,
         resume=resume,
-        stop=Interrupt(),
+        stop=stop,
     )
-    with shown() as progress:
+    with shown(stop) as progress:
         folder = simulate_scenario(scenario, options, progress)
     record = read_record(folder)
     if as_json:

@@ -58,6 +58,7 @@ def sweep(  # noqa: PLR0917 - options of a command line
         )
     require_reservations(file)
     axes = [axis(text) for text in grid]
+    stop = Interrupt()
     options = SweepOptions(
         out=out,
         packets=packets,
@@ -67,9 +68,9 @@ def sweep(  # noqa: PLR0917 - options of a command line
         choices=Choices(scheduler),
         measured=measured,
         command=("testbed", "sweep", *sys.argv[2:]),
-        stop=Interrupt(),
+        stop=stop,
     )
-    with shown() as progress:
+    with shown(stop) as progress:
         rows = sweep_grid(file, axes, options, progress)
     if as_json:
         typer.echo(json.dumps(rows, indent=1))

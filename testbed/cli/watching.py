@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from testbed.run.progress import Step
 
+_NOTICE = "ending early with what there is; once more breaks off"
+
 
 class Interrupt:
-    """The first Ctrl-C asks for an early end with what there is, the second one breaks off."""
+    """The first Ctrl-C asks for an early end with what there is, the second one breaks off.
+
+    Attributes:
+        displayed: Whether somebody else shows that it was asked for; else the handler of the signal says so.
+    """
 
     def __init__(self) -> None:
         self._asked = False
+        self.displayed = False
         signal.signal(signal.SIGINT, self._ask)
         signal.signal(signal.SIGTERM, self._ask)
 
@@ -27,12 +35,28 @@ class Interrupt:
         if self._asked:
             raise KeyboardInterrupt
         self._asked = True
-        # Not print: the signal may have come in the middle of one.
-        os.write(2, b"\nending early with what there is; once more breaks off\n")
+        if not self.displayed:
+            # Not print: the signal may have come in the middle of one.
+            os.write(2, f"\n{_NOTICE}\n".encode())
 
     def __call__(self) -> bool:
         """Whether an early end was asked for."""
         return self._asked
+
+
+class _Bars(Progress):
+    """Bars below the notice that an early end was asked for: written between them, they would be drawn again below."""
+
+    def __init__(self, stop: Interrupt, console: Console) -> None:
+        self._asked_to_stop = stop
+        columns = (SpinnerColumn(), TextColumn("{task.description:<24}"), BarColumn(), TimeElapsedColumn())
+        super().__init__(*columns, console=console, disable=not console.is_terminal)
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """The notice, if there is reason for it, and the bars."""
+        if self._asked_to_stop():
+            yield Text(_NOTICE)
+        yield from super().get_renderables()
 
 
 class _Bar:
@@ -62,9 +86,12 @@ class Shown:
 
 
 @contextmanager
-def shown() -> Iterator[Shown]:
-    """Progress on standard error for as long as the context lasts."""
+def shown(stop: Interrupt) -> Iterator[Shown]:
+    """Progress on standard error for as long as the context lasts, and that an early end was asked for."""
     console = Console(stderr=True)
-    columns = (SpinnerColumn(), TextColumn("{task.description:<24}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        yield Shown(progress)
+    with _Bars(stop, console) as progress:
+        stop.displayed = console.is_terminal
+        try:
+            yield Shown(progress)
+        finally:
+            stop.displayed = False
