@@ -68,11 +68,17 @@ def _taking(queue: Scheduler[Item]) -> tuple[threading.Thread, list[Item]]:
     return thread, taken
 
 
-def resting(queue: Scheduler[Item], found: list[list[Item]]) -> threading.Thread:
-    """A worker that has nothing to do; what it is given goes into `found`."""
+def capped(workers: int = 1, limit: int = 10**6, **shares: float) -> Scheduler[Item]:
+    return Scheduler(
+        shares, queue_limit=limit, now_ns=lambda: Clock.now_ns, expired=lambda _: None, capped_workers=workers
+    )
+
+
+def resting(queue: Scheduler[Item], found: list[list[Item]], count: int = 1) -> threading.Thread:
+    """A worker that has nothing to do, the last of so many; what it is given goes into `found`."""
     worker = threading.Thread(target=lambda: found.append(queue.take()), daemon=True)
     worker.start()
-    until(lambda: queue._resting == 1)
+    until(lambda: queue._resting == count)
     return worker
 
 

@@ -11,16 +11,10 @@ import pytest
 
 from inference_server.scheduler import Scheduler
 from testbed.calculus import SharedStage, Workers
-from tests.unit.inference.scheduling import Clock, Item
+from tests.unit.inference.scheduling import Clock, Item, capped
 from tests.unit.inference.serving import LONG_S, until
 
 pytestmark = pytest.mark.usefixtures("clock_from_zero")
-
-
-def capped(workers: int = 1, limit: int = 10**6, **shares: float) -> Scheduler[Item]:
-    return Scheduler(
-        shares, queue_limit=limit, now_ns=lambda: Clock.now_ns, expired=lambda _: None, capped_workers=workers
-    )
 
 
 def begun(queue: Scheduler[Item], arrivals: list[tuple[float, Item]], workers: int) -> list[float]:

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from inference_server.scheduler import Batching, Scheduler
-from tests.unit.inference.scheduling import Item, resting, scheduler
+from tests.unit.inference.scheduling import Clock, Item, capped, resting, scheduler
 from tests.unit.inference.serving import LONG_S, until
 
 pytestmark = pytest.mark.usefixtures("clock_from_zero")
@@ -25,6 +25,24 @@ def test_what_is_light_is_taken_in_the_fair_order_in_place_of_a_worker_that_rest
     queue.close()
     worker.join()
     assert found == [[]]
+
+
+def test_light_requests_of_capped_tenants_wait_for_each_other_however_many_workers_rest() -> None:
+    light_s, begun_s = 5e-4, dict[str, float]()
+    queue, found = capped(2, alpha=0.5, bravo=0.5), list[list[Item]]()
+    workers = [resting(queue, found, number) for number in (1, 2)]
+    for tenant in ("alpha", "bravo"):
+        queue.submit(Item(tenant, work_s=light_s), wake=False)
+    while batch := queue.take_light(lambda _: True):
+        begun_s[batch[0].tenant] = Clock.now_ns / 1e9
+        Clock.now_ns += round(light_s * 1e9)
+        queue.done()
+    # Servers of either share alone would begin both at once, and two workers might as well.
+    assert begun_s == {"alpha": 0.0, "bravo": light_s}
+    queue.close()
+    for worker in workers:
+        worker.join()
+    assert found == [[], []]
 
 
 def test_a_worker_is_woken_for_what_is_not_light_and_whatever_comes_after_it_waits() -> None:
