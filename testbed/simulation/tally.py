@@ -36,7 +36,7 @@ COARSE_BINS = (_OCTAVES << _COARSE_BITS) + 1
 """The last coarse bin counts packets that never arrived."""
 
 _BY_PART = ("coarse", "metered")
-_ADDED = ("fine", "n", "lost", "passed_beyond", "late", "sum_ps")
+_ADDED = ("fine", "n", "lost", "passed_beyond", "late", "within", "sum_ps")
 _ARRAYS = (*_BY_PART, *_ADDED, "top", "top_count", "smallest_ps")
 
 RANDOM, METER, QUEUE, TIMEOUT, LATER_METER = 0, 1, 2, 3, 4
@@ -63,6 +63,7 @@ class Tally:
         lost: Packets that never arrived, by what lost them (`RANDOM` to `LATER_METER`), int64[K, CAUSES].
         passed_beyond: Packets, or requests, beyond the contract of a tenant that no meter polices, int64[K].
         late: Delivered packets above the deadline, int64[K].
+        within: Packets delivered before the window's end, int64[K]; what waits then is delivered behind it.
         smallest_ps: Smallest latency, int64[K].
         sum_ps: Sum of latencies, float64[K].
     """
@@ -77,6 +78,7 @@ class Tally:
     lost: IntArray
     passed_beyond: IntArray
     late: IntArray
+    within: IntArray
     smallest_ps: TimeArray
     sum_ps: FloatArray
     _floor: TimeArray = field(repr=False)
@@ -100,6 +102,7 @@ class Tally:
             lost=np.zeros((k, CAUSES), np.int64),
             passed_beyond=np.zeros(k, np.int64),
             late=np.zeros(k, np.int64),
+            within=np.zeros(k, np.int64),
             smallest_ps=np.full(k, NEVER, np.int64),
             sum_ps=np.zeros(k),
             _floor=np.full(k, -1, np.int64),
@@ -169,6 +172,7 @@ class Tally:
             self._floor,
             self.n,
             self.late,
+            self.within,
             self.smallest_ps,
             self.sum_ps,
         )
@@ -285,12 +289,14 @@ def _deliver(  # noqa: PLR0917 - compiled functions take no keywords
     floor: TimeArray,
     n: IntArray,
     late: IntArray,
+    within: IntArray,
     smallest: TimeArray,
     sum_ps: FloatArray,
 ) -> None:
     last = coarse.shape[0] - 1
     size = top.shape[1]
     part, part_end = np.int64(0), np.int64(-1)
+    end = coarse.shape[0] * batch
     for i in range(time.size):
         k = tenant[i]
         latency = time[i] - born[i]
@@ -305,6 +311,8 @@ def _deliver(  # noqa: PLR0917 - compiled functions take no keywords
         sum_ps[k] += latency
         if latency > deadline[k]:
             late[k] += 1
+        if time[i] < end:
+            within[k] += 1
         smallest[k] = min(smallest[k], latency)
         if latency > floor[k]:
             if top_count[k] == size:

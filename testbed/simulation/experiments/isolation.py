@@ -117,7 +117,7 @@ def _point(options: IsolationOptions, given: Reservation, point: Windows) -> Exp
     alone = [tally.only(0) for tally in point.tallies()]
     victim = merge(alone)
     p999_s, interval_s, compliance, limits = quality(victim)
-    carried = np.array([tally.fine.sum() for tally in alone]) * workload.arrivals.size_bits
+    carried = np.array([tally.within.sum() for tally in alone]) * workload.arrivals.size_bits
     used = carried / (workload.link_bps * options.duration_s)
     reserved = point.name == Scheduler.RESERVED
     return ExperimentPoint(

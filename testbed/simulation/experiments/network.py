@@ -17,6 +17,7 @@ from testbed.audit.clusters import as_series, measure_dependence
 from testbed.audit.compliance import judge
 from testbed.audit.quantile import quantiles
 from testbed.errors import InterruptedRunError, PreflightError
+from testbed.management.sizing import shared_class
 from testbed.report.record import RECORD_NAME, RunRecord, read_record
 from testbed.report.stalls import Stalled
 from testbed.report.timeline import load_stalls, starts
@@ -209,9 +210,9 @@ def _point(plan: PointPlan, packets: Packets, bound_s: float | None) -> Experime
         kept = judge(series, plan.deadline_s, plan.epsilon, (1 + CONFIDENCE) / 2)
         compliance = 1 - kept.misses / kept.n
         limits = (1 - kept.miss_rate_upper, 1 - kept.miss_rate_lower)
-    link_bps = min(domain.link_rate_bps for domain in plan.scenario.domains)
     size_bits = max(tenant.arrivals.size_bits for tenant in plan.scenario.tenants)
-    carried_bits = float(np.count_nonzero(np.isfinite(series))) * size_bits
+    within = packets.intended_s + series < plan.scenario.duration_s
+    carried_bits = float(np.count_nonzero(within)) * size_bits
     return ExperimentPoint(
         varied=plan.varied,
         value=plan.value,
@@ -224,10 +225,22 @@ def _point(plan: PointPlan, packets: Packets, bound_s: float | None) -> Experime
         kept=keeping([_fates(plan, packets)], plan.epsilon, apart=all(tenant.reservation for tenant in _judged(plan))),
         admitted=plan.admitted,
         admitted_interval=_admitted_limits(plan),
-        utilisation=carried_bits / (link_bps * plan.scenario.duration_s),
+        utilisation=carried_bits / _room_bits(plan.scenario, size_bits),
         bound_s=bound_s,
         packets=series.size,
     )
+
+
+def _room_bits(scenario: Scenario, size_bits: int) -> float:
+    """What the slowest link can carry within the window.
+
+    A queue that all share begins with a full token bucket, and sends a packet as long as that is not overdrawn.
+    """
+    link = min(scenario.domains, key=lambda domain: domain.link_rate_bps)
+    room_bits = link.link_rate_bps * scenario.duration_s
+    if link.shared_queue_bits is not None:
+        room_bits += 8 * shared_class(link.link_rate_bps, size_bits, link.shared_queue_bits).burst_bytes + size_bits
+    return room_bits
 
 
 def _stalled(found: Stalled | None) -> tuple[float, float]:

@@ -159,7 +159,7 @@ def _point(options: OverloadOptions, given: Reservation, point: Windows) -> Expe
     for tally in point.tallies():
         whole.append(pooled(tally))
         each.append(fates(tally))
-        carried_bits = int(tally.fine.sum()) * workload.arrivals.size_bits
+        carried_bits = int(tally.within.sum()) * workload.arrivals.size_bits
         used.append(carried_bits / (workload.link_bps * options.duration_s))
     together = merge(whole)
     p999_s, interval_s, compliance, compliance_limits = quality(together)

@@ -84,7 +84,8 @@ class ExperimentPoint:
         kept: Of how many of them the promise was kept, each by its own packets.
         admitted: Share of tenants that were admitted.
         admitted_interval: Its limits, from the scatter of replications.
-        utilisation: Share of the first link's capacity that carried their packets.
+        utilisation: Share of a link's capacity in the window that carried their packets; those that arrive only behind
+            it count for nothing.
         bound_s: What holds for all but epsilon of the packets: promised by reservations, or in a shared queue whatever
             its tenants' dependence; None where nothing does.
         packets: How many packets this rests on.
@@ -160,7 +161,7 @@ def pooled(tally: Tally) -> Tally:
     whole.fine[:] = tally.fine.sum(axis=0)
     whole.top[0, : kept.size] = kept
     whole.top_count[0] = kept.size
-    whole.n[0], whole.late[0] = tally.n.sum(), tally.late.sum()
+    whole.n[0], whole.late[0], whole.within[0] = tally.n.sum(), tally.late.sum(), tally.within.sum()
     whole.lost[0] = tally.lost.sum(axis=0)
     whole.smallest_ps[0] = tally.smallest_ps.min()
     whole.sum_ps[0] = tally.sum_ps.sum()

@@ -171,7 +171,8 @@ def test_without_control_everybody_enters_and_loses(overloaded: dict[tuple[float
     assert point.admitted == 1.0
     assert point.compliance < 0.5
     assert point.p999_s is None
-    assert point.utilisation == pytest.approx(1.0, abs=0.05)
+    # What waits when the window ends is carried behind it.
+    assert 0.95 < point.utilisation <= 1.0
 
 
 def test_knowing_the_statistics_admits_more(overloaded: dict[tuple[float, str], ExperimentPoint]) -> None:
