@@ -49,7 +49,10 @@ _TURN_S = 0.5e-3
 """Within a turn of its ports a switch may let those who came later leave first."""
 
 _ALONE_S = 50e-6
-"""A packet that takes no longer than this more than the fastest in a domain has waited for nobody there."""
+"""A packet that takes no longer than this more than a lone one in a domain has waited for nobody there."""
+
+_APART_S = 10.0
+"""So far apart packets are alone: every queue is empty and every token bucket full again."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -122,7 +125,8 @@ def _window(system: System, folder: Path, record: RunRecord, window: WindowRecor
     seen = [one.passed for one in met]
     length_s = max([window.duration_s, *(one.end_s for one in seen)])
     plan = Plan(window.seed, window.index, length_s, length_s)
-    taken = [one.taken_s(times) for one, times in zip(seen, _simulated(system, plan, seen), strict=True)]
+    lone = _lone_s(system, plan, seen)
+    taken = [one.taken_s(*given) for one, *given in zip(seen, _simulated(system, plan, seen), lone, strict=True)]
     hosted = tuple(replace(hop, host=_host(d, seen, taken)) for d, hop in enumerate(system.hops))
     simulated = _simulated(replace(system, hops=hosted), plan, seen)
     for one, times, extra in zip(met, simulated, taken, strict=True):
@@ -173,14 +177,19 @@ class _Seen:
         work_ps = np.rint(self.work_s * PS_PER_S).astype(np.int64)
         return GivenCalls(Calls(self.time_ps, self.size, work_ps), asking.out)
 
-    def taken_s(self, simulated_s: FloatArray) -> FloatArray:
+    def at(self, time_s: float) -> _Seen:
+        """Them, the first one at another time."""
+        return replace(self, border_s=self.border_s - self.border_s[0, 0] + time_s)
+
+    def taken_s(self, simulated_s: FloatArray, lone_s: FloatArray) -> FloatArray:
         """What the host took for each of them in each domain, NaN where it waited or was not seen, float64[n, D].
 
         Args:
             simulated_s: Their times at the borders where no host takes any, [n, D + 1].
+            lone_s: What each domain takes of one that is alone, [D].
         """
         passing_s = np.diff(simulated_s, axis=1)
-        alone = passing_s < np.nanmin(passing_s, axis=0, initial=np.inf) + _ALONE_S
+        alone = passing_s < lone_s + _ALONE_S
         return np.where(alone & self.timely[:, np.newaxis], np.diff(self.border_s, axis=1) - passing_s, np.nan)
 
 
@@ -242,6 +251,21 @@ def _simulated(system: System, plan: Plan, seen: Sequence[_Seen]) -> list[FloatA
             border_ps = passage.border_ps[own, : system.sources[k].hops + 1]
             found[k] = np.where(border_ps >= 0, border_ps / PS_PER_S, np.nan)
     return [found[k] for k in range(len(system.sources))]
+
+
+def _lone_s(system: System, plan: Plan, seen: Sequence[_Seen]) -> list[FloatArray]:
+    """What each domain takes of the smallest packet or request of each source that meets nobody; [D], NaN for none.
+
+    The fastest of those that were sent will not do: behind a queue that is always full even that one has waited.
+    """
+    alone = [
+        one.take(np.array([np.argmin(one.size)])).at(k * _APART_S) if len(one.size) else one
+        for k, one in enumerate(seen)
+    ]
+    length_s = len(seen) * _APART_S
+    apart = replace(plan, duration_s=length_s, recorded_s=length_s)
+    found = [np.diff(times, axis=1) for times in _simulated(system, apart, alone)]
+    return [passing_s[0] if len(passing_s) else np.full(passing_s.shape[1], np.nan) for passing_s in found]
 
 
 def _host(domain: int, seen: Sequence[_Seen], taken: Sequence[FloatArray]) -> HostTimes | None:

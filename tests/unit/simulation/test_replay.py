@@ -14,13 +14,15 @@ import pytest
 from testbed.management.sizing import DRAIN_BPS
 from testbed.report.record import read_record, write_record
 from testbed.run.progress import Silent
+from testbed.scenario.model import PoissonArrivals
 from testbed.simulation import pipeline
 from testbed.simulation.host_time import HostTimes
 from testbed.simulation.network import Network
 from testbed.simulation.pipeline import Options, simulate_scenario
 from testbed.simulation.replay import Replayed, replay_run
 from testbed.telemetry import request_samples, samples
-from tests.unit.simulation.systems import BURSTY, mixed
+from tests.unit.simulation import systems
+from tests.unit.simulation.systems import BURSTY, DOMAINS, mixed
 from tests.unit.simulation.test_requests import vision
 
 FloatArray = npt.NDArray[np.float64]
@@ -163,6 +165,31 @@ def test_a_queue_that_is_not_the_simulators_is_found(copy: Path) -> None:
         shift(copy, tenant, longer)
     measured_s, simulated_s = of(replay_run(copy), "bursty").quantiles()
     assert (measured_s / simulated_s - 1)[1:] == pytest.approx([0.05, 0.05], abs=0.01)
+
+
+def test_waiting_in_a_queue_that_is_always_full_is_not_its_hosts_time(tmp_path: Path) -> None:
+    """Who comes to it when it is full never passes it at once, and waits a twentieth longer than in the simulator."""
+    shared = replace(DOMAINS[1], link_rate_bps=4_000_000, shared_queue_bits=160_000)
+    full = systems.scenario(
+        systems.tenant("flood", PoissonArrivals(1000.0, 8_000), None),
+        systems.tenant("visitor", PoissonArrivals(100.0, 8_000), None, present_s=((1.0, 10.0),)),
+        duration_s=10.0,
+        domains=(DOMAINS[0], shared),
+    )
+    folder = simulate_scenario(full, Options(out=tmp_path, page=False), Silent())
+    visitor = of(replay_run(folder), "visitor")
+    assert np.nanmin(np.diff(visitor.simulated_s, axis=1)[:, 1]) > 30e-3
+
+    def longer(border_s: FloatArray) -> FloatArray:
+        waits_s = np.diff(border_s, axis=1)
+        waits_s[:, 1] *= np.where(waits_s[:, 1] > 5e-3, 1.05, 1.0)
+        return np.column_stack([border_s[:, 0], border_s[:, [0]] + np.cumsum(waits_s, axis=1)])
+
+    for name in ("flood", "visitor"):
+        shift(folder, name, longer)
+    for one in replay_run(folder):
+        measured_s, simulated_s = one.quantiles((0.5, 0.99))
+        assert measured_s / simulated_s - 1 == pytest.approx([0.05, 0.05], abs=0.005)
 
 
 def test_packets_that_a_border_did_not_see_are_left_out(copy: Path) -> None:
