@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.figure import Figure
 
 from testbed.audit.quantile import quantiles
 from testbed.audit.tail import mean_excess, thresholds
@@ -21,7 +19,7 @@ from testbed.report.plots import (
     IDEAL,
     MEASURED,
     STALL_MARK,
-    STYLE,
+    drawing,
     stall_marks,
     svg,
 )
@@ -60,8 +58,7 @@ def quantile_plot(
     estimate, lower, upper = (
         _drawable([getattr(q, side) for q in found]) for side in ("estimate_s", "lower_s", "upper_s")
     )
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=_SIZE, layout="constrained")
+    with drawing(*_SIZE) as figure:
         axes = figure.add_subplot()
         known = np.isfinite(lower) & np.isfinite(upper)
         axes.fill_between(rarity[known], lower[known], upper[known], color=MEASURED, alpha=0.18, lw=0)
@@ -97,8 +94,7 @@ def mean_excess_plot(name: str, latency_s: FloatArray) -> str:
     """Mean excess above thresholds: rising for a heavy tail, level for an exponential one, falling where it ends."""
     found = mean_excess(latency_s)
     x_ms, mean_ms, reach_ms = found.threshold_s * 1e3, found.mean_s * 1e3, _NORMAL_95 * found.error_s * 1e3
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=_SIZE, layout="constrained")
+    with drawing(*_SIZE) as figure:
         axes = figure.add_subplot()
         axes.fill_between(x_ms, np.maximum(mean_ms - reach_ms, 0), mean_ms + reach_ms, color=MEASURED, alpha=0.18, lw=0)
         axes.plot(x_ms, mean_ms, color=MEASURED, lw=1.6)
@@ -118,8 +114,7 @@ def stability_plot(name: str, latency_s: FloatArray, runs: IntArray | None) -> s
     tried = thresholds(latency_s, runs) if np.isfinite(latency_s).all() else ()
     if not tried:
         return None
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=_SIZE, layout="constrained")
+    with drawing(*_SIZE) as figure:
         axes = figure.add_subplot()
         for fits, face, label in ((True, MEASURED, "fit passes"), (False, "none", "fit is rejected")):
             chosen = [threshold for threshold in tried if threshold.fits is fits]
@@ -149,9 +144,10 @@ def blame_plot(name: str, found: Mapping[str, Attribution]) -> str:
     rows = [(f"{kind}, {method}", kind, method.lower()) for kind in found for method in ("Euler", "Shapley")][::-1]
     names = list(dict.fromkeys(part for attribution in found.values() for part in attribution.blame))
     few = len(names) <= len(DOMAIN_COLOURS)
-    colours: Sequence[ColorType] = DOMAIN_COLOURS if few else mpl.color_sequences["tab20"]
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(6.4, 0.8 + 0.45 * len(rows)), layout="constrained")
+    with drawing(6.4, 0.8 + 0.45 * len(rows)) as figure:
+        from matplotlib import color_sequences  # noqa: PLC0415 - see `drawing`
+
+        colours: Sequence[ColorType] = DOMAIN_COLOURS if few else color_sequences["tab20"]
         axes = figure.add_subplot()
         for row, (_, kind, method) in enumerate(rows):
             left = 0.0

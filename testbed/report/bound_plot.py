@@ -9,14 +9,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from testbed.report.plots import BOUND, DEADLINE, STYLE
+from testbed.report.plots import BOUND, DEADLINE, STYLE, drawing
 from testbed.report.tenant_record import BoundRecord
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _COLUMNS = 3
 _PANEL_INCHES = (3.4, 2.9)
@@ -55,8 +56,8 @@ def save_bounds(curves: Sequence[BoundCurve], title: str, path: Path) -> None:
     columns = min(len(curves), _COLUMNS)
     rows = math.ceil(len(curves) / columns)
     # A fixed salt and no date: the same bounds give the same bytes.
-    with mpl.rc_context({**STYLE, "svg.hashsalt": title}):
-        figure = Figure(figsize=(_PANEL_INCHES[0] * columns, _PANEL_INCHES[1] * rows + 0.4), layout="constrained")
+    width, height = _PANEL_INCHES
+    with drawing(width * columns, height * rows + 0.4, {**STYLE, "svg.hashsalt": title}) as figure:
         figure.suptitle(title, fontsize=10)
         panels = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
         for panel, curve in zip(panels, curves, strict=False):

@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
-from matplotlib.figure import Figure
 
 from testbed.audit.quantile import ccdf
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
     from testbed.report.stalls import BoolArray, Stalled
     from testbed.report.tenant_record import DomainDelay, TenantRecord
@@ -54,6 +54,23 @@ STALL_MARK: Any = {
 }  # fmt: skip
 
 
+@contextmanager
+def drawing(width: float, height: float, style: Any = STYLE) -> Iterator[Figure]:
+    """An empty figure, within the style in which it is to be drawn.
+
+    Args:
+        width: Inches.
+        height: Inches.
+        style: Settings of Matplotlib.
+    """
+    # Slow to import, and most commands draw nothing.
+    import matplotlib as mpl  # noqa: PLC0415
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    with mpl.rc_context(style):
+        yield Figure(figsize=(width, height), layout="constrained")
+
+
 @dataclass(frozen=True)
 class Series:
     """What the pictures of one tenant are drawn from.
@@ -80,8 +97,7 @@ def ccdf_plot(tenant: TenantRecord, series: Series, stalled: Stalled | None = No
     Returns:
         An `<svg>` element.
     """
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(6.4, 3.9), layout="constrained")
+    with drawing(6.4, 3.9) as figure:
         axes: Axes = figure.add_subplot()
         floor = 1.0 / max(series.latency_s.size, 10) / 2.0
         if tenant.epsilon is not None:
@@ -150,8 +166,7 @@ def time_plot(tenant: TenantRecord, series: Series, stalls_s: FloatArray, on_pur
     Returns:
         An `<svg>` element.
     """
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(6.4, 2.6), layout="constrained")
+    with drawing(6.4, 2.6) as figure:
         axes: Axes = figure.add_subplot()
         for k, (begin_s, end_s) in enumerate(on_purpose_s):
             label = None if k else "broken on purpose"
@@ -185,8 +200,7 @@ def stack_plot(tenant: TenantRecord, domains: Sequence[DomainDelay]) -> str:
     Returns:
         An `<svg>` element.
     """
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(6.4, 2.1), layout="constrained")
+    with drawing(6.4, 2.1) as figure:
         axes: Axes = figure.add_subplot()
         rows = ("slowest 0.1 %", "all requests" if tenant.requests else "all packets")
         values = ([d.tail_mean_s or 0.0 for d in domains], [d.mean_s or 0.0 for d in domains])
@@ -207,6 +221,8 @@ def stack_plot(tenant: TenantRecord, domains: Sequence[DomainDelay]) -> str:
 
 def svg(figure: Figure, title: str) -> str:
     """A figure as an `<svg>` element that names itself; the same figure gives the same bytes."""
+    import matplotlib as mpl  # noqa: PLC0415 - see `drawing`
+
     buffer = io.StringIO()
     # A fixed salt and no date: the same record gives the same bytes.
     with mpl.rc_context({"svg.hashsalt": title}):

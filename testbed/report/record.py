@@ -23,6 +23,7 @@ RECORD_NAME = "run.json"
 
 _CUT = "the file was cut or edited, take it from a backup"
 
+
 class _Part(BaseModel):
     model_config = STRICT
 

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
-from scipy.special import betainc, betaincc
+from scipy.special import betainc, betaincc, ndtri, stdtrit
 
 from testbed.audit.clusters import MIN_EXCEEDANCES, TAIL_LEVELS
 from testbed.simulation.clock import NEVER, PS_PER_S
@@ -71,7 +70,7 @@ def scatter_effect(counts: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64]) 
     parts, n = len(sizes), int(sizes.sum())
     p = counts.sum() / n
     scatter = counts - p * sizes
-    caution = (stats.t.ppf(0.975, parts - 1) / stats.norm.ppf(0.975)) ** 2
+    caution = (stdtrit(parts - 1, 0.975) / ndtri(0.975)) ** 2
     return float(parts / (parts - 1) * (scatter @ scatter) / (n * p * (1 - p)) * caution)
 
 

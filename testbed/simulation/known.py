@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy import stats
+from scipy.special import ndtr
 
 from inference_server.digits import CLASSES
 from inference_server.generated.open_inference_pb2 import ModelInferResponse
@@ -127,7 +127,7 @@ def declared(asked: Requests, work: Work) -> Known:
         sigma = math.sqrt(math.log1p(work.cv**2))
         longest_s = work.mean_s * math.exp(LONGEST_SIGMAS * sigma - sigma**2 / 2)
         law = AtMost(Lognormal(work.mean_s, work.cv), longest_s)
-        works_s = Law.of(longest_s, lambda edges: stats.norm.cdf((np.log(edges / work.mean_s) + sigma**2 / 2) / sigma))
+        works_s = Law.of(longest_s, lambda edges: ndtr((np.log(edges / work.mean_s) + sigma**2 / 2) / sigma))
     return Known(
         out=Wire(),
         back=Wire(),

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import binom, norm
+from scipy.special import bdtrc, ndtri
 
 from testbed.calculus.arrivals.base import Arrival, QueueMethod
 from testbed.calculus.arrivals.light_tail import TailTest, generalised_pareto_test
@@ -142,7 +142,7 @@ class FittedFlow(Arrival):
             said = f"replayed at load {self.mean_bps / rate_bps:.3g}, the {part} part of the trace"
             for epsilon, found_s, bound_s in zip(_CONFIRMED_AT, quantiles_s, bounds_s, strict=True):
                 late = int(np.count_nonzero(wait_s > bound_s))
-                counted = float(binom.sf(math.ceil(late / design) - 1, max(1, round(independent)), epsilon))
+                counted = float(bdtrc(math.ceil(late / design) - 1, max(1, round(independent)), epsilon))
                 if min(counted, epsilon * len(wait_s) / max(1, late)) < _CONTRADICTED:
                     raise NotApplicableError(
                         f"{said} contradicts the fit: its p{100 * (1 - epsilon):g} wait is {found_s * 1e3:.4g} ms, the "
@@ -243,7 +243,7 @@ def _blocks(gaps: FloatArray, bits: FloatArray) -> tuple[int, TailTest]:
 
 def _mean_limit(values: FloatArray, risk: float) -> float:
     """The upper confidence limit of a mean over blocks, corrected for skewness (Johnson 1978)."""
-    count, z = len(values), float(norm.isf(risk))
+    count, z = len(values), -float(ndtri(risk))
     centred = values - values.mean()
     variance = float(centred @ centred) / (count - 1)
     if variance == 0.0:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy.special import stdtrit
 
 from testbed.audit.compliance import lower_limit, upper_limit
 from testbed.simulation.estimate import design_effect, quantile, scatter_effect
@@ -246,5 +246,5 @@ def mean_limits(values: npt.ArrayLike) -> tuple[float, float]:
     sample = np.asarray(values, dtype=np.float64)
     if sample.size < 2:
         return 0.0, 1.0
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, sample.size - 1) * sample.std(ddof=1) / math.sqrt(sample.size))
+    half = float(stdtrit(sample.size - 1, (1 + CONFIDENCE) / 2) * sample.std(ddof=1) / math.sqrt(sample.size))
     return max(0.0, float(sample.mean()) - half), min(1.0, float(sample.mean()) + half)
