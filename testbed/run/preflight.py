@@ -100,7 +100,7 @@ def require_room(out: Path, scenario: Scenario, windows: int) -> None:
         PreflightError: They might not, or there is a file where a folder is to be.
     """
     if in_the_way := next((path for path in (out, *out.parents) if path.exists() and not path.is_dir()), None):
-        raise PreflightError(f"{out}: {in_the_way} is no folder; choose another folder with --out")
+        raise PreflightError(f"{out}: found {in_the_way}, which is no folder; choose another folder with --out")
     seconds = scenario.warmup_s + windows * (scenario.duration_s + scenario.cooldown_s)
     needed = int(seconds * _PACKETS_PER_S_AND_BORDER / scenario.slow_down * _CAPTURE_BYTES_PER_PACKET)
     existing = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.is_dir())

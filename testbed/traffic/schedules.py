@@ -109,10 +109,9 @@ def load_arrays(path: Path, names: tuple[str, ...], *, optional: tuple[str, ...]
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in (*names, *optional) if name in file}
-    except (ValueError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(
-            f"{path}: found no .npz file of plain arrays ({error}); written by another program?"
-        ) from error
+    except (ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        # NumPy's own words would have the reader run what lies in the file.
+        raise ValueError(f"{path}: found no .npz file of plain arrays; written by another program, or cut?") from error
     if missing := [name for name in names if name not in arrays]:
         raise ValueError(f"{path}: found no arrays {missing}; written by another version or program?")
     return arrays

@@ -131,5 +131,5 @@ def test_a_file_where_the_folder_is_to_be_is_named_before_anything_is_built(
 ) -> None:
     taken = tmp_path / "taken"
     taken.touch()
-    with pytest.raises(PreflightError, match=f"{taken} is no folder; choose another folder with --out"):
+    with pytest.raises(PreflightError, match=f"found {taken}, which is no folder; choose another folder with --out"):
         require_room(taken / below, smoke, windows=1)

@@ -3,6 +3,7 @@
 import errno
 import json
 import stat
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -86,7 +87,7 @@ def test_a_foreign_file_is_no_schedule(tmp_path: Path) -> None:
 def test_a_file_that_would_need_pickle_is_refused(tmp_path: Path) -> None:
     objects = np.array([object()], dtype=object)
     np.savez(tmp_path / "o.npz", time_s=objects, size_bits=objects, last_of_request=objects)
-    with pytest.raises(ValueError, match="allow_pickle"):
+    with pytest.raises(ValueError, match=r"found no \.npz file of plain arrays"):
         Schedule.load(tmp_path / "o.npz")
 
 
@@ -148,3 +149,21 @@ def test_a_file_that_is_no_specification_is_refused(tmp_path: Path, text: str) -
     (tmp_path / "spec.json").write_text(text)
     with pytest.raises(ValueError, match=r"spec\.json|Expecting"):
         SenderSpec.load(tmp_path / "spec.json")
+
+
+def _array(path: Path) -> None:
+    with path.open("wb") as file:
+        np.save(file, np.arange(3))
+
+
+@pytest.mark.parametrize(
+    "write", [lambda path: path.touch(), lambda path: path.write_text("{}"), _array], ids=["empty", "text", "an array"]
+)
+def test_what_is_no_archive_of_arrays_is_refused_without_a_word_of_how_to_run_it(
+    tmp_path: Path, write: Callable[[Path], None]
+) -> None:
+    path = tmp_path / "s.npz"
+    write(path)
+    with pytest.raises(ValueError, match=r"s\.npz: found no \.npz file of plain arrays; written by") as said:
+        Schedule.load(path)
+    assert "pickle" not in str(said.value)
