@@ -10,6 +10,7 @@ import pytest
 
 from testbed.envelope.descriptor import Stage
 from testbed.report.record import read_record
+from testbed.run.undoing import NOT_UNDONE
 from tests.integration.conftest import QUIETED, Command
 from tests.leftovers import host_as_before
 
@@ -64,7 +65,9 @@ def measured(testbed: Command, federation: Path, folder: Path) -> tuple[subproce
         ended = testbed("run", str(federation), "--out", str(folder / f"runs-{attempt}"), *QUIETED)
         assert ended.returncode in {0, 3, 4}, ended.stderr
         (found,) = (folder / f"runs-{attempt}").iterdir()
-        if read_record(found).windows:
+        record = read_record(found)
+        assert not [gate.detail for gate in record.gates if gate.name == NOT_UNDONE]
+        if record.windows:
             return ended, found
         print(ended.stdout)
     raise AssertionError(f"nothing was measured in {ATTEMPTS} attempts")
