@@ -22,6 +22,7 @@ from testbed.run.window import Shaper, Switches, Window
 from testbed.scenario.faults import Fault, FaultKind
 from testbed.scenario.loader import load
 from testbed.simulation.bounds import bounds_on_paper
+from testbed.telemetry import samples
 from testbed.telemetry.host import CoreTimes, Snapshot
 from testbed.telemetry.match import BorderCount, Match
 from testbed.telemetry.samples import TenantSamples
@@ -75,7 +76,9 @@ def snapshot(at_s: float) -> Snapshot:
     return Snapshot(int(at_s * 1e9), 0, cores, 0, none, none, (0.0, 0.0, 0.0), 0, {}, {})
 
 
-def judged(folder: Path, *done: Occurrence, **lost: dict[int, tuple[float, float]]) -> RunRecord:
+def judged(
+    folder: Path, *done: Occurrence, not_undone: tuple[str, ...] = (), **lost: dict[int, tuple[float, float]]
+) -> RunRecord:
     """The record of a run with this one window."""
     matches = {name: seen(number, lost.get(name, {})) for number, name in ((1, "near"), (2, "far"))}
     federation = on_paper(SCENARIO)
@@ -101,7 +104,7 @@ def judged(folder: Path, *done: Occurrence, **lost: dict[int, tuple[float, float
     gates = gates_of(SCENARIO, window, terms, {}, ())
     (folder / "window-1").mkdir()
     measured = [Measured(window, gates, terms, {})]
-    return assemble(SCENARIO, folder, measured, bounds_on_paper(SCENARIO), federation)
+    return assemble(SCENARIO, folder, measured, bounds_on_paper(SCENARIO), federation, not_undone=not_undone)
 
 
 def test_a_fault_that_did_what_it_should_leaves_the_run_valid_and_the_rest_of_the_promise_judged(
@@ -145,6 +148,20 @@ def test_the_same_packets_lost_without_a_fault_invalidate_the_run(tmp_path: Path
     record = judged(tmp_path, far={1: (1.0, 2.2)})
     assert record.verdict == "INVALID"
     assert {gate.name for gate in record.gates if not gate.holds} == {"queue counters"}
+
+
+def test_what_could_not_be_given_back_invalidates_the_run_and_takes_nothing_from_what_was_measured(
+    tmp_path: Path,
+) -> None:
+    problems = ("domain east: found 2 rules, expected none", "repeat with testbed clean")
+    record = judged(tmp_path, DONE, not_undone=problems, far={1: (1.0, 2.2)})
+    (gate,) = [gate for gate in record.gates if not gate.holds]
+    assert (gate.name, gate.detail) == ("given back and taken down", "; ".join(problems))
+    assert (record.verdict, [window.valid for window in record.windows]) == ("INVALID", [True])
+    assert [tenant.verdict for tenant in record.tenants] == ["INVALID", "INVALID"]
+    for tenant in record.tenants:
+        assert tenant.p999_s is not None
+        assert len(samples.read(tmp_path / record.windows[0].samples[tenant.name])[0]) == tenant.n + tenant.in_faults
 
 
 def test_a_warm_up_tells_what_an_idle_path_takes_of_packets_that_wait_for_nobody() -> None:
