@@ -65,7 +65,7 @@ def test_an_impairment_that_makes_no_sense_is_refused(item: dict[str, Any], said
 @pytest.mark.parametrize("text", ["{", '{"impairments": [{"kind": "pause", "until": 3}]}', '{"seed": -1}'])
 def test_a_file_that_describes_no_impairments_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "plan.json").write_text(text)
-    with pytest.raises(ValueError, match=r"plan\.json: .* expected seed and impairments"):
+    with pytest.raises(ValueError, match=r"plan\.json: .* expected a file with seed and impairments"):
         read(tmp_path / "plan.json")
 
 
