@@ -38,8 +38,9 @@ from testbed.simulation.system import Scheduler
 from testbed.simulation.tally import METER, merge
 from testbed.simulation.window import Plan, simulate
 from testbed.traffic.arrivals import tenant_seed
+from tests.unit.simulation.commands import COMMAND, ended
 from tests.unit.simulation.systems import BURSTY
-from tests.unit.simulation.test_pipeline import COMMAND, wait_for
+from tests.unit.simulation.test_pipeline import wait_for
 
 WORKLOAD = Workload()
 OVERLOAD = OverloadOptions(duration_s=20.0, replications=2, loads=(0.5, 1.8))
@@ -347,19 +348,20 @@ def marks(folder: Path) -> dict[Path, int]:
 
 
 def test_an_experiment_that_is_killed_goes_on_where_it_was(tmp_path: Path) -> None:
-    command = [*COMMAND, "experiment", "overload", "--replications", "2", "--duration", "10", "--json"]
+    command = ["experiment", "overload", "--replications", "2", "--duration", "4", "--json"]
     killed = [*command, "--out", str(tmp_path / "killed")]
-    process = subprocess.Popen(killed, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([*COMMAND, *killed], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wait_for(tmp_path / "killed", "load-0.5-none/window-2-*/window.json", process)
     process.send_signal(signal.SIGKILL)
     process.wait()
     kept = marks(tmp_path / "killed")
     assert 2 <= len(kept) < 48
-    resumed = subprocess.run(killed, capture_output=True, check=True)
+    resumed = ended(*killed)
     after = marks(tmp_path / "killed")
     assert len(after) == 48
     assert kept.items() <= after.items()
-    whole = subprocess.run([*command, "--out", str(tmp_path / "whole")], capture_output=True, check=True)
+    whole = ended(*command, "--out", str(tmp_path / "whole"))
+    assert (resumed.returncode, whole.returncode) == (0, 0), resumed.stderr + whole.stderr
     assert json.loads(resumed.stdout) == json.loads(whole.stdout)
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +19,8 @@ from testbed.simulation.choices import Choices
 from testbed.simulation.impairment import Excess, Exponential
 from testbed.simulation.network import network
 from testbed.simulation.window import Plan, simulate
+from tests.unit.simulation.commands import ended
 
-COMMAND = [sys.executable, "-c", "from testbed.cli import main; main()"]
 ROUGH = """
 name: rough
 duration: 10 s
@@ -123,6 +121,5 @@ def test_a_domain_that_is_not_there_is_refused(rough: Scenario) -> None:
 
 def test_the_command_says_why_there_is_no_bound(rough: Scenario, tmp_path: Path) -> None:
     assert rough.source is not None
-    command = [*COMMAND, "simulate", str(rough.source), "--loss", "west=0", "--no-page", "--out", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = ended("simulate", str(rough.source), "--loss", "west=0", "--no-page", "--out", str(tmp_path))
     assert "no bound: far: no envelope says what impairs mid, east" in " ".join(done.stdout.split())

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -34,12 +33,11 @@ from testbed.simulation.window import Plan
 from testbed.simulation.windows import Task, finished, perform
 from testbed.telemetry import samples
 from testbed.traffic.arrivals import schedules
+from tests.unit.simulation.commands import COMMAND, ended
 from tests.unit.simulation.systems import mixed
 
 ROOT = Path(__file__).parents[3]
 DEMO = ROOT / "topologies" / "smoke.yaml"
-
-COMMAND = [sys.executable, "-c", "from testbed.cli import main; main()"]
 
 
 LATER = """
@@ -263,18 +261,17 @@ def test_a_simulation_that_is_killed_goes_on_where_it_was(tmp_path: Path) -> Non
     folder = tmp_path / "killed"
     folder.mkdir()
     arguments = ["--packets", "400000", "--replications", "6", "--record-packets", "1000", "--no-page"]
-    command = [*COMMAND, "simulate", str(DEMO), *arguments, "--resume", str(folder), "--json"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = ["simulate", str(DEMO), *arguments, "--resume", str(folder), "--json"]
+    process = subprocess.Popen([*COMMAND, *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wait_for(folder, "window-1/window.json", process)
     process.send_signal(signal.SIGKILL)
     process.wait()
     kept = {path: path.stat().st_mtime_ns for path in folder.glob("window-*/window.json")}
     assert 1 <= len(kept) < 6
-    resumed = subprocess.run(command, capture_output=True, check=False)
-    assert resumed.returncode in {0, 4}, resumed.stderr.decode()
+    resumed = ended(*command)
+    assert resumed.returncode in {0, 4}, resumed.stderr
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
-    fresh = [*COMMAND, "simulate", str(DEMO), *arguments, "--out", str(tmp_path / "fresh"), "--json"]
-    whole = subprocess.run(fresh, capture_output=True, check=False)
+    whole = ended("simulate", str(DEMO), *arguments, "--out", str(tmp_path / "fresh"), "--json")
     one, other = json.loads(resumed.stdout), json.loads(whole.stdout)
     assert one["tenants"] == other["tenants"]
     assert one["packets"] == other["packets"] == pytest.approx(6 * 400_000, rel=0.01)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,10 +39,10 @@ from testbed.telemetry import request_samples
 from testbed.traffic.arrivals import tenant_seed
 from testbed.traffic.request_makers import maker_of
 from testbed.traffic.request_schedules import request_schedule
+from tests.unit.simulation.commands import ended
 from tests.unit.simulation.systems import mixed, tenant
 
 ROOT = Path(__file__).parents[3]
-COMMAND = [sys.executable, "-c", "from testbed.cli import main; main()"]
 ASKED = Requests("digits-medium", 8, DrawnSize((32_000,)), 100, 0.5, 0.75, work=Work(6e-3, 0.2))
 LITTLE = replace(ASKED, model="digits-small", images=1, compute_share=0.25, work=Work(1e-3))
 
@@ -378,8 +376,7 @@ def test_the_demo_is_simulated_with_its_tenant_that_asks(tmp_path: Path) -> None
 
 def test_the_command_refuses_intents_and_says_what_is_missing(tmp_path: Path) -> None:
     for verb, options in (("simulate", []), ("sweep", ["--grid", "load=1"])):
-        intents = [*COMMAND, verb, str(ROOT / "topologies" / "intents.yaml"), *options, "--out", str(tmp_path)]
-        done = subprocess.run(intents, capture_output=True, text=True, check=False)
+        done = ended(verb, str(ROOT / "topologies" / "intents.yaml"), *options, "--out", str(tmp_path))
         assert done.returncode == 2
         assert done.stderr.count("\n") == 1
         assert "found a federation" in done.stderr
@@ -389,8 +386,7 @@ def test_the_command_says_who_has_no_bound(tmp_path: Path) -> None:
     text = (ROOT / "topologies" / "demo.yaml").read_text(encoding="utf-8")
     slow = tmp_path / "slow.yaml"
     slow.write_text(text.replace("mean: 1.2 ms", "mean: 60 ms"), encoding="utf-8")
-    command = [*COMMAND, "simulate", str(slow), "--packets", "20000", "--no-page", "--out", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = ended("simulate", str(slow), "--packets", "20000", "--no-page", "--out", str(tmp_path))
     assert "no bound: vision: " in done.stdout
 
 
@@ -399,18 +395,10 @@ def test_the_command_takes_a_run_that_measured_requests(folder: Path, tmp_path: 
     asking = ROOT / "topologies" / "requests.yaml"
     text = asking.read_text(encoding="utf-8")
     (tmp_path / "asking.yaml").write_text(text.replace("duration: 60 s", "duration: 5 s"), encoding="utf-8")
-    command = [
-        *COMMAND,
-        "simulate",
-        str(tmp_path / "asking.yaml"),
-        "--out",
-        str(tmp_path / "out"),
-        "--json",
-        "--no-page",
-    ]
-    refused = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = ["simulate", str(tmp_path / "asking.yaml"), "--out", str(tmp_path / "out"), "--json", "--no-page"]
+    refused = ended(*command)
     assert refused.returncode == 2
     assert "tenant vision" in refused.stderr
-    done = subprocess.run([*command, "--measured", str(measured)], capture_output=True, text=True, check=False)
+    done = ended(*command, "--measured", str(measured))
     assert done.returncode in {0, 4}, done.stderr
     assert {found["name"] for found in json.loads(done.stdout)["tenants"]} == {"vision", "bulk"}

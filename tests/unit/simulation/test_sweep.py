@@ -26,7 +26,8 @@ from testbed.simulation.inputs import code_digest
 from testbed.simulation.pipeline import Options
 from testbed.simulation.sweep import COLUMNS, Point, SweepOptions, sweep
 from testbed.simulation.system import Scheduler
-from tests.unit.simulation.test_pipeline import COMMAND, DEMO, wait_for
+from tests.unit.simulation.commands import COMMAND, ended
+from tests.unit.simulation.test_pipeline import DEMO, wait_for
 
 AXES = [Axis("load", ("0.5", "0.8")), Axis("scheduler", ("reserved", "fifo"))]
 
@@ -225,17 +226,17 @@ def test_the_digest_of_the_code_is_that_of_every_module(tmp_path: Path, monkeypa
 
 def test_a_sweep_that_is_killed_goes_on_where_it_was(tmp_path: Path) -> None:
     grid = ["--grid", "load=0.5,0.6,0.7,0.8", "--packets", "300000"]
-    command = [*COMMAND, "sweep", str(DEMO), *grid, "--out", str(tmp_path / "killed"), "--json"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = ["sweep", str(DEMO), *grid, "--out", str(tmp_path / "killed"), "--json"]
+    process = subprocess.Popen([*COMMAND, *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wait_for(tmp_path / "killed", "point-1/point.json", process)
     process.send_signal(signal.SIGKILL)
     process.wait()
     kept = {path: path.stat().st_mtime_ns for path in tmp_path.glob("killed/point-*/point.json")}
     assert 1 <= len(kept) < 4
-    resumed = subprocess.run(command, capture_output=True, check=True)
+    resumed = ended(*command)
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
-    fresh = [*COMMAND, "sweep", str(DEMO), *grid, "--out", str(tmp_path / "fresh"), "--json"]
-    whole = subprocess.run(fresh, capture_output=True, check=True)
+    whole = ended("sweep", str(DEMO), *grid, "--out", str(tmp_path / "fresh"), "--json")
+    assert (resumed.returncode, whole.returncode) == (0, 0), resumed.stderr + whole.stderr
     assert json.loads(resumed.stdout) == json.loads(whole.stdout)
 
 
