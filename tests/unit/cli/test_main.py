@@ -135,9 +135,12 @@ def test_a_mistyped_verb_is_answered_with_the_nearest() -> None:
     assert "Did you mean 'validate'?" in result.stderr
 
 
-def test_a_verb_brings_only_its_own_modules() -> None:
-    program = "import sys; from testbed.cli import main; sys.argv[1:] = ['clean', '--help']\ntry: main()\nfinally: "
-    program += "print([name for name in ('matplotlib', 'scipy', 'numba') if name in sys.modules])"
+@pytest.mark.parametrize(
+    ("verb", "without"), [("clean", ("matplotlib", "scipy", "numba")), ("run", ("matplotlib", "scipy.stats"))]
+)
+def test_a_verb_brings_only_its_own_modules(verb: str, without: tuple[str, ...]) -> None:
+    program = f"import sys; from testbed.cli import main; sys.argv[1:] = [{verb!r}, '--help']\ntry: main()\nfinally: "
+    program += f"print([name for name in {without!r} if name in sys.modules])"
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.endswith("\n[]\n")
