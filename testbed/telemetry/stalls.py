@@ -46,8 +46,9 @@ CLOCK_CAPACITY = 1 << 12
 """Moves of the clock that a core can record: 0.2 s in steps of what is resolved, and a slewed clock does not step."""
 
 _CLOCK_REALTIME, _CLOCK_MONOTONIC, _TIMER_ABSTIME = 0, 1, 1
-_READ_WITHIN_NS = 20_000
-"""Two clocks are compared by three readings; where these took longer, something came in between."""
+_READ_WITHIN_NS = 200_000
+"""Two clocks are compared by three readings, and the comparison may be off by half of what these took; where that was
+longer, something came in between. It is enough for an emulated machine, to which a reading is a system call."""
 _PR_SET_TIMERSLACK = 29
 _SECOND_NS = 1_000_000_000
 _ENDING = (signal.SIGTERM, signal.SIGINT)
@@ -192,12 +193,35 @@ def start(supervisor: Supervisor, folder: Path) -> Tickers:
     return Tickers.start(supervisor, folder)
 
 
+@numba.njit("void(int64[::1], int64[:, ::1], int64, int64, int64)", cache=True, nogil=True)
+def _compare(state: IntArray, moves: IntArray, now_ns: int, offset_ns: int, took_ns: int) -> None:
+    """Notes how far apart the clocks are, if they have moved beyond doubt or are known better than before.
+
+    Args:
+        state: As of `_tick`.
+        moves: As of `_tick`.
+        now_ns: CLOCK_MONOTONIC of the first reading.
+        offset_ns: CLOCK_REALTIME minus CLOCK_MONOTONIC, half-way between the first reading and the last.
+        took_ns: From the first reading to the last.
+    """
+    if took_ns > _READ_WITHIN_NS:
+        return
+    last = state[4] - 1
+    if last < 0 or abs(offset_ns - moves[1, last]) > CLOCK_RESOLVED_NS + (took_ns + state[5]) // 2:
+        if state[4] < moves.shape[1]:
+            moves[0, state[4]], moves[1, state[4]] = now_ns, offset_ns
+            state[4], state[5] = state[4] + 1, took_ns
+    elif took_ns < state[5]:
+        moves[1, last], state[5] = offset_ns, took_ns
+
+
 @numba.njit("void(int64[::1], int64[:, ::1], int64[:, ::1], int64)", cache=True, nogil=True)
 def _tick(state: IntArray, overruns: IntArray, moves: IntArray, ticks: int) -> None:
     """Wakes for so many grid points.
 
     Args:
-        state: The next grid point, ticks and overruns so far, the last look, moves of the clock so far.
+        state: The next grid point, ticks and overruns so far, the last look, moves of the clock so far, and how long
+            the readings of the last of them took.
         overruns: Grid points missed, and by how much; [2, CAPACITY].
         moves: When the clocks were further apart than before, and by how much they are; [2, CLOCK_CAPACITY].
         ticks: How many.
@@ -218,11 +242,7 @@ def _tick(state: IntArray, overruns: IntArray, moves: IntArray, ticks: int) -> N
                 overruns[0, state[2]], overruns[1, state[2]] = due, late
             state[2] += 1
         took = after[0] * _SECOND_NS + after[1] - now
-        if took <= _READ_WITHIN_NS and state[4] < moves.shape[1]:
-            offset = real[0] * _SECOND_NS + real[1] - now - took // 2
-            if state[4] == 0 or abs(offset - moves[1, state[4] - 1]) > CLOCK_RESOLVED_NS:
-                moves[0, state[4]], moves[1, state[4]] = now, offset
-                state[4] += 1
+        _compare(state, moves, now, real[0] * _SECOND_NS + real[1] - now - took // 2, took)
         state[0] = due + PERIOD_NS * (1 + late // PERIOD_NS)
         state[1] += 1
         state[3] = now
@@ -238,7 +258,7 @@ class _Ticker(threading.Thread):
         # Filled, not merely allocated: a page fault would be an overrun of our own making.
         self._overruns = np.full((2, CAPACITY), 0, np.int64)
         self._moves = np.full((2, CLOCK_CAPACITY), 0, np.int64)
-        self._state = np.zeros(5, np.int64)
+        self._state = np.zeros(6, np.int64)
         self._start_ns = 0
 
     def run(self) -> None:
@@ -255,7 +275,7 @@ class _Ticker(threading.Thread):
 
     def record(self) -> StallRecord:
         """What it saw, once it has ended."""
-        _, ticks, overruns, now, moves = self._state.tolist()
+        _, ticks, overruns, now, moves, _ = self._state.tolist()
         kept = min(overruns, CAPACITY)
         at_ns, late_ns = self._overruns[:, :kept]
         clock_at_ns, offset_ns = self._moves[:, :moves]

@@ -72,6 +72,25 @@ def test_a_clock_that_moved_and_came_back_moved_while_it_did(begin_ms: int, end_
     assert record(0, [], []).clock_moved_s == 0.0
 
 
+@pytest.mark.parametrize(
+    ("seen", "noted"),
+    [
+        pytest.param([(0, 200), (2 * MS, 200), (0, 200)], [0, 2 * MS, 0], id="a step"),
+        pytest.param([(0, 45_000), (2 * MS, 60_000), (0, 45_000)], [0, 2 * MS, 0], id="a step, by slow readings"),
+        pytest.param([(0, 200), (90_000, 180_000), (-90_000, 180_000)], [0], id="slow readings that are off"),
+        pytest.param([(90_000, 180_000), (0, 200), (60_000, 200)], [0, 60_000], id="a better reading after a slow one"),
+        pytest.param([(0, 200), (2 * MS, 300_000)], [0], id="a reading that something came into"),
+    ],
+)
+def test_clocks_have_moved_if_they_are_further_apart_than_reading_both_may_be_off(
+    seen: Sequence[tuple[int, int]], noted: Sequence[int]
+) -> None:
+    state, moves = np.zeros(6, np.int64), np.zeros((2, 8), np.int64)
+    for number, (offset_ns, took_ns) in enumerate(seen):
+        stalls._compare(state, moves, number * stalls.PERIOD_NS, offset_ns, took_ns)
+    assert moves[1, : state[4]].tolist() == noted
+
+
 @pytest.mark.parametrize("content", [None, b"", b"not numpy"], ids=["missing", "empty", "foreign"])
 def test_a_file_that_is_no_record_is_refused(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "stalls.npz"
