@@ -3,59 +3,32 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from testbed.cli.app import app
-from testbed.report.record import RunRecord, read_record
-from testbed.run.pipeline import Options, run
+from testbed.management.planner import plan
+from testbed.management.staging import scenario_of
+from testbed.report.record import read_record
+from testbed.run.agents import reserving
+from testbed.run.pipeline import Options, run, run_reserved
 from testbed.run.progress import Silent
-from testbed.scenario.faults import Fault, FaultKind
+from testbed.scenario import market
+from testbed.scenario.federation import Operator
 from testbed.scenario.loader import load
-from testbed.scenario.model import Datapath, Scenario
-from testbed.scenario.slow_down import slowed
-from tests.integration.conftest import ROOT, is_noise
+from testbed.scenario.model import Datapath
+from testbed.scenario.slow_down import slowed_market
 from tests.integration.spine import CROWD, crowd, reserved
 from tests.kernel.guest.packets import pair
+from tests.kernel.guest.shipped import HOW, TOPOLOGIES, judged, shortened
 
 pytestmark = [pytest.mark.network, pytest.mark.emulated, pytest.mark.slow]
 
-TOPOLOGIES = ROOT / "topologies"
-HOW: Mapping[str, tuple[float, float, float]] = {
-    "chat": (4, 5, 20),
-    "delay": (16, 2, 5),
-    "demo": (40, 1, 3),
-    "faults": (8, 3, 8),
-    "requests": (16, 2, 5),
-    "smoke": (8, 2, 5),
-}
-"""How many times slower, and warm-up and window in the scenario's own seconds; `kernel` has a module of its own."""
 FEDERATIONS = {"federation", "intents"}
-
-
-def shortened(name: str, **changed: Any) -> Scenario:
-    """What is to be run of a shipped scenario, with these fields instead of its own."""
-    factor, warmup_s, duration_s = HOW[name]
-    told = {"warmup_s": warmup_s, "duration_s": duration_s, **changed}
-    scenario = replace(load(TOPOLOGIES / f"{name}.yaml"), **told)
-    return replace(slowed(scenario, factor), datapath=Datapath.KERNEL)
-
-
-def judged(record: RunRecord) -> RunRecord:
-    """Nothing but the host took a verdict away; what was installed acted, and no bound is below its measurement."""
-    breached = [(gate.name, gate.value, gate.limit, gate.detail) for gate in record.gates if not gate.holds]
-    print(record.verdict, breached, record.faults, record.timings_s)
-    assert record.datapath == "kernel"
-    assert [name for name, *_ in breached if not is_noise(name)] == []
-    assert all(probe.ok for probe in record.probes)
-    assert not any(tenant.bound_broken for tenant in record.tenants)
-    assert all(tenant.n > 0 for tenant in record.tenants)
-    return record
 
 
 def test_every_shipped_scenario_is_here() -> None:
@@ -66,14 +39,6 @@ def test_every_shipped_scenario_is_here() -> None:
 def test_a_shipped_scenario_runs_on_the_kernel_s_datapath(name: str, tmp_path: Path) -> None:
     record = judged(read_record(run(shortened(name), Options(out=tmp_path), Silent())))
     assert [fault.name for fault in record.faults if not fault.met] == []
-
-
-def test_a_killed_switch_breaks_promises_as_its_flows_begin_anew_and_they_are_kept_again_soon(tmp_path: Path) -> None:
-    killed = Fault("killed", FaultKind.SWITCH_KILLED, 1.0, 0.5, 2.0, fails=("near", "far"))
-    scenario = shortened("faults", faults=(killed,), duration_s=5.0)
-    record = judged(read_record(run(scenario, Options(out=tmp_path), Silent())))
-    assert [fault.met for fault in record.faults] == [True]
-    assert all(gate.ok for gate in record.gates if gate.name == "installed reservations")
 
 
 def brief(text: str) -> str:
@@ -89,6 +54,31 @@ def test_a_federation_s_domains_calibrate_their_envelopes_and_sign_them_again(tm
     (folder,) = runs.iterdir()
     record = judged(read_record(folder))
     assert {tenant.name for tenant in record.tenants} == {"kiosk", "clinic", "studio"}
+    assert all(tenant.bound is not None for tenant in record.tenants)
+
+
+def emulated(operator: Operator) -> Operator:
+    """With one worker of a site, at its part of the price and of the seats, and what its domain's host may be late."""
+    site = operator.site
+    if site is not None:
+        site = replace(site, workers=1, seats=site.seats // site.workers, price=site.price / site.workers)
+    return replace(operator, site=site, host_allowance_s=0.002)
+
+
+def test_a_federation_of_competing_operators_serves_the_intents_it_plans_for_by_the_same_ways(tmp_path: Path) -> None:
+    sold = replace(market.load(TOPOLOGIES / "federation.yaml"), warmup_s=2.0, duration_s=5.0)
+    ways = {one.tenant: str(one.route) for one in plan(sold) if one.admitted}
+    assert set(ways) == {"archive", "cashier", "clinic", "courier"}
+    slow = slowed_market(replace(sold, operators=tuple(map(emulated, sold.operators))), 20.0)
+    planned = plan(slow)
+    assert {one.tenant: str(one.route) for one in planned if one.admitted} == ways
+    built = scenario_of(slow, planned, workers=1)
+    record = judged(read_record(run_reserved(built, Options(out=tmp_path), Silent(), partial(reserving, slow))))
+    decided = {one["tenant"]: one for one in record.plan["decisions"]}
+    assert {name for name, one in decided.items() if one["admitted"]} == set(ways)
+    promised = {one.tenant: {bought.domain for bought in one.purchases} for one in planned if one.admitted}
+    held = {name: {domain for domain, read in record.installed.items() if name in read["tenants"]} for name in ways}
+    assert held == promised
     assert all(tenant.bound is not None for tenant in record.tenants)
 
 
