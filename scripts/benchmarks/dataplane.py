@@ -37,6 +37,8 @@ _PARTS = ("fidelity", "rate", "scale", "run", "kills")
 _HOGS = 2
 _PACKET_BYTES = 1400
 _DOMAINS = 8
+_WINDOWS = 3
+"""How many windows a rate is tried in."""
 
 _ONE = """
 name: rate
@@ -61,9 +63,12 @@ def _poisson(mbps: float) -> str:
 
 
 def _bursts(mbps: float) -> str:
-    """Bursts that wait for tens of milliseconds, never much faster than their mean."""
-    arrivals = f"model: on-off, peak: {mbps * 16 / 15:.3f} Mbit/s, mean-on: 150 ms, mean-off: 10 ms"
-    return _ONE.format(arrivals=arrivals, size=_PACKET_BYTES, reserved=1.027 * mbps)
+    """Bursts that wait for tens of milliseconds.
+
+    Most of their queues are gone before the next burst: what never drains would keep what one pause of the host added.
+    """
+    arrivals = f"model: on-off, peak: {1.2 * mbps:.3f} Mbit/s, mean-on: 50 ms, mean-off: 10 ms"
+    return _ONE.format(arrivals=arrivals, size=_PACKET_BYTES, reserved=1.1 * mbps)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -130,9 +135,8 @@ def _hogs() -> Iterator[None]:
 
 
 def _highest_rates(folder: Path, rates_mbps: Sequence[float]) -> Iterator[Figure]:
-    what = (
-        f"highest rate that stays VALID through 3 domains, {choose_datapath(Datapath.AUTO).value} datapath, captures on"
-    )
+    datapath = choose_datapath(Datapath.AUTO).value
+    what = f"highest rate at which most windows are VALID through 3 domains, {datapath} datapath, captures on"
     highest, note = _highest(folder, "bursts", _bursts, rates_mbps)
     yield at_least(f"{what}, bursts", highest, 150.0, "Mbit/s", note=note)
     highest, note = _highest(folder, "poisson", _poisson, rates_mbps)
@@ -142,16 +146,18 @@ def _highest_rates(folder: Path, rates_mbps: Sequence[float]) -> Iterator[Figure
 def _highest(
     folder: Path, name: str, of_rate: Callable[[float], str], rates_mbps: Sequence[float]
 ) -> tuple[float, str]:
-    """Goes up until a run is INVALID; the last VALID rate, and a note on it."""
-    highest, note = 0.0, "none was VALID"
+    """Goes up until most windows of a run are INVALID; the last rate at which most were VALID, and a note on it."""
+    highest, note = 0.0, "most windows at none were VALID"
     for rate in sorted(rates_mbps):
         scenario = folder / f"{name}-{rate:g}.yaml"
         scenario.write_text(of_rate(rate))
-        found = _run(scenario, folder / f"{name}-{rate:g}", "--isolate")
-        if found["verdict"] == "INVALID":
-            note = f"at {rate:g} Mbit/s: {_why(found)}"
+        found = _run(scenario, folder / f"{name}-{rate:g}", "--isolate", "--keep-awake", "--seeds", str(_WINDOWS))
+        valid = sum(window["valid"] for window in found.get("windows", ()))
+        said = f"{valid} of {_WINDOWS} windows VALID at {rate:g} Mbit/s, {_why(found)}"
+        if 2 * valid < _WINDOWS:
+            note += f"; {said}"
             break
-        highest, note = rate, "the highest tried"
+        highest, note = rate, said
     return highest, f"{highest * 1e6 / (8 * _PACKET_BYTES):,.0f} packets/s of {_PACKET_BYTES} B; {note}"
 
 
