@@ -13,9 +13,13 @@ from testbed.run.pipeline import Options, run
 from testbed.run.progress import Silent
 from testbed.scenario import market
 from testbed.scenario.faults import Fault, FaultKind
+from testbed.scenario.loader import load
+from testbed.scenario.slow_down import slowed
 from tests.kernel.guest.shipped import TOPOLOGIES, judged, shortened
 
 pytestmark = [pytest.mark.network, pytest.mark.emulated, pytest.mark.slow]
+
+ASKING = Path(__file__).parent / "asking.yaml"
 
 
 def test_a_killed_switch_breaks_promises_as_its_flows_begin_anew_and_they_are_kept_again_soon(tmp_path: Path) -> None:
@@ -24,6 +28,20 @@ def test_a_killed_switch_breaks_promises_as_its_flows_begin_anew_and_they_are_ke
     record = judged(read_record(run(scenario, Options(out=tmp_path), Silent())))
     assert [fault.met for fault in record.faults] == [True]
     assert all(gate.ok for gate in record.gates if gate.name == "installed reservations")
+
+
+def test_a_server_that_is_slow_wrong_or_gone_fails_who_asks_it_and_nobody_else(tmp_path: Path) -> None:
+    record = judged(read_record(run(slowed(load(ASKING), 2.0), Options(out=tmp_path), Silent())))
+    unmet = [(fault.name, each) for fault in record.faults for each in fault.expectations if not each.met]
+    assert unmet == []
+    assert {fault.kind for fault in record.faults} == {"server-slowed", "server-wrong", "server-killed"}
+    vision, near = record.tenants
+    assert vision.in_faults > 0
+    assert near.in_faults == 0
+    # Each expectation is about somebody, and the tenant that asks has more of them than the one that only goes by.
+    assert {each.tenant for fault in record.faults for each in fault.expectations} == {"vision", "near", "all"}
+    (window,) = record.windows
+    assert [each.kind for each in window.impairments] == ["slow-down", "wrong-answers"]
 
 
 def test_a_clock_that_is_stepped_makes_the_window_invalid_and_its_gate_says_so(tmp_path: Path) -> None:
