@@ -8,11 +8,12 @@ written by an earlier version stay readable; a changed meaning gets a new `SCHEM
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, BeforeValidator, ValidationError
 
 from testbed.errors import TestbedError
 from testbed.report.tenant_record import STRICT, TenantRecord
@@ -22,6 +23,10 @@ SCHEMA_VERSION = 1
 RECORD_NAME = "run.json"
 
 _CUT = "the file was cut or edited, take it from a backup"
+
+
+_Unbounded = Annotated[float, BeforeValidator(lambda value: math.inf if value is None else value)]
+"""JSON has no infinity: what is beyond every limit, since nobody could count or look, is null there."""
 
 
 class _Part(BaseModel):
@@ -37,7 +42,7 @@ class GateRecord(_Part):
     """
 
     name: str
-    value: float
+    value: _Unbounded
     limit: float
     ok: bool
     unit: str = ""

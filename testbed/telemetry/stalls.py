@@ -121,8 +121,11 @@ class StallRecord:
 
     @property
     def clock_moved_s(self) -> float:
-        """How far CLOCK_REALTIME moved against CLOCK_MONOTONIC at the most, there and back counted once."""
-        return float(np.ptp(self.clock_offset_ns)) / 1e9 if self.clock_offset_ns.size else 0.0
+        """How far CLOCK_REALTIME moved against CLOCK_MONOTONIC at the most, there and back counted once.
+
+        Infinity where they were never compared: whoever did not look has not seen that nothing moved.
+        """
+        return float(np.ptp(self.clock_offset_ns)) / 1e9 if self.clock_offset_ns.size else np.inf
 
 
 _COLUMNS = ("at_ns", "late_ns", "clock_at_ns", "clock_offset_ns")

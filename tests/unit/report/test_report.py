@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -240,6 +241,16 @@ def test_an_invalid_run_says_that_it_says_nothing(run_folder: FolderMaker) -> No
     assert "INVALID" in text
     assert "replay" in text
     assert "0 of 1 fidelity gates hold" in text
+
+
+def test_a_gate_that_nobody_could_count_for_is_read_back_and_shown_as_beyond_its_limit(run_folder: FolderMaker) -> None:
+    uncounted = GateRecord(name="stalled share", value=math.inf, limit=0.05, ok=False, detail="more than was recorded")
+    folder, record = run_folder(tenant(verdict="INVALID"), gates=(uncounted,), verdict="INVALID")
+    write_record(folder, record)
+    back = read_record(folder)
+    assert back.gates == (uncounted,)
+    for shown in (render(folder), text_of(back), junit_xml(back)):
+        assert re.search(r"stalled share.*inf", shown, re.DOTALL)
 
 
 def test_a_gates_limit_has_the_unit_of_its_value(run_folder: FolderMaker) -> None:

@@ -90,9 +90,8 @@ def judged(
         )
         for number, name in ((1, "near"), (2, "far"))
     }  # fmt: skip
-    quiet = [
-        StallRecord(core, 80_000, 0, int(20e9), np.empty(0, np.int64), np.empty(0, np.int64), 0) for core in (0, 1)
-    ]
+    none = np.empty(0, np.int64)
+    quiet = [StallRecord(core, 80_000, 0, int(20e9), none, none, 0, *np.zeros((2, 1), np.int64)) for core in (0, 1)]
     window = Window(
         index=1, seed=7, duration_s=SCENARIO.duration_s, start_ns=0, complete=True, matches=matches, requests={},
         sent=sent, captures={}, switches_before=counted(matches, entered=False),

@@ -57,6 +57,14 @@ def clock(step_s: float, *offsets_ns: int) -> Gate:
     return fidelity.clock(step_s, [record])
 
 
+def uncompared() -> Gate:
+    """The same of two cores, the second of which never had a reading of both that nothing came into."""
+    none = np.empty(0, np.int64)
+    records = [StallRecord(core, 15_000, 0, 60_000_000_000, none, none, 0) for core in (0, 1)]
+    moved = dataclasses.replace(records[0], clock_at_ns=np.zeros(1, np.int64), clock_offset_ns=np.zeros(1, np.int64))
+    return fidelity.clock(0.0, [moved, records[1]])
+
+
 def late(seconds: float, packets: int) -> list[Gate]:
     sent = np.zeros(2000)
     sent[:packets] = seconds
@@ -149,6 +157,8 @@ ROWS: dict[str, tuple[str, Callable[[], Iterable[Gate]], Callable[[], Iterable[G
         lambda: one(clock(1e-6, 400_000, 0)),
         lambda: one(clock(1e-6, 1_000_000, 0)),
     ),
+    "clocks that a core never compared": ("clock step", lambda: one(clock(0.0)), lambda: one(uncompared())),
+    "clocks that nobody compared": ("clock step", lambda: one(clock(0.0)), lambda: one(fidelity.clock(0.0, []))),
     "a full input queue": ("backlog drops", host, lambda: host(backlog_drops=1)),
     "a setting that changed": ("host settings", host, lambda: host(settings=("net.core.x was 1 and is 2",))),
     "a sender that was often late": ("sender lateness p99.9, a", lambda: late(0.003, 1), lambda: late(0.003, 3)),

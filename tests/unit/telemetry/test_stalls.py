@@ -69,7 +69,11 @@ def test_a_core_without_overruns_was_never_away() -> None:
 def test_a_clock_that_moved_and_came_back_moved_while_it_did(begin_ms: int, end_ms: int, moved_ms: int) -> None:
     seen = record(0, [], [], clock_ms=[(0, 10), (200, 12), (400, 13), (600, 10)])
     assert seen.during(begin_ms * MS, end_ms * MS).clock_moved_s == pytest.approx(moved_ms / 1e3)
-    assert record(0, [], []).clock_moved_s == 0.0
+    assert record(0, [], [], clock_ms=[(0, 10)]).clock_moved_s == 0.0
+
+
+def test_who_never_compared_the_clocks_has_not_seen_them_keep_together() -> None:
+    assert record(0, [], []).clock_moved_s == np.inf
 
 
 @pytest.mark.parametrize(
