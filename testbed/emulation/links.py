@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import array
 import fcntl
+import json
 import socket
 import struct
 import subprocess
@@ -15,6 +16,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from testbed.emulation import syscalls
 from testbed.emulation.layout import Wire
@@ -87,6 +89,28 @@ def set_neighbours(interface: str, neighbours: Iterable[tuple[str, str]]) -> Non
     """Give permanent (address, MAC) entries to an interface, so that nobody ever asks by broadcast."""
     lines = [f"neigh replace {address} lladdr {mac} nud permanent dev {interface}\n" for address, mac in neighbours]
     run(["ip", "-batch", "-"], "".join(lines))
+
+
+def resend_no_sooner(interface: str, least_s: float) -> None:
+    """Let TCP wait at least so long before it resends what is sent over an interface; every route of it is changed.
+
+    Raises:
+        PreflightError: The interface has no route, or the kernel keeps one as it was.
+    """
+    least_ms = round(least_s * 1e3)
+
+    def routes() -> list[dict[str, Any]]:
+        return list(json.loads(run(["ip", "-json", "route", "show", "dev", interface])))
+
+    for route in routes():
+        own = ["dev", interface, "proto", route["protocol"], "src", route["prefsrc"]]
+        run(["ip", "route", "change", route["dst"], *own, "rto_min", f"{least_ms}ms"])
+    kept = [metric for route in routes() for metric in route.get("metrics", [{}])]
+    if not kept or any(metric.get("rto_min") != least_ms for metric in kept):
+        raise PreflightError(
+            f"{interface}: found routes with {kept or 'nothing'}, expected rto_min {least_ms} ms on each; without it "
+            "TCP takes what a slowed network delays for lost"
+        )
 
 
 def disable_ipv6() -> None:

@@ -38,6 +38,7 @@ from testbed.emulation.placement import Placement, Role
 from testbed.emulation.supervisor import READY_WITHIN_S, Child, Readiness, Supervisor
 from testbed.errors import PreflightError
 from testbed.scenario.model import Datapath, Scenario
+from testbed.scenario.slow_down import least_resend_s
 from topologies import tandem
 
 SOCKET_BUFFER_BYTES = 64 * 1024 * 1024
@@ -277,6 +278,8 @@ class TandemNetwork:
             links.set_neighbours(endpoint.interface, [(peer.address, peer.mac) for peer in peers])
             for name, value in HOST_SETTINGS.items():
                 (Path("/proc/sys") / name).write_text(value)
+            if self.scenario.slow_down != 1:
+                links.resend_no_sooner(endpoint.interface, least_resend_s(self.scenario.slow_down))
 
     def _configure_switches(self, mininet: Mininet) -> None:
         bridges = [

@@ -27,6 +27,9 @@ NOT_STRETCHED = frozenset({"slow_down"})
 PER_RATE = frozenset({"price_per_mbps"})
 """Attributes that are multiplied because they are divided by a rate: what is bought costs what it did."""
 
+_RESENT_AFTER_S = 0.2
+_RESENT_AFTER_AT_MOST_S = 120.0
+"""Linux's TCP_RTO_MIN, and its TCP_RTO_MAX, which nothing changes."""
 _KBIT = 1000
 _RATE_SHARE = 0.05
 """How far whole kbit/s may be from a rate, as a part of it."""
@@ -104,9 +107,18 @@ def corrections(scenario: Scenario) -> tuple[str, ...]:
             "is stretched"
             if sold
             else f"a model computes as fast as ever; its part of a bound is what the warm-up measured, {share}",
-            f"TCP's timers stay, {share}: 200 ms for a lost segment, up to 40 ms for an acknowledgement",
+            f"TCP resends nothing before {least_resend_s(factor):g} s have passed, instead of {_RESENT_AFTER_S:g} s",
+            f"TCP acknowledges within 40 ms as ever, {share}, so sooner; every call is counted with a packet for that",
         ]
     return tuple(notes)
+
+
+def least_resend_s(factor: float) -> float:
+    """How long TCP waits at the least before it resends, at a slow-down: as often as ever in the scenario's own time.
+
+    With the usual limit it would take what is merely queued for as long as its slowed delay for lost.
+    """
+    return min(factor * _RESENT_AFTER_S, _RESENT_AFTER_AT_MOST_S)
 
 
 def _require_factor(factor: float) -> None:

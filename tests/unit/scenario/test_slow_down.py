@@ -15,7 +15,7 @@ from testbed.scenario import federation, model
 from testbed.scenario.dictionary import from_dict, to_dict
 from testbed.scenario.loader import load
 from testbed.scenario.model import MmppArrivals, Scenario, TraceArrivals
-from testbed.scenario.slow_down import NOT_STRETCHED, PER_RATE, corrections, slowed
+from testbed.scenario.slow_down import NOT_STRETCHED, PER_RATE, corrections, least_resend_s, slowed
 from testbed.traffic.arrivals import schedules
 
 TOPOLOGIES = Path(__file__).parents[3] / "topologies"
@@ -137,10 +137,16 @@ def test_a_meter_that_whole_kbits_would_move_too_far_is_refused(demo: Scenario) 
         slowed(narrow, 12.4)
 
 
+@pytest.mark.parametrize(("factor", "least_s"), [(1, 0.2), (2, 0.4), (600, 120.0), (1000, 120.0)])
+def test_tcp_resends_as_many_times_as_late_up_to_its_own_limit(factor: float, least_s: float) -> None:
+    assert least_resend_s(factor) == pytest.approx(least_s)
+
+
 def test_what_stays_is_said_once_for_packets_and_once_more_for_requests() -> None:
     packets = corrections(slowed(load(TOPOLOGIES / "smoke.yaml"), 2))
     requests = corrections(slowed(load(TOPOLOGIES / "requests.yaml"), 2))
     assert any("pauses of the host" in note for note in packets)
     assert not any("TCP" in note or "model computes" in note for note in packets)
-    assert any("TCP" in note for note in requests)
+    assert any("TCP resends nothing before 0.4 s" in note for note in requests)
+    assert any("TCP acknowledges within 40 ms as ever, 1/2 of that" in note for note in requests)
     assert any("model computes" in note for note in requests)
