@@ -289,6 +289,7 @@ def test_a_packet_sent_to_the_controller_is_counted(lab: Lab, controlled: Contro
     controlled.client.install(program(rule(1)))
     lab.ofctl("add-flow", "d0i", "priority=200,ip,nw_src=10.9.9.9,actions=CONTROLLER:128")
     lab.send("d0i-up", "10.9.9.9", SERVER, 3)
+    wait_for(lambda: " n_packets=3," in lab.ofctl("dump-flows", "d0i", "ip,nw_src=10.9.9.9"), "three packets")
     wait_for(lambda: controlled.client.health()["packet_ins"] == 3, "three packet-ins")
     assert controlled.client.health()["switches"]["d0i"]["packet_ins"] == 3
 
