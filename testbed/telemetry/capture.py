@@ -10,7 +10,7 @@ import os
 import re
 import signal
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -38,6 +38,8 @@ _COUNT = {
 
 _BLOCK_TIMEOUT_S = 1.0
 """libpcap hands over a block of packets when it is full or this old."""
+_SETTLED_S = 1.5 * _BLOCK_TIMEOUT_S
+_SAYS_WITHIN_S = 5.0
 _DRAIN_S = 5 * _BLOCK_TIMEOUT_S
 _ASK_EVERY_S = 0.05
 
@@ -51,17 +53,25 @@ class CaptureCounts:
         received: Packets the kernel's filter let through, the dropped ones included.
         dropped: Packets the kernel dropped because tcpdump did not keep up.
         dropped_by_interface: Packets the interface dropped; 0 where it does not count them.
+        unfiltered: Packets among `received` that came before there was a filter.
     """
 
     captured: int
     received: int
     dropped: int
     dropped_by_interface: int = 0
+    unfiltered: int = 0
+
+    def __str__(self) -> str:
+        return (
+            f"{self.captured} captured of {self.received} received, {self.dropped} dropped, "
+            f"{self.dropped_by_interface} by the interface, {self.unfiltered} before the filter"
+        )
 
     @property
     def missed(self) -> int:
         """Packets that the filter let through, or that never got as far, and that are not in the file."""
-        return max(self.dropped, self.received - self.captured) + self.dropped_by_interface
+        return max(self.dropped, self.received - self.unfiltered - self.captured) + self.dropped_by_interface
 
     @classmethod
     def parse(cls, text: str) -> Self | None:
@@ -78,9 +88,12 @@ class Capture:
 
     Attributes:
         path: The pcap file; only its owner can read it.
+        unfiltered: Packets the kernel had counted when tcpdump said that it listens. Its socket is open before its
+            filter is set, and until then the kernel counts every packet, whoever's it is.
     """
 
     path: Path
+    unfiltered: int
     _supervisor: Supervisor
     _child: Child
 
@@ -117,9 +130,9 @@ class Capture:
             f"capture-{path.stem}",
             arguments(interface, path, expression, snap_bytes=snap_bytes, both_ways=both_ways),
         )
-        return cls(
-            path, supervisor, supervisor.start(name, command, host_pid=host_pid, ready=_READY, role=Role.CAPTURE)
-        )
+        child = supervisor.start(name, command, host_pid=host_pid, ready=_READY, role=Role.CAPTURE)
+        first = _asked(child, _SAYS_WITHIN_S)
+        return cls(path, 0 if first is None else first.received, supervisor, child)
 
     def finish(self) -> CaptureCounts:
         """Waits until what the kernel accepted is in the file, ends tcpdump and returns its last counters.
@@ -129,25 +142,43 @@ class Capture:
         """
         self._drain()
         status = self._supervisor.end(self._child)
-        counts = CaptureCounts.parse(self._said())
+        counts = CaptureCounts.parse(_said(self._child))
         if status != 0 or counts is None:
             raise FidelityError(
                 f"{self._child.name}: tcpdump ended with status {status} and without its counters, so nothing is "
                 f"known of what it missed; it last said:\n{self._child.tail()}"
             )
-        return counts
+        return replace(counts, unfiltered=self.unfiltered)
 
     def _drain(self) -> None:
-        earlier, deadline = len(self._said()), time.monotonic() + _DRAIN_S
-        while self._child.process.poll() is None and time.monotonic() < deadline:
-            self._child.process.send_signal(signal.SIGUSR1)
-            counts = CaptureCounts.parse(self._said()[earlier:])
-            if counts is not None and counts.captured + counts.dropped >= counts.received:
+        deadline, captured, unchanged_since = time.monotonic() + _DRAIN_S, -1, time.monotonic()
+        while (left_s := deadline - time.monotonic()) > 0:
+            counts = _asked(self._child, left_s)
+            if counts is None or counts.captured + counts.dropped >= counts.received:
+                return
+            if counts.captured != captured:
+                captured, unchanged_since = counts.captured, time.monotonic()
+            written = counts.captured + counts.dropped + self.unfiltered >= counts.received
+            # Packets from before the filter may be the capture's as well, so the sum alone does not say that all are
+            # written; that no block has come for longer than one is held back does.
+            if written and time.monotonic() - unchanged_since > _SETTLED_S:
                 return
             time.sleep(_ASK_EVERY_S)
 
-    def _said(self) -> str:
-        return self._child.errors.read_text(errors="replace")
+
+def _asked(child: Child, patience_s: float) -> CaptureCounts | None:
+    """Counters that a tcpdump was asked for and gave, None if it ended or did not answer."""
+    earlier, deadline = len(_said(child)), time.monotonic() + patience_s
+    while child.process.poll() is None and time.monotonic() < deadline:
+        child.process.send_signal(signal.SIGUSR1)
+        if (counts := CaptureCounts.parse(_said(child)[earlier:])) is not None:
+            return counts
+        time.sleep(_ASK_EVERY_S)
+    return None
+
+
+def _said(child: Child) -> str:
+    return child.errors.read_text(errors="replace")
 
 
 def arguments(

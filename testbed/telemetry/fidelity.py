@@ -205,7 +205,7 @@ def lateness(
 
 def captures(counts: Mapping[str, CaptureCounts]) -> Gate:
     """No capture missed a packet; `counts` by border."""
-    return _none("capture drops", {border: count.missed for border, count in counts.items()})
+    return _none("capture drops", {f"{border} ({count})": count.missed for border, count in counts.items()})
 
 
 def matching(tenant: str, match: Match, *, residual_s: float = RESIDUAL_S) -> list[Gate]:

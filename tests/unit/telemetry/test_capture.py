@@ -31,6 +31,9 @@ MISSED = {
     "what the kernel dropped": (CaptureCounts(7, 10, 3), 3),
     "what it accepted and nobody wrote": (CaptureCounts(7, 10, 0), 3),
     "what the interface dropped before": (CaptureCounts(10, 10, 0, 2), 2),
+    "nothing of what came before the filter": (CaptureCounts(10, 13, 0, unfiltered=3), 0),
+    "what nobody wrote beside what came before the filter": (CaptureCounts(9, 13, 0, unfiltered=3), 1),
+    "what the kernel dropped, whatever came before the filter": (CaptureCounts(10, 13, 2, unfiltered=3), 2),
 }
 
 

@@ -277,7 +277,9 @@ def test_a_breach_names_what_it_found() -> None:
     assert fidelity.ledger("queues", rows).detail == (
         "d1e-dn, tenant b: found 50, expected 70; d1i-up, tenant a: found 6, expected 5"
     )
-    assert fidelity.captures({"s3": dataclasses.replace(CAPTURED, dropped=4)}).detail == "4 s3"
+    assert fidelity.captures({"s3": dataclasses.replace(CAPTURED, dropped=4)}).detail == (
+        "4 s3 (10 captured of 10 received, 4 dropped, 0 by the interface, 0 before the filter)"
+    )
 
 
 def test_a_short_wait_is_held_to_the_declared_latency_and_a_long_one_to_3_percent() -> None:
