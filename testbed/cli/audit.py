@@ -21,6 +21,7 @@ from testbed.audit.stream import Watch
 from testbed.audit.table import audit_rows, read_series
 from testbed.cli.audit_options import head_of, named_promise, promise_of, public_keys, seconds_of, share_of, signing_key
 from testbed.cli.exits import Exit, exit_of_verdict
+from testbed.cli.pictures import require_folder
 from testbed.envelope.keys import SigningKey
 from testbed.report.audit_section import run_sections, table_sections, write_page
 from testbed.report.audit_terminal import print_run_audit, print_table_audit
@@ -89,6 +90,8 @@ def judge(
     """
     key = signing_key(sign)
     log = _log(source, log, key)
+    if html is not None:
+        require_folder(html, "--html")
     if source.is_dir():
         if deadline is not None or epsilon is not None:
             raise typer.BadParameter("a run has promises of its own; --deadline and --epsilon are for a FILE")

@@ -1,4 +1,4 @@
-"""Where verbs draw pictures: refused before anything is computed for them."""
+"""Where verbs put pictures and pages: refused before anything is computed for them."""
 
 from __future__ import annotations
 
@@ -21,6 +21,19 @@ def require_picture(path: Path, option: str) -> None:
     """
     if path.suffix not in _SUFFIXES:
         raise typer.BadParameter(f"{path} ends in {path.suffix!r}; expected .svg, .png or .pdf", param_hint=option)
+    require_folder(path, option)
+
+
+def require_folder(path: Path, option: str) -> None:
+    """Check that there is a folder for a file.
+
+    Args:
+        path: The file.
+        option: That names it, for messages.
+
+    Raises:
+        typer.BadParameter: There is none.
+    """
     if not path.parent.is_dir():
         raise typer.BadParameter(
             f"found no folder {path.parent}, expected one for {path.name}; make it", param_hint=option

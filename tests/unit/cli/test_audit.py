@@ -173,10 +173,17 @@ def test_the_page_of_a_run_is_that_of_its_report(tmp_path: Path) -> None:
     assert section in render(run)
 
 
-def test_a_page_that_cannot_be_written_is_one_error(table: Path, tmp_path: Path) -> None:
+def test_a_page_without_a_folder_is_refused_before_anything_is_judged(table: Path, tmp_path: Path) -> None:
     ended = command(table, "--html", tmp_path / "nowhere" / "page.html")
+    assert (ended.exit_code, ended.stdout) == (2, "")
+    assert "found no folder" in ended.stderr
+
+
+def test_a_page_that_cannot_be_written_is_one_error(table: Path, tmp_path: Path) -> None:
+    page = tmp_path / ("page" * 100)
+    ended = command(table, "--html", page)
     assert isinstance(ended.exception, TestbedError)
-    assert "nowhere/page.html" in str(ended.exception)
+    assert f"{page}: File name too long" in str(ended.exception)
 
 
 @pytest.mark.parametrize(("mean_s", "code", "said"), [(0.01, 0, "no alarm in 20000 samples"), (0.03, 1, "ALARM at")])
