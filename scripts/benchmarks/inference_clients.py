@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -49,6 +49,8 @@ async def main():
                 answered += 1
                 if before >= begin: taken.append(time.perf_counter() - before)
         await asyncio.gather(*(ask() for _ in range(calls)))
+    if not taken:
+        sys.exit(f"bench: found no call that began in {seconds} s after the first, expected some")
     taken.sort()
     at = lambda q: taken[min(len(taken) - 1, int(q * len(taken)))] * 1e3
     print(json.dumps({"per_s": len(taken) / seconds, "p50_ms": at(.5), "p99_ms": at(.99), "answer": answer.hex(),
@@ -67,15 +69,32 @@ rate, seconds, seed = float(sys.argv[4]), float(sys.argv[5]), int(sys.argv[6])
 sys.path.insert(0, sys.argv[7])
 from testbed.traffic.grpc_connection import Connection
 message = open(path, "rb").read()
-connection, using, over, issued = Connection(target), threading.Lock(), threading.Event(), []
+def tell(call):
+    if (sample := connection.waiting.pop(call, None)) is not None:
+        lg.QuerySamplesComplete([lg.QuerySampleResponse(sample.id, 0, 0)])
+class Telling(Connection):
+    waiting, left, partial = {}, 0, b""
+    def _read(self, connected):
+        data = super()._read(connected)
+        for stream in self.ending(data):
+            if stream in self._open: tell(self._open[stream].call)
+        return data
+    def ending(self, data):
+        # Of the frames that begin here: DATA and HEADERS of which a flag says that their stream ends.
+        at, data, self.partial = self.left, self.partial + data, b""
+        while at + 9 <= len(data):
+            if data[at + 3] < 2 and data[at + 4] & 1: yield int.from_bytes(data[at + 5 : at + 9], "big")
+            at += 9 + int.from_bytes(data[at : at + 3], "big")
+        self.left, self.partial = max(0, at - len(data)), data[at:]
+connection, using, over, issued = Telling(target), threading.Lock(), threading.Event(), []
 connection.ask(method, message, 30)
-def complete(sample):
-    return lambda call: lg.QuerySamplesComplete([lg.QuerySampleResponse(sample.id, 0, 0)])
 def issue(samples):
     with using:
         for sample in samples:
             issued.append(time.monotonic_ns())
-            connection.begin(method, message, time.monotonic_ns() + 30 * 10**9, complete(sample))
+            call = connection.begin(method, message, issued[-1] + 30 * 10**9, tell)
+            connection.waiting[call] = sample
+            if call.ended: tell(call)
 def serve():
     while not over.is_set():
         select.select([connection], [], [], .05)
@@ -106,8 +125,10 @@ print(json.dumps({"ms": {"p50": found["50.00"], "p99": found["99.00"], "p99.9": 
 """
 """MLPerf LoadGen in its server scenario (Poisson arrivals, latencies from the scheduled times), with requests of ours.
 
-They go over a connection of our sender's kind, from a process of its priority. With gRPC's client, whose threads take
-longer than the server, the clients would be compared and not what schedules and times their calls.
+They go over a connection of our sender's kind, from a process of its priority, and LoadGen is told of an answer when
+its last byte has been read, which is when our sender stamps it, and not after the library has taken it apart. With
+gRPC's client, whose threads take longer than the server, the clients would be compared and not what schedules and times
+their calls.
 """
 
 
@@ -125,7 +146,7 @@ def answer(target: str, request: Path) -> bytes:
 def closed(target: str, request: Path, *, calls: int, seconds: float) -> dict[str, Any]:
     """Drive a server with so many calls unanswered at any time."""
     arguments = [target, INFER, str(request), str(calls), str(seconds)]
-    run = subprocess.run([sys.executable, "-c", CLOSED, *arguments], check=True, capture_output=True, text=True)
+    run = subprocess.run([sys.executable, "-c", CLOSED, *arguments], check=True, stdout=subprocess.PIPE, text=True)
     found: dict[str, Any] = json.loads(run.stdout)
     return found
 
@@ -229,6 +250,7 @@ class Sender:
         seed: int,
         schedule: RequestSchedule | None = None,
         kept: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.bool_]] | None = None,
+        watching: bool = True,
     ) -> None:
         maker = RequestMaker(name, model, images, held_out())
         drawn = schedule or request_schedule(
@@ -249,6 +271,8 @@ class Sender:
             clock_offset_ns=host.clock_offset_ns(),
             deadline_s=deadline_s,
         )
+        if not watching:
+            spec = replace(spec, spin_ns=0)
         spec.save(folder / f"{name}.json")
         command = [sys.executable, "-m", "testbed.traffic.requests", str(folder / f"{name}.json")]
         self._entered = process(command, cwd=ROOT)

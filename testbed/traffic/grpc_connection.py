@@ -258,11 +258,7 @@ class Connection:
         if self._socket is None:
             return
         try:
-            data = self._socket.recv(_READ_BYTES)
-            if not data:
-                raise ConnectionError("the server closed the connection")
-            self._now_ns, self._rest_ns = time.monotonic_ns(), 0
-            self._session.receive(data)
+            self._session.receive(self._read(self._socket))
         except BlockingIOError:
             return
         except OSError as error:
@@ -271,6 +267,13 @@ class Connection:
         if self._session.over and not self._open:
             self._disconnect("the server is ending")
         self._send()
+
+    def _read(self, connected: socket.socket) -> bytes:
+        data = connected.recv(_READ_BYTES)
+        if not data:
+            raise ConnectionError("the server closed the connection")
+        self._now_ns, self._rest_ns = time.monotonic_ns(), 0
+        return data
 
     def _header(self, stream: int, name: bytes, value: bytes) -> None:
         if (answer := self._open.get(stream)) is not None:
