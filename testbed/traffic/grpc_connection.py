@@ -31,6 +31,7 @@ _RETRY_NS = (100_000_000, 500_000_000)
 _PREFIX = struct.Struct(">?I")
 _MOST_TIMEOUT = 99_999_999
 _TIMEOUT_UNITS = ((1_000, b"u"), (1_000_000, b"m"), (1_000_000_000, b"S"), (60_000_000_000, b"M"))
+_NAMES = (b":status", b"grpc-status", b"grpc-message")
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 _RESET = {
     nghttp2.REFUSED_STREAM: grpc.StatusCode.UNAVAILABLE,
@@ -214,7 +215,7 @@ class Connection:
         self._end(answer.call, code, "given up by this end")
 
     def _connect(self) -> None:
-        self._session = nghttp2.Session(on_header=self._header, on_data=self._data, on_close=self._closed)
+        self._session = nghttp2.Session(names=_NAMES, on_header=self._header, on_data=self._data, on_close=self._closed)
         self._socket = socket.socket(self._family, socket.SOCK_STREAM)
         self._socket.setblocking(False)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -8,7 +8,7 @@ in the caller's thread: gRPC hands calls to threads of its own, which a sender t
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from ctypes import (
     CFUNCTYPE,
     POINTER,
@@ -55,7 +55,7 @@ class _FrameHeader(Structure):
     _fields_ = (("payload_bytes", c_size_t), ("stream", c_int32), ("kind", c_uint8), ("flags", c_uint8))
 
 
-_OnHeader = CFUNCTYPE(c_int, c_void_p, POINTER(_FrameHeader), c_void_p, c_size_t, c_void_p, c_size_t, c_uint8, c_void_p)
+_OnHeader = CFUNCTYPE(c_int, c_void_p, c_void_p, c_void_p, c_size_t, c_void_p, c_size_t, c_uint8, c_void_p)
 _OnData = CFUNCTYPE(c_int, c_void_p, c_uint8, c_int32, c_void_p, c_size_t, c_void_p)
 _OnClose = CFUNCTYPE(c_int, c_void_p, c_int32, c_uint32, c_void_p)
 _Read = CFUNCTYPE(c_ssize_t, c_void_p, c_int32, c_void_p, c_size_t, POINTER(c_uint32), c_void_p, c_void_p)
@@ -94,6 +94,7 @@ def _library() -> ctypes.CDLL:
         "session_mem_send": (c_ssize_t, [session, pointer]),
         "session_mem_recv": (c_ssize_t, [session, c_char_p, c_size_t]),
         "session_want_read": (c_int, [session]),
+        "session_want_write": (c_int, [session]),
         "strerror": (c_char_p, [c_int]),
     }
     for name, (result, arguments) in declared.items():
@@ -140,6 +141,7 @@ class Session:
     def __init__(
         self,
         *,
+        names: Collection[bytes],
         on_header: Callable[[int, bytes, bytes], None],
         on_data: Callable[[int, bytes], None],
         on_close: Callable[[int, int], None],
@@ -147,7 +149,8 @@ class Session:
         """Begin a connection; what must be sent first is waiting to be taken.
 
         Args:
-            on_header: Told the stream, name and value of each field of an answer.
+            names: Of the fields of an answer that matter.
+            on_header: Told the stream, name and value of each of them.
             on_data: Told the stream and bytes of each piece of a body.
             on_close: Told the stream and the error code once a stream is over.
 
@@ -156,6 +159,7 @@ class Session:
         """
         self._library = _library()
         self._on_header, self._on_data, self._on_close = on_header, on_data, on_close
+        self._names, self._lengths = frozenset(names), frozenset(map(len, names))
         self._bodies: dict[int, tuple[bytes, int]] = {}
         self._source = _Source(None, _Read(self._read))
         self._chunk = c_void_p()
@@ -213,6 +217,8 @@ class Session:
         Raises:
             ConnectionError: The connection cannot go on.
         """
+        if not self._library.nghttp2_session_want_write(self._session):
+            return b""
         pieces = []
         while size := self._checked(self._library.nghttp2_session_mem_send(self._session, byref(self._chunk))):
             pieces.append(ctypes.string_at(self._chunk, size))
@@ -247,10 +253,12 @@ class Session:
             self._library.nghttp2_session_resume_data(self._session, next(iter(self._bodies)))
 
     def _header(
-        self, _session: int, frame: Any, name: int, name_bytes: int, value: int, value_bytes: int, *_: int
+        self, _session: int, frame: int, name: int, name_bytes: int, value: int, value_bytes: int, *_: int
     ) -> int:
-        stream = frame.contents.stream
-        self._on_header(stream, ctypes.string_at(name, name_bytes), ctypes.string_at(value, value_bytes))
+        # The length first: most fields are none that matter, and each costs time that a due request may be waiting for.
+        if name_bytes in self._lengths and (found := ctypes.string_at(name, name_bytes)) in self._names:
+            stream = c_int32.from_address(frame + _FrameHeader.stream.offset).value
+            self._on_header(stream, found, ctypes.string_at(value, value_bytes))
         return 0
 
     def _data(self, _session: int, _flags: int, stream: int, data: int, size: int, _user: int) -> int:

@@ -243,7 +243,7 @@ def _session() -> nghttp2.Session:
     def nothing(*_: object) -> None:
         return None
 
-    session = nghttp2.Session(on_header=nothing, on_data=nothing, on_close=nothing)
+    session = nghttp2.Session(names=(), on_header=nothing, on_data=nothing, on_close=nothing)
     session.receive(struct.pack(">I", 0)[1:] + b"\x04\x00" + struct.pack(">I", 0))
     return session
 
