@@ -63,6 +63,7 @@ class DomainController(Application):
         self._refused: Counter[int] = Counter()
         self._packet_ins: Counter[int] = Counter()
         self._lock = hub.Semaphore(1)
+        self._claiming = False
 
     def install(self, program: DomainProgram) -> dict[str, Any]:
         """Replace the program; returns which objects changed.
@@ -150,6 +151,12 @@ class DomainController(Application):
         self._program = program
         try:
             self._claim_switches()
+        except SwitchError:
+            # Who connected while others were waited for was given nothing.
+            self._program = previous
+            self._restore()
+            raise
+        try:
             work = self._work(previous, program)
         except ControllerError:
             self._program = previous
@@ -226,10 +233,11 @@ class DomainController(Application):
             if hop.dpid in self._switches:
                 self._switches[hop.dpid].bridge = hop.bridge
         deadline = time.monotonic() + CONNECT_TIMEOUT_S
-        missing = self._missing()
-        while missing and time.monotonic() < deadline:
+        # Who connects now is given the program by whoever waits for it, and once more would undo what came after that.
+        self._claiming = True
+        while (missing := self._missing()) and time.monotonic() < deadline:
             hub.sleep(_POLL_S)
-            missing = self._missing()
+        self._claiming = False
         if missing:
             raise SwitchError(
                 f"switch {bridge}: not connected within {CONNECT_TIMEOUT_S:g} s; expected datapath id {dpid}"
@@ -259,9 +267,14 @@ class DomainController(Application):
             older.close()
         return switch
 
+    def _come_back(self) -> None:
+        """A switch that was not waited for is there."""
+        with self._lock:
+            self._restore()
+
     def _restore(self) -> None:
-        """Give a switch that came back what it lacks."""
-        with self._lock, self._collecting_errors():
+        """Give switches that came back what they lack."""
+        with self._collecting_errors():
             here = tuple(hop for hop in self._program.hops if hop.dpid in self._switches)
             connected = replace(self._program, hops=here)
             self._carry_out(self._work(connected, connected))
@@ -282,8 +295,8 @@ class DomainController(Application):
             _forget(self._unclaimed, datapath, lambda waiting: waiting)
         elif not self._program.hops:
             self._unclaimed[datapath.id] = datapath
-        elif self._admit(datapath) is not None:
-            hub.spawn(self._restore)
+        elif self._admit(datapath) is not None and not self._claiming:
+            hub.spawn(self._come_back)
 
     @set_ev_cls(
         [

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -270,6 +273,20 @@ def test_an_overload_takes_no_packet_of_another_tenant_in_the_same_batch_with_it
     wait_for(lambda: controlled.meter("tenant-2", "d0i")["in_packets"] == 30, "tenant 2's packets in its meter")
     wait_for(lambda: controlled.queue("tenant-2", "d0i-dn")["sent_packets"] == 30, "all packets of tenant 2")
     assert controlled.queue("tenant-1", "d0i-dn")["dropped_packets"] > 0
+
+
+def test_an_installation_that_waited_for_its_switch_leaves_nothing_to_do(lab: Lab, controlled: Controlled) -> None:
+    lab.vsctl("del-controller", "d0i")
+    wait_for(lambda: not controlled.client.health()["unclaimed"], "nobody connected")
+    connecting = threading.Timer(0.3, controlled.connect, ("d0i",))
+    connecting.start()
+    controlled.client.install(program(rule(1)))
+    connecting.join()
+    # Whatever it still meant to do would be done after this, and take the flow for one of an earlier program.
+    os.kill(controlled.process.pid, signal.SIGSTOP)
+    lab.ofctl("add-flow", "d0i", "priority=200,arp,actions=NORMAL")
+    os.kill(controlled.process.pid, signal.SIGCONT)
+    assert [d["found"] for d in controlled.client.verify()] == ["cookie 0, steps output:NORMAL"]
 
 
 def test_a_packet_without_a_flow_is_dropped_and_does_not_reach_the_controller(lab: Lab, controlled: Controlled) -> None:

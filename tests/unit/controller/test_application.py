@@ -265,6 +265,22 @@ def test_a_switch_is_restored_while_another_is_still_away(world: World) -> None:
     assert [d["object"] for d in world.controller.verify()] == ["switch d0i"]
 
 
+def test_a_switch_that_connects_while_another_is_waited_for_in_vain_keeps_the_program_before(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    switch = world.connect()
+    world.controller.install(program())
+    world.lose(switch)
+    switch.flows.clear()
+    monkeypatch.setattr(application, "CONNECT_TIMEOUT_S", 0.05)
+    connected = list[SimulatedSwitch]()
+    monkeypatch.setattr(application.hub, "sleep", lambda _: connected or connected.append(world.connect()))
+    with pytest.raises(SwitchError, match="switch d0e: not connected"):
+        world.controller.install(program(rule(2), hops=(hop(), hop("d0e", 18, ingress=False))))
+    assert world.controller.verify() == []
+    assert world.controller.health()["rules"] == 1
+
+
 def test_a_newer_connection_of_a_switch_replaces_the_older_whose_end_then_means_nothing(world: World) -> None:
     older = world.connect()
     world.controller.install(program())
