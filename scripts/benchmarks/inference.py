@@ -161,7 +161,7 @@ def _agreement(options: argparse.Namespace, folder: Path) -> Iterator[Figure]:
     light: dict[str, Any] = {"model": servers.SMALL, "images": 1, "rate": _IDLE_RATE}
     heavy: dict[str, Any] = {"model": servers.LARGE, "images": _WAITING_IMAGES, "load": _WAITING}
     yield from _agreed(options, folder, "hardly waiting, both sleeping", **light, watching=False)
-    yield from _agreed(options, folder, "hardly waiting, ours watching", **light, asked=False)
+    yield from _agreed(options, folder, "hardly waiting, ours watching", **light)
     yield from _agreed(options, folder, "waiting", **heavy)
 
 
@@ -175,7 +175,6 @@ def _agreed(
     rate: float = 0.0,
     load: float = 0.0,
     watching: bool = True,
-    asked: bool = True,
 ) -> Iterator[Figure]:
     """Both generators at once, each with half of the load: what the host and the queue do hits both alike.
 
@@ -215,7 +214,7 @@ def _agreed(
             f"{answered:.2%} answered"
         )
         apart = Figure(f"generator against LoadGen, {title}, {name}: apart", _apart(ratio), "%", note=note)
-        if asked and target_share is not None:
+        if target_share is not None:
             least = 0.0 if limits[0] <= 1.0 <= limits[1] else min(map(_apart, limits))
             known = (least, max(map(_apart, limits)))
             apart = replace(apart, goal=Goal.AT_MOST, target=target_share, limits=known)
