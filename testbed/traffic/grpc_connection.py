@@ -16,16 +16,16 @@ import struct
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from heapq import heappop, heappush
-from typing import Self
+from typing import Self, cast
 from urllib.parse import unquote
 
 import grpc
 
-from testbed.traffic import nghttp2
+from testbed.traffic import nghttp2, punctual
+from testbed.traffic.punctual import Left, Plan
 
-_READ_BYTES = 1024
-"""Read at a time: a few answers, so that what is due is not kept by a thousand."""
 _RETRY_NS = (100_000_000, 500_000_000)
 """A server that starts again is to be found again soon: how long to rest at first, doubled up to the second."""
 _PREFIX = struct.Struct(">?I")
@@ -121,6 +121,7 @@ class Connection:
         self._socket: socket.socket | None = None
         self._why = ""
         self._rest_ns = self._retry_ns = self._now_ns = 0
+        self._plan: Plan | None = None
         self._connect()
 
     def __enter__(self) -> Self:
@@ -142,17 +143,38 @@ class Connection:
             deadline_ns: CLOCK_MONOTONIC at which it is given up.
             on_end: Told once it has ended; must not begin calls.
         """
-        call = Call(deadline_ns, on_end)
         self._now_ns = time.monotonic_ns()
-        if self._socket is None or not self._session.accepting:
-            self._end(call, grpc.StatusCode.UNAVAILABLE, self._why or "the server lets no more calls begin")
-            return call
-        timeout = _timeout(max(deadline_ns - self._now_ns, 0))
-        stream = self._session.request(self._fields_of(path), timeout, _PREFIX.pack(False, len(message)) + message)
-        self._open[stream] = _Answer(call)
-        heappush(self._deadlines, (deadline_ns, stream))
-        self._send()
-        return call
+        return self._begin(path, framed(message), Call(deadline_ns, on_end))
+
+    def begin_due(self, plan: Plan, until_ns: int, *, busy: bool = False) -> bool:
+        """Begin planned calls when they are due, whatever became of earlier ones, and serve those that are open.
+
+        Args:
+            plan: What is to begin.
+            until_ns: CLOCK_MONOTONIC at which to come back, if not before.
+            busy: Whether the caller has something to do that can wait until nothing is due for a while.
+
+        Returns:
+            Whether nothing is due for a while, or nothing is planned.
+        """
+        self._now_ns = time.monotonic_ns()
+        self._expire()
+        if self._socket is None or self._unsent or self._session.waiting:
+            return self._begin_slowly(plan, until_ns)
+        if self._deadlines:
+            until_ns = min(until_ns, self._deadlines[0][0])
+        self._plan = plan
+        try:
+            fields = self._fields_of(plan.path)
+            left, unsent = self._session.begin_due(self._socket.fileno(), fields, plan, until_ns, busy=busy)
+        except OSError as error:
+            self._disconnect(str(error))
+            return False
+        self._unsent += unsent
+        self._leave_if_over()
+        if left is Left.UNUSUAL:
+            return self._begin_slowly(plan, until_ns)
+        return left is Left.TIME
 
     def ask(self, path: str, message: bytes, timeout_s: float) -> bytes:
         """One call, waited for.
@@ -199,11 +221,60 @@ class Connection:
                 self._send()
         return time.monotonic_ns()
 
+    def _begin_slowly(self, plan: Plan, until_ns: int) -> bool:
+        """What `begin_due` does, one thing at a time, whatever the state of the connection."""
+        if not len(plan):
+            self._step(0)
+            return True
+        due_ns, deadline_ns = plan.times_of(plan.begin)
+        now_ns = time.monotonic_ns()
+        early = now_ns < due_ns - min(plan.spin_ns, punctual.CLOCK_ONLY_NS)
+        if early or now_ns - plan.read_ns >= punctual.UNREAD_NS:
+            self._step(min(due_ns - plan.spin_ns, until_ns))
+            plan.read_ns = time.monotonic_ns()
+            return False
+        while (now_ns := time.monotonic_ns()) < due_ns:
+            pass
+        self._now_ns, number = now_ns, plan.begin
+        plan.begin += 1
+        if len(self._open) >= plan.most_open or now_ns >= deadline_ns:
+            kind = punctual.SKIPPED if len(self._open) >= plan.most_open else punctual.OVERDUE
+            plan.on_due(kind, number, now_ns)
+            return False
+        plan.on_due(punctual.BEGUN, number, now_ns)
+        call = Call(deadline_ns, partial(plan.on_end, number))
+        self._begin(plan.path, plan.body_of(number).tobytes(), call)
+        return False
+
+    def _begin(self, path: str, body: bytes, call: Call) -> Call:
+        if self._socket is None or not self._session.accepting:
+            why = self._why or "the server lets no more calls begin"
+            self._end(call, self._now_ns, grpc.StatusCode.UNAVAILABLE, why)
+            return call
+        timeout = _timeout(max(call.deadline_ns - self._now_ns, 0))
+        self._opened(self._session.request(self._fields_of(path), timeout, body), call)
+        self._send()
+        return call
+
+    def _opened(self, stream: int, call: Call) -> None:
+        self._open[stream] = _Answer(call)
+        heappush(self._deadlines, (call.deadline_ns, stream))
+
+    def _due(self, kind: int, stream: int, number: int, at_ns: int) -> None:
+        plan = cast("Plan", self._plan)
+        plan.on_due(kind, number, at_ns)
+        if kind == punctual.BEGUN:
+            self._opened(stream, Call(plan.times_of(number)[1], partial(plan.on_end, number)))
+
     def _expire(self) -> None:
         expired = False
-        while self._deadlines and self._deadlines[0][0] <= self._now_ns:
-            _, stream = heappop(self._deadlines)
-            if (answer := self._open.get(stream)) is not None:
+        while self._deadlines:
+            deadline_ns, stream = self._deadlines[0]
+            answer = self._open.get(stream)
+            if deadline_ns > self._now_ns and answer is not None:
+                break
+            heappop(self._deadlines)
+            if answer is not None:
                 self._give_up(stream, answer, grpc.StatusCode.DEADLINE_EXCEEDED)
                 expired = True
         if expired:
@@ -212,10 +283,12 @@ class Connection:
     def _give_up(self, stream: int, answer: _Answer, code: grpc.StatusCode) -> None:
         del self._open[stream]
         self._session.cancel(stream)
-        self._end(answer.call, code, "given up by this end")
+        self._end(answer.call, self._now_ns, code, "given up by this end")
 
     def _connect(self) -> None:
-        self._session = nghttp2.Session(names=_NAMES, on_header=self._header, on_data=self._data, on_close=self._closed)
+        self._session = nghttp2.Session(
+            names=_NAMES, on_header=self._header, on_data=self._data, on_close=self._closed, on_due=self._due
+        )
         self._socket = socket.socket(self._family, socket.SOCK_STREAM)
         self._socket.setblocking(False)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -241,13 +314,13 @@ class Connection:
         self._rest_ns = min(max(2 * self._rest_ns, _RETRY_NS[0]), _RETRY_NS[1])
         lost, self._open = self._open, {}
         for answer in lost.values():
-            self._end(answer.call, grpc.StatusCode.UNAVAILABLE, why)
+            self._end(answer.call, self._now_ns, grpc.StatusCode.UNAVAILABLE, why)
 
     def _send(self) -> None:
         if self._socket is None:
             return
         try:
-            self._unsent += self._session.take()
+            self._unsent += self._session.take(self._now_ns)
             if self._unsent:
                 del self._unsent[: self._socket.send(self._unsent)]
         except BlockingIOError:
@@ -259,18 +332,22 @@ class Connection:
         if self._socket is None:
             return
         try:
-            self._session.receive(self._read(self._socket))
+            data = self._read(self._socket)
+            self._session.receive(data, self._now_ns)
         except BlockingIOError:
             return
         except OSError as error:
             self._disconnect(str(error))
             return
-        if self._session.over and not self._open:
-            self._disconnect("the server is ending")
+        self._leave_if_over()
         self._send()
 
+    def _leave_if_over(self) -> None:
+        if self._session.over and not self._open:
+            self._disconnect("the server is ending")
+
     def _read(self, connected: socket.socket) -> bytes:
-        data = connected.recv(_READ_BYTES)
+        data = connected.recv(punctual.READ_BYTES)
         if not data:
             raise ConnectionError("the server closed the connection")
         self._now_ns, self._rest_ns = time.monotonic_ns(), 0
@@ -284,12 +361,13 @@ class Connection:
         if (answer := self._open.get(stream)) is not None:
             answer.pieces.append(piece)
 
-    def _closed(self, stream: int, error: int) -> None:
+    def _closed(self, stream: int, error: int, at_ns: int) -> None:
         if (answer := self._open.pop(stream, None)) is not None:
-            self._end(answer.call, *answer.ending(error))
+            self._rest_ns = 0
+            self._end(answer.call, at_ns, *answer.ending(error))
 
-    def _end(self, call: Call, code: grpc.StatusCode, details: str, message: bytes = b"") -> None:
-        call.code, call.details, call.answer, call.ended_ns = code, details, message, self._now_ns
+    def _end(self, call: Call, at_ns: int, code: grpc.StatusCode, details: str, message: bytes = b"") -> None:
+        call.code, call.details, call.answer, call.ended_ns = code, details, message, at_ns
         call.on_end(call)
 
     def _fields_of(self, path: str) -> nghttp2.Fields:
@@ -305,6 +383,11 @@ class Connection:
             ]
             self._fields[path] = nghttp2.Fields(constant, own=b"grpc-timeout")
         return self._fields[path]
+
+
+def framed(message: bytes) -> bytes:
+    """A message as gRPC sends it, uncompressed."""
+    return _PREFIX.pack(False, len(message)) + message
 
 
 def _timeout(left_ns: int) -> bytes:

@@ -14,9 +14,7 @@ import gc
 import json
 import sys
 import time
-from collections import deque
 from dataclasses import astuple, dataclass, field
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +30,9 @@ from inference_server.generated.open_inference_pb2 import (
 )
 from inference_server.protocol import LostTime, Stamps, impaired_by, method
 from testbed.errors import PreflightError
-from testbed.traffic.grpc_connection import Call, CallError, Connection
+from testbed.traffic import punctual
+from testbed.traffic.grpc_connection import Call, CallError, Connection, framed
+from testbed.traffic.punctual import Plan
 from testbed.traffic.request_records import IMPAIRMENTS, NOT_ATTEMPTED, OK, OVERDUE, SKIPPED, RequestRecord, RequestSpec
 from testbed.traffic.request_schedules import RequestSchedule
 from testbed.traffic.request_wire import Maker, RequestMaker, TextMaker
@@ -43,14 +43,6 @@ IntArray = npt.NDArray[np.int64]
 
 _SLICE_NS = 50_000_000
 """Longest wait, so that a signal which arrives just before one is not slept through."""
-_MAKING_NS = 200_000
-"""Messages are made ahead while nothing is due for so long, several times what one takes, ..."""
-_MADE_AHEAD = 16
-"""... but not more than these."""
-_CLOCK_ONLY_NS = 100_000
-"""Whoever watches the clock for longer reads answers meanwhile, but for so long."""
-_UNREAD_NS = 1_000_000
-"""What is due goes before answers, unless they have been left unread for so long."""
 _ASK_AGAIN_S = 0.1
 _INFER = method("ModelInfer")
 
@@ -116,6 +108,7 @@ class Calls:
         spec: What was asked for.
         schedule: The requests.
         maker: Makes them.
+        connection: Carries them.
         sent_ns: CLOCK_MONOTONIC when each was handed to the connection, -1 where not.
         received_ns: CLOCK_MONOTONIC when each came back, -1 where not.
         status: See `RequestRecord`.
@@ -126,6 +119,7 @@ class Calls:
     spec: RequestSpec
     schedule: RequestSchedule
     maker: Maker
+    connection: Connection
     sent_ns: IntArray = field(init=False)
     received_ns: IntArray = field(init=False)
     status: npt.NDArray[np.int16] = field(init=False)
@@ -140,22 +134,27 @@ class Calls:
         self.request_bytes = np.zeros(n, dtype=np.int64)
         self.answers = [b""] * n
         self._open = 0
-        self._made: deque[bytes] = deque()
-        self._read_ns = 0
+        self._planned_bytes = np.zeros(n, dtype=np.int64)
+        self._plan = Plan(_INFER, self.spec.spin_ns, self.spec.in_flight, self._due, self._ended)
+        # Loads what is compiled: done in the window, that would make its first calls late.
+        self.connection.begin_due(self._plan, 0)
 
-    def run(self, connection: Connection, start_ns: int, stop: Stop) -> None:
+    def run(self, start_ns: int, stop: Stop) -> None:
         """Begin every call when it is due, the window starting at `start_ns` (CLOCK_MONOTONIC), then await the last."""
         due_ns = (start_ns + np.rint(self.schedule.time_s * 1e9).astype(np.int64)).tolist()
         deadline_ns = int(self.spec.deadline_s * 1e9)
         gc.disable()
-        for k, due in enumerate(due_ns):
-            self._wait(connection, k, due, stop)
-            if stop.requested:
-                break
-            message = self._made.popleft() if self._made else self._make(k)
-            self._begin(connection, k, message, due + deadline_ns)
+        made, time_to_make = 0, True
+        while not stop.requested and self._plan.begin < len(due_ns):
+            if time_to_make and made < len(due_ns) and not self._plan.full:
+                message = self._make(made)
+                self._planned_bytes[made] = len(message)
+                self._plan.add(due_ns[made], due_ns[made] + deadline_ns, framed(message))
+                made += 1
+            busy = made < len(due_ns) and not self._plan.full
+            time_to_make = self.connection.begin_due(self._plan, time.monotonic_ns() + _SLICE_NS, busy=busy)
         gc.enable()
-        self._finish(connection, stop)
+        self._finish(stop)
 
     def record(self, start_ns: int) -> RequestRecord:
         """Read the answers and put everything together."""
@@ -195,35 +194,13 @@ class Calls:
     def _make(self, k: int) -> bytes:
         return self.maker.message(k, int(self.schedule.first_image[k]), int(self.schedule.message_bytes[k]))
 
-    def _wait(self, connection: Connection, k: int, due_ns: int, stop: Stop) -> None:
-        """Let answers in, and make messages, until call `k` is due."""
-        wake_ns = due_ns - self.spec.spin_ns
-        last_ns = due_ns - min(self.spec.spin_ns, _CLOCK_ONLY_NS)
-        while not stop.requested:
-            now_ns = time.monotonic_ns()
-            if now_ns >= last_ns and now_ns - self._read_ns < _UNREAD_NS:
-                break
-            until_ns, ahead = min(wake_ns, now_ns + _SLICE_NS), k + len(self._made)
-            if last_ns - now_ns > _MAKING_NS and len(self._made) < _MADE_AHEAD and ahead < len(self.schedule):
-                self._made.append(self._make(ahead))
-                until_ns = now_ns
-            connection.serve(until_ns)
-            self._read_ns = time.monotonic_ns()
-        while time.monotonic_ns() < due_ns and not stop.requested:
-            pass
-
-    def _begin(self, connection: Connection, k: int, message: bytes, until_ns: int) -> None:
-        if self._open >= self.spec.in_flight:
-            self.status[k] = SKIPPED
-            return
-        now_ns = time.monotonic_ns()
-        if now_ns >= until_ns:
-            self.status[k] = OVERDUE
-            return
-        self.sent_ns[k] = now_ns
-        self.request_bytes[k] = len(message)
-        self._open += 1
-        connection.begin(_INFER, message, until_ns, partial(self._ended, k))
+    def _due(self, kind: int, k: int, at_ns: int) -> None:
+        if kind == punctual.BEGUN:
+            self.sent_ns[k] = at_ns
+            self.request_bytes[k] = self._planned_bytes[k]
+            self._open += 1
+        else:
+            self.status[k] = SKIPPED if kind == punctual.SKIPPED else OVERDUE
 
     def _ended(self, k: int, call: Call) -> None:
         self.received_ns[k] = call.ended_ns
@@ -231,11 +208,11 @@ class Calls:
         self.answers[k] = call.answer
         self._open -= 1
 
-    def _finish(self, connection: Connection, stop: Stop) -> None:
+    def _finish(self, stop: Stop) -> None:
         while self._open:
             if stop.requested:
-                connection.cancel_all()
-            connection.serve(time.monotonic_ns() + _SLICE_NS)
+                self.connection.cancel_all()
+            self.connection.serve(time.monotonic_ns() + _SLICE_NS)
 
 
 def _maker(spec: RequestSpec) -> Maker:
@@ -268,14 +245,14 @@ def main(arguments: list[str] | None = None) -> int:
         except PreflightError as error:
             print(f"requests: tenant {spec.name}: {error}", file=sys.stderr)
             return 2
-        calls = Calls(spec, schedule, maker)
+        calls = Calls(spec, schedule, maker, connection)
         realtime = become_punctual(spec.priority)
         print(json.dumps({"ready": True, "tenant": spec.tenant, "requests": len(schedule)}), flush=True)
         start_ns = read_start(stop)
         if start_ns is None:
             print("requests: found no start on standard input, expected a line start_monotonic_ns", file=sys.stderr)
             return 2
-        calls.run(connection, start_ns, stop)
+        calls.run(start_ns, stop)
         step_back()
     record = calls.record(start_ns)
     record.save(Path(spec.result))

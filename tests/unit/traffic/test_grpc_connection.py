@@ -239,17 +239,44 @@ def test_a_body_that_is_given_up_lets_the_next_one_go() -> None:
     session.close()
 
 
+def test_fields_that_matter_pieces_and_ends_are_told_in_order_and_with_the_time_of_their_reading() -> None:
+    told: list[tuple[object, ...]] = []
+    how = {
+        f"on_{kind}": lambda *what, kind=kind: told.append((kind, *what)) for kind in ("header", "data", "close", "due")
+    }
+    session, fields = nghttp2.Session(names=(b"x", b":status"), **how), nghttp2.Fields(FIELDS, b"n")
+    session.receive(frame(b"\x04", 0, 0, b""))
+    stream = session.request(fields, b"", b"question")
+    session.take()
+    # `:status: 200` from the static table, then `y: 1` and `x: 22` literally.
+    headers = b"\x88" + b"\x00\x01y\x011" + b"\x00\x01x\x0222"
+    session.receive(frame(b"\x01", 4, stream, headers) + frame(b"\x00", 0, stream, b"ans"), 5)
+    session.receive(frame(b"\x00", 1, stream, b"wer"), 7)
+    assert told == [
+        ("header", stream, b":status", b"200"),
+        ("header", stream, b"x", b"22"),
+        ("data", stream, b"ans"),
+        ("data", stream, b"wer"),
+        ("close", stream, nghttp2.NO_ERROR, 7),
+    ]
+    session.close()
+
+
+def frame(kind: bytes, flags: int, stream: int, payload: bytes) -> bytes:
+    return struct.pack(">I", len(payload))[1:] + kind + bytes([flags]) + struct.pack(">I", stream) + payload
+
+
 def _session() -> nghttp2.Session:
     def nothing(*_: object) -> None:
         return None
 
-    session = nghttp2.Session(names=(), on_header=nothing, on_data=nothing, on_close=nothing)
-    session.receive(struct.pack(">I", 0)[1:] + b"\x04\x00" + struct.pack(">I", 0))
+    session = nghttp2.Session(names=(), on_header=nothing, on_data=nothing, on_close=nothing, on_due=nothing)
+    session.receive(frame(b"\x04", 0, 0, b""))
     return session
 
 
 def _window_update(stream: int, size: int) -> bytes:
-    return struct.pack(">I", 4)[1:] + b"\x08\x00" + struct.pack(">II", stream, size)
+    return frame(b"\x08", 0, stream, struct.pack(">I", size))
 
 
 def _carried(sent: bytes) -> list[tuple[int, int]]:

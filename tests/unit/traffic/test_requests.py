@@ -88,10 +88,10 @@ def spec(running: Running, **fields: Any) -> RequestSpec:
 
 def sent(running: Running, schedule: RequestSchedule, stop: Stop, **fields: Any) -> RequestRecord:
     told = spec(running, **fields)
-    calls = Calls(told, schedule, replace(MAKER, model=told.model))
     with Connection(told.target) as connection:
+        calls = Calls(told, schedule, replace(MAKER, model=told.model), connection)
         start_ns = time.monotonic_ns()
-        calls.run(connection, start_ns, stop)
+        calls.run(start_ns, stop)
     return calls.record(start_ns)
 
 
@@ -267,10 +267,10 @@ def test_answers_are_read_while_the_clock_is_watched_for_long(running: Running, 
 def test_calls_begin_whatever_became_of_the_earlier_ones(running: Running, stop: Stop) -> None:
     running.gate.close()
     schedule = at_once(5)
-    calls = Calls(spec(running, model="gate"), schedule, replace(MAKER, model="gate"))
     with Connection(running.target) as connection:
+        calls = Calls(spec(running, model="gate"), schedule, replace(MAKER, model="gate"), connection)
         start_ns = time.monotonic_ns()
-        sender = threading.Thread(target=calls.run, args=(connection, start_ns, stop))
+        sender = threading.Thread(target=calls.run, args=(start_ns, stop))
         sender.start()
         deadline = time.monotonic() + LONG_S
         while np.any(calls.sent_ns < 0):
@@ -294,10 +294,10 @@ def test_what_is_due_beyond_the_cap_is_skipped_and_missed(running: Running, stop
 
 def test_what_this_host_is_too_late_to_send_is_overdue_and_missed(running: Running, stop: Stop) -> None:
     told = spec(running, deadline_s=0.5)
-    calls = Calls(told, at_once(2), MAKER)
     with Connection(told.target) as connection:
+        calls = Calls(told, at_once(2), MAKER, connection)
         start_ns = time.monotonic_ns() - 1_000_000_000
-        calls.run(connection, start_ns, stop)
+        calls.run(start_ns, stop)
     record = calls.record(start_ns)
     assert record.status.tolist() == [OVERDUE, OVERDUE]
     assert record.missed.all()

@@ -89,11 +89,11 @@ def test_a_trace_drives_the_transformer_and_decode_costs_what_is_generated(runni
     rows = np.array([0, 1, 2, 3, 2, 0])
     schedule = RequestSchedule(np.zeros(6), MAKER.message_bytes(np.zeros(6), rows), rows)
     told = RequestSpec(1, "chat", running.target, "text-small", 0, "", "", 0, LONG_S, tokens="beside")
-    calls = Calls(told, schedule, MAKER)
     with Connection(running.target) as connection:
         check(connection, told, MAKER, int(schedule.message_bytes.max()))
+        calls = Calls(told, schedule, MAKER, connection)
         start_ns = time.monotonic_ns()
-        calls.run(connection, start_ns, Stop())
+        calls.run(start_ns, Stop())
     record = calls.record(start_ns)
     assert record.summary()["status"] == {"OK": 6}
     assert record.summary()["accuracy"] is None
