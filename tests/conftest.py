@@ -8,7 +8,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from testbed.cli import machine_code
 from tests.leftovers import MARK, Host, left_since
+
+# Before a test imports what is compiled.
+machine_code.forget_stale()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from benchmarks.figures import Figure, Goal
 from testbed import __version__
+from testbed.cli import machine_code
 from testbed.errors import TestbedError
 
 _SUPPORT = {
@@ -52,6 +53,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("name", nargs="?", help="what to measure; none: list the names")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the rows to FILE as well")
     options, rest = parser.parse_known_args(arguments)
+    machine_code.forget_stale()
     names = names_of()
     if options.name is None:
         for name, about in subjects().items():

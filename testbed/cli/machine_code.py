@@ -1,11 +1,13 @@
-"""Where numba keeps what it compiles, for a user who can write neither this package's folders nor a home."""
+"""What numba keeps of what it compiled: where, for a user who can write no usual place, and for how long."""
 
 from __future__ import annotations
 
+import ast
 import atexit
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import testbed
@@ -24,6 +26,7 @@ def ensure_place() -> None:
     Raises:
         PreflightError: There is no room for temporary files either.
     """
+    forget_stale()
     if _has_place(Path(testbed.__file__).parent):
         return
     try:
@@ -35,6 +38,55 @@ def ensure_place() -> None:
         ) from error
     atexit.register(shutil.rmtree, place, ignore_errors=True)
     os.environ[_SETTING] = place
+
+
+def forget_stale() -> None:
+    """Remove compiled code that another module's change made stale; to be called before anything of it is loaded.
+
+    Numba asks only whether the file of a function has changed. What it took from other files, their constants and the
+    functions it calls, is in the compiled code as well, and after an update of those alone would be silently old.
+    """
+    package = Path(testbed.__file__).parent
+    found = (index for index in package.rglob("__pycache__/*.nbi") if os.access(index.parent, os.W_OK))
+    kept = {index: index.stat().st_mtime_ns for index in found}  # Numba uses no folder that it cannot write.
+    changed = {source: source.stat().st_mtime_ns for source in package.rglob("*.py")}
+    if not kept or min(kept.values()) > max(changed.values()):
+        return
+    newest: dict[Path, int] = {}
+    for index, at_ns in kept.items():
+        source = index.parent.parent / (index.name.partition(".")[0] + ".py")
+        if source not in newest:
+            newest[source] = max((changed[each] for each in _needed(source, package)), default=at_ns + 1)
+        if newest[source] >= at_ns:
+            index.unlink(missing_ok=True)
+        else:
+            os.utime(index)  # known to be fresh: not to be looked at again
+
+
+def _needed(source: Path, package: Path) -> set[Path]:
+    """The modules of the package that one imports, directly or not, and itself; none where it does not exist."""
+    found: set[Path] = set()
+    waiting = {source}
+    while waiting:
+        module = waiting.pop()
+        if module.is_file() and module not in found:
+            found.add(module)
+            waiting |= set(_imported(module, package))
+    return found
+
+
+def _imported(module: Path, package: Path) -> Iterator[Path]:
+    for node in ast.walk(ast.parse(module.read_bytes())):
+        if isinstance(node, ast.ImportFrom) and node.module is not None:
+            names = [node.module, *(f"{node.module}.{each.name}" for each in node.names)]
+        elif isinstance(node, ast.Import):
+            names = [each.name for each in node.names]
+        else:
+            continue
+        for name in names:
+            first, *rest = name.split(".")
+            if first == package.name and rest:
+                yield package.joinpath(*rest).with_suffix(".py")
 
 
 def _has_place(package: Path) -> bool:

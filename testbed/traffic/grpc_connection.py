@@ -1,7 +1,7 @@
 """Unary gRPC calls over one TCP connection, all in the caller's thread, which also waits for the network there.
 
-Nothing happens but in `begin`, `cancel` and `serve`: whoever has calls open must serve them. A connection that is lost
-fails its calls and is made again, as gRPC's channel does. Neither TLS nor streams of messages.
+Nothing happens but in `begin`, `begin_due`, `cancel_all` and `serve`: whoever has calls open must serve them. A
+connection that is lost fails its calls and is made again, as gRPC's channel does. Neither TLS nor streams of messages.
 
 The protocol is gRPC's own: https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md.
 """
@@ -160,7 +160,7 @@ class Connection:
         self._now_ns = time.monotonic_ns()
         self._expire()
         if self._socket is None or self._unsent or self._session.waiting:
-            return self._begin_slowly(plan, until_ns)
+            return self._begin_slowly(plan, until_ns, busy=busy)
         if self._deadlines:
             until_ns = min(until_ns, self._deadlines[0][0])
         self._plan = plan
@@ -173,7 +173,7 @@ class Connection:
         self._unsent += unsent
         self._leave_if_over()
         if left is Left.UNUSUAL:
-            return self._begin_slowly(plan, until_ns)
+            return self._begin_slowly(plan, until_ns, busy=busy)
         return left is Left.TIME
 
     def ask(self, path: str, message: bytes, timeout_s: float) -> bytes:
@@ -196,6 +196,7 @@ class Connection:
 
     def cancel_all(self) -> None:
         """End every call that is open."""
+        self._now_ns = time.monotonic_ns()
         for stream, answer in list(self._open.items()):
             self._give_up(stream, answer, grpc.StatusCode.CANCELLED)
         self._send()
@@ -221,18 +222,17 @@ class Connection:
                 self._send()
         return time.monotonic_ns()
 
-    def _begin_slowly(self, plan: Plan, until_ns: int) -> bool:
+    def _begin_slowly(self, plan: Plan, until_ns: int, *, busy: bool) -> bool:
         """What `begin_due` does, one thing at a time, whatever the state of the connection."""
         if not len(plan):
             self._step(0)
             return True
         due_ns, deadline_ns = plan.times_of(plan.begin)
-        now_ns = time.monotonic_ns()
-        early = now_ns < due_ns - min(plan.spin_ns, punctual.CLOCK_ONLY_NS)
-        if early or now_ns - plan.read_ns >= punctual.UNREAD_NS:
-            self._step(min(due_ns - plan.spin_ns, until_ns))
-            plan.read_ns = time.monotonic_ns()
-            return False
+        now_ns, last_ns = time.monotonic_ns(), due_ns - min(plan.spin_ns, punctual.CLOCK_ONLY_NS)
+        if now_ns < last_ns or now_ns - plan.read_ns >= punctual.UNREAD_NS:
+            free = busy and last_ns - now_ns > punctual.FREE_NS
+            plan.read_ns = self._step(0 if free else min(due_ns - plan.spin_ns, until_ns))
+            return free
         while (now_ns := time.monotonic_ns()) < due_ns:
             pass
         self._now_ns, number = now_ns, plan.begin

@@ -1,4 +1,4 @@
-"""The client's half of an HTTP/2 connection, by libnghttp2: bytes in, bytes out, no socket and no clock.
+"""The client's half of an HTTP/2 connection, by libnghttp2: bytes in and out, and a loop that is lent the socket.
 
 The library frames, compresses headers and keeps to both ends' flow control; what is declared here is the part of its
 interface (nghttp2.h) that one unary call after another needs. It is used rather than gRPC's own client because it works
@@ -102,6 +102,10 @@ def require() -> None:
     _library()
 
 
+def _nothing(*_: object) -> None:
+    """Nobody is told."""
+
+
 class Fields:
     """Header fields of requests that differ in one only, which is sent literally and never indexed.
 
@@ -186,6 +190,8 @@ class Session:
         settings = (_Setting * 2)(_Setting(_ENABLE_PUSH, 0), _Setting(_INITIAL_WINDOW_SIZE, _LARGEST_WINDOW))
         self._library.nghttp2_submit_settings(self._session, 0, settings, len(settings))
         self._library.nghttp2_session_set_local_window_size(self._session, 0, 0, _LARGEST_WINDOW)
+        # Loads the loop: done later, that would make the first calls late. With nothing planned it touches no socket.
+        self.begin_due(-1, Fields((), b""), Plan("", 0, 0, on_due=_nothing, on_end=_nothing), 0, busy=False)
 
     @property
     def accepting(self) -> bool:

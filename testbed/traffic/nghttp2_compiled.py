@@ -28,7 +28,7 @@ FIRST_EVENT, EVENT_WORDS = _RANGES + 2 * MOST_NAMES, 6
 its time."""
 HEADER, DATA, CLOSE = range(3)
 """Kinds of events that the library tells of; a loop that begins requests may note others."""
-MOST_EVENTS, MOST_BYTES = 1 << 15, 1 << 21
+MOST_EVENTS, MOST_BYTES = 1 << 17, 1 << 21
 """More than a piece of some kilobytes can hold, or a GOAWAY end; what is told beyond them fails the connection."""
 _FIRST_BYTE = 8 * (FIRST_EVENT + EVENT_WORDS * MOST_EVENTS)
 _OCTETS = _FIRST_BYTE + MOST_BYTES

@@ -46,7 +46,7 @@ _DUE, _UNTIL, _ADDRESS, _SIZE, _NUMBER = range(5)
 
 READ_BYTES = 1024
 """Read at a time: a few answers, so that what is due is not kept by a thousand."""
-_TIME_NS = 200_000
+FREE_NS = 200_000
 """Nothing is due for so long: time for Python, several times what making a message takes."""
 CLOCK_ONLY_NS = 100_000
 """Whoever watches the clock for longer reads answers meanwhile, but for so long."""
@@ -56,17 +56,18 @@ _MOST_TOLD = MOST_EVENTS // 2
 _ROOM_BYTES = 1 << 20
 
 _LONGEST_TIMEOUT_NS = 99_999_999_000
-"""gRPC writes eight digits at most, here of microseconds."""
+"""gRPC writes eight digits at most, here of microseconds; who has longer is begun by Python."""
 VALUE_BYTES = 16
 
 _CLOCK_MONOTONIC = 1
 _SECOND_NS = 1_000_000_000
-_MSG = 0x40 | 0x4000  # MSG_DONTWAIT, MSG_NOSIGNAL
+_FLAGS = 0x40 | 0x4000  # MSG_DONTWAIT, MSG_NOSIGNAL
 _POLLIN, _POLLRDHUP = 0x1, 0x2000
 
 _clock_gettime = types.ExternalFunction("clock_gettime", types.int32(types.int32, types.voidptr))
 _ppoll = types.ExternalFunction("ppoll", types.int32(types.voidptr, types.uint64, types.voidptr, types.intp))
 _send = types.ExternalFunction("send", types.intp(types.int32, types.voidptr, types.uintp, types.int32))
+_wants_more = types.ExternalFunction("nghttp2_session_want_read", types.int32(types.intp))
 _recv = types.ExternalFunction("recv", types.intp(types.int32, types.voidptr, types.uintp, types.int32))
 
 
@@ -171,7 +172,7 @@ def _flush(fd: int, session: int, out: Octets, piece: Words) -> tuple[int, int, 
             return _FAILED, size, 0
         sent = 0
         if size > 0:
-            sent = max(_send(fd, out.ctypes, size, _MSG), 0)
+            sent = max(_send(fd, out.ctypes, size, _FLAGS), 0)
         if sent < size:
             return _UNSENT, sent, size
         if size < FULL_BYTES:
@@ -192,18 +193,21 @@ def _read(  # noqa: PLR0917 - compiled functions take no keywords
         return _LATER if ready < 0 else _DONE, 0, 0, now_ns
     if poll[1] >> 16 != _POLLIN:
         return _UNUSUAL, 0, 0, now_ns
-    got = _recv(fd, data.ctypes, data.size, _MSG)
+    got = _recv(fd, data.ctypes, data.size, _FLAGS)
     if got <= 0:
         return _UNUSUAL, 0, 0, now_ns
     words[NOW] = now_ns = _clock_ns(timespec)
     took = receive(session, data, got)
     if took < 0:
         return _FAILED, took, 0, now_ns
-    return *_flush(fd, session, out, piece), now_ns
+    how, sent, size = _flush(fd, session, out, piece)
+    if how == _DONE and _wants_more(session) == 0:
+        how = _UNUSUAL
+    return how, sent, size, now_ns
 
 
 @numba.njit(cache=True, nogil=True)
-def begin_due(  # noqa: C901, PLR0911, PLR0917 - one loop, and compiled functions take no keywords
+def begin_due(  # noqa: C901, PLR0911, PLR0912, PLR0917 - one loop, and compiled functions take no keywords
     fd: int,
     session: int,
     source: int,
@@ -282,9 +286,11 @@ def begin_due(  # noqa: C901, PLR0911, PLR0917 - one loop, and compiled function
             if how != _DONE:
                 return how, sent, size, begin, read_ns
             continue
-        if last_ns - now_ns > _TIME_NS and (busy or words[EVENTS] > 0):
+        if last_ns - now_ns > FREE_NS and (busy or words[EVENTS] > 0):
             return _TIME, 0, 0, begin, read_ns
         wait_ns = max(min(slot[_DUE] - spin_ns, until_ns) - now_ns, 0)
-        how, sent, size, read_ns = _read(fd, session, words, data, out, piece, wait_ns)
+        how, sent, size, at_ns = _read(fd, session, words, data, out, piece, wait_ns)
+        if how != _UNUSUAL:
+            read_ns = at_ns
         if how != _DONE:
             return how, sent, size, begin, read_ns

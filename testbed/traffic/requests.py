@@ -136,8 +136,6 @@ class Calls:
         self._open = 0
         self._planned_bytes = np.zeros(n, dtype=np.int64)
         self._plan = Plan(_INFER, self.spec.spin_ns, self.spec.in_flight, self._due, self._ended)
-        # Loads what is compiled: done in the window, that would make its first calls late.
-        self.connection.begin_due(self._plan, 0)
 
     def run(self, start_ns: int, stop: Stop) -> None:
         """Begin every call when it is due, the window starting at `start_ns` (CLOCK_MONOTONIC), then await the last."""

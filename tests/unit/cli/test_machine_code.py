@@ -1,4 +1,4 @@
-"""Where compiled code is kept for a user who can write neither the package nor a home."""
+"""Where compiled code is kept for a user who can write neither the package nor a home, and until when."""
 
 from __future__ import annotations
 
@@ -77,3 +77,62 @@ def test_no_room_for_temporary_files_either_is_one_clear_line(monkeypatch: pytes
     monkeypatch.setattr(tempfile, "mkdtemp", full)
     with pytest.raises(PreflightError, match=f"nowhere to keep compiled code.*No usable temporary.*set {SETTING}"):
         machine_code.ensure_place()
+
+
+SOURCES = {
+    "sizes.py": "ROOM = 1\n",
+    "steps.py": "from package import sizes\nSTEP = sizes.ROOM\n",
+    "loops.py": "from numba import njit\nfrom package.steps import STEP\n\n@njit(cache=True)\ndef one():\n    return STEP\n",
+    "others.py": "import numba\n\n@numba.njit(cache=True)\ndef two():\n    return 2\n",
+}
+
+
+@pytest.fixture
+def compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package of which compiled code is kept beside its modules."""
+    folder = tmp_path / "package"
+    folder.mkdir()
+    (folder / "__init__.py").touch()
+    for name, text in SOURCES.items():
+        (folder / name).write_text(text)
+    monkeypatch.setattr(testbed, "__file__", str(folder / "__init__.py"))
+    assert called(folder) == "1 2"
+    return folder
+
+
+def called(folder: Path) -> str:
+    program = "from package.loops import one; from package.others import two; print(one(), two())"
+    path = {"PYTHONPATH": str(folder.parent), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-c", program]
+    return subprocess.run(command, env=path, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def kept(folder: Path) -> set[str]:
+    return {path.name.partition(".")[0] for path in folder.rglob("*.nbi")}
+
+
+def test_compiled_code_goes_when_a_constant_it_took_from_afar_has_changed(compiled: Path) -> None:
+    (compiled / "sizes.py").write_text("ROOM = 7\n")
+    assert called(compiled) == "1 2", "numba itself does not notice"
+    machine_code.forget_stale()
+    assert kept(compiled) == {"others"}
+    assert called(compiled) == "7 2"
+
+
+def test_compiled_code_stays_while_nothing_that_it_needs_has_changed(compiled: Path) -> None:
+    (compiled / "unrelated.py").write_text("import package.sizes\n")
+    machine_code.forget_stale()
+    machine_code.forget_stale()
+    assert kept(compiled) == {"loops", "others"}
+
+
+def test_compiled_code_of_a_module_that_is_gone_goes_too(compiled: Path) -> None:
+    (compiled / "others.py").unlink()
+    (compiled / "unrelated.py").touch()
+    machine_code.forget_stale()
+    assert kept(compiled) == {"loops"}
+
+
+def test_where_nothing_was_compiled_there_is_nothing_to_forget(package: Path) -> None:
+    (package / "__pycache__").unlink()
+    machine_code.forget_stale()

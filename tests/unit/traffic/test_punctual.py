@@ -164,12 +164,37 @@ def test_the_cap_holds_where_a_body_waits_for_a_window() -> None:
     assert calls.ended.keys() == {0, 1}
 
 
-def test_a_server_that_says_it_is_going_is_left_while_a_call_is_planned() -> None:
+def test_a_server_that_says_it_is_going_is_left_before_the_next_call_is_due() -> None:
     goaway = frame(b"\x07", 0, 0, bytes(8))
     with silent(goaway) as (port, left), connected(port) as connection:
-        calls = told([b""], first_s=0.3, deadline_ns=300_000_000)
+        calls = told([b""], first_s=0.3, deadline_ns=300_000_000, slice_ns=LONG_NS)
         calls.run(connection)
         assert left.wait(LONG_S)
+    assert calls.codes() == [grpc.StatusCode.DEADLINE_EXCEEDED], "over another connection, on which nobody answers"
+
+
+def test_who_is_cancelled_has_been_begun_before() -> None:
+    with silent() as (port, _), connected(port) as connection:
+        calls = told([b""] * 2, first_s=0.05, gap_s=0.01)
+        for k, due_ns in enumerate(calls.due_ns):
+            calls.plan.add(due_ns, due_ns + LONG_NS, framed(calls.messages[k]))
+        while calls.plan.begin < 2:
+            connection.begin_due(calls.plan, time.monotonic_ns() + LONG_NS)
+        connection.cancel_all()
+    assert calls.codes() == [grpc.StatusCode.CANCELLED] * 2
+    assert all(calls.begun[k][1] <= calls.ended[k].ended_ns for k in range(2))
+
+
+def test_messages_are_made_ahead_also_while_a_body_waits_for_a_window() -> None:
+    with silent() as (port, _), connected(port) as connection:
+        calls = told([bytes(100_000), b""], deadline_ns=LONG_NS)
+        calls.due_ns[1] += LONG_NS
+        for k, due_ns in enumerate(calls.due_ns):
+            calls.plan.add(due_ns, due_ns + LONG_NS, framed(calls.messages[k]))
+        while calls.plan.begin == 0:
+            connection.begin_due(calls.plan, time.monotonic_ns() + 20_000_000)
+        assert not connection.begin_due(calls.plan, time.monotonic_ns() + 20_000_000, busy=False)
+        assert connection.begin_due(calls.plan, time.monotonic_ns() + 20_000_000, busy=True)
 
 
 def test_a_server_that_comes_back_during_a_plan_answers_what_is_due_then() -> None:
