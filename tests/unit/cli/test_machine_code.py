@@ -82,7 +82,7 @@ def test_no_room_for_temporary_files_either_is_one_clear_line(monkeypatch: pytes
 SOURCES = {
     "sizes.py": "ROOM = 1\n",
     "steps.py": "from package import sizes\nSTEP = sizes.ROOM\n",
-    "loops.py": "from numba import njit\nfrom package.steps import STEP\n\n@njit(cache=True)\ndef one():\n    return STEP\n",
+    "loops.py": "import numba\nfrom package import steps\n\n@numba.njit(cache=True)\ndef one(): return steps.STEP\n",
     "others.py": "import numba\n\n@numba.njit(cache=True)\ndef two():\n    return 2\n",
 }
 
