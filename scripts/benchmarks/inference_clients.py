@@ -28,7 +28,8 @@ _AHEAD_S = 1.0
 _SCHEDULED_WITHIN_S = 0.01
 """How far from its time a request of LoadGen may be handed over in the middle of all."""
 
-LOADGEN = ("mlcommons_loadgen==6.0.17", "grpcio==1.85.1")
+LOADGEN = ("mlcommons_loadgen==6.0.17", "grpcio==1.85.1", "numpy==2.4.6", "numba==0.68.1")
+"""With what our connection needs, over which it sends."""
 
 CLOSED = """
 import asyncio, json, sys, time
@@ -60,47 +61,54 @@ asyncio.run(main())
 """So many calls always unanswered, for so long; the first second does not count."""
 
 DRIVEN = """
-import json, os, re, select, sys, tempfile, threading, time
+import json, os, re, socket, sys, tempfile, threading, time
 try: os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
 except PermissionError: pass
 import mlperf_loadgen as lg
 target, method, path = sys.argv[1:4]
 rate, seconds, seed = float(sys.argv[4]), float(sys.argv[5]), int(sys.argv[6])
 sys.path.insert(0, sys.argv[7])
-from testbed.traffic.grpc_connection import Connection
-message = open(path, "rb").read()
-def tell(call):
-    if (sample := connection.waiting.pop(call, None)) is not None:
-        lg.QuerySamplesComplete([lg.QuerySampleResponse(sample.id, 0, 0)])
-class Telling(Connection):
-    waiting, left, partial = {}, 0, b""
-    def _read(self, connected):
-        data = super()._read(connected)
-        for stream in self.ending(data):
-            if stream in self._open: tell(self._open[stream].call)
-        return data
-    def ending(self, data):
-        # Of the frames that begin here: DATA and HEADERS of which a flag says that their stream ends.
-        at, data, self.partial = self.left, self.partial + data, b""
-        while at + 9 <= len(data):
-            if data[at + 3] < 2 and data[at + 4] & 1: yield int.from_bytes(data[at + 5 : at + 9], "big")
-            at += 9 + int.from_bytes(data[at : at + 3], "big")
-        self.left, self.partial = max(0, at - len(data)), data[at:]
-connection, using, over, issued = Telling(target), threading.Lock(), threading.Event(), []
-connection.ask(method, message, 30)
+from testbed.traffic.grpc_connection import framed
+from testbed.traffic.nghttp2 import Fields, Session
+body = framed(open(path, "rb").read())
+waiting, issued, using, first, over = {}, [], threading.Lock(), threading.Event(), threading.Event()
+def nothing(*_): pass
+def end(why):  # LoadGen would wait for its answers for ever
+    print(f"bench: LoadGen's connection: {why}", file=sys.stderr)
+    os._exit(1)
+def check(stream, name, status):
+    if status != b"0": end(f"found gRPC status {status.decode()}, expected 0")
+def tell(stream, error, _):
+    if error: end(f"found a stream that ended with error {error} of HTTP/2, expected an answer")
+    if (sample := waiting.pop(stream)) is None: first.set()
+    else: lg.QuerySamplesComplete([lg.QuerySampleResponse(sample.id, 0, 0)])
+host, port = target.rsplit(":", 1)
+connected = socket.create_connection((host, int(port)))
+connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+session = Session(names=(b"grpc-status",), on_header=check, on_data=nothing, on_close=tell, on_due=nothing)
+told = {":method": "POST", ":scheme": "http", ":path": method, ":authority": target, "te": "trailers",
+        "content-type": "application/grpc", "user-agent": "loadgen"}
+fields = Fields([(name.encode(), value.encode()) for name, value in told.items()], b"grpc-timeout")
+def ask(sample):
+    waiting[session.request(fields, b"30S", body)] = sample
+    connected.sendall(session.take())
 def issue(samples):
     with using:
         for sample in samples:
             issued.append(time.monotonic_ns())
-            call = connection.begin(method, message, issued[-1] + 30 * 10**9, tell)
-            connection.waiting[call] = sample
-            if call.ended: tell(call)
+            ask(sample)
 def serve():
-    while not over.is_set():
-        select.select([connection], [], [], .05)
-        with using: connection.serve(0)
+    try:
+        while data := connected.recv(1024):
+            with using:
+                session.receive(data)
+                connected.sendall(session.take())
+    except BaseException as error: end(repr(error))
+    if not over.is_set(): end("found it closed by the server, expected answers")
 serving = threading.Thread(target=serve)
 serving.start()
+with using: ask(None)
+if not first.wait(30): sys.exit("bench: found no answer to LoadGen's first request after 30 s, expected one")
 sut = lg.ConstructSUT(issue, lambda: None)
 qsl = lg.ConstructQSL(64, 64, lambda _: None, lambda _: None)
 wanted = lg.TestSettings()
@@ -119,6 +127,7 @@ with tempfile.TemporaryDirectory() as folder:
     lg.StartTestWithLogSettings(sut, qsl, wanted, log)
     text = open(folder + "/mlperf_log_summary.txt").read()
 over.set()
+connected.shutdown(socket.SHUT_RDWR)
 serving.join()
 found = {name: float(ns) / 1e6 for name, ns in re.findall(r"([0-9.]+) percentile latency \\(ns\\)\\s*: (\\d+)", text)}
 print(json.dumps({"ms": {"p50": found["50.00"], "p99": found["99.00"], "p99.9": found["99.90"]}, "issued_ns": issued}))
