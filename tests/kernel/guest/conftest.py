@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -17,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
+from numba.core.caching import _CacheLocator
 
 from testbed.scenario.model import Datapath
 from tests.integration.conftest import ROOT
@@ -71,8 +73,9 @@ def _run_inside(config: pytest.Config, nodeids: Sequence[str], longest_s: float)
         written = out / "reports"
         boot = [str(ROOT / "scripts" / "uml"), "--memory", MEMORY, "--out", str(out), "--"]
         tests = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *nodeids]
+        code = _machine_code(out / "machine-code")
         with subprocess.Popen(
-            [*boot, "env", f"{REPORTS}={written}", *tests],
+            [*boot, "env", f"{REPORTS}={written}", f"NUMBA_CACHE_DIR={code}", *tests],
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -94,6 +97,21 @@ def _run_inside(config: pytest.Config, nodeids: Sequence[str], longest_s: float)
             report = config.hook.pytest_report_from_serializable(config=config, data=data)
             reports[report.nodeid].append(report)
         return reports, printed
+
+
+def _machine_code(folder: Path) -> Path:
+    """What numba keeps of this project, copied to where nobody else writes, as its setting of a folder wants it to lie.
+
+    Inside, a file that is replaced outside meanwhile has its old length: tests beside the kernel compile, and of what
+    they keep a truncated part would be read.
+    """
+    for kept in (ROOT / "testbed").rglob("__pycache__"):
+        beside = folder / _CacheLocator.get_suitable_cache_subpath(str(kept.parent / "__init__.py"))
+        beside.mkdir(parents=True)
+        for suffix in (".nbi", ".nbc"):
+            for file in kept.glob(f"*{suffix}"):
+                shutil.copy2(file, beside)
+    return folder
 
 
 def _never_reported(item: pytest.Item, printed: str) -> pytest.TestReport:
