@@ -61,7 +61,7 @@ asyncio.run(main())
 """So many calls always unanswered, for so long; the first second does not count."""
 
 DRIVEN = """
-import json, os, re, socket, sys, tempfile, threading, time
+import gc, json, os, re, socket, sys, tempfile, threading, time
 try: os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
 except PermissionError: pass
 import mlperf_loadgen as lg
@@ -70,14 +70,19 @@ rate, seconds, seed = float(sys.argv[4]), float(sys.argv[5]), int(sys.argv[6])
 sys.path.insert(0, sys.argv[7])
 from testbed.traffic.grpc_connection import framed
 from testbed.traffic.nghttp2 import Fields, Session
+from testbed.traffic.punctual import BEGUN, Left, Plan
 body = framed(open(path, "rb").read())
 waiting, issued, using, first, over = {}, [], threading.Lock(), threading.Event(), threading.Event()
+asked = None
 def nothing(*_): pass
 def end(why):  # LoadGen would wait for its answers for ever
     print(f"bench: LoadGen's connection: {why}", file=sys.stderr)
     os._exit(1)
 def check(stream, name, status):
     if status != b"0": end(f"found gRPC status {status.decode()}, expected 0")
+def begun(kind, stream, *_):
+    if kind != BEGUN: end(f"found event {kind}, expected a request that was begun")
+    waiting[stream] = asked
 def tell(stream, error, _):
     if error: end(f"found a stream that ended with error {error} of HTTP/2, expected an answer")
     if (sample := waiting.pop(stream)) is None: first.set()
@@ -85,13 +90,19 @@ def tell(stream, error, _):
 host, port = target.rsplit(":", 1)
 connected = socket.create_connection((host, int(port)))
 connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-session = Session(names=(b"grpc-status",), on_header=check, on_data=nothing, on_close=tell, on_due=nothing)
+session = Session(names=(b"grpc-status",), on_header=check, on_data=nothing, on_close=tell, on_due=begun)
 told = {":method": "POST", ":scheme": "http", ":path": method, ":authority": target, "te": "trailers",
         "content-type": "application/grpc", "user-agent": "loadgen"}
 fields = Fields([(name.encode(), value.encode()) for name, value in told.items()], b"grpc-timeout")
+plan = Plan(method, 0, 10**6, on_due=nothing, on_end=nothing)
+def prepare(): plan.add(0, time.monotonic_ns() + 90 * 10**9, body)  # before it is asked for, and due when it is
 def ask(sample):
-    waiting[session.request(fields, b"30S", body)] = sample
-    connected.sendall(session.take())
+    global asked
+    asked, plan.read_ns = sample, time.monotonic_ns()
+    left, unsent = session.begin_due(connected.fileno(), fields, plan, plan.read_ns + 10**9, busy=False)
+    connected.sendall(unsent)
+    if left not in {Left.TIME, Left.UNSENT}: end(f"found {left.name}, expected a request that was sent")
+    prepare()
 def issue(samples):
     with using:
         for sample in samples:
@@ -107,7 +118,10 @@ def serve():
     if not over.is_set(): end("found it closed by the server, expected answers")
 serving = threading.Thread(target=serve)
 serving.start()
-with using: ask(None)
+prepare()
+with using:
+    connected.sendall(session.take())
+    ask(None)
 if not first.wait(30): sys.exit("bench: found no answer to LoadGen's first request after 30 s, expected one")
 sut = lg.ConstructSUT(issue, lambda: None)
 qsl = lg.ConstructQSL(64, 64, lambda _: None, lambda _: None)
@@ -120,6 +134,7 @@ wanted.schedule_rng_seed = seed
 print("ready", flush=True)
 start_ns = json.loads(sys.stdin.readline())["start_monotonic_ns"]
 time.sleep(max(0, start_ns - time.monotonic_ns()) / 1e9)
+gc.disable()
 with tempfile.TemporaryDirectory() as folder:
     log = lg.LogSettings()
     log.enable_trace = False

@@ -164,6 +164,18 @@ def test_nothing_is_begun_after_its_deadline_however_long_a_thread_is_held_up(
     assert set(asyncio.run(compute())) == {1, 2, 3}
 
 
+@pytest.mark.parametrize("directly", [True, False])
+def test_what_was_cancelled_after_it_left_the_queue_is_not_computed(jobs: Any, directly: bool) -> None:
+    async def compute() -> None:
+        mine, _ = computing()
+        given_up, other = jobs(), jobs()
+        given_up.answer.cancel()
+        outcomes = mine._outcomes([given_up, other], mine._computed_here if directly else mine._computed)
+        assert [job for job, _ in outcomes] == [other]
+
+    asyncio.run(compute())
+
+
 def test_what_is_sure_to_be_late_is_not_begun(jobs: Any) -> None:
     async def make() -> None:
         job = jobs(int(1e9))

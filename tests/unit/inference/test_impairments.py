@@ -223,6 +223,8 @@ def test_a_request_whose_deadline_passed_during_a_pause_is_never_computed(
     until(lambda: time.monotonic_ns() > due_ns and len(running.server._scheduler) == 0)
     over.set()
     assert call.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    # The server's word, not the client's, who would have waited for long.
+    assert "before the answer was there" in call.details()
     assert running.server.workers.computed == computed
 
 
