@@ -90,6 +90,11 @@ def as_series(latency_s: npt.ArrayLike) -> FloatArray:
     return series
 
 
+def not_negative(latency_s: FloatArray) -> FloatArray:
+    """Latencies of a run as they can be judged: a clock that is set back makes some negative, which a gate tells of."""
+    return np.maximum(latency_s, 0.0)
+
+
 def run_boundaries(runs: npt.ArrayLike | None, n: int) -> IntArray:
     """Positions at which a new run starts, without the first.
 

@@ -15,7 +15,7 @@ import numba
 import numpy as np
 
 from testbed.audit.causes import Cause, DomainPassage, separate
-from testbed.audit.clusters import FloatArray, IntArray
+from testbed.audit.clusters import FloatArray, IntArray, not_negative
 from testbed.audit.request_excess import StageExcess, compute_excess, domain_excess, requests_beyond
 from testbed.envelope.descriptor import Envelope, Stage
 from testbed.telemetry.lag import ideal_wait_s
@@ -182,7 +182,7 @@ def endings_of(windows: Sequence[RequestSamples]) -> Endings:
 
 def _pooled(samples: Sequence[TenantSamples] | Sequence[RequestSamples]) -> tuple[FloatArray, IntArray]:
     latency_s = np.concatenate([np.empty(0), *(window.latency_s for window in samples)])
-    return latency_s, np.repeat(np.arange(len(samples)), [len(window) for window in samples])
+    return not_negative(latency_s), np.repeat(np.arange(len(samples)), [len(window) for window in samples])
 
 
 def _packet_waits(samples: TenantSamples, rate_bps: float) -> FloatArray:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from testbed.audit.clusters import not_negative
 from testbed.audit.conformance import METER_GRAIN_S, nonconforming
 from testbed.audit.quantile import quantile
 from testbed.management.bounds import speaks_of_sent
@@ -147,7 +148,7 @@ def _held_lower_s(tenant: Tenant, observed: Sequence[Observed], level: float) ->
     """
     latency, runs = [], []
     for run, window in enumerate(observed):
-        dropped, own = window.dropped_for_breach, window.judged.latency_s
+        dropped, own = window.dropped_for_breach, not_negative(window.judged.latency_s)
         own = np.where(dropped, 0.0, own) if speaks_of_sent(tenant) else own[~dropped]
         latency.append(own)
         runs.append(np.full(own.size, run))

@@ -11,14 +11,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from testbed.audit.clusters import not_negative
 from testbed.audit.compliance import judge
-from testbed.audit.quantile import quantiles
+from testbed.audit.quantile import Quantile, quantiles
 from testbed.report.tenant_record import BoundRecord, TenantRecord
 from testbed.report.verdict import Verdict
 from testbed.scenario.model import Tenant
 from testbed.telemetry.samples import FloatArray
 
 LEVELS = (0.5, 0.99, 0.999)
+_CONFIDENCE = 0.95
 
 
 class Latencies:
@@ -26,13 +28,14 @@ class Latencies:
 
     Args:
         tenant: Who was promised it.
-        latency_s: Latencies of all windows, in order of intended sending; NaN or infinite: never answered. [n]
+        latency_s: Latencies of all windows, in order of intended sending; NaN or infinite: never answered. [n], of a
+            tenant that sent nothing [0].
         runs: Window of each, [n].
 
     Attributes:
         level: The percentile that the promise is about; the 99.9th without one.
         promised: That percentile.
-        data: What the data alone say of the promise, None without one.
+        data: What the data alone say of the promise, None without a promise or without data.
     """
 
     def __init__(self, tenant: Tenant, latency_s: FloatArray, runs: npt.NDArray[np.int64]) -> None:
@@ -40,7 +43,12 @@ class Latencies:
         self._tenant, self._n = tenant, latency_s.size
         self.level = 1.0 - (promise.epsilon if promise else 1e-3)
         levels = (*LEVELS, self.level)
-        self._median, self._p99, self._p999, self.promised = quantiles(latency_s, levels, runs=runs)
+        if not latency_s.size:
+            self._median, self._p99, self._p999, self.promised = map(_unknown, levels)
+            self.data = None
+            return
+        latency_s = not_negative(latency_s)
+        self._median, self._p99, self._p999, self.promised = quantiles(latency_s, levels, _CONFIDENCE, runs)
         self.data = judge(latency_s, promise.deadline_s, promise.epsilon, promise.confidence, runs) if promise else None
 
     def verdict(self, *, valid: bool, excuse: str = "") -> tuple[Verdict, str]:
@@ -50,12 +58,14 @@ class Latencies:
             valid: Whether every fidelity gate of every window held.
             excuse: How the tenant broke its own contract; empty where it kept it.
         """
-        if self.data is None:
+        if self._tenant.promise is None:
             return "NONE", ""
         if not valid:
             return "INVALID", "the host could not keep up, so this says nothing about the promise"
         if excuse:
             return "EXCUSED", f"the tenant broke its own contract: {excuse}"
+        if self.data is None:
+            return "UNDETERMINED", "nothing that it sent can be judged; measure for longer"
         return self.data.verdict.value, self.data.reason
 
     def row(self, bound: BoundRecord | None, **own: Any) -> TenantRecord:
@@ -84,6 +94,10 @@ class Latencies:
             samples_needed=data.samples_needed if data else None,
             **own,
         )
+
+
+def _unknown(level: float) -> Quantile:
+    return Quantile(level, _CONFIDENCE, None, None, None, None, None)
 
 
 def terms(tenant: Tenant, bound: BoundRecord | None) -> dict[str, Any]:

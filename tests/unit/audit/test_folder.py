@@ -268,6 +268,14 @@ def test_a_promise_without_a_sample_is_undetermined_and_so_is_its_run(tmp_path: 
     assert (invalid.verdict, invalid.tenants[0].verdict) == ("INVALID", "INVALID")
 
 
+def test_a_run_whose_clock_was_set_back_can_be_audited(tmp_path: Path) -> None:
+    before = window(8)
+    later = np.arange(len(before)) >= len(before) // 2
+    after = replace(before, border_s=before.border_s - np.where(later, 1.0, 0.0)[:, None])
+    found = audit_run(folder(tmp_path / "run", [after], valid=False))
+    assert (found.verdict, [tenant.verdict for tenant in found.tenants]) == ("INVALID", ["INVALID"])
+
+
 def test_a_run_that_promised_nothing_has_no_verdict(tmp_path: Path) -> None:
     found = audit_run(with_idle(folder(tmp_path / "run", [window(8)]), promised=False, alone=True))
     assert (found.verdict, found.tenants) == ("NONE", ())

@@ -78,6 +78,26 @@ def test_the_verdict_is(latency: Callable[..., np.ndarray], valid: bool, gap_s: 
     assert judge_tenant(TENANT, [observed(latency, gap_s)], None, valid=valid).verdict == verdict
 
 
+@pytest.mark.parametrize(
+    ("tenant", "valid", "verdict"),
+    [(TENANT, True, "UNDETERMINED"), (TENANT, False, "INVALID"), (replace(TENANT, promise=None), True, "NONE")],
+    ids=["promised", "promised on a bad host", "not promised"],
+)
+def test_who_sent_nothing_is_not_judged(tenant: Tenant, valid: bool, verdict: str) -> None:
+    nothing = replace(observed(fast), outside=np.zeros(N, dtype=np.bool_))
+    found = judge_tenant(tenant, [nothing], bound(0.02), valid=valid)
+    assert (found.verdict, found.n, found.p999_s, found.promised_s) == (verdict, 0, None, None)
+    assert not found.bound_broken
+
+
+def test_a_clock_that_was_set_back_does_not_keep_the_row_from_being_written() -> None:
+    def early(rng: np.random.Generator, n: int) -> np.ndarray:
+        return fast(rng, n) - np.where(np.arange(n) < n // 2, 0.0, 1.0)
+
+    found = judge_tenant(TENANT, [observed(early)], bound(0.02), valid=False)
+    assert (found.verdict, found.n, found.p50_s) == ("INVALID", N, pytest.approx(0.0, abs=1e-3))
+
+
 def test_best_effort_is_promised_nothing() -> None:
     nobody = Tenant("alpha", PoissonArrivals(1000.0, SIZE), "east")
     found = judge_tenant(nobody, [observed(often_late)], None, valid=True)

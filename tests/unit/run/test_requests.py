@@ -387,6 +387,13 @@ def test_requests_that_a_fault_was_to_touch_are_counted_apart_and_judged_by_noth
         assert {gate.name for gate in gates if not gate.ok} == closed
 
 
+def test_who_was_touched_by_a_fault_with_every_request_is_not_judged() -> None:
+    ideal = outcome()
+    nothing = np.zeros(len(ideal.record.schedule.time_s), dtype=np.bool_)
+    row = judge_requests(TENANT, ASKED, [ideal], None, SHAPER, seconds=200.0, valid=True, outside=[nothing])
+    assert (row.verdict, row.n, row.in_faults, row.promised_s) == ("UNDETERMINED", 0, nothing.size, None)
+
+
 def test_a_request_that_no_capture_has_seen_closes_a_gate() -> None:
     seen = outcome()
     out = seen.match.samples.out_s.copy()
