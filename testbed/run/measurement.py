@@ -14,7 +14,7 @@ from typing import Any
 from controller.client import CallError
 from testbed.emulation.probe import probe
 from testbed.emulation.probe_checks import ProbeResult
-from testbed.errors import FidelityError, InterruptedRunError
+from testbed.errors import FidelityError, InterruptedRunError, PreflightError
 from testbed.management.bounds import Bounds
 from testbed.run.assemble import Measured
 from testbed.run.bounds import bounds_of
@@ -159,12 +159,13 @@ def _measure(
                 return
             drift = (*drift, *reservations.drift())
         steps.measured = True
-        failure, own = None, granted
+        failure: Exception | None = None
+        own = granted
         if scenario.cooldown_s and not steps.stop():
             with steps.step(f"cooling down {index} of {seeds}") as step:
                 try:
                     own = _cool_down(stage, reservations, granted, seeds + index, step=step, stop=steps.stop)
-                except FidelityError as error:
+                except (FidelityError, PreflightError, CallError, OSError) as error:
                     failure = error
         terms = terms_of(scenario, reservations, shapers, own.host_s, own.idle)
         yield Measured(window, gates_of(scenario, window, terms, own.requests, drift), terms, own.requests)

@@ -133,7 +133,7 @@ def run_reserved(scenario: Scenario, options: Options, progress: Progress, reser
                 raise
             evidence.failure = room.why(folder, error.problems)
         except OSError as error:
-            if not room.is_full(error):
+            if not evidence.measured and not room.is_full(error):
                 raise
             evidence.failure = room.why(folder, [str(error)])
         fingerprint = host.fingerprint()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -10,11 +11,12 @@ from typing import Any, Self
 
 import pytest
 
-from testbed.errors import CleanupError, InterruptedRunError, ReservationError, TestbedError
+from testbed.errors import CleanupError, FidelityError, InterruptedRunError, PreflightError, ReservationError
 from testbed.management.federation import Federation
 from testbed.management.paper import on_paper
 from testbed.report.record import RunRecord, read_record
 from testbed.run import pipeline
+from testbed.run.measurement import Evidence
 from testbed.run.pipeline import Options, run_reserved
 from testbed.run.progress import Silent
 from testbed.scenario.loader import load
@@ -53,12 +55,12 @@ def reserving(_network: object, _controllers: Mapping[str, object]) -> Iterator[
         raise GIVEN_BACK
 
 
-Ended = Callable[[TestbedError], RunRecord]
+Ended = Callable[..., RunRecord]
 
 
 @pytest.fixture
 def ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Ended:
-    """The record of a run that comes to nothing for this reason."""
+    """The record of a run that ends for this reason, after it has measured what else is given."""
     for name in CHECKS:
         monkeypatch.setattr(pipeline, name, lambda *_: None)
     monkeypatch.setattr(pipeline.faults, "require", lambda *_: None)
@@ -66,8 +68,9 @@ def ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Ended:
     monkeypatch.setattr(pipeline, "TandemNetwork", Network)
     monkeypatch.setattr(pipeline, "start_controller", lambda *_: nullcontext())
 
-    def run(reason: TestbedError) -> RunRecord:
-        def gather(*_: Any) -> None:
+    def run(reason: Exception, *measured: Any) -> RunRecord:
+        def gather(evidence: Evidence, *_: Any) -> None:
+            evidence.measured.extend(measured)
             raise reason
 
         monkeypatch.setattr(pipeline, "gather", gather)
@@ -89,3 +92,15 @@ def test_an_interrupted_run_that_cannot_be_undone_says_so_and_leaves_no_folder(e
     with pytest.raises(CleanupError, match="repeat with testbed clean"):
         ended(InterruptedRunError("interrupted before anything was measured; nothing is left behind"))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("reason", [PreflightError("a sender was not ready"), OSError(errno.EIO, "Input/output error")])
+def test_what_was_measured_is_judged_whatever_ended_the_run(
+    ended: Ended, monkeypatch: pytest.MonkeyPatch, reason: Exception
+) -> None:
+    def assemble(*_: Any, failure: list[str], **__: Any) -> None:
+        raise FidelityError([f"judged after: {why}" for why in failure])
+
+    monkeypatch.setattr(pipeline, "assemble", assemble)
+    with pytest.raises(FidelityError, match=f"judged after: .*{str(reason)[-12:]}"):
+        ended(reason, object())
