@@ -53,13 +53,17 @@ def computations(
     Raises:
         FidelityError: The warm-up answered nothing.
     """
-    computed_s = {name: computation_s(name, outcome) for name, outcome in outcomes.items()}
+    serving = [(tenant, asked) for tenant, asked in asking(scenario) if tenant.reservation is not None]
+    sites = {tenant.site for tenant, _ in serving}
+    # Of a site where nobody reserves nothing is promised.
+    shared = {tenant.name: outcomes[tenant.name] for tenant, _ in asking(scenario) if tenant.site in sites}
+    computed_s = {name: computation_s(name, outcome) for name, outcome in shared.items()}
     # What turns go by is the server's own estimate of just this.
-    usual_s = {name: float(np.nanmedian(outcome.match.samples.compute_s)) for name, outcome in outcomes.items()}
+    usual_s = {name: float(np.nanmedian(outcome.match.samples.compute_s)) for name, outcome in shared.items()}
     found = {}
-    for tenant, asked in asking(scenario):
+    for tenant, asked in serving:
         name, envelopes = tenant.name, reservations.envelopes(tenant)
-        if tenant.reservation is None or not envelopes:
+        if not envelopes:
             continue
         beside = [
             (other.compute_share, computed_s[each.name], usual_s[each.name])

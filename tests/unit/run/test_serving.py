@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,7 @@ import pytest
 
 from testbed.envelope.descriptor import Envelope, Stage, Validity
 from testbed.envelope.errors import WrongRateError
+from testbed.errors import FidelityError
 from testbed.management.bounds import HOST_RISK
 from testbed.management.request_bounds import bound_requests
 from testbed.management.requests import ComputeReservation, served_rate_bps, turn_s
@@ -18,7 +20,7 @@ from testbed.management.sealing import Computation, compute_envelope
 from testbed.run.calibrate import DOMAIN_FLOOR_S, HEADROOM, PATH_CAP_S
 from testbed.run.excess import computed_under, refuted
 from testbed.run.requests import RequestOutcome
-from testbed.run.serving import computation, server_calibration
+from testbed.run.serving import computation, computations, server_calibration
 from testbed.traffic.request_demand import least_wire_bits
 from tests.unit.run.test_requests import ASKED, COMPUTE_S, OUT, RATE_BPS, TENANT, outcome, server, terms
 
@@ -155,3 +157,15 @@ def test_a_tail_that_is_signed_is_in_the_bound_and_one_of_another_rate_is_refuse
     answering = replace(terms(tailed), answer_bits=int(1.1 * LARGEST_BITS))
     with pytest.raises(WrongRateError, match="ask for a calibration on this path"):
         _ = answering.path
+
+
+def test_nothing_is_asked_of_a_server_where_nobody_reserves() -> None:
+    silent = warm_up()
+    never = np.full_like(silent.match.samples.server_s, np.nan)
+    silent = replace(silent, match=replace(silent.match, samples=replace(silent.match.samples, server_s=never)))
+    alone = SimpleNamespace(tenants=(replace(TENANT, reservation=None, promise=None),), slow_down=1.0)
+    on_paper = SimpleNamespace(envelopes=lambda _: [])
+    assert computations(alone, on_paper, {TENANT.name: silent}) == {}  # type: ignore[arg-type]
+    reserving = SimpleNamespace(tenants=(TENANT,), slow_down=1.0)
+    with pytest.raises(FidelityError, match="no request was answered during the warm-up"):
+        computations(reserving, on_paper, {TENANT.name: silent})  # type: ignore[arg-type]
