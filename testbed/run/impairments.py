@@ -59,21 +59,25 @@ def read(path: Path, server: str, tenants: tuple[str, ...], start_ns: int) -> It
     """
     try:
         events = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        ends = [event for event in events if event["event"] == "end"]
-        for event in events:
-            if event["event"] != "begin":
-                continue
-            same = [end for end in ends if all(end[key] == event[key] for key in ("kind", "amount", "seed"))]
-            if same:
-                ends.remove(same[0])
-            yield ImpairmentRecord(
-                server=server,
-                tenants=tenants,
-                kind=event["kind"],
-                amount=event["amount"],
-                seed=event["seed"],
-                begin_s=(event["at_ns"] - start_ns) / 1e9,
-                end_s=(same[0]["at_ns"] - start_ns) / 1e9 if same else None,
-            )
+        # An end is that of the latest beginning: what a server that was killed had begun has none.
+        unended: dict[tuple[object, ...], list[int]] = {}
+        ended_ns: dict[int, int] = {}
+        for number, event in enumerate(events):
+            alike = unended.setdefault((event["kind"], event["amount"], event["seed"]), [])
+            if event["event"] == "begin":
+                alike.append(number)
+            elif alike:
+                ended_ns[alike.pop()] = event["at_ns"]
+        for number, event in enumerate(events):
+            if event["event"] == "begin":
+                yield ImpairmentRecord(
+                    server=server,
+                    tenants=tenants,
+                    kind=event["kind"],
+                    amount=event["amount"],
+                    seed=event["seed"],
+                    begin_s=(event["at_ns"] - start_ns) / 1e9,
+                    end_s=(ended_ns[number] - start_ns) / 1e9 if number in ended_ns else None,
+                )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FidelityError(f"{path}: no record of a server's impairments ({error})") from error

@@ -46,6 +46,16 @@ def test_beginnings_find_their_ends_and_a_crash_has_none(tmp_path: Path) -> None
     assert {(each.server, each.tenants, each.seed) for each in found} == {("h1", ("vision",), 7)}
 
 
+def test_what_a_killed_server_had_begun_does_not_take_the_end_of_what_began_later(tmp_path: Path) -> None:
+    path = written(
+        tmp_path / "record",
+        event(1_000_000_000, "begin", "slow-down", 3.0),
+        event(5_000_000_000, "begin", "slow-down", 3.0),
+        event(6_000_000_000, "end", "slow-down", 3.0),
+    )
+    assert [(each.begin_s, each.end_s) for each in read(path, "h1", (), 0)] == [(1.0, None), (5.0, 6.0)]
+
+
 def test_a_servers_own_record_is_understood(tmp_path: Path) -> None:
     path, crashed, over = tmp_path / "record", threading.Event(), threading.Event()
 
