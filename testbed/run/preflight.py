@@ -9,7 +9,7 @@ from pathlib import Path
 from pyroute2 import GenericNetlinkSocket, NetlinkError
 
 from testbed.errors import PreflightError
-from testbed.scenario.model import Datapath, Scenario
+from testbed.scenario.model import Datapath, Scenario, Tenant
 from testbed.traffic import nghttp2
 
 MOST_TENANTS = 500
@@ -17,7 +17,9 @@ MOST_TENANTS = 500
 
 _CAPTURE_BYTES_PER_PACKET = 96 + 16
 _PACKETS_PER_S_AND_BORDER = 25_000
-"""What the captures are provided for: more than a software switch on two cores carries."""
+"""What the captures of a border are provided for: more than a software switch on two cores carries."""
+_PACKETS_PER_S = 60_000
+"""And those of all borders together."""
 
 _MIB = 2**20
 _RUN_BYTES, _DOMAIN_BYTES, _TENANT_BYTES = 450 * _MIB, 70 * _MIB, 100 * _MIB
@@ -102,7 +104,10 @@ def require_room(out: Path, scenario: Scenario, windows: int) -> None:
     if in_the_way := next((path for path in (out, *out.parents) if path.exists() and not path.is_dir()), None):
         raise PreflightError(f"{out}: found {in_the_way}, which is no folder; choose another folder with --out")
     seconds = scenario.warmup_s + windows * (scenario.duration_s + scenario.cooldown_s)
-    needed = int(seconds * _PACKETS_PER_S_AND_BORDER / scenario.slow_down * _CAPTURE_BYTES_PER_PACKET)
+    # What clients of requests send is captured whole, beside that.
+    links = {path[0].name: path[0].link_rate_bps for path in map(scenario.path, _asking(scenario))}
+    bytes_per_s = _PACKETS_PER_S / scenario.slow_down * _CAPTURE_BYTES_PER_PACKET + sum(links.values()) / 8
+    needed = int(seconds * bytes_per_s)
     existing = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.is_dir())
     free = shutil.disk_usage(existing).free
     if free < needed:
@@ -120,7 +125,7 @@ def require_memory(scenario: Scenario, *, meminfo: Path = Path("/proc/meminfo"))
     """
     seconds = max(scenario.warmup_s, scenario.duration_s, scenario.cooldown_s)
     packets = seconds * _PACKETS_PER_S_AND_BORDER / scenario.slow_down
-    asking = [tenant for tenant in scenario.tenants if tenant.requests is not None]
+    asking = _asking(scenario)
     needed = (
         _RUN_BYTES
         + _DOMAIN_BYTES * len(scenario.domains)
@@ -136,6 +141,10 @@ def require_memory(scenario: Scenario, *, meminfo: Path = Path("/proc/meminfo"))
             f"{len(scenario.tenants)} tenants in {len(scenario.domains)} domains; end something else, shorten "
             "the window or run fewer tenants"
         )
+
+
+def _asking(scenario: Scenario) -> list[Tenant]:
+    return [tenant for tenant in scenario.tenants if tenant.requests is not None]
 
 
 def _available_bytes(meminfo: Path) -> int:

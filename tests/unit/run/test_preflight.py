@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -123,6 +124,25 @@ def test_who_sends_requests_needs_the_library_that_does(monkeypatch: pytest.Monk
     require_sender(smoke)
     with pytest.raises(PreflightError, match=r"tenants that send requests: .* install the package libnghttp2-14"):
         require_sender(load(DEMO))
+
+
+def test_captures_are_provided_for_at_every_border_and_whole_where_clients_send_requests(
+    smoke: Scenario, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    demo = load(DEMO)
+    asking = next(tenant for tenant in demo.tenants if tenant.requests is not None)
+    packets = 8 * 60_000 * 112  # a second, over all borders, of 96 B and their headers
+    for scenario, needed in (
+        (smoke, packets),
+        (replace(smoke, slow_down=2.0), packets / 2),
+        (replace(demo, warmup_s=3.0, duration_s=5.0, tenants=(asking,)), packets + demo.domains[0].link_rate_bps),
+    ):
+        for short in (-2, 2):
+            free = shutil.disk_usage(tmp_path)._replace(free=int(needed) - short)
+            monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: free)
+            with pytest.raises(PreflightError, match="captures of 8 s") if short > 0 else nullcontext():
+                require_room(tmp_path, scenario, windows=1)
+            monkeypatch.undo()
 
 
 @pytest.mark.parametrize("below", ["", "runs"])
