@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from importlib import import_module
 from typing import Annotated, Any
 
@@ -89,9 +90,17 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except TestbedError as error:
-        console = Console(stderr=True, highlight=False, soft_wrap=True)
-        for problem in error.problems:
-            console.print(f"testbed: {problem}", markup=False)
+        _print(error.problems)
         sys.exit(exit_of_error(error))
+    except OSError as error:
+        # What the host refuses is no broken promise, which the 1 of a traceback would say.
+        _print([str(error)])
+        sys.exit(Exit.WRONG_COMMAND)
     except KeyboardInterrupt:
         sys.exit(Exit.INTERRUPTED)
+
+
+def _print(problems: Sequence[str]) -> None:
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    for problem in problems:
+        console.print(f"testbed: {problem}", markup=False)

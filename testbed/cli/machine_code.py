@@ -7,7 +7,8 @@ import atexit
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import testbed
@@ -48,8 +49,8 @@ def forget_stale() -> None:
     """
     package = Path(testbed.__file__).parent
     found = (index for index in package.rglob("__pycache__/*.nbi") if os.access(index.parent, os.W_OK))
-    kept = {index: index.stat().st_mtime_ns for index in found}  # Numba uses no folder that it cannot write.
-    changed = {source: source.stat().st_mtime_ns for source in package.rglob("*.py")}
+    kept = dict(_changed(found))  # Numba uses no folder that it cannot write.
+    changed = dict(_changed(package.rglob("*.py")))
     if not kept or min(kept.values()) > max(changed.values()):
         return
     newest: dict[Path, int] = {}
@@ -60,7 +61,15 @@ def forget_stale() -> None:
         if newest[source] >= at_ns:
             index.unlink(missing_ok=True)
         else:
-            os.utime(index)  # known to be fresh: not to be looked at again
+            with suppress(FileNotFoundError):
+                os.utime(index)  # known to be fresh: not to be looked at again
+
+
+def _changed(files: Iterable[Path]) -> Iterator[tuple[Path, int]]:
+    """When each was changed, ns; another command that begins just now may take some away."""
+    for file in files:
+        with suppress(FileNotFoundError):
+            yield file, file.stat().st_mtime_ns
 
 
 def _needed(source: Path, package: Path) -> set[Path]:

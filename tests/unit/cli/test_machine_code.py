@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -131,6 +132,27 @@ def test_compiled_code_of_a_module_that_is_gone_goes_too(compiled: Path) -> None
     (compiled / "unrelated.py").touch()
     machine_code.forget_stale()
     assert kept(compiled) == {"loops"}
+
+
+def test_two_commands_that_begin_together_do_not_hurt_each_other(
+    compiled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (compiled / "sizes.py").write_text("ROOM = 7\n")
+    stat = Path.stat
+
+    def late(path: Path, **how: Any) -> os.stat_result:
+        """The other command has been quicker."""
+        if path.suffix == ".nbi" and path.name.startswith("loops"):
+            path.unlink(missing_ok=True)
+        return stat(path, **how)
+
+    def gone(_: object) -> None:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(Path, "stat", late)
+    monkeypatch.setattr(os, "utime", gone)
+    machine_code.forget_stale()
+    assert kept(compiled) == {"others"}
 
 
 def test_where_nothing_was_compiled_there_is_nothing_to_forget(package: Path) -> None:

@@ -54,9 +54,25 @@ def test_every_verdict_has_its_exit_code(verdict: str, code: int) -> None:
     assert exit_of_verdict(verdict) == code
 
 
-@pytest.mark.parametrize("raised", [CleanupError(["one is wrong", "two is [wrong]"]), KeyboardInterrupt()])
+@pytest.mark.parametrize(
+    ("raised", "code", "said"),
+    [
+        (
+            CleanupError(["one is wrong", "two is [wrong]"]),
+            Exit.FAIL,
+            "testbed: one is wrong\ntestbed: two is [wrong]\n",
+        ),
+        (OSError(28, "No room", "runs"), Exit.WRONG_COMMAND, "testbed: [Errno 28] No room: 'runs'\n"),
+        (KeyboardInterrupt(), Exit.INTERRUPTED, ""),
+    ],
+    ids=["an error of ours", "what the host refuses", "Ctrl-C"],
+)
 def test_problems_are_printed_a_line_each_and_nothing_is_traced_back(
-    raised: BaseException, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    raised: BaseException,
+    code: Exit,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def fail(**_: object) -> None:
         raise raised
@@ -64,12 +80,7 @@ def test_problems_are_printed_a_line_each_and_nothing_is_traced_back(
     monkeypatch.setattr(command, "app", fail)
     with pytest.raises(SystemExit) as ended:
         command.main()
-    if isinstance(raised, CleanupError):
-        assert ended.value.code == Exit.FAIL
-        assert capsys.readouterr().err == "testbed: one is wrong\ntestbed: two is [wrong]\n"
-    else:
-        assert ended.value.code == Exit.INTERRUPTED
-        assert capsys.readouterr().err == ""
+    assert (ended.value.code, capsys.readouterr().err) == (code, said)
 
 
 def test_the_version_is_the_packages() -> None:
