@@ -71,12 +71,9 @@ class TensorSpec:
 
     def accepts(self, shape: Sequence[int]) -> bool:
         """Whether a tensor of this shape fits."""
-        if len(shape) != len(self.shape):
-            return False
-        for found, wanted in zip(shape, self.shape, strict=True):
-            if found != wanted and (wanted != -1 or found < 1):
-                return False
-        return True
+        return len(shape) == len(self.shape) and all(
+            found >= 1 if wanted == -1 else found == wanted for found, wanted in zip(shape, self.shape, strict=True)
+        )
 
 
 def inputs_of(request: ModelInferRequest, specs: Sequence[TensorSpec]) -> dict[str, Array]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -95,6 +96,18 @@ def test_values_that_a_datatype_cannot_hold_are_refused(datatype: str, values: l
 def test_a_datatype_without_a_typed_form_must_be_raw() -> None:
     with pytest.raises(InvalidRequestError, match="found no raw contents, expected them: FP16 has no typed ones"):
         inputs_of(typed("FP16", "fp32_contents", [0.5]), [spec("FP16")])
+
+
+@pytest.mark.parametrize("raw", [False, True])
+@pytest.mark.parametrize("shape", [[-1, -1], [-1, 1], [1, -1], [0, 1], [-2, -2]])
+def test_a_size_that_a_request_chooses_must_be_at_least_1(shape: list[int], raw: bool) -> None:
+    message = ModelInferRequest(raw_input_contents=[bytes(4)] if raw else [])
+    tensor = message.inputs.add(name="x", datatype="FP32", shape=shape)
+    if not raw:
+        tensor.contents.fp32_contents.append(0.0)
+    expected = rf"^input 'x': found shape {re.escape(str(shape))}, expected FP32 \[n, n\] named 'x'$"
+    with pytest.raises(InvalidRequestError, match=expected):
+        inputs_of(message, [TensorSpec("x", "FP32", (-1, -1))])
 
 
 def test_an_answer_is_raw_as_a_whole_where_one_of_its_outputs_has_no_typed_form() -> None:
