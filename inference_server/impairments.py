@@ -209,12 +209,12 @@ class Impairments:
                 return
 
     def slow_down(self, taken_ns: int) -> int:
-        """Make a computation that took so long take longer, and say by how many ns it did."""
+        """Make a computation that took so long take longer unless the server ends, and say by how many ns it did."""
         factor = math.prod(impairment.amount for impairment in self._active(Kind.SLOW_DOWN))
         if factor <= 1:
             return 0
         begun_ns = time.monotonic_ns()
-        time.sleep(taken_ns * (factor - 1) / 1e9)
+        self._ended.wait(min(taken_ns * (factor - 1) / 1e9, _LONGEST_S))
         return self._was_held_up(begun_ns, Kind.SLOW_DOWN) - begun_ns
 
     def called(self, name: str) -> str:

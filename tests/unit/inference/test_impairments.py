@@ -119,6 +119,19 @@ def test_a_slow_down_makes_a_computation_take_its_factor() -> None:
     impairments.close()
 
 
+@pytest.mark.parametrize("factors", [[1e6], [1e6, 1e6, 1e6]])
+def test_a_slow_down_ends_with_the_server(factors: list[float]) -> None:
+    impairments = impairing(*({"kind": "slow-down", "to_s": LATER_S, "factor": factor} for factor in factors))
+    slowed: list[int] = []
+    worker = threading.Thread(target=lambda: slowed.append(impairments.slow_down(1_000_000_000)), daemon=True)
+    worker.start()
+    worker.join(0.05)
+    assert worker.is_alive()
+    impairments.close()
+    worker.join(LONG_S)
+    assert len(slowed) == 1
+
+
 def test_a_request_says_how_long_others_before_it_were_slowed_down() -> None:
     impairments = impairing({"kind": "slow-down", "to_s": LATER_S, "factor": 2.0})
     queued = time.monotonic_ns()
