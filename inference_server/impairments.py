@@ -41,9 +41,9 @@ _REMEMBERED = 1 << 16
 """Of how many times that a worker was held up the server knows; more than can happen while a request waits."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Impairment:
-    """One impairment.
+    """One impairment; another that is the same in every attribute is another one.
 
     Attributes:
         kind: What is done.

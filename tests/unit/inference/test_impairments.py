@@ -191,6 +191,14 @@ def test_memory_pressure_holds_what_it_says_until_it_ends(tmp_path: Path) -> Non
     assert [json.loads(line)["event"] for line in record.read_text().splitlines()] == ["begin", "end"]
 
 
+def test_memory_pressure_that_is_asked_for_twice_is_held_twice(tmp_path: Path) -> None:
+    record = tmp_path / "record.jsonl"
+    impairments = impairing(*[{"kind": "memory-pressure", "to_s": LATER_S, "bytes": 1 << 20}] * 2, record=record)
+    until(lambda: len(record.read_text().splitlines()) == 2 and len(impairments._held) == 2)
+    impairments.close()
+    assert [json.loads(line)["event"] for line in record.read_text().splitlines()] == ["begin", "begin", "end", "end"]
+
+
 def impair(channel: grpc.Channel) -> Callable[..., pb.ImpairResponse]:
     return channel.unary_unary(
         "/inference.Impairments/Impair",
