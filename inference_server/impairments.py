@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -30,6 +32,8 @@ from inference_server.generated import open_inference_pb2 as pb
 from inference_server.messages import parsed
 from inference_server.protocol import IMPAIRMENTS, NOTHING_LOST, Kind, LostTime, Stamps
 from inference_server.tensors import Array
+
+_LOG = logging.getLogger(__name__)
 
 CRASHED = 70
 """Exit code of a server that crashed on purpose."""
@@ -162,6 +166,7 @@ class Impairments:
             OSError: The record cannot be written.
         """
         self._record = None if record is None else record.open("a", encoding="utf-8")
+        self._record_failed = False
         self._touched = touched
         self._workers = workers
         self._crash = crash
@@ -196,7 +201,8 @@ class Impairments:
         if self._clock is not None:
             self._clock.join()
         if self._record is not None:
-            self._record.close()
+            with self._failure_logged():
+                self._record.close()
 
     def wait_out_pause(self) -> None:
         """Return when no pause holds the workers up, or the server ends."""
@@ -329,7 +335,11 @@ class Impairments:
             for each in self._all:
                 if each.start_ns <= now_ns and each not in begun:
                     begun.add(each)
-                    self._begin(each)
+                    try:
+                        self._begin(each)
+                    except MemoryError as error:
+                        over.add(each)
+                        self._fail(each, error)
                 if each.end_ns <= now_ns and each not in over:
                     over.add(each)
                     self._end(each)
@@ -341,13 +351,20 @@ class Impairments:
             self._end(each)
 
     def _begin(self, each: Impairment) -> None:
+        held = np.empty(int(each.amount), dtype=np.uint8) if each.kind is Kind.MEMORY_PRESSURE else None
         self._write("begin", each)
         if each.kind is Kind.CRASH:
             self._crash(CRASHED)
-        if each.kind is Kind.MEMORY_PRESSURE:
-            held = np.empty(int(each.amount), dtype=np.uint8)
+        if held is not None:
             held[::_PAGE_BYTES] = 1  # a page that nobody wrote to is held by nobody
             self._held[each] = held
+
+    def _fail(self, each: Impairment, error: MemoryError) -> None:
+        """Say that there is no memory to hold, and forget the impairment, so that no answer claims it."""
+        _LOG.error("impairment %s: cannot hold %d bytes (%s); ask for less", each.kind, each.amount, error)
+        with self._lock:
+            self._all = tuple(other for other in self._all if other is not each)
+        self._write("fail", each)
 
     def _end(self, each: Impairment) -> None:
         self._held.pop(each, None)
@@ -362,7 +379,23 @@ class Impairments:
                 "amount": each.amount,
                 "seed": each.seed,
             }
-            print(json.dumps(entry), file=self._record, flush=True)
+            with self._failure_logged():
+                print(json.dumps(entry), file=self._record, flush=True)
+
+    @contextmanager
+    def _failure_logged(self) -> Iterator[None]:
+        """Log the first time that the record cannot be written; impairments go on without it."""
+        try:
+            yield
+        except OSError as error:
+            if not self._record_failed and self._record is not None:
+                self._record_failed = True
+                _LOG.error(
+                    "impairment record %s: cannot be written (%s), so beginnings and ends may be missing from it; "
+                    "is the disk full?",
+                    self._record.name,
+                    error,
+                )
 
 
 def _wrong(array: Array) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -15,13 +16,14 @@ import pytest
 
 from inference_server.errors import InvalidRequestError
 from inference_server.generated import open_inference_pb2 as pb
-from inference_server.impairments import CRASHED, Impairments, parse, read
+from inference_server.impairments import CRASHED, Impairment, Impairments, parse, read
 from inference_server.protocol import IMPAIRED, Kind, LostTime, Stamps, impaired_by
 from inference_server.server import Settings
 from tests.unit.inference.serving import LONG_S, Running, infer, request, serving, until
 
 NOW_S = 1_000
 LATER_S = 1e6
+SOON_S = 10.0
 
 
 def asked(*items: dict[str, Any], seed: int = 7) -> pb.ImpairRequest:
@@ -197,6 +199,42 @@ def test_memory_pressure_that_is_asked_for_twice_is_held_twice(tmp_path: Path) -
     until(lambda: len(record.read_text().splitlines()) == 2 and len(impairments._held) == 2)
     impairments.close()
     assert [json.loads(line)["event"] for line in record.read_text().splitlines()] == ["begin", "begin", "end", "end"]
+
+
+def test_impairments_go_on_where_their_record_cannot_be_written(caplog: pytest.LogCaptureFixture) -> None:
+    crashed = threading.Event()
+    impairments = impairing(
+        {"kind": "memory-pressure", "to_s": 0.05, "bytes": 1 << 20},
+        {"kind": "crash", "from_s": 0.1},
+        record=Path("/dev/full"),
+        crash=lambda _: crashed.set(),
+    )
+    assert crashed.wait(SOON_S)
+    assert not impairments._held
+    impairments.close()
+    (said,) = caplog.messages
+    assert re.match("impairment record /dev/full: cannot be written .*No space left on device.*disk full", said)
+
+
+def test_memory_that_cannot_be_had_is_told_and_what_is_due_later_comes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    record, crashed = tmp_path / "record.jsonl", threading.Event()
+    now = time.monotonic_ns()
+    impairments = Impairments(record, touched=lambda *_: None, crash=lambda _: crashed.set())
+    impairments.add(
+        [
+            Impairment(Kind.MEMORY_PRESSURE, now, now + int(LATER_S * 1e9), float(1 << 60), 7),
+            Impairment(Kind.CRASH, now + 10_000_000, now + 10_000_000, 0.0, 7),
+        ]
+    )
+    assert crashed.wait(SOON_S)
+    assert answered(impairments, "1")[1] == ()
+    impairments.close()
+    events = [(entry["event"], entry["kind"]) for entry in map(json.loads, record.read_text().splitlines())]
+    assert events == [("fail", "memory-pressure"), ("begin", "crash"), ("end", "crash")]
+    (said,) = caplog.messages
+    assert re.match(rf"impairment memory-pressure: cannot hold {1 << 60} bytes .*; ask for less", said)
 
 
 def impair(channel: grpc.Channel) -> Callable[..., pb.ImpairResponse]:
