@@ -33,8 +33,10 @@ class _Page(Collector):
         for share, count in self._waiting().items():
             waiting.add_metric([share], count)
         yield waiting
+        # Whoever counts must not wait while the page is written.
         with self._statistics.read():
-            yield from (*self._requests(), *self._executions(), self._impaired())
+            found = [*self._requests(), *self._executions(), self._impaired()]
+        yield from found
 
     def _requests(self) -> list[Metric]:
         endings = CounterMetricFamily("inference_requests", "Requests by how they ended.", labels=[*_REQUEST, "status"])

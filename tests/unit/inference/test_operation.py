@@ -24,9 +24,11 @@ from torch import nn
 
 from inference_server.__main__ import _settings, main
 from inference_server.generated.open_inference_pb2 import Impairment, ImpairRequest
+from inference_server.metrics import _Page
 from inference_server.protocol import Stamps
 from inference_server.security import Security
 from inference_server.server import CALLS, CAPPED_CALLS, MESSAGE_BYTES, Settings
+from inference_server.statistics import Statistics
 from tests.unit.inference.serving import LONG_S, Running, infer, request, serving, special
 
 DAY = dt.timedelta(days=1)
@@ -325,6 +327,14 @@ def test_the_page_for_prometheus_counts_impaired_requests_by_what_touched_them()
         page = metrics(running).splitlines()
     counted = [line for line in page if line.startswith("inference_impaired_requests_total")]
     assert counted == ['inference_impaired_requests_total{kind="wrong-answers"} 2.0']
+
+
+def test_nobody_who_counts_waits_while_the_page_for_prometheus_is_written() -> None:
+    statistics = Statistics()
+    statistics.touched("pause", 1)
+    locked = {metric.name: statistics._lock.locked() for metric in _Page(statistics, lambda: {"": 0}).collect()}
+    assert locked.keys() >= {"inference_requests", "inference_rows", "inference_impaired_requests"}
+    assert not any(locked.values())
 
 
 def test_who_watches_health_sees_it_end() -> None:
