@@ -35,12 +35,6 @@ class _Admitted:
     answer: asyncio.Task[Answer]
 
 
-@dataclass(frozen=True, slots=True)
-class _Refused:
-    request: pb.ModelInferRequest
-    error: InferenceError
-
-
 class Stream:
     """One call."""
 
@@ -48,7 +42,7 @@ class Stream:
         self._service = inferences
         self._context = context
         self._room = asyncio.Semaphore(MOST_UNANSWERED)
-        self._admitted: asyncio.Queue[_Admitted | _Refused | None] = asyncio.Queue()
+        self._admitted: asyncio.Queue[_Admitted | bytes | None] = asyncio.Queue()
         self._computing: set[asyncio.Task[Answer]] = set()
 
     async def answers(self, requests: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
@@ -56,9 +50,8 @@ class Stream:
         reading = asyncio.create_task(self._read(requests))
         try:
             while (admitted := await self._admitted.get()) is not None:
-                if isinstance(admitted, _Refused):
-                    request = admitted.request
-                    yield _refusal(request.model_name, request.id, admitted.error)
+                if isinstance(admitted, bytes):
+                    yield admitted
                 else:
                     async for answer in _answer(admitted):
                         yield answer
@@ -78,7 +71,8 @@ class Stream:
                 try:
                     job = self._service.admitted(message, self._context, streaming=True)
                 except InferenceError as error:
-                    self._admitted.put_nowait(_Refused(_readable(message), error))
+                    # Not the error: its traceback would keep the whole request until its turn.
+                    self._admitted.put_nowait(_refused(message, error))
                     continue
                 task = asyncio.create_task(self._service.computed(job))
                 self._computing.add(task)
@@ -99,14 +93,14 @@ async def _answer(admitted: _Admitted) -> AsyncIterator[bytes]:
         yield _refusal(job.model.name, job.id, error)
 
 
-def _readable(message: bytes) -> pb.ModelInferRequest:
-    """What can be read of a request that was refused: its id, as a rule."""
+def _refused(message: bytes, error: InferenceError) -> bytes:
+    """The refusal of a request that was never queued, with what can be read of it: its id, as a rule."""
     request = pb.ModelInferRequest()
     try:
         request.ParseFromString(message)
     except DecodeError:
         request.Clear()
-    return request
+    return _refusal(request.model_name, request.id, error)
 
 
 def _message(response: pb.ModelInferResponse, *, final: bool) -> bytes:

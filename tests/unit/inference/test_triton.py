@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -16,6 +19,7 @@ from inference_server.generated import open_inference_pb2 as pb
 from inference_server.protocol import Stamps, method
 from inference_server.scheduler import Batching
 from inference_server.server import Settings
+from inference_server.streams import Stream
 from tests.unit.inference.conftest import MESSAGE_BYTES
 from tests.unit.inference.serving import LONG_S, Running, infer, request, serving, until
 from tests.unit.inference.test_calls import WRONG, _held, _typed, call
@@ -252,6 +256,37 @@ def test_what_a_stream_left_in_the_queue_is_never_computed_once_its_client_hung_
     first.result(LONG_S)
     infer(channel)(request(), timeout=LONG_S)
     assert running.server.workers.computed == computed + 2
+
+
+def alone(running: Running) -> Stream:
+    """A stream of this server without a call around it."""
+    context: Any = SimpleNamespace(time_remaining=lambda: None, invocation_metadata=lambda: ())
+    return Stream(running.server.service, context)
+
+
+def kept() -> int:
+    """How many requests are in memory."""
+    gc.collect()
+    return sum(isinstance(each, pb.ModelInferRequest) for each in gc.get_objects())
+
+
+def test_nothing_of_a_refused_request_is_kept_until_its_turn_but_the_refusal(running: Running) -> None:
+    messages = [request("digits-huge", np.zeros((512, 64)), id=str(i)).SerializeToString() for i in range(5)]
+
+    async def requests() -> AsyncIterator[bytes]:
+        for message in messages:
+            yield message
+
+    async def refused() -> tuple[int, list[str]]:
+        opened, sent, before = alone(running), requests(), kept()
+        await opened._read(sent)
+        more = kept() - before
+        answers = [pb.ModelStreamInferResponse.FromString(each) async for each in opened.answers(sent)]
+        return more, [answer.infer_response.id for answer in answers]
+
+    more, ids = asyncio.run_coroutine_threadsafe(refused(), running.loop).result(LONG_S)
+    assert more <= 0
+    assert ids == ["0", "1", "2", "3", "4"]
 
 
 def test_a_request_may_say_itself_how_long_the_server_may_take(running: Running, channel: grpc.Channel) -> None:
