@@ -43,7 +43,7 @@ class Stream:
         self._context = context
         self._room = asyncio.Semaphore(MOST_UNANSWERED)
         self._admitted: asyncio.Queue[_Admitted | bytes | None] = asyncio.Queue()
-        self._computing: set[asyncio.Task[Answer]] = set()
+        self._computing: dict[asyncio.Task[Answer], Job] = {}
 
     async def answers(self, requests: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
         """Answer until the client has sent its last request, or hangs up."""
@@ -58,11 +58,12 @@ class Stream:
                 self._room.release()
             await reading
         finally:
-            # Where the client hung up, nothing of this call shall be computed any more.
-            left = [reading, *self._computing]
-            for task in left:
-                task.cancel()
-            await asyncio.gather(*left, return_exceptions=True)
+            # Where the client hung up, nothing of this call shall be computed any more. Answers are cancelled and not
+            # tasks: one that has not begun would end without withdrawing its request.
+            reading.cancel()
+            for job in self._computing.values():
+                job.answer.cancel()
+            await asyncio.gather(reading, *self._computing, return_exceptions=True)
 
     async def _read(self, requests: AsyncIterator[bytes]) -> None:
         try:
@@ -75,8 +76,8 @@ class Stream:
                     self._admitted.put_nowait(_refused(message, error))
                     continue
                 task = asyncio.create_task(self._service.computed(job))
-                self._computing.add(task)
-                task.add_done_callback(self._computing.discard)
+                self._computing[task] = job
+                task.add_done_callback(self._computing.pop)
                 self._admitted.put_nowait(_Admitted(job, task))
         finally:
             self._admitted.put_nowait(None)

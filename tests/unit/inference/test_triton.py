@@ -289,6 +289,35 @@ def test_nothing_of_a_refused_request_is_kept_until_its_turn_but_the_refusal(run
     assert ids == ["0", "1", "2", "3", "4"]
 
 
+def test_a_request_is_withdrawn_whose_stream_is_cancelled_in_the_moment_in_which_it_is_queued(
+    running: Running, channel: grpc.Channel
+) -> None:
+    (first,) = _held(running, channel, 0)
+    computed = running.server.workers.computed
+    endings = running.server.service.statistics.shares["digits-small", ""].endings
+    cancelled = endings[grpc.StatusCode.CANCELLED]
+
+    async def hung_up() -> int:
+        async def requests() -> AsyncIterator[bytes]:
+            answering.cancel()
+            yield request().SerializeToString()
+
+        async def answered() -> None:
+            async for _ in alone(running).answers(requests()):
+                pass
+
+        answering = asyncio.create_task(answered())
+        await asyncio.wait({answering})
+        return len(running.server._scheduler)
+
+    assert asyncio.run_coroutine_threadsafe(hung_up(), running.loop).result(LONG_S) == 0
+    assert endings[grpc.StatusCode.CANCELLED] == cancelled + 1
+    running.gate.open.set()
+    first.result(LONG_S)
+    infer(channel)(request(), timeout=LONG_S)
+    assert running.server.workers.computed == computed + 2
+
+
 def test_a_request_may_say_itself_how_long_the_server_may_take(running: Running, channel: grpc.Channel) -> None:
     (first,) = _held(running, channel, 0)
     computed = running.server.workers.computed
