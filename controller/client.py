@@ -125,7 +125,12 @@ class ControllerClient:
             raise CallError("connection", [f"call {name} to {self.path}: {error or type(error).__name__}"]) from None
         if not line:
             raise CallError("connection", [f"call {name} to {self.path}: the controller closed the connection"])
-        answer = json.loads(line)
+        try:
+            answer = json.loads(line)
+        except ValueError:
+            # A controller that ends while it writes leaves the beginning of a line.
+            found = f"found {len(line)} bytes that are no JSON, expected a whole answer; did the controller end?"
+            raise CallError("connection", [f"call {name} to {self.path}: {found}"]) from None
         if "error" in answer:
             raise CallError(answer["error"]["kind"], answer["error"]["problems"])
         return answer["result"]

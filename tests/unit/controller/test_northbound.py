@@ -135,3 +135,17 @@ def test_a_controller_that_hangs_up_is_an_error_and_not_an_answer(tmp_path: Path
             with pytest.raises(CallError) as refused:
                 client.health()
             assert refused.value.kind == "connection"
+
+
+@pytest.mark.parametrize("half", [b'{"id": 1, "result": {"rul', '{"id": 1, "result": "ö'.encode()[:-1]])
+def test_an_answer_that_ends_in_its_middle_is_a_lost_connection(tmp_path: Path, half: bytes) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "socket"))
+        listener.listen()
+        with ControllerClient(tmp_path / "socket", timeout_s=10) as client:
+            with listener.accept()[0] as controller:
+                controller.sendall(half)
+                controller.shutdown(socket.SHUT_WR)
+                with pytest.raises(CallError, match="no JSON, expected a whole answer") as refused:
+                    client.health()
+            assert refused.value.kind == "connection"
