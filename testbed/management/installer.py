@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -97,25 +98,35 @@ class Installer:
     def look_after(self) -> None:
         """One round: end leases that are over, then make the switches hold what the ledger says.
 
-        Never raises: what cannot be repaired now is said, and tried again in the next round.
+        Raises nothing for what controller or ledger do: what cannot be repaired now is said, and tried again in the
+        next round.
         """
         with self.alone():
-            with self.ledger.transaction("expire") as books:
-                ended = books.expire()
-            gone = [entry for entry in ended if entry.state is State.COMMITTED]
-            self.counts.expired += len([entry for entry in ended if entry.state is not State.OFFERED])
-            for entry in ended:
-                if entry.state is not State.OFFERED:
-                    LOG.warning("lease of %s (%s) ended; it was %s", entry.reservation, entry.tenant, entry.state)
             try:
+                gone = [entry for entry in self._expire() if entry.state is State.COMMITTED]
                 changed = self.follow()
-            except ControllerError as error:
+            except ReservationError as error:
                 self._failed(str(error))
+                return
+            except sqlite3.Error as error:
+                self._failed(
+                    f"domain {self.skeleton.domain}: the ledger {self.ledger.path} cannot be used now ({error}); "
+                    "is its disk full, or does another process hold it?"
+                )
                 return
             self.counts.in_step, self.counts.last_problem = True, ""
             if changed and not gone:
                 self.counts.repairs += changed
                 LOG.warning("domain %s: repaired %d objects", self.skeleton.domain, changed)
+
+    def _expire(self) -> list[Entry]:
+        with self.ledger.transaction("expire") as books:
+            ended = books.expire()
+        held = [entry for entry in ended if entry.state is not State.OFFERED]
+        self.counts.expired += len(held)
+        for entry in held:
+            LOG.warning("lease of %s (%s) ended; it was %s", entry.reservation, entry.tenant, entry.state)
+        return held
 
     def _failed(self, problem: str) -> None:
         if problem != self.counts.last_problem:
