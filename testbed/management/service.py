@@ -13,6 +13,7 @@ import os
 import signal
 import sqlite3
 import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -76,7 +77,7 @@ class Settings(BaseModel):
     skeleton: dict[str, Any]
     listen: str = "127.0.0.1:0"
     evidence: Path | None = None
-    look_every_s: float = 2.0
+    look_every_s: Annotated[float, Field(gt=0, le=threading.TIMEOUT_MAX, allow_inf_nan=False)] = 2.0
     pause_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = PAUSE_S
 
     @classmethod

@@ -279,6 +279,15 @@ def test_an_agent_with_a_broken_chain_of_roots_says_so_and_does_not_start(
         assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("never", [0, -1, 1e10])
+def test_an_agent_is_not_told_to_look_at_its_switches_without_a_pause_or_later_than_any_clock_counts(
+    lab: Lab, never: float
+) -> None:
+    settings_of(lab, look_every_s=never)
+    with pytest.raises(ReservationError, match=r"settings\.json: look_every_s: Input should be (greater|less) than"):
+        service.Settings.read(lab.seats["core"].folder / "settings.json")
+
+
 def test_a_demand_for_no_rate_is_refused(core: Lab) -> None:
     with core.client("core") as client:
         (offered,) = client.offer([demand(rate_bps=0)])
