@@ -32,7 +32,7 @@ from testbed.management.crowds import Crowds
 from testbed.management.demands import model_of, require_sellable
 from testbed.management.entry import HOLDING, Entry, Request, State, UnknownReservationError
 from testbed.management.generated import management_pb2 as wire
-from testbed.management.installer import ControllerError, Installer, body_of
+from testbed.management.installer import Installer, body_of
 from testbed.management.ledger import Ledger
 from testbed.management.sizing import PAUSE_S
 from testbed.scenario.federation import Operator, ServedModel, Site
@@ -145,12 +145,6 @@ class Agent:
                 return wire.HoldingAnswer.FromString(known)
             with self.ledger.transaction("check") as books:
                 joining = [books.require_committable(one, caller) for one in asked.reservations]
-            try:
-                self.installer.follow([entry for entry in joining if entry.state is State.PREPARED])
-            except ControllerError:
-                self._undo_installation()
-                raise
-            self.reached("commit:installed")
 
             def act(books: Books) -> bytes:
                 answer = wire.HoldingAnswer()
@@ -158,8 +152,10 @@ class Agent:
                 return answer.SerializeToString()
 
             try:
+                self.installer.follow([entry for entry in joining if entry.state is State.PREPARED])
+                self.reached("commit:installed")
                 answered = self.ledger.once(request, act)
-            except ReservationError:
+            except BaseException:
                 self._undo_installation()
                 raise
         self.reached("commit:recorded")

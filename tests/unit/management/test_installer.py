@@ -10,11 +10,14 @@ import pytest
 
 from controller.program import DomainProgram
 from testbed.management import installer
+from testbed.management.books import Books
+from testbed.management.entry import Request, State
 from testbed.management.installer import Installer, Keeper
 from testbed.management.ledger import Ledger
 
+from .agents_at_hand import Domains
 from .ledger_process import CAPACITY
-from .test_agent import wait_for
+from .test_agent import demand, presented, wait_for
 
 
 class Switches:
@@ -40,7 +43,7 @@ def switches(monkeypatch: pytest.MonkeyPatch) -> Switches:
     return found
 
 
-def over(ledger: Ledger) -> Installer:
+def above(ledger: Ledger) -> Installer:
     return Installer(ledger, ledger.path.with_name("c.sock"), DomainProgram("core", "userspace", 10**9, (), ()))
 
 
@@ -48,7 +51,7 @@ def over(ledger: Ledger) -> Installer:
 def test_a_keeper_outlives_a_ledger_that_cannot_be_used_and_says_so_meanwhile(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.sqlite", CAPACITY)
     ledger._database.execute("PRAGMA busy_timeout = 1")
-    domain = over(ledger)
+    domain = above(ledger)
     domain.look_after()
     assert domain.counts.in_step
     other = sqlite3.connect(ledger.path, isolation_level=None)
@@ -63,3 +66,28 @@ def test_a_keeper_outlives_a_ledger_that_cannot_be_used_and_says_so_meanwhile(tm
     keeper.stop()
     other.close()
     ledger.close()
+
+
+def test_what_the_ledger_could_not_call_committed_is_taken_off_the_switches_again(
+    tmp_path: Path, switches: Switches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    domains = Domains.of(tmp_path)
+    core = domains.clients["core"]
+    core.agent.installer = above(core.agent.ledger)
+    (offered,) = core.offer([demand()])
+    core.prepare([presented(offered)])
+    installed = []
+
+    def full(_books: Books, _request: Request, _answer: bytes) -> None:
+        installed.extend(switches.tenants)
+        raise sqlite3.OperationalError("database or disk is full")
+
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(Books, "remember", full)
+        with pytest.raises(sqlite3.OperationalError, match="disk is full"):
+            core.commit([offered.reservation])
+    assert (installed, switches.tenants) == (["t1"], [])
+    assert [entry.state for entry in core.agent.ledger.entries()] == [State.PREPARED]
+    core.commit([offered.reservation])
+    assert switches.tenants == ["t1"]
+    domains.close()
