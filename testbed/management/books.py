@@ -59,12 +59,13 @@ class Books:
             self._database.execute("RELEASE step")
 
     def set_capacities(self, capacities: Mapping[str, int]) -> None:
-        """Declare how much there is.
+        """Declare how much there is; of what is not named there is nothing any more.
 
         Raises:
             CapacityError: More is held than there is from now on.
         """
-        for name, capacity in capacities.items():
+        # What is no longer sold stays in the table: offers that are still out refer to it, and are refused by it.
+        for name, capacity in {**dict.fromkeys(self._counted(), 0), **capacities}.items():
             try:
                 self._database.execute(
                     "INSERT INTO resource (name, capacity) VALUES (?, ?) "
@@ -72,7 +73,7 @@ class Books:
                     (name, capacity),
                 )
             except sqlite3.IntegrityError as error:
-                held = self.use()[name].held
+                held = self._counted()[name].held
                 raise CapacityError(
                     f"{name}: found a capacity of {capacity} with {held} held; release reservations before lowering it"
                 ) from error
@@ -221,9 +222,8 @@ class Books:
         return self._where(f"state IN ({marks})", *(str(state) for state in wanted))
 
     def use(self) -> dict[str, Use]:
-        """Every resource."""
-        rows = self._database.execute("SELECT name, capacity, held FROM resource ORDER BY name")
-        return {name: Use(capacity, held) for name, capacity, held in rows}
+        """Every resource of which there is any."""
+        return {name: one for name, one in self._counted().items() if one.capacity}
 
     def answered(self, request: Request) -> bytes | None:
         """The answer to this request if it was answered before; raises `ReusedRequestError`."""
@@ -244,6 +244,10 @@ class Books:
             "INSERT INTO request VALUES (?, ?, ?, ?, ?, ?)",
             (request.request_id, request.call, request.owner, request.digest, answer, self.now_s),
         )
+
+    def _counted(self) -> dict[str, Use]:
+        rows = self._database.execute("SELECT name, capacity, held FROM resource ORDER BY name")
+        return {name: Use(capacity, held) for name, capacity, held in rows}
 
     def _own(self, reservation: str, owner: str) -> Entry:
         found = self._where("id = ?", reservation)
@@ -333,9 +337,10 @@ class Books:
             raise WrongStateError(f"reservation {entry.reservation}: its lease ended; ask for a new offer")
 
     def _shortage(self, entry: Entry) -> str:
+        counted = self._counted()
         short = [
             f"{wanted} of {name} with {use.free} of {use.capacity} free"
             for name, wanted in entry.amounts.items()
-            if wanted > (use := self.use()[name]).free
+            if wanted > (use := counted[name]).free
         ]
         return f"reservation {entry.reservation} of {entry.tenant}: wants {', '.join(short)}"

@@ -34,13 +34,14 @@ class Ledger:
 
     Attributes:
         path: The database file, made when it is missing.
-        capacities: How much there is of each resource; less than is held is refused.
+        capacities: How much there is of each resource that is sold; less than is held is refused. None leaves it as it
+            was, for who only reads.
         clock: Unix time in seconds.
         reached: Told each point that a transaction reaches: `begun`, `written`, `durable`, after the call's name.
     """
 
     path: Path
-    capacities: Mapping[str, int]
+    capacities: Mapping[str, int] | None
     clock: Callable[[], float] = time.time
     reached: Callable[[str], None] = _nothing
     _lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
@@ -56,7 +57,8 @@ class Ledger:
         with self.transaction("open") as books:
             for statement in statements():
                 self._database.execute(statement)
-            books.set_capacities(self.capacities)
+            if self.capacities is not None:
+                books.set_capacities(self.capacities)
 
     def close(self) -> None:
         """Close the file; nothing is left to be written."""
@@ -107,6 +109,6 @@ class Ledger:
             return Books(self._database, self.clock()).entries(*states)
 
     def use(self) -> dict[str, Use]:
-        """Every resource."""
+        """Every resource of which there is any."""
         with self._lock:
             return Books(self._database, self.clock()).use()

@@ -235,7 +235,7 @@ class AgentReservations:
         """What each domain's ledger says is installed."""
         found = {}
         for name, member in self.members.settled.items():
-            ledger = Ledger(member.ledger, {})
+            ledger = Ledger(member.ledger, None)
             found[name] = program_of(member.skeleton, ledger.entries(State.COMMITTED))
             ledger.close()
         return found

@@ -184,7 +184,7 @@ class Seat:
 
     def ledger(self) -> Ledger:
         """Its ledger, while nobody serves it or beside who does."""
-        return Ledger(self.folder / "ledger.sqlite", {})
+        return Ledger(self.folder / "ledger.sqlite", None)
 
     def committed(self) -> dict[str, tuple[int, int]]:
         """Tenant to (seat, rate) by the ledger."""

@@ -70,6 +70,17 @@ def test_honest_domains_hold_what_was_planned(domains: Domains) -> None:
     assert domains.holders(State.COMMITTED) == everywhere("t1")
 
 
+def test_an_operator_that_gives_up_its_server_goes_on_selling_its_network_with_the_ledger_it_has(
+    tmp_path: Path,
+) -> None:
+    Domains.of(tmp_path, (CORE,)).close()
+    network = replace(CORE, site=None)
+    domains = Domains.of(tmp_path, (network,))
+    with domains.orchestrator() as orchestrator:
+        assert orchestrator.survey() == {"core": Prospectus.of(network)}
+    domains.close()
+
+
 NETWORK_LIES: dict[str, Change] = {
     "tenant": lambda e: renamed(e, tenant="mallory"),
     "tenant_class": lambda e: renamed(e, tenant_class="gold"),

@@ -20,6 +20,7 @@ from testbed.management.entry import (
     ReusedRequestError,
     State,
     UnknownReservationError,
+    Use,
     WrongStateError,
 )
 from testbed.management.ledger import Ledger
@@ -306,6 +307,32 @@ def test_a_capacity_below_what_is_held_is_refused(ledger: Ledger) -> None:
     do(ledger, offered("a", 60), prepared("a"))
     with pytest.raises(CapacityError, match="capacity of 50 with 60 held"):
         Ledger(ledger.path, {"network": 50})
+
+
+def test_what_is_no_longer_sold_is_gone_once_nothing_of_it_is_held(tmp_path: Path) -> None:
+    path, both = tmp_path / "ledger.sqlite", {**CAPACITY, "compute": 10}
+    ledger = Ledger(path, both)
+    wanted = [Entry(name, name, "broker", name, {"compute": 5}, "{}", FAR_S) for name in "ab"]
+    do(ledger, lambda books: books.offer(wanted), prepared("a"))
+    with pytest.raises(CapacityError, match="compute: found a capacity of 0 with 5 held; release"):
+        Ledger(path, CAPACITY)
+    do(ledger, aborted("a"))
+    ledger.close()
+    without = Ledger(path, CAPACITY)
+    assert set(without.use()) == {"network"}
+    with pytest.raises(CapacityError, match="b of b: wants 5 of compute with 0 of 0 free"):
+        do(without, prepared("b"))
+    without.close()
+    again = Ledger(path, both)
+    assert again.use() == {"network": Use(100, 0), "compute": Use(10, 0)}
+    again.close()
+
+
+def test_who_only_reads_a_ledger_leaves_what_is_sold_as_it_was(ledger: Ledger) -> None:
+    do(ledger, offered("a", 60), prepared("a"))
+    reader = Ledger(ledger.path, None)
+    assert reader.use() == ledger.use() == {"network": Use(100, 60)}
+    reader.close()
 
 
 def run(*arguments: str) -> subprocess.Popen[str]:
