@@ -126,14 +126,21 @@ def calibrate_compute(
         version: Of the promise.
 
     Raises:
-        CalibrationError: Nothing was answered, requests came at more than the load cap, or too few to know a tail.
+        CalibrationError: Nothing was answered, requests came all at one moment or at more than the load cap, or too few
+            to know a tail.
     """
     served = Served.of(record)
     size_bits = float(served.size_bits.max())
     slowest_s = float(np.quantile(served.work_s * size_bits / served.size_bits, _SPEED, method="higher"))
     rate_bps = int(capacity * size_bits / slowest_s)
     meter_bps = int(LOAD_CAP * rate_bps)
-    offered_bps = float(served.size_bits.sum()) / float(np.ptp(served.received_s))
+    span_s = float(np.ptp(served.received_s))
+    if span_s == 0:
+        raise CalibrationError(
+            f"compute of {model} for {tenant}: found all that was answered ({len(served.received_s)}) received at one "
+            "moment, expected requests over a while; measure for longer"
+        )
+    offered_bps = float(served.size_bits.sum()) / span_s
     if offered_bps > meter_bps:
         raise CalibrationError(
             f"compute of {model} for {tenant}: found {offered_bps / 1e6:.3g} Mbit/s offered, expected at most "

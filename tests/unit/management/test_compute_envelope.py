@@ -17,7 +17,7 @@ from testbed.envelope import Envelope, Stage, Validity
 from testbed.envelope.errors import CalibrationError
 from testbed.envelope.files import Federation, make_federation, read_root, verify_file
 from testbed.management.compute_envelope import calibrate_compute, calibrate_files, contradictions
-from testbed.traffic.request_records import RequestRecord
+from testbed.traffic.request_records import OK, RequestRecord
 from testbed.traffic.request_schedules import RequestSchedule
 
 WORK_S = 2e-3
@@ -105,6 +105,18 @@ def test_what_was_never_answered_supports_no_promise() -> None:
         calibrated(replace(record, status=np.full(100, grpc.StatusCode.UNAVAILABLE.value[0], dtype=np.int16)))
 
 
+def answered(record: RequestRecord, number: int) -> RequestRecord:
+    """The same run, of which only the first requests were answered."""
+    status = np.full(len(record.status), grpc.StatusCode.UNAVAILABLE.value[0], dtype=np.int16)
+    status[:number] = OK
+    return replace(record, status=status)
+
+
+def test_requests_that_all_came_at_one_moment_support_no_promise() -> None:
+    with pytest.raises(CalibrationError, match=r"answered \(1\) received at one moment, expected requests over"):
+        calibrated(answered(run(1, n=100), 1))
+
+
 def test_a_server_made_worse_on_purpose_supports_no_promise() -> None:
     record = run(1, n=100)
     touched = replace(record, impaired=(np.arange(100) < 3).astype(np.uint8), lost_time_s=np.zeros((100, 3)))
@@ -145,9 +157,10 @@ def test_it_is_signed_when_no_other_run_contradicts_it(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with records of a server: `good`, `other`, and `bad`, of a worse one."""
+    """A folder with records of a server: `good`, `other`, `bad`, of a worse one, and `single`, of one answer."""
     folder = tmp_path_factory.mktemp("records")
-    for name, record in (("good", run(1)), ("other", run(2)), ("bad", run(3, stall_s=0.1))):
+    single = answered(run(1, n=100), 1)
+    for name, record in (("good", run(1)), ("other", run(2)), ("bad", run(3, stall_s=0.1)), ("single", single)):
         record.save(folder / f"{name}.npz")
     return folder
 
@@ -158,9 +171,11 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Federation:
     return make_federation(folder, ["core"], federation="test", not_after_s=int(time.time()) + 10 * DAY_S)
 
 
-def calibrate_by_command(records: Path, keys: Federation, *more: object, held_out: str = "other") -> Result:
+def calibrate_by_command(
+    records: Path, keys: Federation, *more: object, made_from: str = "good", held_out: str = "other"
+) -> Result:
     promise = ("--domain", "core", "--tenant", "vision", "--model", "digits-medium", "--capacity", 0.5)
-    files = (records / "good.npz", "--held-out", records / f"{held_out}.npz", "--key", keys.domain_keys["core"])
+    files = (records / f"{made_from}.npz", "--held-out", records / f"{held_out}.npz", "--key", keys.domain_keys["core"])
     arguments = ("calibrate-compute", *files, *promise, *more)
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
@@ -194,6 +209,12 @@ def test_the_command_signs_nothing_that_no_other_run_confirms(
     assert ended.exit_code == 1
     assert re.match(f"refused: no-evidence: .*{said}", ended.stderr), ended.stderr
     assert not (tmp_path / "compute.json").exists()
+
+
+def test_the_command_refuses_a_record_of_one_answer(records: Path, keys: Federation) -> None:
+    ended = calibrate_by_command(records, keys, made_from="single")
+    assert ended.exit_code == 1
+    assert ended.stderr.startswith("refused: no-evidence: compute of digits-medium for vision: found all that was")
 
 
 @pytest.mark.parametrize("wrong", [("--capacity", 0), ("--days", 0), ("--held-out", "none.npz")])
