@@ -229,8 +229,8 @@ class Crowd:
             return self._tightest
         return newcomer.tenant if self._total > newcomer.bears * _ROUNDING else None
 
-    def admit(self, newcomer: Guest) -> None:
-        """Let one in.
+    def require(self, newcomer: Guest) -> None:
+        """Check that one could come.
 
         Raises:
             ReservationError: Somebody's promise would break.
@@ -240,6 +240,10 @@ class Crowd:
             raise ReservationError(
                 f"tenant {newcomer.tenant}: would break the promise made to {broken}; try again when somebody has left"
             )
+
+    def admit(self, newcomer: Guest) -> None:
+        """Let one in; raises as `require`."""
+        self.require(newcomer)
         self._take(newcomer)
 
     def _take(self, guest: Guest) -> None:

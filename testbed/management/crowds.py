@@ -41,8 +41,11 @@ class Crowds:
         self._by_resource = counted
 
     def admit(self, entry: Entry) -> None:
-        """Let one more in; raises `ReservationError` naming whose promise would break."""
-        for resource, guest in _guests(entry):
+        """Let one more in everywhere or nowhere; raises `ReservationError` naming whose promise would break."""
+        guests = _guests(entry)
+        for resource, guest in guests:
+            self._by_resource[resource].require(guest)
+        for resource, guest in guests:
             self._by_resource[resource].admit(guest)
 
 

@@ -137,3 +137,14 @@ def test_a_crowd_that_could_not_be_counted_again_is_still_the_one_before() -> No
             crowds.admit(newcomer)
         with pytest.raises(ReservationError, match="made to b"):
             crowds.count([entry("a2", 9, 20, "a", "a"), tender, other])
+
+
+def test_whom_the_server_has_no_room_for_is_not_counted_on_the_port_either() -> None:
+    def both(name: str, *, bears_s: float) -> Entry:
+        crowd = {market.NETWORK: [5, 8], market.COMPUTE: [3, bears_s]}
+        return replace(entry(name, 5, 8), body=json.dumps({"crowd": crowd}))
+
+    crowds = Crowds([both("a", bears_s=9)])
+    with pytest.raises(ReservationError, match="tenant x: would break the promise made to x"):
+        crowds.admit(both("x", bears_s=2))
+    crowds.admit(entry("b", 5, 8))
