@@ -36,7 +36,6 @@ class Demand:
         burst_bits: Burst of the meter in this domain, larger than the reservation's in later domains; signed and
             installed in whole kbit.
         largest_packet_bits: Largest L2 frame it sends.
-        peak_rate_bps: Declared peak rate, None if unlimited.
     """
 
     tenant: str
@@ -46,7 +45,6 @@ class Demand:
     reservation: Reservation | None
     burst_bits: int
     largest_packet_bits: int
-    peak_rate_bps: int | None = None
 
 
 @dataclass(frozen=True)
@@ -120,7 +118,7 @@ def network_envelope(
         guardrails=Guardrails(
             reserved_rate_bps=reservation.rate_bps,
             meter_rate_bps=reservation.meter_rate_bps,
-            peak_rate_bps=demand.peak_rate_bps,
+            peak_rate_bps=None,
             burst_bits=whole_kbit(demand.burst_bits),
             latency_ns=ns_up(latency_s),
             host_allowance_ns=ns_up(host_allowance_s),
