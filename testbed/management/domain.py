@@ -16,10 +16,9 @@ from typing import Any, Protocol
 from controller.client import CallError
 from controller.program import DomainProgram, Rule
 from controller.report import sentence
-from testbed.envelope.descriptor import Envelope, Evidence, Validity
+from testbed.envelope.descriptor import Envelope, Validity
 from testbed.envelope.keys import PublicKey, SigningKey
 from testbed.envelope.store import issue, verify
-from testbed.envelope.tail import Stochastic
 from testbed.envelope.trust import Trust
 from testbed.errors import EnvelopeError, ReservationError
 from testbed.management.sealing import (
@@ -96,16 +95,13 @@ class DomainAgent:
         rules = {**self._committed, **self._prepared}
         return sum(rule.queue.rate_bps for rule in rules.values() if rule.meter is not None)
 
-    def offer(
-        self, demands: Sequence[Demand], evidence: Mapping[str, tuple[Stochastic, Evidence]] | None = None
-    ) -> dict[str, bytes]:
+    def offer(self, demands: Sequence[Demand]) -> dict[str, bytes]:
         """Sign an envelope for every tenant that asks for a reservation.
 
         All demands of a domain are offered together: a reserved class's latency depends on the bursts of the others.
 
         Args:
             demands: Everything that is to share the domain's links.
-            evidence: Per tenant, the stochastic part that a calibration supports.
 
         Returns:
             Tenant to signed envelope; best effort gets none.
@@ -131,7 +127,7 @@ class DomainAgent:
             if shaped is None:
                 self._offered[demand.tenant] = (b"", demand, None)
                 continue
-            envelope = self._envelope(demand, shaped, (evidence or {}).get(demand.tenant))
+            envelope = self._envelope(demand, shaped)
             envelopes[demand.tenant] = issue(envelope, [self.key])
             self._offered[demand.tenant] = (envelopes[demand.tenant], demand, shaped)
         return envelopes
@@ -232,9 +228,7 @@ class DomainAgent:
         rule = self._prepared.get(tenant) or self._committed.get(tenant)
         return rule.queue.rate_bps if rule is not None and rule.meter is not None else 0
 
-    def _envelope(
-        self, demand: Demand, shaped: ReservedClass, calibrated: tuple[Stochastic, Evidence] | None
-    ) -> Envelope:
+    def _envelope(self, demand: Demand, shaped: ReservedClass) -> Envelope:
         if demand.reservation is None:
             raise ReservationError(
                 f"tenant {demand.tenant}: best effort is not promised anything, so nothing is signed"
@@ -247,7 +241,6 @@ class DomainAgent:
             host_allowance_s=self.host_allowance_s,
             version=self._version,
             validity=self._validity(),
-            calibrated=calibrated,
         )
 
     def _validity(self) -> Validity:

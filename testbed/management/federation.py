@@ -14,19 +14,16 @@ from typing import Any
 from controller.client import CallError
 from controller.program import DomainProgram
 from testbed.calculus import TokenBucket, burst_after
-from testbed.envelope.descriptor import Envelope, Evidence
+from testbed.envelope.descriptor import Envelope
 from testbed.envelope.keys import PublicKey, SigningKey
 from testbed.envelope.service import to_service
 from testbed.envelope.store import verify
-from testbed.envelope.tail import Stochastic
 from testbed.envelope.trust import Trust
 from testbed.errors import ReservationError, TestbedError
 from testbed.management.domain import Controller, DomainAgent
 from testbed.management.sealing import Computation, Demand
 from testbed.management.sizing import PAUSE_S
 from testbed.scenario.model import Reservation, Scenario, Tenant, whole_kbit
-
-Calibrated = Mapping[str, tuple[Stochastic, Evidence]]
 
 
 @dataclass(frozen=True)
@@ -59,12 +56,10 @@ class Federation:
     offers: dict[str, dict[str, Signed]] = field(default_factory=dict)
     servers: dict[str, Signed] = field(default_factory=dict)
 
-    def collect_offers(self, calibrated: Mapping[str, Calibrated] | None = None) -> None:
+    def collect_offers(self) -> None:
         """Ask every domain, in path order, for an envelope for each tenant that crosses it.
 
-        Args:
-            calibrated: Per domain and tenant, what a calibration supports. Bursts stay those of the first offers, so
-                that what is installed need not change.
+        Bursts stay those of the first offers, so that what is installed need not change when it is asked again.
 
         Raises:
             EnvelopeError: An offer does not verify.
@@ -76,7 +71,7 @@ class Federation:
         for domain in self.scenario.domains:
             crossing = self._crossing(domain.name)
             demands = [self._demand(tenant, numbers[tenant.name], domain.name, previous) for tenant in crossing]
-            sealed = self.agents[domain.name].offer(demands, (calibrated or {}).get(domain.name))
+            sealed = self.agents[domain.name].offer(demands)
             self.offers[domain.name] = {
                 tenant: Signed(verify(data, self.trust, self.clock()), data) for tenant, data in sealed.items()
             }
