@@ -188,11 +188,9 @@ class DomainAgent:
             self._install()
             raise
 
-    def release(self, tenants: Sequence[str] | None = None) -> None:
-        """Give back what the named tenants hold (all of them if None) and remove it from the switches."""
-        gone = set(self._committed) | set(self._prepared) if tenants is None else set(tenants)
-        self._prepared = {name: rule for name, rule in self._prepared.items() if name not in gone}
-        self._committed = {name: rule for name, rule in self._committed.items() if name not in gone}
+    def release(self) -> None:
+        """Give back what all tenants hold and remove it from the switches."""
+        self._prepared, self._committed = {}, {}
         self._install()
 
     def drift(self) -> tuple[str, ...]:

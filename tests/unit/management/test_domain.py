@@ -155,15 +155,19 @@ def test_a_controller_that_fails_is_named_with_its_domain(agent: DomainAgent, sw
         agent.commit()
 
 
-def test_release_removes_the_named_tenants_only(agent: DomainAgent, switch: RememberingController) -> None:
+def test_a_release_gives_back_what_is_committed_and_what_is_prepared(
+    agent: DomainAgent, switch: RememberingController
+) -> None:
     offers = agent.offer([demand(1), demand(2), demand(3, reservation=None)])
-    for name in ("t1", "t2"):
-        agent.prepare(name, offers[name])
+    agent.prepare("t1", offers["t1"])
     agent.prepare("t3", b"")
     agent.commit()
-    agent.release(["t1"])
-    assert switch.tenants == ["t2", "t3"]
+    agent.prepare("t2", offers["t2"])
+    assert switch.tenants == ["t1", "t3"]
     agent.release()
+    assert switch.tenants == []
+    assert agent.reserved_bps == 0
+    agent.commit()
     assert switch.tenants == []
 
 
