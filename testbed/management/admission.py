@@ -1,7 +1,7 @@
-"""Whether a tenant may enter, and what must be reserved for it: the one rule of the management plane and experiments.
+"""Whether a tenant may enter with what is reserved for it: the one rule of the management plane and experiments.
 
-A rule turns a demand into the rate that keeps its promise and admits while the rates of a link's tenants fit. What a
-tenant's promise does depend on is how much the others of a port or a server can be in its way: `Crowd` computes that
+A rule says whether a rate keeps a demand's promise, and admits while the rates of a link's tenants fit. What a tenant's
+promise does depend on is how much the others of a port or a server can be in its way: `Crowd` computes that
 again for everybody at each admission. Pure: no clock, no ledger, no network.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 
 from testbed.calculus import (
@@ -17,10 +17,8 @@ from testbed.calculus import (
     CalculusError,
     DelayBound,
     Metered,
-    RateLatency,
     TokenBucket,
     delay_bound,
-    required_rate,
 )
 from testbed.calculus.tandem import PromisedService
 from testbed.errors import ReservationError
@@ -81,53 +79,9 @@ class Decision:
     reason: str
 
 
-def reserve(rule: Rule, demand: Demand, path: Sequence[RateLatency]) -> tuple[float, float | None]:
-    """The rate a rule reserves and the latency which that promises.
-
-    Args:
-        rule: The rule.
-        demand: What is wanted.
-        path: A promised service of each domain; their rates only start the search.
-
-    Returns:
-        Rate in bit/s, 0 for none, and bound in seconds, None where nothing is promised.
-
-    Raises:
-        CalculusError: No rate meets the deadline.
-    """
-    match rule:
-        case Rule.NONE:
-            return 0.0, None
-        case Rule.PEAK:
-            rate_bps = demand.contract.peak_rate_bps
-        case Rule.DETERMINISTIC | Rule.STOCHASTIC:
-            rate_bps = required_rate(_flow(rule, demand), path, demand.deadline_s, _late(demand))
-    decision, bound = confirm(rule, demand, [replace(one, rate_bps=rate_bps) for one in path])
-    if bound is None or not decision.admitted:
-        raise CalculusError(f"no promise at {rate_bps:g} bit/s: {decision.reason}")
-    return rate_bps, bound.delay_s
-
-
 def fits(rate_bps: float, free_bps: float) -> bool:
     """Whether a reservation fits into what a link has left."""
     return rate_bps <= free_bps
-
-
-def decide(rule: Rule, demand: Demand, path: Sequence[RateLatency], free_bps: float) -> Decision:
-    """Admit a tenant or refuse it.
-
-    Args:
-        rule: The rule.
-        demand: What is wanted.
-        path: A promised service of each domain.
-        free_bps: What is not reserved yet on the narrowest link of the path.
-    """
-    try:
-        rate_bps, _ = reserve(rule, demand, path)
-    except CalculusError as error:
-        return Decision(False, 0.0, None, f"tenant {demand.tenant}: no rate keeps its promise: {error}")
-    proposed = [replace(one, rate_bps=rate_bps) for one in path] if rate_bps else []
-    return confirm(rule, demand, proposed, [Claim("bit/s of its path", rate_bps, free_bps)])[0]
 
 
 @dataclass(frozen=True)
