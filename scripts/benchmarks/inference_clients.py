@@ -149,10 +149,9 @@ print(json.dumps({"ms": {"p50": found["50.00"], "p99": found["99.00"], "p99.9": 
 """
 """MLPerf LoadGen in its server scenario (Poisson arrivals, latencies from the scheduled times), with requests of ours.
 
-They go over a connection of our sender's kind, from a process of its priority, and LoadGen is told of an answer when
-its last byte has been read, which is when our sender stamps it, and not after the library has taken it apart. With
-gRPC's client, whose threads take longer than the server, the clients would be compared and not what schedules and times
-their calls.
+They are sent by the compiled code of our sender, from a process of its priority, and LoadGen is told of an answer as
+soon as its last byte has been read, which is when our sender stamps it. With gRPC's client, whose threads take longer
+than the server, the clients would be compared and not what schedules and times their calls.
 """
 
 
