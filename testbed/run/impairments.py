@@ -66,7 +66,7 @@ def read(path: Path, server: str, tenants: tuple[str, ...], start_ns: int) -> It
             alike = unended.setdefault((event["kind"], event["amount"], event["seed"]), [])
             if event["event"] == "begin":
                 alike.append(number)
-            elif alike:
+            elif event["event"] == "end" and alike:
                 ended_ns[alike.pop()] = event["at_ns"]
         for number, event in enumerate(events):
             if event["event"] == "begin":

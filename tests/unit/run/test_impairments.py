@@ -56,6 +56,14 @@ def test_what_a_killed_server_had_begun_does_not_take_the_end_of_what_began_late
     assert [(each.begin_s, each.end_s) for each in read(path, "h1", (), 0)] == [(1.0, None), (5.0, 6.0)]
 
 
+def test_memory_that_could_not_be_had_neither_began_nor_ends_what_is_held(tmp_path: Path) -> None:
+    held, failed, over = (
+        event(at, what, "memory-pressure", 4e9) for at, what in ((1, "begin"), (2, "fail"), (3, "end"))
+    )
+    found = list(read(written(tmp_path / "record", held, failed, over), "h1", (), 0))
+    assert [(each.begin_s, each.end_s) for each in found] == [(1e-9, 3e-9)]
+
+
 def test_a_servers_own_record_is_understood(tmp_path: Path) -> None:
     path, crashed, over = tmp_path / "record", threading.Event(), threading.Event()
 
