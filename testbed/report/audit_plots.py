@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 _RARITIES = np.geomspace(0.5, 1e-4, 24)
 """One minus the levels at which quantiles are drawn."""
 
+HIGHER = "a fit's limit is higher"
+"""Said where a limit of a fitted tail lies outside the picture."""
+_ROOM = 1.15
 _NORMAL_95 = 1.96
 _SIZE = (6.4, 3.2)
 
@@ -69,20 +72,27 @@ def quantile_plot(
             shown = (share >= _RARITIES[-1]) & (share <= _RARITIES[0])
             axes.plot(share[shown], marked_s[shown] * 1e3, **STALL_MARK)
         models = [model for model in audit.tail if model.estimate_s is not None]
+        beyond, at = np.array([1 - model.level for model in models]), _drawable([model.estimate_s for model in models])
+        ends = [_drawable([getattr(model, side) for model in models]) for side in ("lower_s", "upper_s")]
         if models:
-            at = _drawable([model.estimate_s for model in models])
-            ends = [_drawable([getattr(model, side) for model in models]) for side in ("lower_s", "upper_s")]
             reach = np.abs(np.stack([at - ends[0], ends[1] - at]))
-            axes.errorbar(
-                [1 - model.level for model in models], at, reach, color=BOUND, fmt="o", ms=4, label="fitted tail"
-            )
+            axes.errorbar(beyond, at, reach, color=BOUND, fmt="o", ms=4, label="fitted tail")
+        deadline_ms = 0.0
         if audit.compliance is not None:
             deadline_ms = audit.compliance.deadline_s * 1e3
             axes.axhline(deadline_ms, color=DEADLINE, lw=1.0, ls=":", label="deadline")
             axes.plot([audit.compliance.epsilon], [deadline_ms], marker="x", color=DEADLINE, ms=6)
+        # A fit's limit may be decades away: what was measured is to be seen.
+        top_ms = _ROOM * max(np.nanmax(each, initial=deadline_ms) for each in (estimate, upper, at))
+        higher = ends[1] > top_ms
+        if higher.any():
+            edge = axes.get_xaxis_transform()
+            axes.plot(
+                beyond[higher], np.ones(higher.sum()), "^", color=BOUND, transform=edge, clip_on=False, label=HIGHER
+            )
         axes.set_xscale("log")
         axes.invert_xaxis()
-        axes.set_ylim(bottom=0.0)
+        axes.set_ylim(0.0, min(axes.get_ylim()[1], top_ms))
         axes.set_xlabel("share of samples that are slower")
         axes.set_ylabel("latency, ms")
         axes.grid(visible=True, alpha=0.25, lw=0.5)
