@@ -7,9 +7,14 @@ import secrets
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from testbed.cli import machine_code
 from tests.leftovers import MARK, Host, left_since
+
+# No example is too slow: how long one takes is the host's, and a test says nothing about it.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 # Before a test imports what is compiled.
 machine_code.forget_stale()

@@ -29,7 +29,7 @@ TAILS = st.lists(
     min_size=1,
     max_size=5,
 )
-COMMON = settings(max_examples=40, deadline=None, derandomize=True)
+COMMON = settings(max_examples=40, derandomize=True)
 
 
 def named(tails):

@@ -37,7 +37,7 @@ from testbed.calculus import (
 from testbed.calculus.arrivals.renewal import OnOffGap
 from tests.unit.calculus import reference as ref
 
-COMMON = settings(max_examples=60, deadline=None, derandomize=True)
+COMMON = settings(max_examples=60, derandomize=True)
 
 
 def positive(low: float = 0.1, high: float = 10.0):

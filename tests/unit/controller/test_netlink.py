@@ -2,14 +2,13 @@ from __future__ import annotations
 
 import struct
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from controller import netlink
 from controller.netlink import Request, attribute, attributes
 
 
-@settings(deadline=None)
 @given(st.dictionaries(st.integers(1, 0x3FFF), st.binary(max_size=40), max_size=8))
 def test_attributes_read_back_what_attribute_wrote(payloads: dict[int, bytes]) -> None:
     data = b"".join(attribute(kind, payload) for kind, payload in payloads.items())

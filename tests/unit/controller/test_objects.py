@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from controller.objects import (
@@ -51,7 +51,6 @@ def test_objects_are_called_what_their_own_tools_call_them() -> None:
     assert str(ClassKey("d0i-dn", 0x1A)) == "class 1:1a of d0i-dn"
 
 
-@settings(deadline=None)
 @given(st.integers(1, 10**9), st.integers(1, 10**10))
 def test_a_burst_kept_as_time_is_never_smaller_than_asked_and_less_than_a_tick_larger(size: int, rate: int) -> None:
     ticks = burst_ticks(size, rate)

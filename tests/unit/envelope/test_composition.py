@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
@@ -73,7 +73,6 @@ def parts(draw: st.DrawFn) -> list[Envelope]:
     ]
 
 
-@settings(deadline=None)
 @given(parts())
 def test_composing_is_associative_and_keeps_provenance(found: list[Envelope]) -> None:
     singles = [Path((item,)) for item in found]
@@ -88,7 +87,6 @@ def test_composing_is_associative_and_keeps_provenance(found: list[Envelope]) ->
     assert left.to_dict() == right.to_dict()
 
 
-@settings(deadline=None)
 @given(parts())
 def test_what_the_tenant_may_send_only_tightens(found: list[Envelope]) -> None:
     whole = Path.of(found).guardrails
@@ -104,7 +102,6 @@ def test_what_the_tenant_may_send_only_tightens(found: list[Envelope]) -> None:
             assert whole.peak_rate_bps <= own.peak_rate_bps
 
 
-@settings(deadline=None)
 @given(parts())
 def test_what_the_domains_add_is_never_less_than_any_part(found: list[Envelope]) -> None:
     path = Path.of(found)
@@ -116,7 +113,6 @@ def test_what_the_domains_add_is_never_less_than_any_part(found: list[Envelope])
         assert path.confidence <= (item.evidence.confidence if item.evidence and item.stochastic else 1)
 
 
-@settings(deadline=None)
 @given(parts(), st.floats(0, 0.5))
 def test_assuming_less_never_bounds_less(found: list[Envelope], x_s: float) -> None:
     path = Path.of(found)
@@ -124,7 +120,6 @@ def test_assuming_less_never_bounds_less(found: list[Envelope], x_s: float) -> N
     assert 1 >= sample_path >= union >= independent >= 0
 
 
-@settings(deadline=None)
 @given(parts(), st.integers(1, 10**9))
 def test_a_heavier_tail_never_lowers_the_sum(found: list[Envelope], more_ppb: int) -> None:
     heavier = [
@@ -147,7 +142,6 @@ def test_a_heavier_tail_never_lowers_the_sum(found: list[Envelope], more_ppb: in
             assert Path.of(heavier).excess_exceedance(x_s, rule) >= lighter - 1e-12
 
 
-@settings(deadline=None)
 @given(parts(), st.floats(1e-6, 0.5))
 def test_the_quantile_is_where_the_probability_falls_to_epsilon(found: list[Envelope], epsilon: float) -> None:
     path = Path.of(found)
@@ -189,7 +183,6 @@ def test_the_union_is_the_best_split_that_an_optimiser_finds(found: list[Envelop
 
 
 @given(parts(), st.floats(0, 0.2))
-@settings(deadline=None)
 def test_one_part_alone_promises_end_to_end_what_it_promises_alone(found: list[Envelope], x_s: float) -> None:
     alone = Path.of(found[:1])
     if found[0].tail is not None and found[0].tail.rate_bps == alone.rate_bps:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from testbed.envelope import Envelope, Stage, Subject, Validity, strict_json
@@ -150,7 +150,6 @@ def test_the_multiplier_form_is_the_same_tail() -> None:
         assert promised.exceedance(x_s) == pytest.approx(expected)
 
 
-@settings(deadline=None)
 @given(st.floats(0, 1e5), st.floats(0, 1))
 def test_rounding_to_the_wire_never_promises_more(seconds: float, share: float) -> None:
     assert ns_up(seconds) >= seconds * 1e9 > ns_up(seconds) - 1

@@ -13,7 +13,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from testbed.envelope import PublicKey, SigningKey, curve
@@ -83,7 +83,6 @@ def test_a_key_outside_the_prime_order_subgroup_is_refused() -> None:
         PublicKey(mixed)
 
 
-@settings(deadline=None)
 @given(st.binary(min_size=32, max_size=32))
 def test_any_32_bytes_are_a_fit_key_or_refused(raw: bytes) -> None:
     reason = why_unfit(raw)

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from testbed.envelope import strict_json
@@ -19,7 +19,6 @@ DOCUMENTS = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(DOCUMENTS)
 def test_what_is_written_is_read_back_and_written_the_same_again(document: Any) -> None:
     data = strict_json.dumps(document)

@@ -144,7 +144,7 @@ families = st.builds(
 callers = st.sampled_from([Caller(), Caller(("tenant", "charlie"))])
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 @given(st.lists(families, min_size=1, max_size=3), callers, callers)
 def test_a_form_that_is_known_means_what_protobuf_reads(
     found: list[list[bytes]], first: Caller, second: Caller
@@ -226,7 +226,7 @@ stamps = st.one_of(
 shapes = st.lists(st.integers(0, 40), min_size=1, max_size=3).map(tuple)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(ids, stamps, st.lists(shapes, min_size=1, max_size=3),
        st.tuples(st.sampled_from(["FP32", "INT64", "BOOL"]), st.booleans(), st.booleans()),
        st.lists(st.booleans(), min_size=3, max_size=3))  # fmt: skip

@@ -183,7 +183,7 @@ def test_the_schema_that_ships_is_the_one_the_loader_checks_against() -> None:
 
 
 @given(documents())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_a_valid_document_loads_satisfies_the_schema_and_round_trips(folder: Path, document: dict[str, Any]) -> None:
     VALIDATOR.validate(document)
     scenario = load_text(as_yaml(document), folder)
@@ -197,7 +197,7 @@ def test_a_valid_document_loads_satisfies_the_schema_and_round_trips(folder: Pat
 
 
 @given(documents(), st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_whatever_the_schema_refuses_the_loader_refuses_too(
     folder: Path, document: dict[str, Any], data: st.DataObject
 ) -> None:

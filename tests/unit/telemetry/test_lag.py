@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from testbed.telemetry import lag
@@ -34,7 +34,6 @@ def shortfall_s(samples: TenantSamples, replay: Replay, excess_s: FloatArray) ->
     return float(np.max(samples.network_s - (replay.ideal_s + sum(replay.latency_s) + excess_s.sum(axis=1))))
 
 
-@settings(deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_no_packet_waits_longer_than_its_ideal_wait_plus_latencies_and_lingering_excesses(seed: int) -> None:
     samples, rates, declared = random_tandem(seed)
@@ -65,7 +64,6 @@ def test_idle_time_taken_at_a_faster_local_rate_does_not_bound_the_wait() -> Non
     assert broken > 0
 
 
-@settings(deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_a_tandem_without_latency_waits_exactly_as_one_server_of_the_smallest_rate(seed: int) -> None:
     rng = np.random.default_rng(seed)

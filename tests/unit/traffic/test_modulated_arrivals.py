@@ -33,7 +33,7 @@ def shared(arrivals: OnOffArrivals, seed: int, duration_s: float) -> dict[str, O
     return {"g": on_off_path(arrivals.mean_on_s, arrivals.mean_off_s, rng=rng, duration_s=duration_s)}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     peak_bps=st.floats(1e5, 1e9),
     on_packets=st.floats(0.05, 50),
