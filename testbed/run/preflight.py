@@ -112,7 +112,7 @@ def require_room(out: Path, scenario: Scenario, windows: int) -> None:
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise PreflightError(
-            f"{out}: {free / 1e9:.1f} GB free, captures of {seconds:.0f} s may need {needed / 1e9:.1f} GB; "
+            f"{out}: {free / 1e6:,.0f} MB free, captures of {seconds:.0f} s may need {needed / 1e6:,.0f} MB; "
             "free space or choose another folder with --out"
         )
 

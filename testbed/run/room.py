@@ -74,7 +74,7 @@ def own_disk_problems(out: Path) -> tuple[str, ...]:
     said = (
         f"{out}: the file system that this lies on is to be filled: found {found}, expected one of at most "
         f"{MOST_FILLED_BYTES / 1e6:,.0f} MB with nothing but finished runs on it; make one (mount -t tmpfs "
-        "-o size=256m none FOLDER) and choose a folder on it with --out"
+        "-o size=1g none FOLDER) and choose a folder on it with --out"
     )
     return (said,)
 

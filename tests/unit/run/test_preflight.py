@@ -60,7 +60,7 @@ def test_a_full_disk_is_named_with_what_captures_need(
 ) -> None:
     full = shutil.disk_usage(tmp_path)._replace(free=10_000_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
-    with pytest.raises(PreflightError, match=r"0\.0 GB free, captures of 8 s may need"):
+    with pytest.raises(PreflightError, match=r"10 MB free, captures of 8 s may need 54 MB"):
         require_room(tmp_path / "not" / "made" / "yet", smoke, windows=1)
     assert not (tmp_path / "not").exists()
 
