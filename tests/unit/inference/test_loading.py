@@ -34,6 +34,7 @@ class Loading:
     begun: threading.Event = field(default_factory=threading.Event)
     may: threading.Event = field(default_factory=threading.Event)
     loop: asyncio.AbstractEventLoop | None = None
+    ending: bool = False
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def run(self) -> None:
@@ -42,9 +43,11 @@ class Loading:
             await self.ended.wait()
 
     def end(self) -> None:
-        """Drain it."""
+        """Drain it, unless that was asked for before: its loop may be closed by now."""
         assert self.loop is not None
-        self.loop.call_soon_threadsafe(self.ended.set)
+        if not self.ending:
+            self.ending = True
+            self.loop.call_soon_threadsafe(self.ended.set)
 
 
 @contextmanager
