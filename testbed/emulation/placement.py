@@ -70,21 +70,20 @@ class Placement:
     def on(cls, cores: Iterable[int]) -> Self:
         """Places on these cores.
 
-        From four cores on, the datapath, which is one thread that is busy most of the time, has the last one to itself;
-        servers get half of the others, senders and captures the rest. Fewer are shared by all: whoever waited for its
-        one core while another stood idle would be late by what isolation is there to avoid.
+        The datapath is one thread that is busy most of the time. From two cores on it has the last one, and senders,
+        which come before it wherever they run, the others: left to itself the scheduler keeps both on one core for
+        seconds while another idles. Whoever else there is uses all of two or three cores: who waited for its one core
+        while another stood idle would be late by what isolation is there to avoid. From four on nobody else uses the
+        datapath's; servers get half of the others, senders and captures the rest.
         """
         usable = sorted(cores)
+        *rest, last = usable
         split = dict.fromkeys(Role, usable)
+        if rest:
+            split |= {Role.DATAPATH: [last], Role.SENDER: rest}
         if len(usable) >= _ENOUGH:
-            *rest, last = usable
             half = len(rest) // 2
-            split |= {
-                Role.DATAPATH: [last],
-                Role.SENDER: rest[half:],
-                Role.CAPTURE: rest[half:],
-                Role.SERVER: rest[:half],
-            }
+            split |= {Role.SENDER: rest[half:], Role.CAPTURE: rest[half:], Role.SERVER: rest[:half]}
         return cls({role: Place(frozenset(split[role]), NICE[role]) for role in Role})
 
     def __bool__(self) -> bool:

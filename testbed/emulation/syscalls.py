@@ -15,6 +15,7 @@ _MS_BIND = 4096
 _MNT_DETACH = 2
 _SYS_PIDFD_GETFD = 438
 _PR_SET_PDEATHSIG = 1
+_PR_SET_THP_DISABLE, _PR_GET_THP_DISABLE = 41, 42
 _CLOCK_REALTIME = 0
 _ADJ_SETOFFSET, _ADJ_NANO = 0x0100, 0x2000
 _SECOND_NS = 1_000_000_000
@@ -57,6 +58,16 @@ def duplicate_descriptor(pidfd: int, descriptor: int) -> int:
 def die_with_parent(number: int) -> None:
     """Have the kernel send the calling process this signal when the thread that started it ends."""
     _checked(_libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(number), 0, 0, 0), "prctl(PR_SET_PDEATHSIG)")
+
+
+def huge_pages_disabled() -> bool:
+    """Whether the calling process and those it starts get none of the kernel's transparent huge pages."""
+    return _checked(_libc.prctl(_PR_GET_THP_DISABLE, 0, 0, 0, 0), "prctl(PR_GET_THP_DISABLE)") != 0
+
+
+def disable_huge_pages(disabled: bool) -> None:
+    """Keep transparent huge pages from the calling process and those it starts, or no longer."""
+    _checked(_libc.prctl(_PR_SET_THP_DISABLE, ctypes.c_ulong(disabled), 0, 0, 0), "prctl(PR_SET_THP_DISABLE)")
 
 
 class _Timex(ctypes.Structure):

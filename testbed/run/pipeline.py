@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from controller.client import CallError, ControllerClient
+from testbed.emulation.huge_pages import small_pages
 from testbed.emulation.layout import controller_port
 from testbed.emulation.network import TandemNetwork
 from testbed.emulation.placement import Placement, require_limited
@@ -111,7 +112,7 @@ def run_reserved(scenario: Scenario, options: Options, progress: Progress, reser
     steps = Steps(progress, options.stop)
     evidence = Evidence()
     left: list[str] = []
-    with ExitStack() as outer, ExitStack() as stack:
+    with small_pages(), ExitStack() as outer, ExitStack() as stack:
         with steps.step("building the network"):
             built = TandemNetwork(scenario, datapath, placement=placement, awake=options.keep_awake)
             network = stack.enter_context(noted(built, left))

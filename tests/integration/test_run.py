@@ -144,6 +144,16 @@ def measuring(folder: Path) -> Iterator[subprocess.Popen[str]]:
             run.kill()
 
 
+def _children(pid: int) -> list[int]:
+    found = [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    assert len(found) > 3, "switch, database, controllers"
+    return found
+
+
+def _has_huge_pages(pid: int) -> bool:
+    return "THP_enabled:\t1" in Path(f"/proc/{pid}/status").read_text().splitlines()
+
+
 def _wait_for_file(run: subprocess.Popen[str], folder: Path, pattern: str) -> None:
     wait_for(lambda: bool(list(folder.glob(f"out/*/{pattern}"))) or run.poll() is not None, pattern, deadline_s=100.0)
     assert run.poll() is None, f"the run ended before it had {pattern}"
@@ -153,6 +163,7 @@ def test_a_host_whose_cores_somebody_else_uses_ends_the_run_as_invalid(tmp_path:
     hogs: list[subprocess.Popen[bytes]] = []
     # Only the measured window is disturbed: calibration and probes have seen a quiet host.
     with measuring(tmp_path) as run:
+        assert not any(_has_huge_pages(pid) for pid in (run.pid, *_children(run.pid))), "nobody compacts their memory"
         try:
             hogging = [sys.executable, "-c", "while True: pass"]
             hogs += [subprocess.Popen(hogging) for _ in range(2 * (os.cpu_count() or 1))]

@@ -39,11 +39,23 @@ def test_servers_have_cores_of_their_own_where_there_are_enough(count: int) -> N
     assert not places[Role.SERVER].cores & (places[Role.SENDER].cores | places[Role.DATAPATH].cores)
 
 
-@pytest.mark.parametrize("cores", [{3}, {0, 1}, {1, 4, 6}])
-def test_few_cores_are_shared_by_all(cores: set[int]) -> None:
+@pytest.mark.parametrize("cores", [{0, 1}, {1, 4, 6}])
+def test_of_few_cores_switch_and_senders_share_none_and_all_others_use_all(cores: set[int]) -> None:
     places = Placement.on(cores).places
-    assert {place.cores for place in places.values()} == {frozenset(cores)}
+    datapath = frozenset({max(cores)})
+    assert places[Role.DATAPATH].cores == datapath
+    assert places[Role.SENDER].cores == cores - datapath
+    assert {places[role].cores for role in places.keys() - {Role.DATAPATH, Role.SENDER}} == {frozenset(cores)}
+
+
+@pytest.mark.parametrize("cores", [{3}, {0, 1}, {1, 4, 6}, set(range(8))])
+def test_the_switch_goes_before_senders_and_those_before_captures(cores: set[int]) -> None:
+    places = Placement.on(cores).places
     assert places[Role.DATAPATH].nice < places[Role.SENDER].nice < places[Role.CAPTURE].nice
+
+
+def test_one_core_is_shared_by_all() -> None:
+    assert {place.cores for place in Placement.on({3}).places.values()} == {frozenset({3})}
 
 
 def test_a_process_gets_the_place_of_its_role(process: subprocess.Popen[bytes]) -> None:
