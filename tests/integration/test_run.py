@@ -141,7 +141,12 @@ def measuring(folder: Path) -> Iterator[subprocess.Popen[str]]:
             _wait_for_file(run, folder, "window-1/*.pcap")
             yield run
         finally:
-            run.kill()
+            # What it made goes with it, also where the test has failed.
+            run.terminate()
+            try:
+                run.wait(60)
+            except subprocess.TimeoutExpired:
+                run.kill()
 
 
 def _children(pid: int) -> list[int]:
