@@ -141,7 +141,7 @@ def asking_with(folder: Path, *lines: str, duration_s: float = 8.0) -> RunRecord
 
 def test_a_server_that_is_slow_fails_who_asks_it_and_one_that_is_wrong_is_wrong_in_time(tmp_path: Path) -> None:
     slow = (
-        "name: slow, kind: server-slowed, domain: east, factor: 100, at: 500 ms, for: 1 s, recovers-within: 2 s, "
+        "name: slow, kind: server-slowed, domain: east, factor: 1000, at: 500 ms, for: 1 s, recovers-within: 2 s, "
         "fails: [vision]"
     )
     wrong = "name: wrong, kind: server-wrong, domain: east, share: 0.5, at: 4 s, for: 1500 ms, fails: [vision]"
@@ -159,7 +159,7 @@ def test_a_server_that_is_slow_fails_who_asks_it_and_one_that_is_wrong_is_wrong_
     # What the server itself says of it: when it began and ended, which answers it touched, and what it cost them.
     (window,) = record.windows
     assert [(each.kind, each.amount, each.seed, each.tenants) for each in window.impairments] == [
-        ("slow-down", 100.0, 11, ("vision",)),
+        ("slow-down", 1000.0, 11, ("vision",)),
         ("wrong-answers", 0.5, 11, ("vision",)),
     ]
     assert all(each.end_s is not None for each in window.impairments)
@@ -171,7 +171,7 @@ def test_a_server_that_is_slow_fails_who_asks_it_and_one_that_is_wrong_is_wrong_
     assert causes is not None
     assert set(asked.endings.impaired) == {"slow-down", "wrong-answers"}
     assert np.nanmax(causes["server slowed down on purpose"]) > np.nanmax(causes["compute"])
-    assert "slow down by 100 times" in (folder / "report.html").read_text(encoding="utf-8")
+    assert "slow down by 1000 times" in (folder / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
