@@ -135,12 +135,14 @@ class Capture:
         return cls(path, 0 if first is None else first.received, supervisor, child)
 
     def finish(self) -> CaptureCounts:
-        """Waits until what the kernel accepted is in the file, ends tcpdump and returns its last counters.
+        """Waits until what the kernel accepted is in the file, ends tcpdump and says what it had counted by then.
+
+        A packet that arrives between that and tcpdump's end came after the capture, whether it is in the file or not.
 
         Raises:
             FidelityError: tcpdump died, or ended without counters.
         """
-        self._drain()
+        drained = self._drained()
         status = self._supervisor.end(self._child)
         counts = CaptureCounts.parse(_said(self._child))
         if status != 0 or counts is None:
@@ -148,22 +150,24 @@ class Capture:
                 f"{self._child.name}: tcpdump ended with status {status} and without its counters, so nothing is "
                 f"known of what it missed; it last said:\n{self._child.tail()}"
             )
-        return replace(counts, unfiltered=self.unfiltered)
+        return replace(drained or counts, unfiltered=self.unfiltered)
 
-    def _drain(self) -> None:
+    def _drained(self) -> CaptureCounts | None:
+        """The counters that say that everything is written, None if none do in time."""
         deadline, captured, unchanged_since = time.monotonic() + _DRAIN_S, -1, time.monotonic()
         while (left_s := deadline - time.monotonic()) > 0:
             counts = _asked(self._child, left_s)
             if counts is None or counts.captured + counts.dropped >= counts.received:
-                return
+                return counts
             if counts.captured != captured:
                 captured, unchanged_since = counts.captured, time.monotonic()
             written = counts.captured + counts.dropped + self.unfiltered >= counts.received
             # Packets from before the filter may be the capture's as well, so the sum alone does not say that all are
             # written; that no block has come for longer than one is held back does.
             if written and time.monotonic() - unchanged_since > _SETTLED_S:
-                return
+                return counts
             time.sleep(_ASK_EVERY_S)
+        return None
 
 
 def _asked(child: Child, patience_s: float) -> CaptureCounts | None:

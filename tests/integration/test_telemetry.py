@@ -18,7 +18,7 @@ import pytest
 
 from testbed.emulation import namespace
 from testbed.emulation.journal import Journal
-from testbed.emulation.supervisor import Supervisor
+from testbed.emulation.supervisor import Child, Supervisor
 from testbed.errors import FidelityError, PreflightError
 from testbed.telemetry import host, pcap, stalls
 from testbed.telemetry.capture import Capture
@@ -103,6 +103,19 @@ def test_a_capture_that_ends_right_after_the_last_packet_holds_every_packet(lab:
     assert set(packets.size_bits.tolist()) == {1400 * 8}
     assert np.all(np.diff(packets.time_ns) >= 0)
     assert np.any(packets.time_ns % 1000), "stamps are in nanoseconds"
+
+
+def test_a_packet_that_arrives_as_a_capture_ends_is_not_missed(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    capture, end = lab.capture(), lab.supervisor.end
+    lab.send()
+
+    def send_and_end(child: Child) -> int:
+        lab.send(1)
+        return end(child)
+
+    monkeypatch.setattr(lab.supervisor, "end", send_and_end)
+    counts = capture.finish()
+    assert (counts.captured, counts.received, counts.missed) == (PACKETS, PACKETS, 0)
 
 
 def test_a_capture_ignores_what_leaves_and_what_is_not_a_tenants(lab: Lab) -> None:
