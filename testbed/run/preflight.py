@@ -137,7 +137,7 @@ def require_memory(scenario: Scenario, *, meminfo: Path = Path("/proc/meminfo"))
     free = _available_bytes(meminfo)
     if free < needed:
         raise PreflightError(
-            f"memory: {free / 1e9:.1f} GB available, expected at least {needed / 1e9:.1f} GB for "
+            f"memory: {free / 1e9:.2f} GB available, expected at least {needed / 1e9:.2f} GB for "
             f"{len(scenario.tenants)} tenants in {len(scenario.domains)} domains; end something else, shorten "
             "the window or run fewer tenants"
         )
