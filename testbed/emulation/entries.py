@@ -74,12 +74,13 @@ class Marked:
 
 @dataclass(frozen=True)
 class Process:
-    """One process, by pid and start time."""
+    """One process, by pid and start time; one that puts something back as it ends has `grace_s` to do so."""
 
     kind: ClassVar[str] = "process"
     pid: int
     start_ticks: int
     command: str
+    grace_s: float = 0.0
 
     def describe(self) -> str:
         """Pid and command."""
@@ -92,8 +93,8 @@ class Process:
         return State.GONE if processes.start_ticks(self.pid) in {None, self.start_ticks} else State.FOREIGN
 
     def remove(self) -> None:
-        """Kill it and wait until it is gone."""
-        if not processes.end(self.pid, self.start_ticks):
+        """End it and wait until it is gone."""
+        if not processes.end(self.pid, self.start_ticks, grace_s=self.grace_s):
             raise CleanupError(f"{self.describe()} did not end after KILL; it hangs in the kernel, see its wchan")
 
 

@@ -126,8 +126,13 @@ class Journal:
         """Force one undo to disk; call it before doing what it undoes."""
         self._write(entries.to_dict(entry))
 
-    def record_process(self, pid: int, command: str) -> entries.Process:
+    def record_process(self, pid: int, command: str, grace_s: float = 0.0) -> entries.Process:
         """Record a child just started, that nobody has waited for yet; call it before using it.
+
+        Args:
+            pid: The child's.
+            command: What a message calls it.
+            grace_s: How long whoever undoes it waits between TERM and KILL.
 
         Raises:
             CleanupError: There is no such process.
@@ -135,7 +140,7 @@ class Journal:
         started = processes.start_ticks(pid)
         if started is None:
             raise CleanupError(f"process {pid} ({command}) is not there to be recorded; start it first")
-        entry = entries.Process(pid, started, command)
+        entry = entries.Process(pid, started, command, grace_s)
         self.record(entry)
         return entry
 

@@ -28,6 +28,8 @@ Readiness = bool | re.Pattern[str] | Callable[[], bool]
 
 # Python and its libraries take a second or two, and over twenty on an emulated processor beside much other work.
 READY_WITHIN_S = 60.0
+RESTORES_WITHIN_S = 5.0
+"""What who cleans up after a killed run gives a child that puts something of the host back."""
 _LOOK_EVERY_S = 0.002
 _TAIL_LINES = 12
 
@@ -149,6 +151,7 @@ class Supervisor:
         environment: Mapping[str, str] | None = None,
         ready: Readiness = True,
         listens: bool = False,
+        restores: bool = False,
         role: Role | None = None,
         timeout_s: float = READY_WITHIN_S,
         grace_s: float = 3.0,
@@ -164,6 +167,8 @@ class Supervisor:
             ready: True: wait for the JSON line. A pattern: wait until it matches standard error (tools that announce
                 themselves there). A function: wait until it returns true. False: do not wait.
             listens: Whether it is told something later through `Child.tell`; otherwise its standard input is closed.
+            restores: Whether it puts something of the host back when it gets TERM: who cleans up after a run that was
+                killed gives it time to.
             role: What it is to packets, which decides its place.
             timeout_s: How long to wait, on a host of usual speed.
             grace_s: How long a child that never became ready gets between TERM and KILL.
@@ -173,7 +178,7 @@ class Supervisor:
         """
         if name in self.children:
             raise PreflightError(f"a child named {name} exists already; give each child a name of its own")
-        child = self._spawn(name, argv, host_pid, environment, listens=listens)
+        child = self._spawn(name, argv, host_pid, environment, listens=listens, restores=restores)
         self.children[name] = child
         child.role = role
         self.placement.put(child.pid, role)
@@ -274,6 +279,7 @@ class Supervisor:
         environment: Mapping[str, str] | None,
         *,
         listens: bool,
+        restores: bool,
     ) -> Child:
         # Both helpers replace themselves by what they start, so the pid stays the one we fork.
         prefix = ["setpriv", "--pdeathsig", "KILL", "--"]
@@ -290,7 +296,8 @@ class Supervisor:
                 # Ctrl-C is for us to answer, not for the whole network at once.
                 process_group=0,
             )
-        recorded = self._journal.record_process(process.pid, " ".join(argv))
+        grace_s = RESTORES_WITHIN_S if restores else 0.0
+        recorded = self._journal.record_process(process.pid, " ".join(argv), grace_s)
         return Child(name, tuple(argv), process, recorded.start_ticks, output, errors)
 
     def _is_ready(self, child: Child, ready: Readiness) -> bool:

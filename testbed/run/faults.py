@@ -324,7 +324,7 @@ def _clock_stepped(site: Site, fault: Fault) -> Iterator[None]:
     supervisor = site.network.supervisor
     by_ns = str(round((fault.step_s or 0.0) * 1e9))
     command = [sys.executable, "-m", "testbed.emulation.clock_step", by_ns]
-    child = supervisor.start(f"clock-{fault.name}", command)
+    child = supervisor.start(f"clock-{fault.name}", command, restores=True)
     yield
     if supervisor.end(child):
         raise FidelityError(f"fault {fault.name}: the clock was not set back; {child.tail()}")

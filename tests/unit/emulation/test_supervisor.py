@@ -43,6 +43,17 @@ def test_a_child_that_says_ready_is_recorded_and_carries_the_runs_mark(superviso
     assert processes.marked_with(opened.owner.mark) == [child.pid]
 
 
+def test_a_child_that_puts_something_back_has_time_to_when_its_run_is_undone(
+    supervisor: Supervisor, opened: Journal, tmp_path: Path
+) -> None:
+    back = tmp_path / "back"
+    code = "import signal, sys, time; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM]); " + READY
+    code += "signal.sigwait([signal.SIGTERM]); time.sleep(0.3); open(sys.argv[1], 'x')"
+    supervisor.start("one", [*python(code), str(back)], restores=True)
+    opened.undo()
+    assert back.exists()
+
+
 def test_ctrl_c_at_the_terminal_does_not_reach_a_child(supervisor: Supervisor) -> None:
     child = supervisor.start("one", python("import os; " + READY + "print(os.getpgrp(), flush=True); signal.pause()"))
     assert child.pid != 0
